@@ -1,0 +1,1 @@
+"""From files to tensors: pairing, reading, transforms, toy scenes."""

@@ -1,0 +1,1 @@
+"""Helpers that know no model: errors, colours, HTML pages, checkpoints, processes."""

@@ -1,0 +1,35 @@
+"""How a command ends when its input is wrong: one line on stderr and exit status 2."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A wrong flag, file or value.
+
+    The message says what is wrong, where, what was expected and what to do. Programming errors
+    are not UserErrors: they keep their traceback.
+    """
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call a command's main function; a UserError ends in its message and exit status 2.
+
+    An integer that main returns becomes the exit status.
+    """
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """Join names for a one-line message: all of a few, the first ones and a count of many."""
+    shown = ", ".join(str(name) for name in names[:most])
+    rest = len(names) - most
+    return f"{shown} and {rest} more" if rest > 0 else shown

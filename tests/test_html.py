@@ -1,0 +1,91 @@
+"""Pages of pictures: links that hold for any file name, nothing referred to that is not there."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+
+from util.colours import save_image
+from util.html import Page, Picture
+
+
+class Reader(HTMLParser):
+    """Collects a page's tags and its text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def put(path: Path, width: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(np.zeros((4, width, 3), np.uint8), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain.png",
+        "a b.png",
+        "a#1?.png",
+        "50%25.png",
+        "q\"u'o.png",
+        "<b>&amp;.png",
+        "Zürich:東.png",
+    ],
+)
+def test_any_file_name_is_linked_and_shown(tmp_path, name):
+    put(tmp_path / "images" / name)
+    page = Page(tmp_path, f"title {name}")
+    page.header(f"header {name}")
+    page.row([Picture(f"images/{name}", f"caption {name}")], heading=f"heading {name}")
+    read = Reader(page.save())
+    (image,), (link,) = read.all("img"), read.all("a")
+    assert image["src"] == link["href"]
+    assert unquote(image["src"]) == f"images/{name}"
+    assert not set(' #?"<>') & set(image["src"])
+    assert image["alt"] == f"caption {name}"
+    for place in ("title", "header", "heading", "caption"):
+        assert f"{place} {name}" in read.words
+
+
+def test_pictures_are_lazy_and_hold_their_place(tmp_path):
+    put(tmp_path / "small.png", width=8)
+    put(tmp_path / "large.png", width=80)
+    page = Page(tmp_path, "t")
+    page.row([Picture("small.png", link="large.png"), Picture("large.png")], width=20)
+    small, large = Reader(page.save()).all("img")
+    assert (small["width"], small["height"], small["loading"]) == ("8", "4", "lazy")
+    assert small["class"] == "enlarged" and "class" not in large
+    assert [link["href"] for link in Reader(page.save()).all("a")] == ["large.png", "large.png"]
+
+
+def test_refresh_only_on_request(tmp_path):
+    def refresh(page: Page) -> list[str]:
+        return [m["content"] for m in Reader(page.save()).all("meta") if "http-equiv" in m]
+
+    assert refresh(Page(tmp_path, "t")) == []
+    assert refresh(Page(tmp_path, "t", refresh=30)) == ["30"]
+
+
+def test_a_missing_file_is_an_error_and_writes_nothing(tmp_path):
+    page = Page(tmp_path, "t")
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        page.row([Picture("missing.png")])
+    put(tmp_path / "there.png")
+    with pytest.raises(FileNotFoundError, match=r"gone\.html"):
+        page.row([Picture("there.png", link="gone.html")])
+    assert not (tmp_path / "index.html").exists()

@@ -1,0 +1,177 @@
+"""The record of a run: logs that survive a kill, the training page, the curves, TensorBoard."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from util.errors import UserError
+from util.visualizer import Visualizer, draw_curves, read_rows
+
+LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
+
+
+def visualizer(folder, *, resume=False, write_html=False, tf_log=False) -> Visualizer:
+    return Visualizer(
+        folder, write_html=write_html, tf_log=tf_log, display_winsize=16, resume=resume
+    )
+
+
+def log(vis: Visualizer, steps: range) -> None:
+    """Two epochs of 4 steps; a row for every step."""
+    for step in steps:
+        epoch, iters = (step - 1) // 4 + 1, (step - 1) % 4 + 1
+        vis.log(epoch, iters, step, 0.1, 0.01, 2e-4, {"G_GAN": 1 / step, "D_real": step / 7})
+
+
+def shown(value: int) -> dict[str, np.ndarray]:
+    names = ("input_label", "synthesized_image", "real_image")
+    return {name: np.full((4, 8, 3), value, np.uint8) for name in names}
+
+
+def test_log_writes_both_twins(tmp_path):
+    line = visualizer(tmp_path).log(1, 4, 4, 0.2281, 0.01, 2e-4, LOSSES)
+    assert line == (
+        "(epoch: 1, iters: 4, time: 0.228) "
+        "G_GAN: 1.217 G_GAN_Feat: 9.633 D_real: 1.156 D_fake: 0.393"
+    )
+    header, written = (tmp_path / "loss_log.txt").read_text().splitlines()
+    assert header.startswith("================ Training Loss (") and written == line
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    start = {"epoch": 1, "iters": 4, "step": 4, "time": 0.2281, "data_time": 0.01, "lr": 2e-4}
+    assert row == start | LOSSES
+
+
+def test_not_a_number_is_still_json(tmp_path):
+    line = visualizer(tmp_path).log(1, 1, 1, 0.1, 0.0, 2e-4, {"G_GAN": math.nan, "D": math.inf})
+    assert line.endswith("G_GAN: nan D: inf")
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["G_GAN"] is None and row["D"] is None
+
+
+@pytest.mark.parametrize("kept", [0, 3, 4, 6, 8])
+@pytest.mark.parametrize("half", ["", '{"epoch": 2, "it'])
+def test_a_resumed_run_logs_as_if_never_killed(tmp_path, kept, half):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    log(visualizer(whole), range(1, 9))
+    log(visualizer(killed), range(1, 9))
+    for name in ("metrics.jsonl", "loss_log.txt"):
+        with (killed / name).open("a") as file:
+            file.write(half)
+    vis = visualizer(killed, resume=True)
+    vis.truncate_after(kept)
+    log(vis, range(kept + 1, 9))
+    expected = (whole / "metrics.jsonl").read_text()
+    assert (killed / "metrics.jsonl").read_text() == expected
+    lines = [(folder / "loss_log.txt").read_text().splitlines()[1:] for folder in (whole, killed)]
+    assert lines[0] == lines[1]
+
+
+def test_a_fresh_start_keeps_the_old_text_log(tmp_path):
+    log(visualizer(tmp_path), range(1, 6))
+    with (tmp_path / "loss_log.txt").open("a") as file:
+        file.write("(epoch: 2, it")
+    log(visualizer(tmp_path), range(1, 3))
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+    lines = (tmp_path / "loss_log.txt").read_text().splitlines()
+    assert len(lines) == 1 + 5 + 1 + 2 and lines[6].startswith("=====")
+    # and a resume of the new run leaves the old run's lines alone
+    visualizer(tmp_path, resume=True).truncate_after(1)
+    assert (tmp_path / "loss_log.txt").read_text().splitlines() == lines[:-1]
+
+
+def test_a_run_without_metrics_can_be_resumed(tmp_path):
+    """The reference wrote loss_log.txt alone."""
+    old = "==== Training Loss ====\n(epoch: 1, iters: 4, time: 0.228) G_GAN: 1.217 \n"
+    (tmp_path / "loss_log.txt").write_text(old)
+    visualizer(tmp_path, resume=True).truncate_after(2)
+    assert (tmp_path / "loss_log.txt").read_text() == old
+
+
+def test_a_spoiled_row_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nspoiled\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 2"):
+        read_rows(tmp_path / "metrics.jsonl")
+
+
+def test_page_shows_what_is_on_disk_newest_first(tmp_path):
+    vis = visualizer(tmp_path, write_html=True)
+    vis.display(shown(1), epoch=1, step=1)
+    assert not (tmp_path / "web" / "loss_curves.png").exists()  # nothing logged yet
+    log(vis, range(1, 3))
+    vis.display(shown(2), epoch=1, step=2)
+    with Image.open(tmp_path / "web" / "images" / "epoch001_real_image.png") as picture:
+        assert np.all(np.asarray(picture) == 2)
+
+    vis = visualizer(tmp_path, write_html=True, resume=True)
+    vis.display(shown(3), epoch=1000, step=3)
+    text = (tmp_path / "web" / "index.html").read_text()
+    order = ["loss_curves.png"] + [
+        f"images/epoch{epoch}_{name}.png" for epoch in ("1000", "001") for name in shown(0)
+    ]
+    assert text.count("<img") == len(order)
+    places = [text.index(f'src="{path}"') for path in order]
+    assert places == sorted(places)
+    assert 'http-equiv="refresh"' in text
+
+
+def test_a_fresh_start_drops_the_pictures_of_an_earlier_run(tmp_path):
+    visualizer(tmp_path, write_html=True).display(shown(1), epoch=9, step=1)
+    visualizer(tmp_path, write_html=True).display(shown(1), epoch=1, step=1)
+    names = {path.name[:8] for path in (tmp_path / "web" / "images").iterdir()}
+    assert names == {"epoch001"}
+
+
+def test_no_html_writes_no_page(tmp_path):
+    visualizer(tmp_path).display(shown(1), epoch=1, step=1)
+    assert not (tmp_path / "web").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 150, 20000])
+def test_curves_at_any_length(tmp_path, count):
+    values = np.random.default_rng(0).random(count)
+    rows = [{"step": i, "A": v, "B": 0.5, "C": None} for i, v in enumerate(values.tolist())]
+    rows[count // 2]["A"] = 1e30 if count > 100 else math.nan
+    draw_curves(rows, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        third = picture.width // 3
+        panels = [np.asarray(picture)[:, i * third : (i + 1) * third] for i in range(3)]
+    dark = [int((np.abs(panel - [38, 92, 184]).sum(2) == 0).sum()) for panel in panels]
+    assert dark[1] > 100 and dark[2] == 0
+    assert dark[0] > 100 or count == 1  # its single value is not a number
+    # one spike must not flatten the curve: the pale values fill the panel's height
+    if count > 100:
+        pale = (np.abs(panels[0] - [190, 208, 236]).sum(2) == 0).any(1)
+        assert pale.sum() > 200
+
+
+def test_tensorboard(tmp_path):
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    vis = visualizer(tmp_path, tf_log=True)
+    log(vis, range(1, 9))
+    vis.display(shown(9), epoch=1, step=8)
+    vis.close()
+    vis = visualizer(tmp_path, tf_log=True, resume=True)
+    vis.truncate_after(6)
+    log(vis, range(7, 9))
+    vis.close()
+    events = board.EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [event.step for event in events.Scalars("loss/G_GAN")] == list(range(1, 9))
+    assert not events.Images("visuals/real_image")  # step 8 was purged and not shown again
+
+
+def test_tensorboard_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    visualizer(tmp_path / "plain")
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        visualizer(tmp_path / "run", tf_log=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_are_plain_json(tmp_path):
+    visualizer(tmp_path).log(1, 1, 1, 0.1, 0.0, 2e-4, {"G": np.float32(0.1)})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["G"] == float(np.float32(0.1))

@@ -1,0 +1,145 @@
+"""From tensors and label maps to pictures: palettes, class names, image files."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from util.errors import UserError
+
+# Cityscapes' own definition, by id. The license plate is -1 there; an 8-bit file cannot hold
+# that, and --label_nc 35 leaves id 34 for it.
+_CITYSCAPES = (
+    ("unlabeled", (0, 0, 0)),
+    ("ego vehicle", (0, 0, 0)),
+    ("rectification border", (0, 0, 0)),
+    ("out of roi", (0, 0, 0)),
+    ("static", (0, 0, 0)),
+    ("dynamic", (111, 74, 0)),
+    ("ground", (81, 0, 81)),
+    ("road", (128, 64, 128)),
+    ("sidewalk", (244, 35, 232)),
+    ("parking", (250, 170, 160)),
+    ("rail track", (230, 150, 140)),
+    ("building", (70, 70, 70)),
+    ("wall", (102, 102, 156)),
+    ("fence", (190, 153, 153)),
+    ("guard rail", (180, 165, 180)),
+    ("bridge", (150, 100, 100)),
+    ("tunnel", (150, 120, 90)),
+    ("pole", (153, 153, 153)),
+    ("polegroup", (153, 153, 153)),
+    ("traffic light", (250, 170, 30)),
+    ("traffic sign", (220, 220, 0)),
+    ("vegetation", (107, 142, 35)),
+    ("terrain", (152, 251, 152)),
+    ("sky", (70, 130, 180)),
+    ("person", (220, 20, 60)),
+    ("rider", (255, 0, 0)),
+    ("car", (0, 0, 142)),
+    ("truck", (0, 0, 70)),
+    ("bus", (0, 60, 100)),
+    ("caravan", (0, 0, 90)),
+    ("trailer", (0, 0, 110)),
+    ("train", (0, 80, 100)),
+    ("motorcycle", (0, 0, 230)),
+    ("bicycle", (119, 11, 32)),
+    ("license plate", (0, 0, 142)),
+)
+CITYSCAPES_NAMES: list[str] = [name for name, _ in _CITYSCAPES]
+
+_JPEG = ("JPEG", {"quality": 95})
+_FORMATS = {".png": ("PNG", {}), ".jpg": _JPEG, ".jpeg": _JPEG}
+
+
+@lru_cache
+def palette(label_nc: int) -> np.ndarray:
+    """The colour of every class: (label_nc, 3) uint8, read-only; class 0 is black.
+
+    Cityscapes' colours for its 35 classes, PASCAL VOC's palette for any other number up to 65536.
+    """
+    if not 1 <= label_nc <= 65536:
+        raise ValueError(f"label_nc is {label_nc}, expected 1 to 65536")
+    if label_nc == len(_CITYSCAPES):
+        colours = np.array([colour for _, colour in _CITYSCAPES], np.uint8)
+    else:
+        colours = _voc_palette(label_nc)
+    colours.flags.writeable = False  # it is shared by every caller
+    return colours
+
+
+def _voc_palette(count: int) -> np.ndarray:
+    """VOC's palette, (count, 3) uint8: the id's bits are dealt to r, g and b in turn.
+
+    The lowest bits of an id become the highest bits of its colour, so near ids look far apart
+    and no two ids below 2**24 share a colour.
+    """
+    ids = np.arange(count)
+    colours = np.zeros((count, 3), np.uint8)
+    for bit in range(24):
+        place = 7 - bit // 3
+        colours[:, bit % 3] |= ((ids >> bit & 1) << place).astype(np.uint8)
+    return colours
+
+
+def colour_label(label: np.ndarray, label_nc: int) -> np.ndarray:
+    """Colour a label map: (H, W) integers in [0, label_nc) -> (H, W, 3) uint8."""
+    if label.ndim != 2 or label.dtype.kind not in "iu":
+        raise ValueError(f"expected an HxW integer label map, got {label.dtype} {label.shape}")
+    if label.size and (label.min() < 0 or label.max() >= label_nc):
+        raise ValueError(f"labels {label.min()} to {label.max()} with label_nc {label_nc}")
+    return palette(label_nc)[label]
+
+
+def class_id(name_or_id: str, label_nc: int) -> int:
+    """The class that a user means by its number or, for Cityscapes, its name ('traffic_light')."""
+    text = str(name_or_id).strip().lower().replace("_", " ")
+    if text.isdecimal() and int(text) < label_nc:
+        return int(text)
+    named = label_nc == len(CITYSCAPES_NAMES)
+    if named and text in CITYSCAPES_NAMES:
+        return CITYSCAPES_NAMES.index(text)
+    names = f" or a name: {', '.join(CITYSCAPES_NAMES)}" if named else ""
+    raise UserError(f"unknown class {name_or_id!r}: expected an id from 0 to {label_nc - 1}{names}")
+
+
+def to_image(tensor: torch.Tensor) -> np.ndarray:
+    """A picture to look at: (3, H, W) or (1, H, W) float in [-1, 1] -> (H, W, 3) uint8.
+
+    Values outside are clipped. Grey levels are cut off, not rounded, as in the reference.
+    """
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise ValueError(f"expected a (3, H, W) or (1, H, W) picture, got {tuple(tensor.shape)}")
+    grey = (tensor.detach().float() + 1) / 2.0 * 255.0
+    grey = grey.nan_to_num(nan=0.0).clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(grey.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # CHW -> HWC
+
+
+def save_image(array: np.ndarray, path: str | Path) -> None:
+    """Write (H, W, 3) or (H, W) uint8 as PNG or JPEG, by the suffix; a kill leaves no half file."""
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"{path}: expected one of {', '.join(_FORMATS)}")
+    name, settings = _FORMATS[path.suffix.lower()]
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, name, **settings)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Lend a temporary name beside path; what is written there becomes path, at once and whole.
+
+    If the block raises, path stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

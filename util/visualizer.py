@@ -1,0 +1,326 @@
+"""What a training run shows of itself: loss_log.txt, metrics.jsonl, web/index.html, TensorBoard."""
+
+import json
+import math
+import re
+import time as clock
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from util.colours import replacing, save_image
+from util.errors import UserError
+from util.html import Page, Picture
+
+# The keys of a metrics row that are not losses.
+BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "lr")
+
+_REFRESH_SECONDS = 30
+_PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
+_LOG_LINE = re.compile(r"\(epoch: (\d+), iters: (\d+), ")
+_HEADER = "================ Training Loss ({}) ================"
+
+
+class Visualizer:
+    """The record of one run. Only the main process makes one, after all that could fail early:
+    a fresh start clears the metrics and training pictures of an earlier run of the same name.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        write_html: bool,
+        tf_log: bool,
+        display_winsize: int,
+        resume: bool,
+    ) -> None:
+        """display_winsize: width in pixels at which the page shows a picture.
+
+        resume: go on with the files found; call truncate_after with the checkpoint's step.
+        """
+        self.run_dir = Path(run_dir)
+        self.write_html = write_html
+        self.display_winsize = display_winsize
+        self._board = None
+        if tf_log:
+            self._board_class = _summary_writer()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._text_log = self.run_dir / "loss_log.txt"
+        self._metrics = self.run_dir / "metrics.jsonl"
+        self._web = self.run_dir / "web"
+        if write_html:
+            (self._web / "images").mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self._start_anew()
+        self._rows = read_rows(self._metrics)
+        if tf_log:
+            self._open_board(purge_step=None if resume else 0)
+
+    def display(self, visuals: dict[str, np.ndarray], epoch: int, step: int) -> None:
+        """Show pictures, name -> (H, W, 3) uint8; the last ones of an epoch stay on the page."""
+        if self._board:
+            for name, picture in visuals.items():
+                self._board.add_image(f"visuals/{name}", picture, step, dataformats="HWC")
+        if not self.write_html:
+            return
+        for name, picture in visuals.items():
+            save_image(picture, self._web / "images" / f"epoch{epoch:03d}_{name}.png")
+        if self._rows:
+            draw_curves(self._rows, self._web / "loss_curves.png")
+        self._write_page(list(visuals), epoch, step)
+
+    def log(
+        self,
+        epoch: int,
+        iters: int,
+        step: int,
+        time: float,
+        data_time: float,
+        lr: float,
+        losses: dict[str, float],
+    ) -> str:
+        """Record one row of losses and return its line of text, to be printed.
+
+        iters counts within the epoch, step over the whole run; times are seconds per item.
+        """
+        losses = {name: float(value) for name, value in losses.items()}
+        line = f"(epoch: {epoch}, iters: {iters}, time: {time:.3f})"
+        line += "".join(f" {name}: {value:.3f}" for name, value in losses.items())
+        row = dict(zip(BOOKKEEPING, (epoch, iters, step, time, data_time, lr))) | losses
+        row = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        _append(self._text_log, line)
+        _append(self._metrics, json.dumps(row, allow_nan=False))  # JSON has no NaN: null
+        self._rows.append(row)
+        if self._board:
+            for name, value in losses.items():
+                self._board.add_scalar(f"loss/{name}", value, step)
+            self._board.add_scalar("lr", lr, step)
+        return line
+
+    def truncate_after(self, step: int) -> None:
+        """Forget what was logged beyond step.
+
+        A killed run may have logged past its last checkpoint. Those steps run again, and the logs
+        must end up as if it had never been killed.
+        """
+        if self._metrics.exists():
+            self._rows = [row for row in self._rows if row["step"] <= step]
+            _rewrite(self._metrics, [json.dumps(row) for row in self._rows])
+            self._truncate_text_log()
+        if self._board:
+            self._board.close()
+            self._open_board(purge_step=step + 1)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds back."""
+        if self._board:
+            self._board.close()
+
+    def _start_anew(self) -> None:
+        """Begin the logs of a fresh run; loss_log.txt keeps those of earlier runs above."""
+        earlier = _whole_lines(self._text_log) if self._text_log.exists() else []
+        _rewrite(self._text_log, [*earlier, _HEADER.format(clock.strftime("%c"))])
+        _rewrite(self._metrics, [])
+        for path in self._pictures().values():
+            path.unlink()
+        (self._web / "loss_curves.png").unlink(missing_ok=True)
+
+    def _truncate_text_log(self) -> None:
+        """Drop this run's lines beyond the last kept row, and a half-written last line."""
+        if not self._text_log.exists():
+            return
+        lines = _whole_lines(self._text_log)
+        headers = [i for i, line in enumerate(lines) if line.startswith("=====")]
+        start = headers[-1] + 1 if headers else 0
+        last = (self._rows[-1]["epoch"], self._rows[-1]["iters"]) if self._rows else (0, 0)
+
+        def stays(line: str) -> bool:
+            match = _LOG_LINE.match(line)
+            return not match or (int(match[1]), int(match[2])) <= last
+
+        _rewrite(self._text_log, lines[:start] + [line for line in lines[start:] if stays(line)])
+
+    def _open_board(self, purge_step: int | None) -> None:
+        """purge_step: TensorBoard hides earlier files' events from this step on."""
+        self._board = self._board_class(self.run_dir / "logs", purge_step=purge_step)
+
+    def _pictures(self) -> dict[tuple[int, str], Path]:
+        """The training pictures on disk: (epoch, name) -> path."""
+        found = {}
+        for path in sorted((self._web / "images").glob("epoch*_*.png")):
+            if match := _PICTURE.fullmatch(path.name):
+                found[int(match[1]), match[2]] = path
+        return found
+
+    def _write_page(self, names: list[str], epoch: int, step: int) -> None:
+        """Rebuild web/index.html from the pictures on disk, so that a resumed run shows all."""
+        page = Page(self._web, f"Training: {self.run_dir.name}", refresh=_REFRESH_SECONDS)
+        page.header(f"epoch {epoch}, step {step}, {clock.strftime('%Y-%m-%d %H:%M')}")
+        curves = self._web / "loss_curves.png"
+        if curves.exists():
+            with Image.open(curves) as image:
+                page.row([Picture(curves.name)], width=image.width // _SCALE)
+        pictures = self._pictures()
+        for shown in sorted({epoch for epoch, _ in pictures}, reverse=True):
+            own = {name: path for (epoch, name), path in pictures.items() if epoch == shown}
+            order = [name for name in names if name in own]
+            order += [name for name in own if name not in names]
+            row = [Picture(own[name].relative_to(self._web), name) for name in order]
+            page.row(row, heading=f"epoch {shown}", width=self.display_winsize)
+        page.save()
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, without a last line that a kill cut short; [] if no file."""
+    path = Path(path)
+    rows = []
+    for number, line in enumerate(_whole_lines(path) if path.exists() else [], 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}: line {number} is not JSON ({error}): delete that line or the file"
+            ) from error
+    return rows
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines that end in a newline."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _rewrite(path: Path, lines: list[str]) -> None:
+    """Replace a file's lines, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _summary_writer() -> type:
+    """TensorBoard's writer, imported only for those who ask for it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            f"--tf_log needs TensorBoard ({error}): run `pip install tensorboard`, or leave it out"
+        ) from error
+    return SummaryWriter
+
+
+# Loss curves -------------------------------------------------------------------------------------
+
+_SCALE = 2  # drawn at twice the size at which the page shows them, for sharp screens
+_PANEL = (360 * _SCALE, 210 * _SCALE)  # width, height
+_BOX = (54 * _SCALE, 34 * _SCALE, 346 * _SCALE, 182 * _SCALE)  # left, top, right, bottom
+_GAP = 5 * _SCALE
+_INK, _FAINT, _RAW, _SMOOTH = (50, 50, 55), (225, 225, 230), (190, 208, 236), (38, 92, 184)
+
+
+def draw_curves(rows: list[dict[str, Any]], path: str | Path) -> None:
+    """Draw one panel per loss over the steps of metrics rows, and save them as one picture.
+
+    Pale: the values; dark: their running mean. Missing and non-finite values are left out.
+    """
+    names = list(dict.fromkeys(key for row in rows for key in row if key not in BOOKKEEPING))
+    if not names:
+        raise ValueError("no losses to draw")
+    width, height = _PANEL
+    columns = {1: 1, 2: 2, 4: 2}.get(len(names), 3)
+    canvas = Image.new("RGB", (columns * width, -(-len(names) // columns) * height), "white")
+    for i, name in enumerate(names):
+        panel = _draw_panel(name, *_series(rows, name))
+        canvas.paste(panel, (i % columns * width, i // columns * height))
+    save_image(np.asarray(canvas), path)
+
+
+def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one loss, both (N,) float64, in order, finite only."""
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    steps, values = np.array(points, np.float64).reshape(-1, 2).T
+    finite = np.isfinite(values)
+    return steps[finite], values[finite]
+
+
+def _draw_panel(name: str, steps: np.ndarray, values: np.ndarray) -> Image.Image:
+    """One loss: its title, axes, values and running mean. steps and values: (N,) finite."""
+    panel = Image.new("RGB", _PANEL, "white")
+    draw = ImageDraw.Draw(panel)
+    left, top, right, bottom = _BOX
+    large, small = ImageFont.load_default(13 * _SCALE), ImageFont.load_default(11 * _SCALE)
+    draw.text((left, top - 2 * _GAP), name, _INK, large, anchor="ls")
+    if not len(values):
+        draw.text(((left + right) / 2, (top + bottom) / 2), "no finite value", _INK, small, "mm")
+        return panel
+
+    for y in np.linspace(top, bottom, 5):
+        draw.line([(left, y), (right, y)], _FAINT, _SCALE)
+    low, high = _value_range(values)
+    # Clipped first, for a single spike of 1e9 would lift the mean of all its neighbourhood.
+    smooth = _running_mean(np.clip(values, low, high), reach=len(values) // 50)
+    for series, colour, thickness in ((values, _RAW, 1), (smooth, _SMOOTH, 2)):
+        points = _thin(np.stack([steps, series], 1), most=right - left)
+        _draw_line(draw, points, (low, high), colour, thickness * _SCALE)
+
+    draw.text((right, top - 2 * _GAP), f"{smooth[-1]:.4g}", _SMOOTH, large, anchor="rs")
+    draw.text((left - _GAP, top), f"{high:.3g}", _INK, small, anchor="rm")
+    draw.text((left - _GAP, bottom), f"{low:.3g}", _INK, small, anchor="rm")
+    draw.text((left, bottom + _GAP), f"{steps[0]:.0f}", _INK, small, anchor="la")
+    draw.text(((left + right) / 2, bottom + _GAP), "step", _INK, small, anchor="ma")
+    draw.text((right, bottom + _GAP), f"{steps[-1]:.0f}", _INK, small, anchor="ra")
+    return panel
+
+
+def _draw_line(
+    draw: ImageDraw.ImageDraw,
+    points: np.ndarray,
+    limits: tuple[float, float],
+    colour: tuple[int, int, int],
+    thickness: int,
+) -> None:
+    """Join (N, 2) steps and values inside the box; values beyond the limits lie on its border."""
+    left, top, right, bottom = _BOX
+    low, high = limits
+    first, last = points[0, 0], points[-1, 0]
+    x = left + (points[:, 0] - first) / max(last - first, 1) * (right - left)
+    y = bottom - np.clip((points[:, 1] - low) / (high - low), 0, 1) * (bottom - top)
+    if len(points) == 1:
+        r = 2 * thickness
+        draw.ellipse((x[0] - r, y[0] - r, x[0] + r, y[0] + r), colour)
+    else:
+        draw.line(list(zip(x.tolist(), y.tolist())), colour, thickness, joint="curve")
+
+
+def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean of each of (N,) values and up to `reach` neighbours on either side."""
+    index = np.arange(len(values))
+    start, stop = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    totals = np.concatenate([[0], np.cumsum(values)])
+    return (totals[stop] - totals[start]) / (stop - start)
+
+
+def _value_range(values: np.ndarray) -> tuple[float, float]:
+    """The vertical axis: all of a few values; of many, not the rare spikes that flatten all."""
+    rare = 0.5 if len(values) >= 100 else 0
+    low, high = np.percentile(values, [rare, 100 - rare])
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        spread = abs(low) / 2 or 1.0  # constant: put the line in the middle
+        return low - spread, high + spread
+    return low, high
+
+
+def _thin(points: np.ndarray, most: int) -> np.ndarray:
+    """At most about `most` of (N, 2) points: of each stretch its lowest and highest, in order."""
+    if len(points) <= most:
+        return points
+    keep = []
+    for stretch in np.array_split(np.arange(len(points)), most // 2):
+        values = points[stretch, 1]
+        keep += sorted((stretch[values.argmin()], stretch[values.argmax()]))
+    return points[[0, *keep, len(points) - 1]]

@@ -1,0 +1,285 @@
+"""Cityscapes as downloaded -> train_img/ train_label/ train_inst/ and the same for test_.
+
+    python prepare_cityscapes.py --raw ~/Downloads/cityscapes
+    python prepare_cityscapes.py --raw ~/Downloads/cityscapes --out datasets/city_512 --size 512
+
+RAW holds what leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip unpack to: leftImg8bit/ and
+gtFine/. The validation split becomes the test set. Where RAW/train.list (val.list) is there, it
+says which scenes to take: a line holds a photograph and a label map, parted by a space, relative
+to RAW.
+
+It can be interrupted and run again: every file is written under a temporary name and then renamed.
+"""
+
+import argparse
+import errno
+import os
+import shlex
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from util.errors import UserError, run
+
+PHASES = {"train": "train", "val": "test"}  # split of the download -> name in the data set
+KINDS = {  # folder's ending -> (tree of the download, what follows the stem in its file names)
+    "img": ("leftImg8bit", "_leftImg8bit.png"),
+    "label": ("gtFine", "_gtFine_labelIds.png"),
+    "inst": ("gtFine", "_gtFine_instanceIds.png"),
+}
+WIDEST = 16384  # pixels
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make. kind: img, label or inst."""
+
+    kind: str
+    source: Path
+    target: Path
+
+
+def main() -> None:
+    """The command line."""
+    args = parse_args()
+    jobs = {split: find_jobs(args.raw, args.out, split) for split in args.splits}
+    check([job for split in args.splits for job in jobs[split]])
+    for split in args.splits:
+        made = make_all(jobs[split], args, split)
+        report(args.out, split, jobs[split], made)
+    print(f"next: {next_command(args, jobs)}")
+
+
+def parse_args() -> argparse.Namespace:
+    """Read and check the flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = fail  # one line, without the usage
+    add = parser.add_argument
+    add("--raw", type=Path, required=True, help="folder with leftImg8bit/ and gtFine/")
+    add("--out", type=Path, default=Path("./datasets/cityscapes"), help="folder to write to")
+    add("--splits", nargs="+", choices=list(PHASES), default=list(PHASES), help="what to take")
+    add("--link", action="store_true", help="hard links instead of copies")
+    add("--size", type=int, metavar="W", help="scale to this width, the height in proportion")
+    add("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="files made at a time")
+    args = parser.parse_args()
+    if not args.raw.is_dir():
+        fail(f"--raw {args.raw} is not a folder: give the one that holds leftImg8bit and gtFine")
+    if args.out.exists() and not args.out.is_dir():
+        fail(f"--out {args.out} is a file: give a folder")
+    if args.size is not None and not 1 <= args.size <= WIDEST:
+        fail(f"--size {args.size} must be 1 to {WIDEST}: it is the width to scale to, in pixels")
+    if args.size is not None and args.link:
+        fail("--link with --size: a scaled file cannot be a link; leave one of them out")
+    if args.workers < 1:
+        fail(f"--workers {args.workers} must be 1 or more")
+    args.splits = list(dict.fromkeys(args.splits))
+    return args
+
+
+def fail(message: str) -> NoReturn:
+    raise UserError(message)
+
+
+def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
+    """All files of a split, three a scene, whether or not their sources exist."""
+    listing = raw / f"{split}.list"
+    scenes = read_list(raw, listing) if listing.is_file() else walk(raw, split)
+    if not scenes:
+        where = listing if listing.is_file() else raw / "leftImg8bit" / split
+        fail(f"no pictures for --splits {split} in {where}: unpack leftImg8bit and gtFine in --raw")
+    phase = PHASES[split]
+    return [
+        Job(kind, source, out / f"{phase}_{kind}" / source.name)
+        for scene in scenes
+        for kind, source in zip(KINDS, scene)
+    ]
+
+
+def read_list(raw: Path, listing: Path) -> list[tuple[Path, Path, Path]]:
+    """(photograph, label map, instance map) of each line.
+
+    Of the label map only the name up to its last underscore counts: the lists that are about name
+    other maps of the scene (labelTrainIds).
+    """
+    scenes = []
+    text = listing.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or "_" not in Path(fields[-1]).name:
+            fail(f"{listing} line {number}: {line!r} is not an image path, a space, a label path")
+        for field in fields:
+            if Path(field).anchor or ".." in Path(field).parts:
+                fail(
+                    f"{listing} line {number}: {field} leads out of --raw; paths are relative to it"
+                )
+        stem = fields[1].rpartition("_")[0]
+        names = fields[0], f"{stem}_labelIds.png", f"{stem}_instanceIds.png"
+        scenes.append(tuple(raw / name for name in names))
+    return list(dict.fromkeys(scenes))
+
+
+def walk(raw: Path, split: str) -> list[tuple[Path, Path, Path]]:
+    """The scenes of which there is any file in the two trees."""
+    stems = set()
+    for tree, ending in KINDS.values():
+        folder = raw / tree / split
+        for path in folder.rglob(f"*{ending}"):
+            stems.add(path.relative_to(folder).as_posix().removesuffix(ending))
+    return [
+        tuple(raw / tree / split / f"{stem}{ending}" for tree, ending in KINDS.values())
+        for stem in sorted(stems)
+    ]
+
+
+def check(jobs: list[Job]) -> None:
+    """Refuse before anything is written: missing files (all named), two files for one place."""
+    missing = [job.source for job in jobs if not job.source.is_file()]
+    for path in missing:
+        print(f"missing: {path}", file=sys.stderr)
+    if missing:
+        fail(f"{len(missing)} files are missing, see above; nothing was written")
+    sources: dict[Path, Path] = {}
+    for job in jobs:
+        other = sources.setdefault(job.target, job.source)
+        if other != job.source:
+            fail(f"{other} and {job.source} would both become {job.target}: rename one of them")
+
+
+def make_all(jobs: list[Job], args: argparse.Namespace, split: str) -> int:
+    """Make the files that are not there yet; return how many."""
+    made = 0
+    # Threads suffice: copying waits for the disk, and Pillow works outside the interpreter's lock
+    with ThreadPoolExecutor(args.workers) as pool:
+        tasks = [pool.submit(make, job, args.link, args.size) for job in jobs]
+        try:
+            done = tqdm(
+                as_completed(tasks), split, len(tasks), unit="file", disable=not sys.stderr.isatty()
+            )
+            for task in done:
+                made += task.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return made
+
+
+def make(job: Job, link: bool, width: int | None) -> bool:
+    """Make one file, unless it is there; return whether it was made."""
+    try:
+        if is_complete(job, width):
+            return False
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        write(job, link, width)
+    # Pillow reports a damaged file by OSError or SyntaxError
+    except (OSError, SyntaxError) as error:
+        if getattr(error, "errno", None) == errno.EXDEV:
+            fail("--link: --out must be on the same file system as --raw; copy without --link")
+        raise UserError(f"cannot make {job.target} from {job.source}: {error}") from error
+    return True
+
+
+def is_complete(job: Job, width: int | None) -> bool:
+    """Whether the target is what would be made now: the source's time, and its size or the scaled.
+
+    A target is never half written, so its content need not be read.
+    """
+    if not job.target.is_file():
+        return False
+    source, target = job.source.stat(), job.target.stat()
+    if source.st_mtime_ns != target.st_mtime_ns:
+        return False
+    if width is None:
+        return source.st_size == target.st_size
+    return picture_size(job.target) == scaled_size(picture_size(job.source), width)
+
+
+def write(job: Job, link: bool, width: int | None) -> None:
+    """Write under a temporary name in the same folder, then rename."""
+    temporary = job.target.with_name(f".{job.target.name}.tmp")
+    temporary.unlink(missing_ok=True)  # left by a kill
+    try:
+        if link:
+            os.link(job.source.resolve(), temporary)
+        elif width is None:
+            shutil.copy2(job.source, temporary)
+        else:
+            scale(job, width).save(temporary, format="PNG")
+            time = job.source.stat()
+            os.utime(temporary, ns=(time.st_atime_ns, time.st_mtime_ns))
+        os.replace(temporary, job.target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def scale(job: Job, width: int) -> Image.Image:
+    """The picture at this width: bicubic for a photograph, the nearest pixel for maps."""
+    with Image.open(job.source) as picture:
+        size = scaled_size(picture.size, width)
+        if job.kind == "img":
+            return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        return Image.fromarray(nearest(ids_of(picture), size))
+
+
+def ids_of(picture: Image.Image) -> np.ndarray:
+    """The ids in a map: HW uint8 or uint16, as in the file."""
+    ids = np.asarray(picture)
+    # Pillow opens a 16-bit PNG as uint16 or, in older versions, as int32
+    return ids if ids.dtype == np.uint8 else ids.astype(np.uint16)
+
+
+def nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale HW ids of any depth to size (width, height): each takes the value at its centre."""
+    height, width = ids.shape[:2]
+    columns = (2 * np.arange(size[0]) + 1) * width // (2 * size[0])
+    rows = (2 * np.arange(size[1]) + 1) * height // (2 * size[1])
+    return np.ascontiguousarray(ids[rows[:, None], columns])
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height), from the file's header."""
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def scaled_size(size: tuple[int, int], width: int) -> tuple[int, int]:
+    """(width, height) with the proportions of size."""
+    return width, max(round(size[1] * width / size[0]), 1)
+
+
+def report(out: Path, split: str, jobs: list[Job], made: int) -> None:
+    """Say what was made, and what else lies in the folders: training would take it in."""
+    folders = sorted({job.target.parent for job in jobs})
+    there = len(jobs) - made
+    print(
+        f"{split}: {len(jobs) // len(KINDS)} scenes in {out}/{PHASES[split]}_{{{','.join(KINDS)}}}"
+        f" ({made} files made, {there} there already)"
+    )
+    names = {job.target for job in jobs}
+    others = [path for folder in folders for path in folder.glob("[!.]*") if path not in names]
+    if others:
+        print(f"note: {len(others)} other files lie there too, for example {others[0]}")
+
+
+def next_command(args: argparse.Namespace, jobs: dict[str, list[Job]]) -> str:
+    """The training command for this data set."""
+    first = next(iter(jobs.values()))[0]
+    width = picture_size(first.target)[0]
+    command = ["python", "train.py", "--name", "label2city", "--dataroot", str(args.out)]
+    if width < 1024:  # train.py's own --loadSize
+        command += ["--loadSize", str(width)]
+    return shlex.join(command)
+
+
+if __name__ == "__main__":
+    run(main)

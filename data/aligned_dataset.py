@@ -1,0 +1,222 @@
+"""Label maps, instance maps, photographs and features of one scene, read and transformed alike."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from data.files import (
+    find_folder,
+    image_size,
+    label_problem,
+    list_files,
+    pairing_problems,
+    read_features,
+    read_integers,
+    read_rgb,
+)
+from util.errors import UserError, some
+
+RESIZE_OR_CROP = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
+
+Size = tuple[int, int]  # (width, height) in pixels
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How pictures are resized, cropped and flipped: --resize_or_crop and its sizes."""
+
+    mode: str = "scale_width"
+    load_size: int = 1024
+    fine_size: int = 512
+    flip: bool = False
+
+    def scaled(self, size: Size) -> Size:
+        """The size after scaling a picture of this size, before the crop."""
+        width, height = size
+        if self.mode == "resize_and_crop":
+            return self.load_size, self.load_size
+        if self.mode.startswith("scale_width"):
+            return self.load_size, max(1, self.load_size * height // width)
+        return size
+
+    def final(self, size: Size) -> Size:
+        """The size after scaling and cropping a picture of this size."""
+        return (self.fine_size, self.fine_size) if self.crops else self.scaled(size)
+
+    @property
+    def crops(self) -> bool:
+        return "crop" in self.mode
+
+    def draw(self, size: Size, rng: random.Random) -> tuple[Size, bool]:
+        """Choose the crop's upper left corner (x, y) in a scaled picture, and whether to flip."""
+        width, height = size
+        corner = (0, 0)
+        if self.crops:
+            corner = (
+                rng.randint(0, width - self.fine_size),
+                rng.randint(0, height - self.fine_size),
+            )
+        return corner, self.flip and rng.random() > 0.5
+
+    def cut(self, array: np.ndarray, corner: Size, flip: bool) -> np.ndarray:
+        """Crop and flip an array (H, W) or (H, W, C)."""
+        if self.crops:
+            x, y = corner
+            array = array[y : y + self.fine_size, x : x + self.fine_size]
+        return array[:, ::-1] if flip else array
+
+
+class AlignedDataset(Dataset):
+    """The scenes of one phase ("train", "test", ...) of a data set folder, in order of name.
+
+    An item is a dict of
+      label  (1, H, W) uint8 (int32 if label_nc > 256); with label_nc 0 (3, H, W) float in [-1, 1]
+      inst   (1, H, W) int32, the ids of the file          unless use_instances is off
+      image  (3, H, W) float in [-1, 1], the photograph    if load_photos
+      feat   (feat_num, H, W) float in [-1, 1]             if load_features
+      path   the label map's file
+    An item that cannot be had is the UserError that says why (raised by the loader: an exception
+    in a worker process would arrive wrapped in a traceback).
+
+    Ask for dataset[index], or dataset[epoch, index] to draw another crop and flip: an item's
+    randomness depends on (seed, epoch, index) alone, never on workers or order.
+    """
+
+    def __init__(
+        self,
+        dataroot: str | Path,
+        phase: str,
+        label_nc: int,
+        geometry: Geometry,
+        *,
+        use_instances: bool = True,
+        load_photos: bool = True,
+        load_features: bool = False,
+        feat_num: int = 3,
+        max_size: int | None = None,
+        ignore_label: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.label_nc = label_nc
+        self.geometry = geometry
+        self.feat_num = feat_num
+        self.ignore_label = ignore_label
+        self.seed = seed
+
+        self.files = find_files(
+            dataroot, phase, label_nc, use_instances, load_photos, load_features
+        )
+        problems = pairing_problems(self.files)
+        if problems:
+            raise UserError(f"{dataroot}: {len(problems)} missing: {some(problems)}")
+        self.scenes = sorted(self.files["label"])[:max_size]
+        self.sizes = self._check_sizes()  # (width, height) by scene, as in the files
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict | UserError:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        try:
+            maps = self.scaled_maps(index)
+        except UserError as error:
+            return error
+        height, width = maps["label"].shape[:2]
+        rng = random.Random(f"{self.seed} {epoch} {index}")
+        corner, flip = self.geometry.draw((width, height), rng)
+        item = {
+            kind: to_tensor(self.geometry.cut(array, corner, flip)) for kind, array in maps.items()
+        }
+        item["path"] = str(self.files["label"][self.scenes[index]])
+        return item
+
+    def scaled_maps(self, index: int) -> dict[str, np.ndarray]:
+        """Read and scale the maps of a scene: what does not change from epoch to epoch.
+
+        label (H, W) uint8 or int32, or (H, W, 3) uint8; inst (H, W) int32; image (H, W, 3) uint8;
+        feat (H, W, feat_num) uint8.
+        """
+        scene = self.scenes[index]
+        size = self.geometry.scaled(self.sizes[scene])
+        maps = {}
+        for kind, paths in self.files.items():
+            smooth = kind == "image" or (kind == "label" and self.label_nc == 0)
+            picture = self._read(kind, paths[scene])
+            maps[kind] = np.asarray(_resize(picture, size, smooth))
+        if self.label_nc:
+            problem = label_problem(
+                maps["label"], self.files["label"][scene], self.label_nc, self.ignore_label
+            )
+            if problem:
+                raise UserError(problem)
+            bits = np.uint8 if self.label_nc <= 256 else np.int32
+            maps["label"] = maps["label"].astype(bits, copy=False)
+        if "inst" in maps:
+            maps["inst"] = maps["inst"].astype(np.int32)
+        return maps
+
+    def _read(self, kind: str, path: Path) -> Image.Image:
+        if kind == "feat":
+            return read_features(path, self.feat_num)
+        if kind == "inst" or (kind == "label" and self.label_nc):
+            return read_integers(path, {"inst": "instance", "label": "label"}[kind])
+        return read_rgb(path)
+
+    def _check_sizes(self) -> dict[str, Size]:
+        """The size of every scene by its files' headers; all files of a scene must agree."""
+        sizes = {}
+        for scene in self.scenes:
+            found = {kind: image_size(paths[scene]) for kind, paths in self.files.items()}
+            if len(set(found.values())) > 1:
+                listed = ", ".join(
+                    f"{self.files[kind][scene]} is {w}x{h}" for kind, (w, h) in found.items()
+                )
+                raise UserError(f"the files of a scene must have one size, but {listed}")
+            sizes[scene] = found["label"]
+            width, height = self.geometry.scaled(sizes[scene])
+            if self.geometry.crops and min(width, height) < self.geometry.fine_size:
+                raise UserError(
+                    f"{self.files['label'][scene]}: {width}x{height} when cropped, smaller than "
+                    f"--fineSize {self.geometry.fine_size}; give a smaller --fineSize"
+                )
+        return sizes
+
+
+def find_files(
+    root: str | Path,
+    phase: str,
+    label_nc: int,
+    use_instances: bool = True,
+    load_photos: bool = True,
+    load_features: bool = False,
+) -> dict[str, dict[str, Path]]:
+    """The files of a phase: kind ("label", "inst", "image", "feat") -> scene key -> path."""
+    folders = {"label": [f"{phase}_label"] if label_nc else [f"{phase}_A", f"{phase}A"]}
+    if use_instances:
+        folders["inst"] = [f"{phase}_inst"]
+    if load_photos:
+        folders["image"] = [f"{phase}_img"] if label_nc else [f"{phase}_B", f"{phase}B"]
+    if load_features:
+        folders["feat"] = [f"{phase}_feat"]
+    return {kind: list_files(find_folder(Path(root), names)) for kind, names in folders.items()}
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """Integers (H, W) -> (1, H, W) of the same type; uint8 (H, W, C) -> (C, H, W) in [-1, 1]."""
+    tensor = torch.from_numpy(np.array(array, order="C"))  # its own memory, flipped or not
+    if array.ndim == 2:
+        return tensor[None]
+    floats = tensor.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    return floats.div_(127.5).sub_(1.0)
+
+
+def _resize(picture: Image.Image, size: Size, smooth: bool) -> Image.Image:
+    if picture.size == size:
+        return picture
+    method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return picture.resize(size, method)

@@ -1,0 +1,62 @@
+"""The data set and loader that a command's flags describe."""
+
+import argparse
+
+import numpy as np
+
+from data.aligned_dataset import AlignedDataset, Geometry, find_files
+from data.files import read_integers
+from data.loader import Loader
+from util import distributed
+from util.errors import UserError
+
+
+def create_dataset(
+    opt: argparse.Namespace, *, training: bool, load_photos: bool = True
+) -> AlignedDataset:
+    """The data set of opt.dataroot and opt.phase. Raises UserError for what is wrong with it."""
+    geometry = Geometry(
+        opt.resize_or_crop, opt.loadSize, opt.fineSize, flip=training and not opt.no_flip
+    )
+    return AlignedDataset(
+        opt.dataroot,
+        opt.phase,
+        opt.label_nc,
+        geometry,
+        use_instances=not opt.no_instance,
+        load_photos=load_photos,
+        load_features=opt.load_features,
+        feat_num=opt.feat_num,
+        max_size=opt.max_dataset_size,
+        ignore_label=opt.ignore_label,
+        seed=opt.seed,
+    )
+
+
+def create_loader(opt: argparse.Namespace) -> Loader:
+    """The batches to train on: shuffled unless --serial_batches."""
+    dataset = create_dataset(opt, training=True)
+    if opt.batchSize > len(dataset):
+        raise UserError(
+            f"--batchSize {opt.batchSize}: {opt.dataroot} has only {len(dataset)} scenes"
+        )
+    return Loader(
+        dataset,
+        opt.batchSize,
+        shuffle=not opt.serial_batches,
+        workers=opt.nThreads,
+        pin_memory=bool(opt.gpu_ids),
+        rank=distributed.rank(),
+        world=distributed.world(),
+    )
+
+
+def count_labels(dataroot: str, phase: str, ignore_label: int | None = None) -> int:
+    """The number of classes that the label maps of a phase need: their largest label plus 1."""
+    files = find_files(dataroot, phase, 1, use_instances=False, load_photos=False)["label"]
+    largest = 0
+    for path in files.values():
+        label = np.asarray(read_integers(path, "label"))
+        known = label[label != ignore_label] if ignore_label is not None else label
+        largest = max(largest, int(known.max(initial=0)))
+    return largest + 1

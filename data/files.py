@@ -1,0 +1,151 @@
+"""Finding and pairing the files of a data set by name, and reading them exactly."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from util.errors import UserError, some
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+
+# What one scene's files differ by: Cityscapes' endings and the everyday ones.
+_ENDING = re.compile(
+    r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color)"
+    r"|[_-](labels?|inst|instances?|img|image|photo|feat|A|B))$"
+)
+
+
+def scene_key(path: Path, folder: Path) -> str:
+    """What the files of one scene have in common: the name in its folder without its ending."""
+    relative = path.relative_to(folder)
+    return (relative.parent / _ENDING.sub("", relative.stem)).as_posix()
+
+
+def find_folder(root: Path, names: Iterable[str]) -> Path:
+    """The first of the named folders under root that exists; UserError names them all."""
+    names = list(names)
+    if not root.is_dir():
+        raise UserError(f"--dataroot {root}: no such folder")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise UserError(f"{root}: holds no folder {' or '.join(names)}")
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """All pictures below a folder, by scene key, sorted. Two files of one scene are an error."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+            continue
+        if not path.is_file():
+            raise UserError(f"{path}: named like a picture but not a file; move it away")
+        key = scene_key(path, folder)
+        if key in found:
+            raise UserError(
+                f"{folder}: {found[key].name} and {path.name} would both be the scene {key!r}; "
+                "keep one of them"
+            )
+        found[key] = path
+    if not found:
+        raise UserError(f"{folder}: holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+    return found
+
+
+def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:
+    """One line for each file that a kind lacks or has too many, against the union of all kinds.
+
+    files: kind ("label", "image", ...) -> scene key -> path.
+    """
+    scenes = sorted(set().union(*files.values()))
+    problems = []
+    for scene in scenes:
+        there = [kind for kind in files if scene in files[kind]]
+        missing = [kind for kind in files if scene not in files[kind]]
+        problems += [f"no {kind} for the {there[0]} {files[there[0]][scene]}" for kind in missing]
+    return problems
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open and decode a picture; UserError names a file that is missing or damaged."""
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except Exception as error:  # damaged files make Pillow raise many kinds
+        raise UserError(f"{path}: cannot be read as a picture ({_first_line(error)})") from error
+    return picture
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) as the file's header tells, without decoding."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as a picture ({_first_line(error)})") from error
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """A photograph (or, with --label_nc 0, a drawing) as an RGB picture."""
+    return open_image(path).convert("RGB")
+
+
+def read_integers(path: Path, what: str) -> Image.Image:
+    """A label or instance map as a picture whose pixels are its exact integers.
+
+    Modes L (8-bit) and I (int32) come back; 16-bit and palette files become one of them.
+    Raises UserError for colour pictures and lossy files.
+    """
+    picture = open_image(path)
+    if picture.format in ("JPEG", "MPO"):
+        raise UserError(f"{path}: a {what} map in JPEG has blurred its integers; save it as PNG")
+    if picture.mode == "1":
+        return Image.fromarray(np.asarray(picture).astype(np.uint8))
+    if picture.mode == "P":  # the palette's indices are the integers
+        return Image.fromarray(np.asarray(picture))
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(np.asarray(picture).astype(np.int32))
+    if picture.mode in ("L", "I"):
+        return picture
+    raise UserError(
+        f"{path}: a {what} map must have one integer for each pixel, but this file is "
+        f"{picture.mode}; python -m data.convert_labels makes one from colours"
+    )
+
+
+def read_features(path: Path, feat_num: int) -> Image.Image:
+    """A feature map of precompute_feature_maps.py: feat_num channels, 1 to 4, 8-bit each."""
+    modes = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+    picture = open_image(path)
+    if picture.mode != modes.get(feat_num):
+        raise UserError(
+            f"{path}: {len(picture.getbands())} features ({picture.mode}), but --feat_num is "
+            f"{feat_num}; make it anew with precompute_feature_maps.py"
+        )
+    return picture
+
+
+def label_problem(
+    label: np.ndarray, path: Path, label_nc: int, ignore_label: int | None
+) -> str | None:
+    """What is wrong with the values of a label map (H, W), or None."""
+    if label.min() >= 0 and label.max() < label_nc:  # the usual case, cheap
+        return None
+    values, counts = np.unique(label, return_counts=True)
+    wrong = ((values < 0) | (values >= label_nc)) & (values != ignore_label)
+    if not wrong.any():
+        return None
+    found = [f"{v} ({n} pixels)" for v, n in zip(values[wrong], counts[wrong])]
+    enough = int(values[wrong].max()) + 1
+    return (
+        f"{path}: label {some(found)}, but --label_nc {label_nc} allows 0 to {label_nc - 1}; "
+        f"mend the file, give --label_nc {enough}, or leave such pixels out by --ignore_label"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,125 @@
+"""From a dataset to batches: in an order that seed and epoch fix, from any position, over ranks."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from data.aligned_dataset import AlignedDataset
+from util.errors import UserError
+
+
+class EpochSampler(Sampler):
+    """Yields lists of (epoch, index): the batches of one epoch from a position on.
+
+    The order depends on (seed, epoch) alone. A rank takes its share of every whole batch; where
+    the last batch has fewer pictures than ranks, those left without one get the batch's first.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 1
+        self.start = 0  # in batches
+
+    def whole_batches(self) -> list[list[int]]:
+        """The indices of each batch of the epoch, over all ranks."""
+        order = list(range(self.size))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.size, generator=generator).tolist()
+        return [order[i : i + self.batch_size] for i in range(0, self.size, self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.whole_batches()[self.start :]:
+            share = batch[self.rank :: self.world] or batch[:1]
+            yield [(self.epoch, index) for index in share]
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size) - self.start
+
+
+class Loader:
+    """The batches of a dataset, read by worker processes that live as long as the loader.
+
+    A batch is AlignedDataset's item with a leading batch dimension; "path" is a list, "pictures"
+    the size of the whole batch over all ranks, "weight" what this rank's mean loss counts in the
+    mean over ranks (1 if all have the same share).
+    """
+
+    def __init__(
+        self,
+        dataset: AlignedDataset,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        workers: int = 0,
+        pin_memory: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = EpochSampler(
+            len(dataset), batch_size, shuffle=shuffle, seed=dataset.seed, rank=rank, world=world
+        )
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self.sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            # the loader's own: else each epoch would draw from the generator that dropout uses,
+            # and a resumed run, which starts one more, would differ
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        """The number of batches in a whole epoch."""
+        return -(-self.sampler.size // self.sampler.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict]:
+        """The batches of an epoch from the start-th on. Raises UserError for a bad file."""
+        self.sampler.epoch, self.sampler.start = epoch, start
+        wholes = self.sampler.whole_batches()[start:]
+        for whole, batch in zip(wholes, self._loader):
+            if isinstance(batch, UserError):
+                raise batch
+            share = len(whole[self.sampler.rank :: self.sampler.world])
+            batch["pictures"] = len(whole)
+            batch["weight"] = share * self.sampler.world / len(whole)
+            yield batch
+
+    def __iter__(self) -> Iterator[dict]:
+        return self.epoch(1)
+
+
+def collate(items: list[dict | UserError]) -> dict | UserError:
+    """Stack items to a batch; the first UserError among them stands for the whole batch."""
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+    sizes = {tuple(item["label"].shape[-2:]) for item in items}
+    if len(sizes) > 1:
+        listed = ", ".join(
+            f"{item['path']} is {item['label'].shape[-1]}x{item['label'].shape[-2]}"
+            for item in items
+        )
+        return UserError(
+            f"the pictures of a batch must have one size, but {listed}; crop them to one "
+            "(--resize_or_crop scale_width_and_crop) or use --batchSize 1"
+        )
+    return default_collate(items)

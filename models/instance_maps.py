@@ -1,0 +1,62 @@
+"""From integer maps to what the networks see: one-hot labels and instance edges."""
+
+import torch
+from torch import Tensor
+
+
+def one_hot(label: Tensor, label_nc: int, ignore_label: int | None = None) -> Tensor:
+    """(B, 1, H, W) integers in 0 .. label_nc-1 -> (B, label_nc, H, W) float32.
+
+    Pixels of ignore_label get zero in every channel.
+    """
+    batch, _, height, width = label.shape
+    index = label.long()
+    hot = torch.zeros(batch, label_nc, height, width, device=label.device)
+    if ignore_label is None:
+        return hot.scatter_(1, index, 1.0)
+    known = index != ignore_label
+    return hot.scatter_(1, torch.where(known, index, 0), known.float())
+
+
+def edges(inst: Tensor) -> Tensor:
+    """(B, 1, H, W) integers -> (B, 1, H, W) bool: a pixel that differs from a 4-neighbour.
+
+    Both sides of a border are marked. (Paper section 3.3, the instance boundary map.)
+    """
+    border = torch.zeros(inst.shape, dtype=torch.bool, device=inst.device)
+    across = inst[..., :, 1:] != inst[..., :, :-1]
+    down = inst[..., 1:, :] != inst[..., :-1, :]
+    border[..., :, 1:] |= across
+    border[..., :, :-1] |= across
+    border[..., 1:, :] |= down
+    border[..., :-1, :] |= down
+    return border
+
+
+def pad_to_multiple(maps: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until H and W are multiples; (..., H, W) of any dtype."""
+    height, width = maps.shape[-2:]
+    if height % multiple:
+        rows = torch.arange(-(-height // multiple) * multiple, device=maps.device)
+        maps = maps.index_select(-2, rows.clamp(max=height - 1))
+    if width % multiple:
+        columns = torch.arange(-(-width // multiple) * multiple, device=maps.device)
+        maps = maps.index_select(-1, columns.clamp(max=width - 1))
+    return maps
+
+
+def instance_class(inst_id: int) -> int:
+    """The class that a Cityscapes instance id tells: the id itself, or id // 1000 of a thing."""
+    return inst_id if inst_id < 1000 else inst_id // 1000
+
+
+def network_input(
+    label: Tensor, inst: Tensor | None, label_nc: int, ignore_label: int | None = None
+) -> Tensor:
+    """What both G and D see of a scene: one-hot label and, if there are instances, edges.
+
+    label (B, 1, H, W) integers, or with label_nc 0 (B, 3, H, W) float; inst (B, 1, H, W) integers
+    or None -> (B, label_nc or 3, plus 1, H, W) float32.
+    """
+    x = one_hot(label, label_nc, ignore_label) if label_nc else label
+    return x if inst is None else torch.cat([x, edges(inst).to(x.dtype)], 1)

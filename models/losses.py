@@ -1,0 +1,126 @@
+"""The losses of the paper's equations 3 to 6: adversarial, feature matching, VGG."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from util.errors import UserError
+
+VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # for relu1_1 .. relu5_1
+
+
+def gan_loss(outputs: Sequence[Sequence[Tensor]], is_real: bool, lsgan: bool = True) -> Tensor:
+    """How far the scores of all scales are from "real" (1) or "fake" (0), summed over scales.
+
+    outputs: what MultiscaleDiscriminator gives; raw scores are the last of each scale. Least
+    squares, or with lsgan off cross entropy on the logits.
+    """
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    criterion = F.mse_loss if lsgan else F.binary_cross_entropy_with_logits
+    scores = [scale[-1].float() for scale in outputs]
+    return sum(criterion(score, torch.full_like(score, float(is_real))) for score in scores)
+
+
+def feature_matching_loss(
+    fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """L1 distance of D's feature maps on fake and real, averaged over scales and stages.
+
+    The weight 4 / number of stages keeps the sum where it was with the default three-layer D,
+    whatever --n_layers_D says. Scores themselves (the last maps) are left out.
+    """
+    weight = 4.0 / (len(fake[0]) - 1) / len(fake)
+    return weight * sum(
+        F.l1_loss(fake_map.float(), real_map.detach().float())
+        for fake_scale, real_scale in zip(fake, real)
+        for fake_map, real_map in zip(fake_scale[:-1], real_scale[:-1])
+    )
+
+
+class GANLoss(nn.Module):
+    """gan_loss as a module, for those who look for it by this name."""
+
+    def __init__(self, use_lsgan: bool = True) -> None:
+        super().__init__()
+        self.use_lsgan = use_lsgan
+
+    def forward(self, outputs: Sequence[Sequence[Tensor]], target_is_real: bool) -> Tensor:
+        return gan_loss(outputs, target_is_real, self.use_lsgan)
+
+
+class VGGLoss(nn.Module):
+    """Perceptual distance: L1 between VGG19's relu1_1 .. relu5_1 of two pictures, weighted.
+
+    forward: fake and real (B, 3, H, W) in [-1, 1] -> scalar. Pictures go into VGG as they are,
+    without ImageNet's mean and deviation, as in the reference.
+    """
+
+    def __init__(self, weights_file: str = "") -> None:
+        super().__init__()
+        self.slices = nn.ModuleList(vgg19_slices(load_vgg19(weights_file).features))
+        self.requires_grad_(False)
+        self.eval()
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the five feature maps."""
+        maps = []
+        for part in self.slices:
+            image = part(image)
+            maps.append(image)
+        return maps
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        with torch.no_grad():
+            real_maps = self.features(real)
+        return sum(
+            weight * F.l1_loss(fake_map.float(), real_map.float())
+            for weight, fake_map, real_map in zip(VGG_WEIGHTS, self.features(fake), real_maps)
+        )
+
+
+def vgg19_slices(layers: nn.Sequential) -> list[nn.Sequential]:
+    """Cut VGG19's feature layers behind relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1."""
+    ends = (0, 2, 7, 12, 21, 30)
+    slices = [layers[start:end] for start, end in pairwise(ends)]
+    for part in slices:
+        for layer in part:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # the maps are kept for the loss
+    return slices
+
+
+def load_vgg19(weights_file: str = "") -> nn.Module:
+    """VGG19 with the weights in a file (a torchvision vgg19 state dict) or ImageNet's.
+
+    Raises UserError if the file is not such a state dict, or without a file and a network.
+    """
+    if not weights_file:
+        return _download_vgg19()
+    if not Path(weights_file).is_file():
+        raise UserError(f"--vgg_weights {weights_file}: no such file")
+    with torch.device("meta"):
+        net = torchvision.models.vgg19(weights=None)
+    try:
+        state = torch.load(weights_file, map_location="cpu", weights_only=True)
+        net.load_state_dict(state, assign=True)
+    except Exception as error:  # a damaged or foreign file fails in many ways
+        raise UserError(
+            f"--vgg_weights {weights_file}: not a state dict of torchvision's vgg19 "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return net
+
+
+def _download_vgg19() -> nn.Module:
+    try:
+        return torchvision.models.vgg19(weights=torchvision.models.VGG19_Weights.IMAGENET1K_V1)
+    except OSError as error:  # no network, no space, no permission
+        raise UserError(
+            f"VGG19's ImageNet weights cannot be downloaded ({error}): give a torchvision vgg19 "
+            "state dict with --vgg_weights FILE, or train without this loss by --no_vgg_loss"
+        ) from error

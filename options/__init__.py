@@ -1,0 +1,1 @@
+"""Command-line flags: one flag, one place, checked when parsed."""

@@ -1,0 +1,172 @@
+"""Train a generator that turns label maps into photographs.
+
+The 512p stage on Cityscapes, then the 1024p stage on top of it:
+
+    python train.py --name label2city_512p
+    python train.py --name label2city_1024p --netG local --ngf 32 --num_D 3 \
+        --load_pretrain checkpoints/label2city_512p --niter 50 --niter_decay 50 \
+        --niter_fix_global 10 --resize_or_crop crop --fineSize 1024
+
+Go on with a run that was stopped (add the flags that it was started with):
+
+    python train.py --name label2city_512p --continue_train
+
+On four GPUs: add --gpu_ids 0,1,2,3 --batchSize 4, or start it with torchrun.
+"""
+
+import argparse
+import time
+
+import torch
+
+from data.create import count_labels, create_loader
+from models.pix2pixHD_model import Pix2PixHDModel
+from options.base_options import run_dir, write_options
+from options.train_options import TrainOptions
+from util import distributed
+from util.colours import colour_label, to_image
+from util.errors import run
+from util.progress import Pace, bar, peak_memory, say
+from util.resume import Position, load_weights, make_folder, save
+from util.setup import seed_everything, set_up_torch
+from util.stop import Stop
+from util.visualizer import Visualizer
+from util.watch import Watch
+
+
+def train(opt: argparse.Namespace, device: torch.device) -> int:
+    """The whole of training, in each process. Returns the exit status."""
+    set_up_torch(opt.deterministic, opt.tf32)
+    seed_everything(opt.seed)
+    if opt.label_nc == "auto":
+        opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
+        say_main(f"--label_nc {opt.label_nc}")
+    loader = create_loader(opt)
+    folder = make_folder(run_dir(opt))
+    model = Pix2PixHDModel(opt, device)
+    scenes = len(loader.dataset)
+    at = load_weights(model, opt, folder, scenes)
+    visualizer = start_records(opt, at, scenes, device)
+    if opt.verbose:
+        say_main(str(model))
+
+    epochs = opt.niter + opt.niter_decay
+    watch, stop = Watch(), Stop()
+    pace = Pace(total=epochs * scenes, done=at.step)
+    while at.epoch <= epochs:
+        if model.fixes_global and at.epoch > opt.niter_fix_global:
+            model.start_stage(fix_global=False)
+            say_main("from here on all of the generator is trained")
+        rate = model.set_learning_rate(at.epoch)
+
+        progress = bar(total=len(loader), initial=at.batch, desc=f"epoch {at.epoch}/{epochs}")
+        waiting = time.perf_counter()
+        for batch in loader.epoch(at.epoch, start=at.batch):
+            pace.waited(time.perf_counter() - waiting)
+            losses = model.step(batch, batch["weight"])
+            at.advance(batch["pictures"])
+            progress.update()
+            watch.add(model.finite, at.step, losses, batch["path"])
+            if device.type == "cpu":  # on a GPU, looking would mean waiting for it
+                watch.check()
+
+            if at.passed(opt.print_freq):
+                values = mean_over_processes(losses)
+                watch.check()
+                if visualizer:
+                    report(visualizer, at, rate, values, pace, device)
+                    for warning in watch.warnings(values, model.fake):
+                        say(warning)
+            if visualizer and at.passed(opt.display_freq):
+                visualizer.display(current_visuals(model, batch, opt), at.epoch, at.step)
+            if at.batch < len(loader):  # the epoch's end is saved below
+                stopping = stop.asked()
+                if stopping or at.passed(opt.save_latest_freq):
+                    save(model, watch, opt, folder, at, scenes)
+                if stopping:
+                    say_main(f"stopped at step {at.step}; --continue_train goes on from here")
+                    return stop.status
+            waiting = time.perf_counter()
+
+        progress.close()
+        crossed = at.passed(opt.save_latest_freq)
+        ended = at.epoch
+        at.next_epoch()
+        stopping = stop.asked() and ended < epochs
+        if ended % opt.save_epoch_freq == 0 or ended == epochs:
+            save(model, watch, opt, folder, at, scenes, name=str(ended))
+        elif crossed or stopping:
+            save(model, watch, opt, folder, at, scenes)
+        if stopping:
+            say_main(f"stopped behind epoch {ended}; --continue_train goes on from here")
+            return stop.status
+
+    if visualizer:
+        visualizer.close()
+        page = "" if opt.no_html else f", pictures in {folder / 'web' / 'index.html'}"
+        say(f"done: weights in {folder}{page}")
+    return 0
+
+
+def start_records(
+    opt: argparse.Namespace, at: Position, scenes: int, device: torch.device
+) -> Visualizer | None:
+    """Open the run's logs and page and write down its options, in the main process alone."""
+    if not distributed.is_main():
+        return None
+    visualizer = Visualizer(
+        run_dir(opt),
+        write_html=not opt.no_html,
+        tf_log=opt.tf_log,
+        display_winsize=opt.display_winsize,
+        resume=at.step > 0,
+    )
+    visualizer.truncate_after(at.step)
+    write_options(opt)
+    say(f"{scenes} scenes, epoch {at.epoch} of {opt.niter + opt.niter_decay}, on {device}")
+    return visualizer
+
+
+def report(
+    visualizer: Visualizer,
+    at: Position,
+    rate: float,
+    losses: dict[str, float],
+    pace: Pace,
+    device: torch.device,
+) -> None:
+    """Log the losses and print them with the pace of training."""
+    seconds, waited, left = pace.look(at.step)
+    line = visualizer.log(at.epoch, at.pictures, at.step, seconds, waited, rate, losses)
+    memory = peak_memory(device)
+    say(f"{line}  [{1 / seconds:.3g} it/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]")
+
+
+def current_visuals(model: Pix2PixHDModel, batch: dict, opt: argparse.Namespace) -> dict:
+    """The batch's first scene as pictures (H, W, 3) uint8: label map, generated, real."""
+    label = batch["label"][0]
+    coloured = colour_label(label[0].numpy(), opt.label_nc) if opt.label_nc else to_image(label)
+    return {
+        "input_label": coloured,
+        "synthesized_image": to_image(model.fake[0]),
+        "real_image": to_image(batch["image"][0]),
+    }
+
+
+def mean_over_processes(losses: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The losses as numbers, averaged over all processes."""
+    values = distributed.mean(torch.stack(list(losses.values())))
+    return dict(zip(losses, values.tolist()))
+
+
+def say_main(message: str) -> None:
+    if distributed.is_main():
+        say(message)
+
+
+def main() -> int:
+    return distributed.launch(train, TrainOptions().parse())
+
+
+if __name__ == "__main__":
+    run(main)

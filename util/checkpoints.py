@@ -1,0 +1,164 @@
+"""Writing files so that a kill at any instant, or a full disk, leaves the last complete set.
+
+A set of files (networks, optimizers, position) is saved through a journal: all are written and
+flushed under temporary names, then a marker file lists them, then they are renamed. A kill before
+the marker leaves the old set, a kill after it leaves work that recover() finishes.
+"""
+
+import io
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from util.errors import UserError, some
+
+_NEW = ".new"
+_MARKER = "save_complete.txt"
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all: to a temporary name, flushed, then renamed."""
+    partial = path.with_name(path.name + ".part")
+    _write_flushed(partial, content)
+    os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """write_bytes for text."""
+    write_bytes(path, text.encode())
+
+
+def _write_flushed(path: Path, content: bytes | memoryview) -> None:
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
+def save_set(folder: Path, files: Mapping[str, object]) -> None:
+    """Save files that belong together: name -> text, or anything that torch.save takes.
+
+    Raises OSError (no space, no permission) with the old set untouched.
+    """
+    recover(folder)
+    try:
+        for name, content in files.items():
+            _write_flushed(folder / (name + _NEW), _serialized(content))
+    except OSError:
+        for name in files:
+            (folder / (name + _NEW)).unlink(missing_ok=True)
+        raise
+    write_text(folder / _MARKER, "\n".join(files))  # from here on the new set counts
+    recover(folder)
+
+
+def _serialized(content: object) -> bytes | memoryview:
+    if isinstance(content, str):
+        return content.encode()
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
+def recover(folder: Path) -> None:
+    """Finish a save that was cut off behind its marker; do nothing otherwise."""
+    marker = folder / _MARKER
+    if not marker.is_file():
+        return
+    for name in marker.read_text().splitlines():
+        new = folder / (name + _NEW)
+        if new.is_file():
+            os.replace(new, folder / name)
+    marker.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, at once: a hard link, or a copy where links are not possible."""
+    partial = target.with_name(target.name + ".part")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+def load_file(path: Path) -> dict:
+    """Read a checkpoint file to the CPU without running any code that it may hold.
+
+    Raises UserError if it is missing, damaged or not a checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; train first, or check --name and --which_epoch")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage shows in many ways
+        raise UserError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); "
+            "restore it from a copy or use another epoch"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")
+    return content
+
+
+def load_network(net: nn.Module, path: Path) -> None:
+    """Load weights that must fit exactly. Raises UserError listing the layers that do not."""
+    state = _network_state(path)
+    own = net.state_dict()
+    wrong = _shape_mismatches(state, own)
+    wrong += [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in own]
+    if wrong:
+        raise UserError(
+            f"{path}: weights of another architecture: {some(wrong)}; give the flags that it was "
+            "trained with (its opt.json or opt.txt lists them)"
+        )
+    net.load_state_dict(state)
+
+
+def load_pretrained(net: nn.Module, path: Path) -> list[str]:
+    """Load the weights that a file has for a network that may be larger (coarse to fine).
+
+    Returns the names of the parameters that the file does not have: they keep what they hold.
+    Raises UserError if a parameter has another shape, or none is there.
+    """
+    state = _network_state(path)
+    own = net.state_dict()
+    wrong = _shape_mismatches(state, own)
+    if wrong:
+        raise UserError(f"{path}: does not fit this network: {some(wrong)}; check the flags")
+    known = {name: value for name, value in state.items() if name in own}
+    if not known:
+        raise UserError(f"{path}: none of its layers is in this network, e.g. {next(iter(state))}")
+    net.load_state_dict(known, strict=False)
+    return [name for name in own if name not in known]
+
+
+def _network_state(path: Path) -> dict[str, torch.Tensor]:
+    state = load_file(path)
+    # checkpoints of DataParallel carry a prefix
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    strange = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if strange or not state:
+        raise UserError(f"{path}: expected tensors by name, found {some(strange) or 'nothing'}")
+    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{path}: holds NaN or infinite weights in {some(broken)}; use another")
+    return state
+
+
+def _shape_mismatches(state: Mapping, own: Mapping) -> list[str]:
+    return [
+        f"{name} is {list(state[name].shape)}, expected {list(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]

@@ -1,0 +1,41 @@
+"""A pool of earlier generated pictures, shown to the discriminator instead of the newest."""
+
+import random
+
+import torch
+from torch import Tensor
+
+
+class ImagePool:
+    """Keeps up to size pictures (Shrivastava et al. 2017). size 0: gives back what it gets."""
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        self.size = size
+        self.images: list[Tensor] = []
+        self.rng = random.Random(seed)
+
+    def query(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape: each picture, or with chance 1/2 an older one."""
+        if self.size == 0:
+            return images
+        return torch.stack([self._exchange(image) for image in images.detach()])
+
+    def _exchange(self, image: Tensor) -> Tensor:
+        if len(self.images) < self.size:
+            self.images.append(image.clone())
+            return image
+        same_shape = [i for i, old in enumerate(self.images) if old.shape == image.shape]
+        if self.rng.random() <= 0.5 or not same_shape:
+            return image
+        chosen = self.rng.choice(same_shape)
+        old, self.images[chosen] = self.images[chosen], image.clone()
+        return old
+
+    def state_dict(self) -> dict:
+        """The pictures and the random state, for an exact resume."""
+        return {"images": [image.cpu() for image in self.images], "rng": self.rng.getstate()}
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        self.images = [image.to(device) for image in state["images"]]
+        version, internal, gauss = state["rng"]
+        self.rng.setstate((version, tuple(internal), gauss))

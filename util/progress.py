@@ -1,0 +1,57 @@
+"""Telling how far a long run is, and what it takes."""
+
+import sys
+import time
+from datetime import timedelta
+
+import torch
+from tqdm import tqdm
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+def say(message: str) -> None:
+    """Print a line, above a progress bar if there is one."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def bar(iterable=None, **options) -> tqdm:
+    """A progress bar on a terminal, nothing otherwise."""
+    return tqdm(iterable, disable=not sys.stderr.isatty(), dynamic_ncols=True, **options)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in use so far, in GB: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if resource is None:
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+class Pace:
+    """Pictures a second and the share of time spent waiting for data, since the last look."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total = total
+        self._begin(done)
+
+    def _begin(self, done: int) -> None:
+        self._start, self._done, self._waited = time.perf_counter(), done, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Note seconds of waiting for data."""
+        self._waited += seconds
+
+    def look(self, done: int) -> tuple[float, float, timedelta]:
+        """(seconds per picture, of these waiting for data, time left); begins anew."""
+        count = max(1, done - self._done)
+        seconds = (time.perf_counter() - self._start) / count
+        waited = self._waited / count
+        self._begin(done)
+        return seconds, waited, timedelta(seconds=round(seconds * (self.total - done)))

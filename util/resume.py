@@ -1,0 +1,192 @@
+"""Where training is, and how a run is saved, resumed, or started from another run's weights."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from util import distributed
+from util.checkpoints import link_or_copy, load_file, recover, save_set
+from util.errors import UserError
+from util.progress import say
+from util.setup import random_state, set_random_state
+
+# A resumed run must have the networks of the run that it continues ...
+NETWORK_FLAGS = (
+    *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
+    *("n_local_enhancers", "norm", "use_dropout", "label_nc", "input_nc", "output_nc"),
+    *("no_instance", "instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E"),
+    *("load_features", "ndf", "n_layers_D", "num_D", "no_ganFeat_loss"),
+)
+# ... and says when one of these has changed, which is allowed.
+TRAINING_FLAGS = (
+    *("niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed"),
+    *("lambda_feat", "no_vgg_loss", "no_lsgan", "amp", "dataroot", "loadSize", "fineSize"),
+    *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
+)
+
+
+@dataclass
+class Position:
+    """How far training is: the epoch (from 1), what is done of it, and pictures in all."""
+
+    epoch: int = 1
+    batch: int = 0  # batches done in this epoch
+    pictures: int = 0  # pictures done in this epoch
+    step: int = 0  # pictures since the run began
+    newest: int = 0  # pictures of the newest batch
+
+    def advance(self, pictures: int) -> None:
+        """Note a batch of so many pictures."""
+        self.batch += 1
+        self.pictures += pictures
+        self.step += pictures
+        self.newest = pictures
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch, self.pictures = self.epoch + 1, 0, 0
+
+    def passed(self, every: int) -> bool:
+        """Whether the newest batch reached a multiple of every."""
+        return self.step // every > (self.step - self.newest) // every
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a run's folder. Raises UserError where that cannot be, before hours are spent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written to ({error.strerror}); choose another "
+            "--checkpoints_dir or --name"
+        ) from error
+    return folder
+
+
+def load_weights(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
+    """Load what --continue_train or --load_pretrain ask for; where training starts."""
+    if opt.continue_train:
+        if distributed.is_main():
+            recover(folder)
+        distributed.wait_for_all()
+        if (folder / "latest_state.pth").is_file():
+            return _resume(model, opt, folder, scenes)
+        if (folder / "latest_net_G.pth").is_file():
+            model.load_networks(folder, "latest")
+            _say(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
+            return Position(epoch=_reference_epoch(folder))
+        _say(f"nothing is saved in {folder} yet: training starts from the beginning")
+    if opt.load_pretrain:
+        fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
+        _say(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
+        for name in fresh:
+            _say(f"  starts fresh: {name}")
+    return Position()
+
+
+def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
+    """Continue exactly: networks, optimizers, random states, position."""
+    path = folder / "latest_state.pth"
+    state = load_file(path)
+    try:
+        old, at = state["flags"], Position(**state["position"])
+        _compare_flags(folder, old, opt)
+        model.load_networks(folder, "latest")
+        model.load_training_state(state["model"])
+        mine = state["processes"][distributed.rank() % len(state["processes"])]
+        model.pool.load_state_dict(mine["pool"], model.device)
+        set_random_state(mine["random"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: not the state of such a run ({type(error).__name__}: {error}); "
+            "restore it from a copy, or start from the weights with --load_pretrain"
+        ) from error
+    if at.batch and (state["scenes"], old["batchSize"]) != (scenes, opt.batchSize):
+        _say("note: the data set or --batchSize changed, so the epoch begins anew")
+        at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
+    _say(f"continuing {folder} in epoch {at.epoch} after {at.step} pictures")
+    return at
+
+
+def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
+    changed = {
+        flag: f"--{flag} was {value}, now {getattr(opt, flag)}"
+        for flag, value in old.items()
+        if value != getattr(opt, flag)
+    }
+    refused = [text for flag, text in changed.items() if flag in NETWORK_FLAGS]
+    if refused:
+        raise UserError(
+            f"{folder} has other networks and cannot be continued: {', '.join(refused)}; "
+            "give the old flags, or another --name"
+        )
+    for text in changed.values():
+        _say(f"note: {text}")
+
+
+def _reference_epoch(folder: Path) -> int:
+    """The epoch in an iter.txt of the 2018 code (two lines: epoch, pictures of it), or 1."""
+    try:
+        return max(1, int((folder / "iter.txt").read_text().split()[0]))
+    except (OSError, ValueError, IndexError):
+        return 1
+
+
+def save(
+    model,
+    watch,
+    opt: argparse.Namespace,
+    folder: Path,
+    at: Position,
+    scenes: int,
+    name: str = "",
+) -> None:
+    """Save networks and state as "latest", and with a name the networks under it as well.
+
+    Raises NonFinite, and writes nothing, if a step since the last look was not finite. A failed
+    save leaves the old files, is reported, and training goes on.
+    """
+    watch.check()
+    processes = distributed.gather({"random": random_state(), "pool": model.pool.state_dict()})
+    if not distributed.is_main():
+        return
+    files: dict[str, object] = {
+        f"latest_net_{n}.pth": net.state_dict() for n, net in model.networks().items()
+    }
+    files["latest_state.pth"] = {
+        "position": vars(at),
+        "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
+        "scenes": scenes,
+        "model": model.training_state(),
+        "processes": processes,
+    }
+    files["iter.txt"] = f"{at.epoch}\n{at.pictures}\n"
+    try:
+        save_set(folder, files)
+        if name:
+            for n in model.networks():
+                link_or_copy(folder / f"latest_net_{n}.pth", folder / f"{name}_net_{n}.pth")
+            _drop_old(folder, opt.keep_checkpoints)
+    except OSError as error:
+        say(
+            f"warning: saving after {at.step} pictures failed ({error.strerror}); the last "
+            "checkpoint is kept and training goes on"
+        )
+
+
+def _drop_old(folder: Path, keep: int | None) -> None:
+    """Delete all but the newest epochs' networks; latest is never touched."""
+    if keep is None:
+        return
+    paths = [p for p in folder.glob("*_net_*.pth") if p.name.split("_")[0].isdigit()]
+    epochs = sorted({int(path.name.split("_")[0]) for path in paths})
+    for path in paths:
+        if int(path.name.split("_")[0]) in epochs[:-keep]:
+            path.unlink()
+
+
+def _say(message: str) -> None:
+    if distributed.is_main():
+        say(message)

@@ -75,7 +75,8 @@ class AlignedDataset(Dataset):
     """The scenes of one phase ("train", "test", ...) of a data set folder, in order of name.
 
     An item is a dict of
-      label  (1, H, W) uint8 (int32 if label_nc > 256); with label_nc 0 (3, H, W) float in [-1, 1]
+      label  (1, H, W) uint8 (int32 if a class or ignore_label needs it);
+             with label_nc 0 (3, H, W) float in [-1, 1]
       inst   (1, H, W) int32, the ids of the file          unless use_instances is off
       image  (3, H, W) float in [-1, 1], the photograph    if load_photos
       feat   (feat_num, H, W) float in [-1, 1]             if load_features
@@ -116,6 +117,7 @@ class AlignedDataset(Dataset):
             raise UserError(f"{dataroot}: {len(problems)} missing: {some(problems)}")
         self.scenes = sorted(self.files["label"])[:max_size]
         self.sizes = self._check_sizes()  # (width, height) by scene, as in the files
+        self.maps = self.scaled_maps  # or a cache of it, see data.cache
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -123,7 +125,7 @@ class AlignedDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict | UserError:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         try:
-            maps = self.scaled_maps(index)
+            maps = self.maps(index)
         except UserError as error:
             return error
         height, width = maps["label"].shape[:2]
@@ -149,29 +151,64 @@ class AlignedDataset(Dataset):
             picture = self._read(kind, paths[scene])
             maps[kind] = np.asarray(_resize(picture, size, smooth))
         if self.label_nc:
-            problem = label_problem(
-                maps["label"], self.files["label"][scene], self.label_nc, self.ignore_label
-            )
-            if problem:
-                raise UserError(problem)
-            bits = np.uint8 if self.label_nc <= 256 else np.int32
-            maps["label"] = maps["label"].astype(bits, copy=False)
+            maps["label"] = maps["label"].astype(self._label_type, copy=False)
         if "inst" in maps:
-            maps["inst"] = maps["inst"].astype(np.int32)
+            maps["inst"] = maps["inst"].astype(np.int32, copy=False)
+        if "feat" in maps:  # one feature alone comes without its axis
+            maps["feat"] = maps["feat"].reshape(*maps["feat"].shape[:2], self.feat_num)
         return maps
+
+    def layout(self, index: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+        """The dtype and shape of each of scaled_maps(index)'s arrays, without reading them."""
+        width, height = self.geometry.scaled(self.sizes[self.scenes[index]])
+        kinds = {
+            "label": (self._label_type, (height, width) if self.label_nc else (height, width, 3)),
+            "inst": (np.int32, (height, width)),
+            "image": (np.uint8, (height, width, 3)),
+            "feat": (np.uint8, (height, width, self.feat_num)),
+        }
+        return {kind: kinds[kind] for kind in self.files}
+
+    def sources(self, index: int) -> dict[str, Path]:
+        """The files of a scene by kind."""
+        return {kind: paths[self.scenes[index]] for kind, paths in self.files.items()}
+
+    def reading(self, index: int) -> dict:
+        """All that scaled_maps(index) depends on besides its files; values for JSON."""
+        size = self.geometry.scaled(self.sizes[self.scenes[index]])
+        return {
+            "size": size,
+            "label_nc": self.label_nc,
+            "ignore_label": self.ignore_label,
+            "feat_num": self.feat_num,
+        }
 
     def _read(self, kind: str, path: Path) -> Image.Image:
         if kind == "feat":
             return read_features(path, self.feat_num)
-        if kind == "inst" or (kind == "label" and self.label_nc):
-            return read_integers(path, {"inst": "instance", "label": "label"}[kind])
-        return read_rgb(path)
+        if kind == "inst":
+            return read_integers(path, "instance")
+        if self.label_nc == 0 or kind == "image":
+            return read_rgb(path)
+        label = read_integers(path, "label")
+        problem = label_problem(np.asarray(label), path, self.label_nc, self.ignore_label)
+        if problem:
+            raise UserError(problem)
+        return label
+
+    @property
+    def _label_type(self) -> type:
+        small = self.label_nc <= 256 and 0 <= (self.ignore_label or 0) <= 255
+        return np.uint8 if small else np.int32
 
     def _check_sizes(self) -> dict[str, Size]:
         """The size of every scene by its files' headers; all files of a scene must agree."""
         sizes = {}
         for scene in self.scenes:
             found = {kind: image_size(paths[scene]) for kind, paths in self.files.items()}
+            # precomputed features may already have the size that the others are scaled to
+            if found.get("feat") == self.geometry.scaled(found["label"]):
+                del found["feat"]
             if len(set(found.values())) > 1:
                 listed = ", ".join(
                     f"{self.files[kind][scene]} is {w}x{h}" for kind, (w, h) in found.items()

@@ -1,11 +1,13 @@
 """The data set and loader that a command's flags describe."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
 from data.aligned_dataset import AlignedDataset, Geometry, find_files
-from data.files import read_integers
+from data.cache import create_cache
+from data.files import list_files, read_integers
 from data.loader import Loader
 from util import distributed
 from util.errors import UserError
@@ -18,7 +20,7 @@ def create_dataset(
     geometry = Geometry(
         opt.resize_or_crop, opt.loadSize, opt.fineSize, flip=training and not opt.no_flip
     )
-    return AlignedDataset(
+    dataset = AlignedDataset(
         opt.dataroot,
         opt.phase,
         opt.label_nc,
@@ -31,6 +33,8 @@ def create_dataset(
         ignore_label=opt.ignore_label,
         seed=opt.seed,
     )
+    dataset.maps = create_cache(opt.cache, dataset, Path(opt.dataroot) / ".cache")
+    return dataset
 
 
 def create_loader(opt: argparse.Namespace) -> Loader:
@@ -49,6 +53,14 @@ def create_loader(opt: argparse.Namespace) -> Loader:
         rank=distributed.rank(),
         world=distributed.world(),
     )
+
+
+def photographs(opt: argparse.Namespace) -> dict[str, Path]:
+    """The photographs of opt.phase by scene; empty where there is no folder of them."""
+    names = [f"{opt.phase}_img"] if opt.label_nc else [f"{opt.phase}_B", f"{opt.phase}B"]
+    folders = [Path(opt.dataroot) / name for name in names]
+    there = [folder for folder in folders if folder.is_dir() and any(folder.iterdir())]
+    return list_files(there[0]) if there else {}
 
 
 def count_labels(dataroot: str, phase: str, ignore_label: int | None = None) -> int:

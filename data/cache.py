@@ -1,0 +1,231 @@
+"""--cache: keeping the scaled, uncropped maps of scenes, in memory or on disk, between epochs.
+
+Decoding and resizing large PNGs takes most of the loading time and gives the same arrays in every
+epoch. A cache keeps these arrays as raw bytes; what it gives equals what scaled_maps reads.
+"""
+
+import ctypes
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from util.errors import UserError
+
+Maps = dict[str, np.ndarray]
+Layout = dict[str, tuple[type, tuple[int, ...]]]  # kind -> (dtype, shape)
+
+FORMAT = 1  # part of every signature: raise it when the arrays of scaled_maps change
+STALE = 3600  # seconds after which an unfinished file is that of a killed process
+
+
+class Scenes(Protocol):
+    """What a cache asks of a data set (see AlignedDataset)."""
+
+    def __len__(self) -> int: ...
+
+    def scaled_maps(self, index: int) -> Maps: ...
+
+    def layout(self, index: int) -> Layout: ...
+
+    def sources(self, index: int) -> dict[str, Path]: ...
+
+    def reading(self, index: int) -> dict: ...
+
+
+def create_cache(kind: str, scenes: Scenes, folder: Path) -> Callable[[int], Maps]:
+    """A function from index to maps that reads a scene once: kind "none", "ram" or "disk".
+
+    folder: where "disk" keeps its files. Raises UserError where there is not enough room.
+    """
+    if kind == "ram":
+        return RamCache(scenes)
+    if kind == "disk":
+        return DiskCache(scenes, folder)
+    return scenes.scaled_maps
+
+
+class RamCache:
+    """Maps in memory that this process shares with its worker processes, however they start.
+
+    The memory is taken at once, so that a lack of it shows before training, and is given back
+    when the last of the processes ends, even by a kill.
+    """
+
+    def __init__(self, scenes: Scenes) -> None:
+        self.scenes = scenes
+        ends = np.cumsum([_size(scenes.layout(index)) for index in range(len(scenes))])
+        self.starts = [0, *ends.tolist()]
+        needed, there = self.starts[-1], _physical_memory()
+        if needed > there:
+            raise UserError(
+                f"--cache ram needs {needed / 1e9:.1f} GB, and this machine has {there / 1e9:.1f}: "
+                "use --cache disk or none"
+            )
+        self.memory = multiprocessing.RawArray(ctypes.c_uint8, needed)
+        # the digest of what each place holds, written last; zeros: nothing
+        self.digests = multiprocessing.RawArray(ctypes.c_uint8, 32 * len(scenes))
+
+    def __call__(self, index: int) -> Maps:
+        held = np.frombuffer(self.digests, np.uint8)[32 * index : 32 * index + 32]
+        place = slice(self.starts[index], self.starts[index + 1])
+        payload = np.frombuffer(self.memory, np.uint8)[place]
+        layout = self.scenes.layout(index)
+        digest = _digest(self.scenes, index)
+        if held.tobytes() == digest:
+            return _unpack(payload, layout)
+        maps = self.scenes.scaled_maps(index)
+        payload[:] = _pack(maps, layout)
+        held[:] = np.frombuffer(digest, np.uint8)
+        return maps
+
+
+class DiskCache:
+    """Maps in one file for each scene, memory-mapped: shared by workers, processes and runs.
+
+    A file holds a digest of its sources (name, time, size) and of the flags that matter, a
+    checksum, and the arrays. One that is old, cut short or damaged is made anew. Files appear
+    whole or not at all. The folder may be deleted whenever no command uses it.
+    """
+
+    HEAD = 64  # bytes: digest 32, checksum 4, zeros
+
+    def __init__(self, scenes: Scenes, folder: Path) -> None:
+        self.scenes = scenes
+        self.folder = folder
+        self.checked: set[Path] = set()  # their checksum is right: looked at once a process
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            for path in folder.glob("*.tmp"):
+                with suppress(FileNotFoundError):  # another process was faster
+                    if path.stat().st_mtime < time.time() - STALE:
+                        path.unlink()
+        except OSError as error:
+            raise UserError(_not_written(folder, error)) from error
+
+    def __call__(self, index: int) -> Maps:
+        layout = self.scenes.layout(index)
+        digest = _digest(self.scenes, index)
+        path = self._path(index)
+        payload = self._read(path, digest, _size(layout))
+        if payload is not None:
+            return _unpack(payload, layout)
+        maps = self.scenes.scaled_maps(index)
+        self._write(path, digest, _pack(maps, layout))
+        return maps
+
+    def _path(self, index: int) -> Path:
+        """One file for each way of reading a scene: other flags do not drive each other out."""
+        names = {kind: str(path) for kind, path in self.scenes.sources(index).items()}
+        return self.folder / hashlib.sha256(_text([names, self.scenes.reading(index)])).hexdigest()
+
+    def _read(self, path: Path, digest: bytes, size: int) -> np.ndarray | None:
+        try:
+            content = np.memmap(path, np.uint8, mode="r")
+        except (FileNotFoundError, ValueError):  # ValueError: an empty file
+            return None
+        except OSError as error:
+            raise UserError(
+                f"--cache disk: {path} cannot be read ({error.strerror}); delete {self.folder}"
+            ) from error
+        if len(content) != self.HEAD + size or content[:32].tobytes() != digest:
+            return None
+        payload = content[self.HEAD :]
+        if path not in self.checked:
+            if _checksum(payload) != content[32:36].tobytes():
+                return None
+            self.checked.add(path)
+        return payload
+
+    def _write(self, path: Path, digest: bytes, payload: np.ndarray) -> None:
+        head = (digest + _checksum(payload)).ljust(self.HEAD, b"\0")
+        unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(unfinished, "wb") as file:
+                file.write(head)
+                file.write(payload)
+            os.replace(unfinished, path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise UserError(_not_written(self.folder, error)) from error
+        self.checked.discard(path)
+
+
+def _not_written(folder: Path, error: OSError) -> str:
+    return (
+        f"--cache disk: {folder} cannot be written to ({error.strerror}); make room or give "
+        "rights there, or use --cache ram or none"
+    )
+
+
+def _digest(scenes: Scenes, index: int) -> bytes:
+    """32 bytes that change whenever scaled_maps(index) may: sources, flags, this file's format."""
+    sources = {}
+    for kind, path in scenes.sources(index).items():
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        sources[kind] = [str(path), status.st_mtime_ns, status.st_size]
+    return hashlib.sha256(_text([FORMAT, sources, scenes.reading(index)])).digest()
+
+
+def _text(values: object) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()
+
+
+def _checksum(payload: np.ndarray) -> bytes:
+    return zlib.crc32(payload).to_bytes(4, "little")
+
+
+def _by_width(layout: Layout) -> list[str]:
+    """The kinds in the order of their bytes: wide types first, so that all are aligned."""
+    return sorted(layout, key=lambda kind: (-np.dtype(layout[kind][0]).itemsize, kind))
+
+
+def _bytes(layout: Layout, kind: str) -> int:
+    dtype, shape = layout[kind]
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
+
+
+def _size(layout: Layout) -> int:
+    """The bytes of a scene's maps, rounded up so that the next one's are aligned too."""
+    return -(-sum(_bytes(layout, kind) for kind in layout) // 64) * 64
+
+
+def _pack(maps: Maps, layout: Layout) -> np.ndarray:
+    """The maps' bytes one after the other: uint8 (size,)."""
+    payload = np.zeros(_size(layout), np.uint8)
+    for kind, array in _unpack(payload, layout).items():
+        array[...] = maps[kind]
+    return payload
+
+
+def _unpack(payload: np.ndarray, layout: Layout) -> Maps:
+    """The maps as views of their bytes."""
+    maps, start = {}, 0
+    for kind in _by_width(layout):
+        dtype, shape = layout[kind]
+        end = start + _bytes(layout, kind)
+        maps[kind] = payload[start:end].view(dtype).reshape(shape)
+        start = end
+    return {kind: maps[kind] for kind in layout}
+
+
+def _physical_memory() -> float:
+    """This machine's memory in bytes; without bound where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")

@@ -1,0 +1,282 @@
+"""--cache: the same arrays as without, read once, rebuilt when anything changes, hard to break."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.aligned_dataset import AlignedDataset, Geometry
+from data.cache import STALE, DiskCache, RamCache, create_cache
+from data.create import create_loader
+from data.loader import Loader
+from options.train_options import TrainOptions
+from util.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+SIZE = (48, 24)  # width, height
+HALF = Geometry("scale_width", load_size=24)
+KINDS = ("ram", "disk")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three scenes of noise with every kind of map, 16-bit instance ids above int16 among them."""
+    rng = np.random.default_rng(5)
+    width, height = SIZE
+    for scene in range(3):
+        pictures = {
+            "train_label": rng.integers(0, 35, (height, width), dtype=np.uint8),
+            "train_inst": rng.integers(0, 65536, (height, width), dtype=np.uint16),
+            "train_img": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            "train_A": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            "train_B": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            "train_feat": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        }
+        for folder, array in pictures.items():
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / folder / f"scene{scene}.png")
+    return tmp_path
+
+
+def dataset(root: Path, kind: str = "none", geometry: Geometry = HALF, label_nc: int = 35, **flags):
+    scenes = AlignedDataset(root, "train", label_nc, geometry, **flags)
+    scenes.maps = create_cache(kind, scenes, root / ".cache")
+    return scenes
+
+
+def assert_same(got: dict, expected: dict) -> None:
+    assert got.keys() == expected.keys()
+    for kind, value in expected.items():
+        if isinstance(value, str):
+            assert got[kind] == value
+        else:
+            assert got[kind].dtype == value.dtype and got[kind].shape == value.shape
+            assert torch.equal(got[kind], value), kind
+
+
+def entries(root: Path) -> list[Path]:
+    return sorted((root / ".cache").iterdir())
+
+
+def spoil_sources(root: Path) -> None:
+    """Make every picture unreadable without its size or time telling."""
+    for path in root.glob("train_*/*.png"):
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"load_features": True},
+        {"use_instances": False},
+        {"label_nc": 300},
+        {"label_nc": 0, "use_instances": False},
+        {"geometry": Geometry("crop", fine_size=16, flip=True)},
+        {"geometry": Geometry("resize_and_crop", 32, 16, flip=True)},
+    ],
+    ids=str,
+)
+def test_items_equal_those_without_a_cache(root: Path, kind: str, flags: dict) -> None:
+    plain, cached = dataset(root, **flags), dataset(root, kind, **flags)
+    for epoch in (1, 2):  # filled in the first, read in the second
+        for index in range(3):
+            assert_same(cached[epoch, index], plain[epoch, index])
+
+
+def test_a_single_feature_is_a_float_map(root: Path) -> None:
+    for scene in range(3):
+        path = root / "train_feat" / f"scene{scene}.png"
+        Image.open(path).convert("L").save(path)
+    flags = {"load_features": True, "feat_num": 1}
+    feat = dataset(root, **flags)[0]["feat"]
+    assert feat.shape == (1, 12, 24) and feat.dtype == torch.float32 and feat.min() < 0
+    cached = dataset(root, "disk", **flags)
+    assert torch.equal(cached[0]["feat"], feat) and torch.equal(cached[0]["feat"], feat)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sources_are_read_once(root: Path, kind: str) -> None:
+    plain = dataset(root)
+    expected = [plain[index] for index in range(3)]
+    cached = dataset(root, kind)
+    for index in range(3):
+        cached[index]
+    spoil_sources(root)
+    for index in range(3):
+        assert_same(cached[index], expected[index])
+    assert isinstance(plain[0], UserError)  # so the cache alone can have known
+
+
+def test_the_next_run_finds_the_files(root: Path) -> None:
+    expected = dataset(root, "disk")[1]
+    scenes = dataset(root, "disk")
+    spoil_sources(root)
+    assert_same(scenes[1], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_fill_one_cache(root: Path, kind: str) -> None:
+    expected = [dataset(root)[index] for index in range(3)]
+    scenes = dataset(root, kind)
+    loader = Loader(scenes, 1, workers=2)
+    for _ in range(2):
+        for batch, item in zip(loader, expected, strict=True):
+            assert torch.equal(batch["image"][0], item["image"])
+            assert torch.equal(batch["inst"][0], item["inst"])
+    spoil_sources(root)
+    for index in range(3):  # in this process, which read nothing itself
+        assert_same(scenes[index], expected[index])
+
+
+def _fill(scenes: AlignedDataset) -> None:
+    for index in range(len(scenes)):
+        scenes[index]
+
+
+def test_memory_is_shared_with_a_process_that_is_not_forked(root: Path) -> None:
+    expected, scenes = dataset(root)[2], dataset(root, "ram")
+    process = multiprocessing.get_context("spawn").Process(target=_fill, args=(scenes,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    spoil_sources(root)
+    assert_same(scenes[2], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("folder", ["train_label", "train_inst", "train_img"])
+def test_a_changed_source_is_read_again(root: Path, kind: str, folder: str) -> None:
+    cached = dataset(root, kind)
+    before = cached[0]
+    path = root / folder / "scene0.png"
+    array = np.asarray(Image.open(path))
+    Image.fromarray(array[::-1].copy()).save(path)
+    os.utime(path, ns=(1, 1))
+    assert_same(cached[0], dataset(root)[0])
+    name = {"train_label": "label", "train_inst": "inst", "train_img": "image"}[folder]
+    assert not torch.equal(cached[0][name], before[name])
+
+
+def test_other_flags_have_other_files(root: Path) -> None:
+    variants = [
+        {},
+        {"geometry": Geometry("scale_width", load_size=32)},
+        {"label_nc": 40},
+        {"ignore_label": 255},
+        {"load_photos": False},
+    ]
+    for count, flags in enumerate(variants, 1):
+        assert_same(dataset(root, "disk", **flags)[0], dataset(root, **flags)[0])
+        assert len(entries(root)) == count
+    for flags in variants:  # and none drove another out
+        assert_same(dataset(root, "disk", **flags)[0], dataset(root, **flags)[0])
+    assert len(entries(root)) == len(variants)
+
+
+def test_crops_and_flips_share_files(root: Path) -> None:
+    dataset(root, "disk", Geometry("scale_width_and_crop", 24, 8, flip=True))[0]
+    dataset(root, "disk", HALF)[0]
+    assert len(entries(root)) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_label_is_still_refused(root: Path, kind: str) -> None:
+    scenes = dataset(root, kind, label_nc=20)
+    for _ in range(2):
+        assert isinstance(scenes[0], UserError) and "--label_nc 20" in str(scenes[0])
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _flip_a_bit, _zero])
+def test_a_damaged_file_is_made_anew(root: Path, damage) -> None:
+    expected = dataset(root, "disk")[0]
+    (path,) = entries(root)
+    whole = path.read_bytes()
+    damage(path)
+    assert_same(dataset(root, "disk")[0], expected)
+    assert path.read_bytes() == whole
+
+
+def test_an_interrupted_write_leaves_no_entry(root: Path, monkeypatch) -> None:
+    def interrupt(*_paths):
+        raise KeyboardInterrupt
+
+    scenes = dataset(root, "disk")
+    with monkeypatch.context() as patch:
+        patch.setattr("data.cache.os.replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            scenes[0]
+    (leftover,) = entries(root)
+    assert leftover.suffix == ".tmp"
+    assert_same(dataset(root, "disk")[0], dataset(root)[0])
+    assert leftover.exists()  # it may be another process's, at work
+    os.utime(leftover, (0, leftover.stat().st_mtime - STALE - 1))
+    dataset(root, "disk")
+    assert not leftover.exists()
+
+
+def test_a_full_disk_is_one_line(root: Path, monkeypatch) -> None:
+    def full(*_paths):
+        raise OSError(28, "No space left on device")
+
+    scenes = dataset(root, "disk")
+    monkeypatch.setattr("data.cache.os.replace", full)
+    assert "No space left" in str(scenes[0]) and "--cache" in str(scenes[0])
+    assert not entries(root)
+
+
+def test_too_little_memory_is_refused(root: Path, monkeypatch) -> None:
+    monkeypatch.setattr("data.cache._physical_memory", lambda: 1000)
+    with pytest.raises(UserError, match="--cache ram needs"):
+        dataset(root, "ram")
+
+
+def test_the_flag_reaches_the_loader(root: Path) -> None:
+    """Parsed as on the command line, all three kinds give the same batches in two epochs."""
+    flags = f"--dataroot {root} --loadSize 24 --nThreads 0 --gpu_ids -1 --batchSize 2".split()
+    batches = {}
+    for kind, expected in (("none", None), ("ram", RamCache), ("disk", DiskCache)):
+        loader = create_loader(TrainOptions().parse([*flags, "--cache", kind]))
+        assert expected is None or isinstance(loader.dataset.maps, expected)
+        batches[kind] = [batch for epoch in (1, 2) for batch in loader.epoch(epoch)]
+    for kind in KINDS:
+        for batch, plain in zip(batches[kind], batches["none"], strict=True):
+            assert all(torch.equal(batch[k], plain[k]) for k in ("label", "inst", "image"))
+            assert batch["path"] == plain["path"]
+    assert len(entries(root)) == 3
+
+
+def test_an_unusable_folder_is_one_line(root: Path) -> None:
+    (root / ".cache").write_text("in the way")
+    flags = f"--dataroot {root} --loadSize 24 --gpu_ids -1 --cache disk --no_vgg_loss"
+    command = [sys.executable, "train.py", *flags.split(), "--checkpoints_dir", str(root / "runs")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and str(root / ".cache") in done.stderr

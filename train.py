@@ -20,7 +20,7 @@ import time
 import torch
 
 from data.create import count_labels, create_loader
-from models.pix2pixHD_model import Pix2PixHDModel
+from models import create_model
 from options.base_options import run_dir, write_options
 from options.train_options import TrainOptions
 from util import distributed
@@ -43,7 +43,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
         say_main(f"--label_nc {opt.label_nc}")
     loader = create_loader(opt)
     folder = make_folder(run_dir(opt))
-    model = Pix2PixHDModel(opt, device)
+    model = create_model(opt, device)
     scenes = len(loader.dataset)
     at = load_weights(model, opt, folder, scenes)
     visualizer = start_records(opt, at, scenes, device)
@@ -142,7 +142,7 @@ def report(
     say(f"{line}  [{1 / seconds:.3g} it/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]")
 
 
-def current_visuals(model: Pix2PixHDModel, batch: dict, opt: argparse.Namespace) -> dict:
+def current_visuals(model: torch.nn.Module, batch: dict, opt: argparse.Namespace) -> dict:
     """The batch's first scene as pictures (H, W, 3) uint8: label map, generated, real."""
     label = batch["label"][0]
     coloured = colour_label(label[0].numpy(), opt.label_nc) if opt.label_nc else to_image(label)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from data.aligned_dataset import AlignedDataset
 from util.errors import UserError
@@ -105,6 +105,24 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict]:
         return self.epoch(1)
+
+
+def batches_in_order(
+    dataset: Dataset, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
+) -> Iterator[dict]:
+    """Every item once, in order, in batches. Raises UserError for a bad file."""
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 def collate(items: list[dict | UserError]) -> dict | UserError:

@@ -1,1 +1,44 @@
 """Networks, losses, and the models made of them."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.inference_model import InferenceModel, saved_options
+from models.pix2pixHD_model import Pix2PixHDModel
+from util.errors import UserError
+
+
+def create_model(opt: argparse.Namespace, device: torch.device) -> nn.Module:
+    """The model that a command's flags describe: for training, for testing, or for the editor."""
+    if opt.is_train:
+        return Pix2PixHDModel(opt, device)
+    return InferenceModel(opt, device, Path(opt.checkpoints_dir) / opt.name)
+
+
+def load_generator(
+    folder: str | Path, *, epoch: str = "latest", device: str = "cpu", **flags: object
+) -> InferenceModel:
+    """A trained generator to call from Python: G = load_generator("checkpoints/NAME").
+
+    picture = G(label, inst) then gives (H, W, 3) uint8 for maps (H, W) as arrays, tensors or PIL
+    images; see InferenceModel.forward. The architecture is read from the folder's opt.json;
+    flags override it, or tell it where there is none: load_generator(folder, ngf=32).
+    Raises UserError if weights or architecture are not there or do not agree.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected checkpoints/NAME of a trained run")
+    options = {**DEFAULTS, **saved_options(folder), **flags}
+    options.update(which_epoch=epoch, data_type=32, compile=False, amp="off", load_features=False)
+    return InferenceModel(argparse.Namespace(**options), torch.device(device), folder)
+
+
+DEFAULTS = {  # of the flags that tell an architecture, for checkpoints of the 2018 code
+    **{"netG": "global", "ngf": 64, "n_downsample_global": 4, "n_blocks_global": 9},
+    **{"n_blocks_local": 3, "n_local_enhancers": 1, "norm": "instance", "use_dropout": False},
+    **{"label_nc": 35, "input_nc": 3, "output_nc": 3, "no_instance": False, "ignore_label": None},
+    **{"instance_feat": False, "label_feat": False, "feat_num": 3, "nef": 16, "n_downsample_E": 4},
+}

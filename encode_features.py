@@ -1,0 +1,114 @@
+"""Encode the instances of the training set, and cluster their features to styles per class.
+
+    python encode_features.py --name label2city_512p_feat
+
+Writes checkpoints/NAME/features.npy and features_clustered_010.npy (for --n_clusters 10). Another
+--n_clusters clusters the same features anew; --reencode encodes them again.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.create import create_dataset
+from data.loader import batches_in_order
+from models.inference_model import InferenceModel
+from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
+from options.base_options import run_dir
+from options.test_options import EncoderOptions, weights_folder
+from util import distributed
+from util.checkpoints import write_bytes
+from util.colours import CITYSCAPES_NAMES
+from util.errors import UserError, run
+from util.progress import bar, say
+from util.setup import seed_everything, set_up_torch
+
+
+def encode(opt: argparse.Namespace, device: torch.device) -> None:
+    set_up_torch(opt.deterministic, opt.tf32)
+    seed_everything(opt.seed)
+    folder = run_dir(opt)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "features.npy"
+    if needs_encoding(opt, folder, path):
+        model = InferenceModel(opt, device, weights_folder(opt), with_generator=False)
+        model.load_encoder()
+        rows = encode_instances(model, opt)
+        if distributed.is_main():
+            write_array(path, rows)
+    if not distributed.is_main():
+        return
+    rows = load_rows(path)
+    if rows.shape[1] != 2 + opt.feat_num:
+        raise UserError(
+            f"{path}: features of length {rows.shape[1] - 2}, but --feat_num is {opt.feat_num}; "
+            "encode again with --reencode"
+        )
+    styles = cluster(rows, opt.n_clusters, opt.seed)
+    if not styles:
+        raise UserError(f"{path}: no instance covers more than 1/64 of its picture: no styles")
+    clustered = folder / f"features_clustered_{opt.n_clusters:03d}.npy"
+    write_array(clustered, styles_to_rows(styles))
+    report(rows, styles, opt)
+    say(f"{len(rows)} instances in {path}, {sum(map(len, styles.values()))} styles in {clustered}")
+
+
+def needs_encoding(opt: argparse.Namespace, folder: Path, path: Path) -> bool:
+    """Whether features.npy is missing, older than the encoder, or unwanted."""
+    encoder = weights_folder(opt) / f"{opt.which_epoch}_net_E.pth"
+    if opt.reencode or not path.is_file():
+        return True
+    if encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime:
+        say(f"{encoder} is newer than {path}: encoding again")
+        return True
+    say(f"clustering {path} as it is (--reencode encodes again)")
+    return False
+
+
+def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarray:
+    """One row for each instance of every scene (models.styles.instance_rows), in order of scenes.
+
+    Memory grows with the number of instances, not of pictures.
+    """
+    dataset = create_dataset(opt, training=False)
+    mine = list(range(distributed.rank(), len(dataset), distributed.world()))
+    share = torch.utils.data.Subset(dataset, mine)
+    loader = batches_in_order(share, 1, opt.nThreads, bool(opt.gpu_ids))
+    found: dict[int, np.ndarray] = {}
+    for index, batch in zip(mine, bar(loader, total=len(mine), desc="encoding", unit="picture")):
+        regions = model.regions(batch["label"], batch.get("inst"))
+        features = model.encode(batch["image"], regions)[0].cpu().numpy()
+        label = batch["label"][0, 0].numpy() if opt.label_nc else None
+        inst = regions[0, 0].numpy()
+        found[index] = instance_rows(features, inst, instance_classes(inst, label))
+    everything = {k: rows for part in distributed.gather(found) for k, rows in part.items()}
+    return np.concatenate([everything[index] for index in sorted(everything)])
+
+
+def report(rows: np.ndarray, styles: dict[int, np.ndarray], opt: argparse.Namespace) -> None:
+    """Say for each class how many instances and styles there are."""
+    names = CITYSCAPES_NAMES if opt.label_nc == 35 else []
+    for label in np.unique(rows[:, 0]).astype(int).tolist():
+        of_class = rows[rows[:, 0] == label]
+        large = int((of_class[:, -1] > 0.5).sum())
+        count = len(styles.get(label, []))
+        name = names[label] if label < len(names) else f"class {label}"
+        note = "" if count == opt.n_clusters else f" (fewer than --n_clusters {opt.n_clusters})"
+        say(f"  {name}: {len(of_class)} instances, {large} of them large, {count} styles{note}")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def main() -> None:
+    distributed.launch(encode, EncoderOptions().parse())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,244 @@
+"""A trained generator (and encoder) at work: maps in, photographs out."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from models.instance_maps import network_input, pad_to_multiple
+from models.pix2pixHD_model import (
+    autocast,
+    build_encoder,
+    build_generator,
+    size_multiple,
+    uses_features,
+)
+from util.checkpoints import load_network, recover
+from util.errors import UserError
+
+Map = np.ndarray | Image.Image | Tensor
+
+
+class InferenceModel(nn.Module):
+    """G, and E where it is asked for, of a trained run.
+
+    generate and encode take and give tensors on any device; calling the model itself takes maps
+    as people have them. Any picture size is allowed: maps are padded to what the networks need
+    and the result is cropped. Nothing is kept for a backward pass.
+    """
+
+    def __init__(
+        self,
+        opt: argparse.Namespace,
+        device: torch.device,
+        folder: Path,
+        with_generator: bool = True,
+    ) -> None:
+        """folder: the run's, with {opt.which_epoch}_net_G.pth. Raises UserError if it is not
+        there or does not fit the architecture that opt tells. with_generator False: to encode."""
+        super().__init__()
+        self.opt = opt
+        self.device = device
+        self.folder = folder
+        self.multiple = size_multiple(opt)
+        recover(folder)
+        self.netE: nn.Module | None = None
+        self.dtype = torch.float16 if opt.data_type == 16 else torch.float32
+        if with_generator:
+            netG = build_generator(opt)
+            load_network(netG, folder / f"{opt.which_epoch}_net_G.pth")
+            self.netG = self._prepare(netG).to(self.dtype)
+            self._generator = torch.compile(self.netG) if opt.compile else self.netG
+
+    def _prepare(self, net: nn.Module) -> nn.Module:
+        """Evaluation mode, but with each picture's own statistics under --norm batch.
+
+        So did the reference, and so does the original pix2pix; dropout is off.
+        """
+        net.requires_grad_(False).eval().to(self.device)
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.train()
+                layer.momentum = 0.0  # the running averages stay as they are
+        return net
+
+    def load_encoder(self) -> None:
+        """Load E: of this run, or of the run whose features it was trained on.
+
+        Raises UserError if neither has one.
+        """
+        if self.netE is not None:
+            return
+        for number, folder in enumerate(run_and_pretrained(self.folder)):
+            path = folder / f"{self.opt.which_epoch if number == 0 else 'latest'}_net_E.pth"
+            if path.is_file():
+                trained = argparse.Namespace(**vars(self.opt))
+                if number > 0:  # its own architecture, not that of the stage above
+                    vars(trained).update(saved_options(folder))
+                netE = build_encoder(trained)
+                load_network(netE, path)
+                self.netE = self._prepare(netE)
+                self.encoder_multiple = 2**trained.n_downsample_E
+                # features of a stage below are those of smaller pictures
+                below = number > 0 and self.opt.netG == "local"
+                self.encoder_shrink = 2**self.opt.n_local_enhancers if below else 1
+                return
+        raise UserError(
+            f"{self.folder}: no trained encoder ({self.opt.which_epoch}_net_E.pth); train with "
+            "--instance_feat or --label_feat first"
+        )
+
+    @torch.inference_mode()
+    def generate(self, label: Tensor, inst: Tensor | None, feat: Tensor | None = None) -> Tensor:
+        """Draw the photographs of scenes.
+
+        label (B, 1, H, W) integers (with label_nc 0: (B, 3, H, W) in [-1, 1]), inst (B, 1, H, W)
+        integers or None with --no_instance, feat (B, feat_num, H, W) for models with features ->
+        (B, 3, H, W) float32 in [-1, 1].
+        """
+        if self.opt.norm == "batch" and len(label) > 1:  # statistics are each picture's own
+            inst_of = inst.split(1) if inst is not None else [None] * len(label)
+            feat_of = feat.split(1) if feat is not None else [None] * len(label)
+            singles = zip(label.split(1), inst_of, feat_of)
+            return torch.cat([self.generate(*single) for single in singles])
+        height, width = label.shape[-2:]
+        x = self._input(label, inst, feat)
+        with autocast(self.opt, self.device):
+            fake = self._generator(x)
+        return fake[..., :height, :width].float()
+
+    def _input(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
+        if uses_features(self.opt) and feat is None:
+            raise ValueError("this model needs a feature map: see StyleChooser and encode")
+        inst = None if self.opt.no_instance else inst
+        maps = [m if m is None else self._padded(m) for m in (label, inst, feat)]
+        x = network_input(maps[0], maps[1], self.opt.label_nc, self.opt.ignore_label)
+        if maps[2] is not None:
+            x = torch.cat([x, maps[2].to(x.dtype)], 1)
+        return x.to(self.dtype)
+
+    def _padded(self, maps: Tensor) -> Tensor:
+        return pad_to_multiple(maps.to(self.device, non_blocking=True), self.multiple)
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor, regions: Tensor) -> Tensor:
+        """The features of photographs, averaged over regions (instances, or with --label_feat
+        classes): image (B, 3, H, W) in [-1, 1], regions (B, 1, H, W) integers ->
+        (B, feat_num, H, W) float32."""
+        self.load_encoder()
+        height, width = image.shape[-2:]
+        image, regions = image.to(self.device), regions.to(self.device)
+        if self.encoder_shrink > 1:
+            size = [max(1, side // self.encoder_shrink) for side in (height, width)]
+            image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
+            regions = F.interpolate(regions.float(), size, mode="nearest").int()
+        small = image.shape[-2:]
+        image = pad_to_multiple(image, self.encoder_multiple)
+        regions = pad_to_multiple(regions, self.encoder_multiple)
+        with autocast(self.opt, self.device):
+            feat = self.netE(image, regions)[..., : small[0], : small[1]]
+        if self.encoder_shrink > 1:
+            feat = F.interpolate(feat, (height, width), mode="nearest")
+        return feat.float()
+
+    def regions(self, label: Tensor, inst: Tensor | None) -> Tensor:
+        """What features are averaged over: instances, or classes with --label_feat."""
+        return label if self.opt.label_feat or inst is None else inst
+
+    def forward(self, label: Map, inst: Map | None = None, feat: Map | None = None) -> np.ndarray:
+        """The photograph of a label map, as a picture.
+
+        label: (H, W) integers 0 .. label_nc-1 as array, tensor or PIL image; with label_nc 0 an
+        RGB picture (H, W, 3) uint8. inst: (H, W) integers (not for --no_instance). feat:
+        (feat_num, H, W) floats, for models with features. All may have a leading batch dimension.
+        Returns (H, W, 3) uint8, or (B, H, W, 3). Raises UserError for maps that do not fit.
+        """
+        if inst is None and not self.opt.no_instance:
+            raise UserError("this model needs an instance map as well: G(label, inst)")
+        spatial = 2 if self.opt.label_nc else 3
+        label_array = _array(label)
+        single = label_array.ndim == spatial
+        batched = label_array[None] if single else label_array
+        if batched.ndim != spatial + 1:
+            raise UserError(
+                f"a label map of shape {label_array.shape}: expected (H, W) or (B, H, W)"
+                + ("" if self.opt.label_nc else " with 3 colours last")
+            )
+        label_t = torch.from_numpy(np.ascontiguousarray(batched))
+        if self.opt.label_nc:
+            _check_labels(batched, self.opt)
+            label_t = label_t[:, None]
+        else:
+            label_t = label_t.permute(0, 3, 1, 2).float() / 127.5 - 1
+        size = label_t.shape[-2:]
+        inst_t = None if self.opt.no_instance else _planes(inst, single, 1, size, "instance")
+        feat_t = None
+        if feat is not None:
+            feat_t = _planes(feat, single, self.opt.feat_num, size, "feature").float()
+        pictures = to_pictures(self.generate(label_t, inst_t, feat_t))
+        return pictures[0] if single else pictures
+
+
+def _array(maps: Map) -> np.ndarray:
+    if isinstance(maps, Tensor):
+        maps = maps.cpu().numpy()
+    array = np.asarray(maps)
+    wide = array.dtype in (np.uint16, np.uint32, np.uint64)  # torch knows few unsigned types
+    return array.astype(np.int64) if wide else array
+
+
+def _planes(maps: Map, single: bool, channels: int, size: torch.Size, what: str) -> Tensor:
+    """A map as (B, channels, H, W)."""
+    array = _array(maps)
+    array = array[None] if single else array
+    array = array[:, None] if channels == 1 and array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[1] != channels or array.shape[-2:] != tuple(size):
+        raise UserError(
+            f"a {what} map of shape {_array(maps).shape} beside a label map of {tuple(size)}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _check_labels(label: np.ndarray, opt: argparse.Namespace) -> None:
+    known = label[label != opt.ignore_label] if opt.ignore_label is not None else label
+    if not np.issubdtype(label.dtype, np.integer):
+        raise UserError(f"a label map of {label.dtype}: expected integers")
+    if known.size and not 0 <= known.min() <= known.max() < opt.label_nc:
+        raise UserError(
+            f"labels {known.min()} to {known.max()}, but the model knows 0 to {opt.label_nc - 1}"
+        )
+
+
+def to_pictures(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, converted on the device."""
+    grey = ((images + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+    return grey.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def saved_options(folder: Path) -> dict:
+    """What a run's opt.json holds; empty if there is none. Raises UserError if it is damaged."""
+    path = folder / "opt.json"
+    if not path.is_file():
+        return {}
+    try:
+        options = json.loads(path.read_text())
+        if not isinstance(options, dict):
+            raise ValueError("not a dictionary")
+    except ValueError as error:
+        raise UserError(f"{path}: not the options of a run ({error}); delete it") from error
+    return options
+
+
+def run_and_pretrained(folder: Path) -> list[Path]:
+    """A run's folder and those of the runs that it was pretrained with, newest first."""
+    folders = [folder]
+    while True:
+        below = saved_options(folders[-1]).get("load_pretrain")
+        if not below or Path(below) in folders:
+            return folders
+        folders.append(Path(below))

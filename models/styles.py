@@ -1,0 +1,209 @@
+"""Instance features as styles: clusters, classes of instances, and painting features into maps.
+
+Source: paper section 3.4 and figure 10 ff.: features of all training instances are clustered per
+class; a user then chooses a cluster's centre for an object.
+"""
+
+import pickle
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from models.instance_maps import instance_class
+from util.errors import UserError
+
+Styles = dict[int, np.ndarray]  # class -> (styles, feat_num) float32
+
+
+def instance_rows(features: np.ndarray, inst: np.ndarray, classes: Mapping[int, int]) -> np.ndarray:
+    """One row for each instance of a scene, by class and id: class, feature, area*32/(H*W).
+
+    features (C, H, W) constant inside instances, inst (H, W) -> (instances, 2 + C) float32.
+    """
+    ids, first, areas = np.unique(inst, return_index=True, return_counts=True)
+    vectors = features.reshape(len(features), -1)[:, first].T  # (instances, C)
+    labels = np.array([classes[i] for i in ids.tolist()])
+    weights = areas / max(1, inst.size // 32)
+    rows = np.column_stack([labels, vectors, weights]).astype(np.float32)
+    return rows[np.argsort(labels, kind="stable")]
+
+
+def instance_classes(inst: np.ndarray, label: np.ndarray | None = None) -> dict[int, int]:
+    """The class of every instance id of a scene: what most of its pixels have in the label map.
+
+    inst and label (H, W) integers. Without a label map the ids are taken for Cityscapes' own.
+    """
+    if label is None:
+        return {i: instance_class(i) for i in np.unique(inst).tolist()}
+    pairs, counts = np.unique(
+        np.stack([inst.ravel(), label.ravel()]).astype(np.int64), axis=1, return_counts=True
+    )
+    order = np.argsort(counts, kind="stable")  # the most frequent label of an id comes last
+    return {int(pairs[0, k]): int(pairs[1, k]) for k in order}
+
+
+def cluster(rows: np.ndarray, n_clusters: int, seed: int = 0) -> Styles:
+    """k-means per class over the instances larger than 1/64 of their picture (weight > 0.5).
+
+    rows as instance_rows gives them. A class gets at most n_clusters styles, the most frequent
+    first, fewer if it has fewer different instances, none if it has no large instance.
+    """
+    from sklearn.cluster import KMeans  # a second to import, and only here needed
+
+    styles: Styles = {}
+    large = rows[rows[:, -1] > 0.5]
+    for label in np.unique(large[:, 0]):
+        vectors = large[large[:, 0] == label, 1:-1]
+        count = min(n_clusters, len(np.unique(vectors, axis=0)))
+        found = KMeans(count, n_init=10, random_state=seed).fit(vectors)
+        sizes = np.bincount(found.labels_, minlength=count)
+        styles[int(label)] = found.cluster_centers_[np.argsort(-sizes, kind="stable")].astype(
+            np.float32
+        )
+    return styles
+
+
+def styles_to_rows(styles: Styles) -> np.ndarray:
+    """As kept in features_clustered_010.npy: (styles, 1 + feat_num) float32: class, centre."""
+    return np.concatenate(
+        [np.column_stack([np.full(len(v), c), v]) for c, v in sorted(styles.items())]
+    ).astype(np.float32)
+
+
+def load_rows(path: Path) -> np.ndarray:
+    """Read features.npy: (instances, 2 + feat_num) float32. Raises UserError if damaged."""
+    rows = _load_array(path)
+    if rows.ndim != 2 or rows.shape[1] < 3 or not np.isfinite(rows).all():
+        raise UserError(f"{path}: not the features of instances; encode again with --reencode")
+    return rows
+
+
+def load_styles(path: Path, feat_num: int) -> Styles:
+    """Read a cluster file: ours, or the 2018 code's pickled dict of class to array.
+
+    Raises UserError if it is missing, damaged, holds anything else, or features of another length.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; make it with encode_features.py, take styles from photographs "
+            "(--use_encoded_image), or name another file with --cluster_path"
+        )
+    content = _load_array(path)
+    if isinstance(content, dict):
+        styles = {int(label): np.atleast_2d(v).astype(np.float32) for label, v in content.items()}
+        # a class without large instances has an empty list there
+        styles = {label: vectors for label, vectors in styles.items() if vectors.size}
+    else:
+        rows = np.atleast_2d(content).astype(np.float32)
+        labels = rows[:, 0].astype(int)
+        styles = {label: rows[labels == label, 1:] for label in sorted(set(labels.tolist()))}
+    for label, vectors in styles.items():
+        if vectors.shape[1] != feat_num:
+            raise UserError(
+                f"{path}: class {label} has features of length {vectors.shape[1]}, but --feat_num "
+                f"is {feat_num}; encode again with this model"
+            )
+        if not np.isfinite(vectors).all():
+            raise UserError(f"{path}: class {label} has styles that are not finite; encode again")
+    return styles
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles numpy arrays of numbers in plain containers, and nothing else."""
+
+    _ALLOWED = {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+        *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
+        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        ("_codecs", "encode"),  # how Python 2 and protocol 2 write an array's bytes
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _load_array(path: Path) -> np.ndarray | dict:
+    """An .npy file's array, or the dict inside an object array; nothing in it is executed."""
+    try:
+        with open(path, "rb") as file:
+            version = npy_format.read_magic(file)
+            read_header = {
+                (1, 0): npy_format.read_array_header_1_0,
+                (2, 0): npy_format.read_array_header_2_0,
+            }[version]
+            _, _, dtype = read_header(file)
+            if not dtype.hasobject:
+                file.seek(0)
+                return np.load(file, allow_pickle=False)
+            content = _ArraysOnly(file, encoding="latin1").load()
+        content = content.item() if isinstance(content, np.ndarray) else content
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, expected class to array")
+        for label, vectors in content.items():
+            if not np.issubdtype(np.asarray(vectors).dtype, np.number):
+                raise ValueError(f"class {label} does not hold numbers")
+        return content
+    except Exception as error:  # a foreign file fails in many ways
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable feature file ({text}); encode again") from error
+
+
+def paint(inst: np.ndarray, features: Mapping[int, np.ndarray], feat_num: int) -> np.ndarray:
+    """Give every pixel its instance's feature: (H, W) ids -> (feat_num, H, W) float32.
+
+    Instances without a feature get zeros.
+    """
+    ids, where = np.unique(inst, return_inverse=True)
+    table = np.zeros((len(ids), feat_num), np.float32)
+    for row, i in enumerate(ids.tolist()):
+        if i in features:
+            table[row] = features[i]
+    return table[where.reshape(inst.shape)].transpose(2, 0, 1)
+
+
+class StyleChooser:
+    """Chooses a style for every instance of a scene: a fixed one for its class, or at random.
+
+    fixed: class -> feature (feat_num,). Random choices depend on (seed, scene name, id) alone.
+    The classes that were met without any style are collected in missing.
+    """
+
+    def __init__(self, styles: Styles, fixed: Mapping[int, np.ndarray], seed: int = 0) -> None:
+        self.styles = styles
+        self.fixed = fixed
+        self.seed = seed
+        self.missing: set[int] = set()
+
+    def choose(self, classes: Mapping[int, int], scene: str) -> dict[int, np.ndarray]:
+        """classes: instance id -> class. Returns id -> feature; none for a class without styles."""
+        features = {}
+        for i, label in classes.items():
+            if label in self.fixed:
+                features[i] = self.fixed[label]
+            elif label in self.styles:
+                features[i] = random.Random(f"{self.seed} {scene} {i}").choice(self.styles[label])
+            else:
+                self.missing.add(label)
+        return features
+
+
+def style(styles: Styles, label: int, number: int, name: str = "") -> np.ndarray:
+    """One style of a class. Raises UserError if there is none of this number."""
+    name = name or f"class {label}"
+    if label not in styles:
+        raise UserError(f"{name} has no styles: no instance of it was large enough to be clustered")
+    if not 0 <= number < len(styles[label]):
+        raise UserError(f"{name} has styles 0 to {len(styles[label]) - 1}, not {number}")
+    return styles[label][number]
+
+
+def names_of(labels: Iterable[int], names: list[str]) -> str:
+    """Classes for a message: "car (26), bus (28)"."""
+    return ", ".join(f"{names[c]} ({c})" if c < len(names) else str(c) for c in sorted(labels))

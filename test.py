@@ -1,0 +1,299 @@
+"""Turn the label maps of a data set into photographs and show them on an HTML page.
+
+    python test.py --name label2city_512p
+    python test.py --name label2city_512p_feat --style car=3 --style sky=0
+    python test.py --name label2city_512p_feat --all_styles car
+    python test.py --name label2city_512p_feat --use_encoded_image --phase train
+
+The architecture and the data set are those of training (checkpoints/NAME/opt.json) unless flags
+say otherwise. The page is results/NAME/PHASE_EPOCH/index.html.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.create import create_dataset, photographs
+from data.files import read_rgb
+from data.loader import batches_in_order
+from models import create_model
+from models.inference_model import InferenceModel, run_and_pretrained, to_pictures
+from models.pix2pixHD_model import uses_features
+from models.styles import (
+    StyleChooser,
+    Styles,
+    instance_classes,
+    load_styles,
+    names_of,
+    paint,
+    style,
+)
+from options.test_options import TestOptions
+from util import distributed
+from util.colours import CITYSCAPES_NAMES, class_id, colour_label, save_image, to_image
+from util.errors import UserError, run
+from util.html import Page, Picture
+from util.progress import bar, say
+from util.setup import seed_everything, set_up_torch
+
+
+def test(opt: argparse.Namespace, device: torch.device) -> None:
+    """Render every scene of opt.phase and write the page."""
+    set_up_torch(opt.deterministic, opt.tf32)
+    seed_everything(opt.seed)
+    model = create_model(opt, device)
+    dataset = create_dataset(opt, training=False, load_photos=opt.use_encoded_image)
+    dataset.scenes = dataset.scenes[: opt.how_many]
+    photos = photographs(opt)
+    names = picture_names(dataset)
+    looks = looks_of_styles(model, opt)
+
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rank, world = distributed.rank(), distributed.world()
+    mine = range(rank, len(dataset), world)
+    rows: dict[int, list[Picture]] = {}
+    with Writer(folder, opt) as writer, torch.inference_mode():
+        progress = bar(total=len(mine), desc="pictures", unit="picture")
+        for indices, batch in batches(dataset, opt, mine):
+            rendered = [(look.name, model_pictures(model, batch, look.choose)) for look in looks]
+            for k, index in enumerate(indices):
+                label = batch["label"][k]
+                pictures = {"input_label": label_picture(label, opt)}
+                pictures |= {name: images[k] for name, images in rendered}
+                photo = photos.get(dataset.scenes[index])
+                if photo is not None:
+                    pictures["real_image"] = fit(read_rgb(photo), label.shape[-1], label.shape[-2])
+                rows[index] = writer.write(names[index], pictures)
+                progress.update()
+        progress.close()
+
+    warn_missing(looks, model)
+    everything = {k: row for part in distributed.gather(rows) for k, row in part.items()}
+    if distributed.is_main():
+        page = Page(folder, f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}")
+        for index in sorted(everything):
+            page.row(everything[index], heading=names[index], width=opt.display_winsize)
+        say(f"{len(everything)} scenes on the page {page.save()}")
+
+
+# -- scenes ----------------------------------------------------------------------------------
+
+
+def batches(dataset, opt: argparse.Namespace, mine: range) -> Iterator[tuple[list[int], dict]]:
+    """(indices, batch) over this process's share of the scenes."""
+    share = torch.utils.data.Subset(dataset, list(mine))
+    groups = [mine[i : i + opt.batchSize] for i in range(0, len(mine), opt.batchSize)]
+    loader = batches_in_order(share, opt.batchSize, opt.nThreads, bool(opt.gpu_ids))
+    return zip(map(list, groups), loader)
+
+
+def picture_names(dataset) -> list[str]:
+    """A file name for each scene: its label map's stem, with its folder where stems repeat."""
+    paths = [dataset.files["label"][scene] for scene in dataset.scenes]
+    stems = [path.stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [f"{scene.replace('/', '__')}" for scene in dataset.scenes]
+
+
+def label_picture(label: torch.Tensor, opt: argparse.Namespace) -> np.ndarray:
+    """A label map (1, H, W), or with label_nc 0 an input picture (3, H, W), in colours."""
+    if opt.label_nc == 0:
+        return to_image(label)
+    classes = label[0].numpy().astype(np.int64)
+    if opt.ignore_label is not None:
+        classes[classes == opt.ignore_label] = 0
+    return colour_label(classes, opt.label_nc)
+
+
+def fit(photo: Image.Image, width: int, height: int) -> np.ndarray:
+    """A photograph at the size of its label map on the page."""
+    return np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
+
+
+# -- styles ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Look:
+    """One way to render every scene: the picture's name and what chooses the features."""
+
+    name: str
+    choose: Callable[[dict], torch.Tensor | None]
+    chooser: StyleChooser | None = None
+
+
+def looks_of_styles(model: InferenceModel, opt: argparse.Namespace) -> list[Look]:
+    """One look, or with --all_styles one for each style of that class."""
+    if not uses_features(opt):
+        return [Look("synthesized_image", lambda batch: None)]
+    if opt.load_features:
+        return [Look("synthesized_image", lambda batch: batch["feat"])]
+    if opt.use_encoded_image:
+        model.load_encoder()
+        return [Look("synthesized_image", lambda batch: encode_batch(model, batch))]
+
+    fixed: dict[int, np.ndarray] = {}
+    for request in opt.style_from:
+        fixed |= look_of_instance(model, request, opt)
+    needs_clusters = not fixed or opt.style or opt.all_styles
+    path = cluster_path(model.folder, opt.cluster_path)
+    styles = load_styles(path, opt.feat_num) if needs_clusters or path.is_file() else {}
+    for request in opt.style:
+        fixed |= chosen_style(styles, request, opt.label_nc)
+    if opt.all_styles is None:
+        return [style_look("synthesized_image", model, StyleChooser(styles, fixed, opt.seed))]
+    label = class_id(opt.all_styles, opt.label_nc)
+    style(styles, label, 0, opt.all_styles)  # refuses a class without styles
+    return [
+        style_look(f"style_{k}", model, StyleChooser(styles, {**fixed, label: vector}, opt.seed))
+        for k, vector in enumerate(styles[label])
+    ]
+
+
+def style_look(name: str, model: InferenceModel, chooser: StyleChooser) -> Look:
+    return Look(name, lambda batch: styled(model, batch, chooser), chooser)
+
+
+def styled(model: InferenceModel, batch: dict, chooser: StyleChooser) -> torch.Tensor:
+    """Feature maps (B, feat_num, H, W) of a batch with a style for every instance."""
+    maps = []
+    for label, inst, path in zip(batch["label"], batch.get("inst", batch["label"]), batch["path"]):
+        regions = model.regions(label[None], inst[None])[0, 0].numpy()
+        classes = instance_classes(regions, label[0].numpy() if model.opt.label_nc else None)
+        features = chooser.choose(classes, Path(path).stem)
+        maps.append(torch.from_numpy(paint(regions, features, model.opt.feat_num)))
+    return torch.stack(maps)
+
+
+def encode_batch(model: InferenceModel, batch: dict) -> torch.Tensor:
+    return model.encode(batch["image"], model.regions(batch["label"], batch.get("inst")))
+
+
+def model_pictures(
+    model: InferenceModel, batch: dict, choose: Callable[[dict], torch.Tensor | None]
+) -> np.ndarray:
+    """(B, H, W, 3) uint8"""
+    return to_pictures(model.generate(batch["label"], batch.get("inst"), choose(batch)))
+
+
+def cluster_path(folder: Path, name: str) -> Path:
+    """The cluster file: a path as it is, or a name in the run's folder or in the folder of the run
+    whose features it was trained on."""
+    candidates = [below / name for below in run_and_pretrained(folder)]
+    return next((path for path in [*candidates, Path(name)] if path.is_file()), candidates[0])
+
+
+def chosen_style(styles: Styles, request: str, label_nc: int) -> dict[int, np.ndarray]:
+    """--style CLASS=K as class -> feature."""
+    name, _, number = request.partition("=")
+    if not number.isdigit():
+        raise UserError(f"--style {request}: expected CLASS=K, e.g. car=3")
+    label = class_id(name, label_nc)
+    return {label: style(styles, label, int(number), f"--style {request}: class {name}")}
+
+
+def look_of_instance(
+    model: InferenceModel, request: str, opt: argparse.Namespace
+) -> dict[int, np.ndarray]:
+    """--style_from SCENE,ID as class -> the feature that the encoder finds in that instance."""
+    scene, _, number = request.rpartition(",")
+    if not scene or not number.isdigit():
+        raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. {'aachen_0_19'},26001")
+    item = find_scene(scene, opt)
+    batch = {kind: value[None] for kind, value in item.items() if isinstance(value, torch.Tensor)}
+    regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
+    where = np.argwhere(regions == int(number))
+    if not len(where):
+        raise UserError(f"--style_from {request}: no instance {number} in {item['path']}")
+    y, x = where[0]
+    features = encode_batch(model, batch)[0, :, y, x].cpu().numpy()
+    label = item["label"][0].numpy() if opt.label_nc else None
+    return {instance_classes(regions, label)[int(number)]: features}
+
+
+def find_scene(name: str, opt: argparse.Namespace) -> dict:
+    """The scene of that name with its photograph, in this phase or in "train"."""
+    for phase in dict.fromkeys([opt.phase, "train"]):
+        asked = argparse.Namespace(**{**vars(opt), "phase": phase, "max_dataset_size": None})
+        try:
+            dataset = create_dataset(asked, training=False)
+        except UserError:
+            continue  # a phase without photographs
+        for index, scene in enumerate(dataset.scenes):
+            if name in (scene, Path(scene).name, dataset.files["label"][scene].stem):
+                item = dataset[index]
+                if isinstance(item, UserError):
+                    raise item
+                return item
+    raise UserError(
+        f"--style_from {name}: no scene of that name with a photograph in {opt.dataroot} "
+        f"({opt.phase} or train)"
+    )
+
+
+def warn_missing(looks: list[Look], model: InferenceModel) -> None:
+    missing = set().union(*(look.chooser.missing for look in looks if look.chooser))
+    names = CITYSCAPES_NAMES if model.opt.label_nc == 35 else []
+    if missing and distributed.is_main():
+        say(
+            f"warning: no styles for {names_of(missing, names)}: no large instance was clustered; "
+            "their features are zero"
+        )
+
+
+# -- results ---------------------------------------------------------------------------------
+
+
+class Writer:
+    """Saves pictures in the background, so that the device never waits for a disk."""
+
+    def __init__(self, folder: Path, opt: argparse.Namespace) -> None:
+        self.folder = folder
+        self.suffix = opt.image_format
+        self.aspect_ratio = opt.aspect_ratio
+        self.pool = ThreadPoolExecutor(max_workers=2)
+        self.pending: list = []
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            for job in self.pending:
+                job.result()  # raises what went wrong in the background
+        finally:
+            self.pool.shutdown()
+
+    def write(self, name: str, pictures: dict[str, np.ndarray]) -> list[Picture]:
+        """Queue the pictures of a scene; returns them as a row of the page."""
+        row = []
+        for kind, array in pictures.items():
+            path = Path("images") / f"{name}_{kind}.{self.suffix}"
+            self.pending.append(self.pool.submit(self._save, array, self.folder / path))
+            row.append(Picture(path, kind))
+        while len(self.pending) > 64:  # keep memory bounded when disks are slow
+            self.pending.pop(0).result()
+        return row
+
+    def _save(self, array: np.ndarray, path: Path) -> None:
+        if self.aspect_ratio != 1:
+            height, width = array.shape[:2]
+            size = max(1, round(width * self.aspect_ratio)), height
+            array = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC))
+        save_image(array, path)
+
+
+def main() -> None:
+    distributed.launch(test, TestOptions().parse())
+
+
+if __name__ == "__main__":
+    run(main)

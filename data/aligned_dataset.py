@@ -198,9 +198,7 @@ class AlignedDataset(Dataset):
 
     @property
     def _label_type(self) -> type:
-        small = not self.label_nc or (
-            self.label_nc <= 256 and 0 <= (self.ignore_label or 0) <= 255
-        )
+        small = not self.label_nc or (self.label_nc <= 256 and 0 <= (self.ignore_label or 0) <= 255)
         return np.uint8 if small else np.int32
 
     def _check_sizes(self) -> dict[str, Size]:

@@ -1,6 +1,7 @@
 """The losses of the paper's equations 3 to 6: adversarial, feature matching, VGG."""
 
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def load_vgg19(weights_file: str = "") -> nn.Module:
 def _download_vgg19() -> nn.Module:
     try:
         return torchvision.models.vgg19(weights=torchvision.models.VGG19_Weights.IMAGENET1K_V1)
-    except OSError as error:  # no network, no space, no permission
+    except (OSError, HTTPException, RuntimeError) as error:  # no network or space, a cut download
         raise UserError(
             f"VGG19's ImageNet weights cannot be downloaded ({error}): give a torchvision vgg19 "
             "state dict with --vgg_weights FILE, or train without this loss by --no_vgg_loss"

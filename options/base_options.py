@@ -163,10 +163,6 @@ class BaseOptions:
             raise UserError(f"--input_nc {opt.input_nc}: input pictures are RGB, so 3")
         if opt.output_nc != 3:
             raise UserError(f"--output_nc {opt.output_nc}: photographs are RGB, so 3")
-        if opt.ignore_label is not None and 0 <= opt.ignore_label < (opt.label_nc or 0):
-            raise UserError(
-                f"--ignore_label {opt.ignore_label}: must lie outside 0..{opt.label_nc - 1}"
-            )
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse the command line (or argv). Raises UserError for wrong flags.
@@ -181,9 +177,9 @@ class BaseOptions:
             opt = parser.parse_args(argv)
         opt.is_train = self.is_train
         opt.gpu_ids = gpu_list(opt.gpu_ids)
+        self.check(opt)
         if opt.fp16:
             opt.amp = "fp16"
-        self.check(opt)
         return opt
 
 
@@ -199,9 +195,11 @@ def inherited(folder: Path) -> dict:
         return {}
     try:
         saved = json.loads(path.read_text())
-        flags = {flag: saved[flag] for flag in (*ARCHITECTURE, *DATA) if flag in saved}
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not the options of a run ({error}); delete it") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{path}: not the options of a run, but {saved!r:.40}; delete it")
+    flags = {flag: saved[flag] for flag in (*ARCHITECTURE, *DATA) if flag in saved}
     # random crops are for training: a test shows whole pictures
     whole = {"crop": "none", "scale_width_and_crop": "scale_width"}
     mode = flags.get("resize_or_crop")
@@ -216,7 +214,7 @@ def write_options(opt: argparse.Namespace) -> None:
     """Write opt.txt for people and opt.json for test.py and the like into the run's folder."""
     folder = run_dir(opt)
     values = dict(sorted(vars(opt).items()))
-    lines = [f"{flag}: {'inf' if value is None else value}" for flag, value in values.items()]
+    lines = [f"{flag}: {value}" for flag, value in values.items()]
     text = "\n".join(
         ["------------ Options -------------", *lines, "-------------- End -------------"]
     )

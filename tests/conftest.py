@@ -1,0 +1,99 @@
+"""What the tests share: toy data, the commands by their command lines, small networks."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tiny pictures, few cores
+
+import pytest
+from PIL import Image
+
+from data.toy_cityscapes import write_dataset
+from util.errors import run
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"  # real and golden data, where there are any
+
+TINY = [
+    *("--ngf", "4", "--ndf", "4", "--n_downsample_global", "1", "--n_blocks_global", "1"),
+    *("--loadSize", "64", "--no_vgg_loss", "--nThreads", "0", "--gpu_ids", "-1"),
+]
+
+
+def run_command(*args: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Run python with these arguments ("train.py", "--name", ...) in the project's folder."""
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def one_line(done: subprocess.CompletedProcess) -> str:
+    """The one line that a refused command ends in."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Toy scenes 64x32 as train.py reads them: 4 to train on, 2 to test. Not to be changed."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_dataset(folder / "raw", 4, 2, (64, 32), 0)
+    raw, out = folder / "raw", folder / "data"
+    done = run_command("prepare_cityscapes.py", "--raw", raw, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture
+def own_data(toy_data: Path, tmp_path: Path) -> Path:
+    """A copy of the toy scenes that a test may change."""
+    for path in toy_data.rglob("*.png"):
+        copy = tmp_path / "data" / path.relative_to(toy_data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """call(main, *args): a command's main in this process, as its command line would call it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call_main(main: Callable[[], object], *args: object) -> object:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, args)])
+        return main()
+
+    yield call_main
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def refused(call: Callable[..., object], capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """refused(main, *args): the one line in which a command refuses its flags or data."""
+
+    def refuse(main: Callable[[], object], *args: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            run(lambda: call(main, *args))
+        done = subprocess.CompletedProcess(args, ending.value.code, *capsys.readouterr())
+        return one_line(done)
+
+    return refuse
+
+
+def save_png(path: Path, array) -> Path:
+    """Write an array as a PNG, making its folder: uint8, uint16, or (H, W, 3) uint8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path

@@ -1,0 +1,241 @@
+"""Flags: the reference's names and defaults, checks in one line, opt.txt and opt.json."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, one_line, run_command
+
+import train
+from options.base_options import run_dir, write_options
+from options.test_options import EncoderOptions, TestOptions
+from options.train_options import TrainOptions
+from util.errors import UserError
+
+FLAGS = json.loads((Path(__file__).parent / "flags.json").read_text())
+COMMANDS = {"train": TrainOptions, "test": TestOptions}
+CASES = [(command, flag) for command in COMMANDS for flag in FLAGS[command]]
+
+# Deliberate differences: no flag means the GPU if there is one; test.py makes all pictures.
+DEVIATIONS = {"--gpu_ids": None, "--how_many": None}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No checkpoints/ of the developer's own is inherited from."""
+    monkeypatch.chdir(tmp_path)
+
+
+def defaults(command: str) -> dict:
+    return vars(COMMANDS[command]().parse([]))
+
+
+@pytest.mark.parametrize("command, flag", CASES, ids=[f"{c} {f['flag']}" for c, f in CASES])
+def test_every_flag_of_the_reference_has_its_default(command: str, flag: dict) -> None:
+    expected = DEVIATIONS.get(flag["flag"], flag["default"])
+    if expected == "inf":
+        expected = None  # without limit
+    if flag["flag"] == "--gpu_ids":
+        expected = [0] if torch.cuda.is_available() else []
+    found = defaults(command)[flag["flag"][2:]]
+    assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize("command, flag", CASES, ids=[f"{c} {f['flag']}" for c, f in CASES])
+def test_every_flag_takes_values_of_its_type(command: str, flag: dict) -> None:
+    name = flag["flag"]
+    if flag["kind"] == "storetrue":
+        words, expected = [name], True
+    else:
+        special = {
+            **{"--gpu_ids": ("-1", []), "--model": ("pix2pixHD", "pix2pixHD")},
+            **{"--netG": ("local", "local"), "--norm": ("batch", "batch")},
+            **{"--resize_or_crop": ("crop", "crop"), "--data_type": ("16", 16)},
+            **{"--input_nc": ("3", 3), "--output_nc": ("3", 3), "--beta1": ("0.75", 0.75)},
+        }
+        plain = {"int": ("7", 7), "float": ("2.5", 2.5), "str": ("a/b", "a/b")}
+        value, expected = special.get(name, plain[flag["type"]])
+        words = [name, value]
+    # flags that stand for nothing alone, or that a command refuses
+    company = {
+        "--load_features": ["--instance_feat"],
+        "--niter_fix_global": ["--netG", "local"],
+        "--use_encoded_image": ["--instance_feat"],
+    }
+    refusal = {
+        "--data_type": "train" if command == "train" else None,
+        "--engine": "test",
+    }
+    if refusal.get(name) == command:
+        with pytest.raises(UserError, match=name):
+            COMMANDS[command]().parse(words)
+        return
+    opt = COMMANDS[command]().parse(words + company.get(name, []))
+    assert getattr(opt, name[2:]) == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ending:
+        COMMANDS[command]().parse(["--help"])
+    assert ending.value.code == 0
+    words = set(re.findall(r"--\w+", capsys.readouterr().out))
+    assert {flag["flag"] for flag in FLAGS[command]} <= words
+
+
+WRONG = {  # flags -> what the line must name
+    "unknown flag": ("--lod_size 3", ["--lod_size", "did you mean --loadSize?"]),
+    "unlike any flag": ("--xyzzy", ["--xyzzy", "--help"]),
+    "abbreviated flag": ("--nit 3", ["--nit"]),
+    "stray word": ("label2city", ["label2city"]),
+    "no value": ("--ngf", ["--ngf", "expected one argument"]),
+    "not a number": ("--ngf x", ["--ngf", "'x'", "at least 1"]),
+    "zero": ("--batchSize 0", ["--batchSize", "'0'", "at least 1"]),
+    "negative": ("--niter -3", ["--niter", "'-3'", "at least 0"]),
+    "fraction": ("--num_D 1.5", ["--num_D", "'1.5'"]),
+    "nan rate": ("--lr nan", ["--lr", "'nan'"]),
+    "beta1 of 1": ("--beta1 1", ["--beta1", "'1'"]),
+    "choice": ("--netG globl", ["--netG", "'globl'", "'global', 'local'"]),
+    "mode": ("--resize_or_crop scale", ["--resize_or_crop", "'scale'", "'scale_width'"]),
+    "label count": ("--label_nc many", ["--label_nc", "'many'"]),
+    "too many labels": ("--label_nc 70000", ["--label_nc", "65536"]),
+    "no such gpu": ("--gpu_ids 99", ["--gpu_ids 99", "--gpu_ids -1"]),
+    "gpu of words": ("--gpu_ids cuda", ["--gpu_ids 'cuda'"]),
+    "name outside": ("--name ../other", ["--name", "'../other'"]),
+    "absolute name": ("--name /other", ["--name", "'/other'"]),
+    "empty name": ("--name=", ["--name"]),
+    "phase outside": ("--phase ../train", ["--phase"]),
+    "precision": ("--fp16 --amp bf16", ["--fp16", "--amp bf16"]),
+    "8 bits": ("--data_type 8", ["--data_type 8"]),
+    "features without instances": (
+        "--instance_feat --no_instance",
+        ["--instance_feat", "--no_instance"],
+    ),
+    "class features of RGB": ("--label_feat --label_nc 0", ["--label_feat", "--label_nc"]),
+    "features of no use": ("--load_features", ["--load_features", "--instance_feat"]),
+    "features too long": (
+        "--load_features --instance_feat --feat_num 5",
+        ["--load_features", "4 features"],
+    ),
+    "global has nothing to fix": ("--niter_fix_global 3", ["--niter_fix_global", "--netG local"]),
+    "input channels": ("--label_nc 0 --input_nc 4", ["--input_nc 4"]),
+    "output channels": ("--output_nc 1", ["--output_nc 1"]),
+    "no epoch": ("--niter 0 --niter_decay 0", ["--niter", "--niter_decay"]),
+    "model": ("--model ui", ["--model ui"]),
+    "epoch to continue": ("--continue_train --which_epoch 10", ["--continue_train", "latest"]),
+}
+
+
+@pytest.mark.parametrize("flags, named", WRONG.values(), ids=WRONG)
+def test_wrong_flags_end_in_one_line(flags: str, named: list[str], refused, tmp_path: Path) -> None:
+    line = refused(train.main, *flags.split())
+    for word in named:
+        assert word in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_flag_through_the_command_line() -> None:
+    line = one_line(run_command("train.py", "--n_downsample_globl", "3"))
+    assert "--n_downsample_globl" in line and "did you mean --n_downsample_global?" in line
+
+
+def test_short_ways_to_say_things() -> None:
+    assert TrainOptions().parse(["--fp16"]).amp == "fp16"
+    assert TrainOptions().parse(["--label_nc", "auto"]).label_nc == "auto"
+    assert TrainOptions().parse(["--max_dataset_size", "inf"]).max_dataset_size is None
+    assert TestOptions().parse(["--ntest", "3", "--how_many", "5"]).how_many == 3
+    assert TestOptions().parse(["--ntest", "3"]).how_many == 3
+
+
+def test_ignored_label_may_be_any() -> None:
+    for flags in ("--ignore_label 255", "--ignore_label 0", "--label_nc auto --ignore_label 255"):
+        assert TrainOptions().parse(flags.split()).ignore_label in (0, 255)
+
+
+def test_debug_is_a_short_run_that_shows_everything() -> None:
+    opt = TrainOptions().parse(["--debug"])
+    assert (opt.display_freq, opt.print_freq, opt.niter, opt.niter_decay) == (1, 1, 1, 0)
+    assert opt.max_dataset_size == 10
+    assert TrainOptions().parse(["--debug", "--max_dataset_size", "3"]).max_dataset_size == 3
+
+
+# opt.txt and opt.json -------------------------------------------------------------------------
+
+
+def written(monkeypatch: pytest.MonkeyPatch, *flags: str) -> argparse.Namespace:
+    """Options as train.py writes them to checkpoints/label2city."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    opt = TrainOptions().parse()
+    run_dir(opt).mkdir(parents=True)
+    write_options(opt)
+    return opt
+
+
+def test_every_option_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = written(monkeypatch, *TINY, "--dataroot", "my data")
+    record = json.loads((run_dir(opt) / "opt.json").read_text())
+    assert {flag: record[flag] for flag in vars(opt)} == vars(opt)
+    assert record["command_line"] == " ".join(["train.py", *TINY, "--dataroot", "'my data'"])
+    assert record["versions"]["torch"] == torch.__version__
+    assert "git_commit" in record
+    text = (run_dir(opt) / "opt.txt").read_text().splitlines()
+    assert text[0] == "------------ Options -------------"
+    assert text[-1] == "-------------- End -------------"
+    assert text[1:-1] == [f"{flag}: {value}" for flag, value in sorted(vars(opt).items())]
+
+
+ARCHITECTURE = {
+    **{"netG": "local", "ngf": 6, "n_downsample_global": 2, "n_blocks_global": 3},
+    **{"n_blocks_local": 1, "n_local_enhancers": 2, "norm": "batch", "use_dropout": True},
+    **{"label_nc": 20, "instance_feat": True, "feat_num": 2, "nef": 5, "n_downsample_E": 3},
+    **{"dataroot": "./own", "loadSize": 320, "ignore_label": 255},
+}
+
+
+@pytest.mark.parametrize("options", [TestOptions, EncoderOptions])
+def test_later_commands_inherit_architecture_and_data(
+    options: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = []
+    for flag, value in ARCHITECTURE.items():
+        flags += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    written(monkeypatch, *flags, "--batchSize", "4", "--seed", "9", "--serial_batches")
+    opt = options().parse([])
+    assert {flag: getattr(opt, flag) for flag in ARCHITECTURE} == ARCHITECTURE
+    assert (opt.batchSize, opt.seed, opt.serial_batches) == (1, 0, False)  # of training alone
+    told = options().parse(["--ngf", "7", "--dataroot", "./other"])
+    assert (told.ngf, told.dataroot, told.nef) == (7, "./other", 5)
+    assert options().parse(["--name", "another"]).ngf == 64
+
+
+@pytest.mark.parametrize(
+    "trained, tested, size",
+    [
+        ("crop", "none", 1024),
+        ("scale_width_and_crop", "scale_width", 1024),
+        ("none", "none", 1024),
+        ("scale_width", "scale_width", 1024),
+        ("resize_and_crop", "resize_and_crop", 1024),
+    ],
+)
+def test_tests_show_whole_pictures(
+    trained: str, tested: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(monkeypatch, "--resize_or_crop", trained)
+    opt = TestOptions().parse([])
+    assert (opt.resize_or_crop, opt.loadSize) == (tested, size)
+    if tested == "resize_and_crop":
+        assert opt.fineSize == opt.loadSize  # the crop is all of it
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1, 2]", "null", '"ngf"'])
+def test_damaged_opt_json_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "label2city" / "opt.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"opt\.json"):
+        TestOptions().parse([])

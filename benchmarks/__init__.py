@@ -1,0 +1,1 @@
+"""What the project costs beside the plain way to write it: python -m benchmarks.NAME --help."""

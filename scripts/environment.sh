@@ -1,0 +1,19 @@
+# Sourced by quickstart.sh and run_tests.sh: an environment with the requirements files named.
+# Uses the active virtual environment, or makes .venv; installs only when the files have changed.
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+  if [ ! -x .venv/bin/python ]; then
+    echo "making a virtual environment in .venv"
+    python3 -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+    python3 -m venv .venv
+  fi
+  . .venv/bin/activate
+fi
+
+need() {
+  local stamp file
+  stamp="$(python -c 'import sys; print(sys.prefix)')/.pix2pixHD-$(cat "$@" | cksum | tr ' ' '-')"
+  [ -e "$stamp" ] && return
+  echo "installing $*"
+  for file in "$@"; do python -m pip install --quiet --disable-pip-version-check -r "$file"; done
+  touch "$stamp"
+}

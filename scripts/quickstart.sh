@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# From a clone to generated photographs, on toy street scenes that the project draws itself.
+#
+#   bash scripts/quickstart.sh                 the whole story: labels, features, 1024p stage, styles
+#   bash scripts/quickstart.sh --labels-only   labels to photographs alone
+#
+# A second run goes on where the first one stopped and reuses what is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "${1:-}" in "" | --labels-only) ;; *) echo "usage: $0 [--labels-only]" >&2; exit 2 ;; esac
+. scripts/environment.sh
+need requirements.txt
+
+step() { printf '\n== %s\n' "$*"; }
+begin=$SECONDS
+small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --n_downsample_global 3
+  --n_blocks_global 4 --no_vgg_loss --print_freq 200 --display_freq 200)
+
+step "drawing toy scenes"
+[ -e datasets/toy_raw/val.list ] ||
+  python -m data.toy_cityscapes --out datasets/toy_raw --train 200 --val 20 --size 256x128 --seed 0
+python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
+
+step "training on label maps, 128 pixels wide"
+python train.py --name toy_labels "${small[@]}" --niter 6 --niter_decay 6 --continue_train
+
+step "photographs of the validation scenes"
+python test.py --name toy_labels
+if [ "${1:-}" = --labels-only ]; then
+  printf '\nready after %d s; open this page in a browser:\n  %s\n' $((SECONDS - begin)) \
+    "$PWD/results/toy_labels/test_latest/index.html"
+  exit
+fi
+
+step "training with instance features, 128 pixels wide"
+features=(--instance_feat --nef 8 --n_downsample_E 3)
+python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 8 --niter_decay 8 \
+  --continue_train
+
+step "encoding all instances, clustering their features to styles"
+python encode_features.py --name toy_features
+python test.py --name toy_features --use_encoded_image --results_dir results/encoded
+python test.py --name toy_features --all_styles car --results_dir results/styles
+
+step "one car in several styles, and how well that works"
+python -m benchmarks.style_control --name toy_features --labels_name toy_labels
+
+step "the next stage: twice the size, with the features written as maps"
+python precompute_feature_maps.py --name toy_features
+python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 --num_D 2 \
+  --loadSize 256 --load_features --load_pretrain checkpoints/toy_features \
+  --niter_fix_global 1 --niter 2 --niter_decay 2 --continue_train
+python test.py --name toy_local --use_encoded_image --results_dir results/encoded
+python test.py --name toy_local
+
+printf '\nready after %d s; open these pages in a browser:\n' $((SECONDS - begin))
+for page in toy_labels/test_latest encoded/toy_features/test_latest styles/toy_features/test_latest \
+  toy_features/style_control toy_local/test_latest; do
+  echo "  $PWD/results/$page/index.html"
+done
+printf 'and steer single objects in the editor (pip install -r requirements-ui.txt):\n  %s\n' \
+  "python edit.py --name toy_features"

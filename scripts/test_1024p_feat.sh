@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Styles from the 512p stage's encoder, then photographs of 2048x1024 in these styles.
+set -e
+cd "$(dirname "$0")/.."
+python encode_features.py --name label2city_512p_feat
+exec python test.py --name label2city_1024p_feat --netG local --ngf 32 --resize_or_crop none \
+  --instance_feat "$@"

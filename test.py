@@ -23,7 +23,7 @@ from data.create import create_dataset, photographs
 from data.files import read_rgb
 from data.loader import batches_in_order
 from models import create_model
-from models.inference_model import InferenceModel, run_and_pretrained, to_pictures
+from models.inference_model import InferenceModel, cluster_path, to_pictures
 from models.pix2pixHD_model import uses_features
 from models.styles import (
     StyleChooser,
@@ -36,7 +36,7 @@ from models.styles import (
 )
 from options.test_options import TestOptions
 from util import distributed
-from util.colours import CITYSCAPES_NAMES, class_id, colour_label, save_image, to_image
+from util.colours import CITYSCAPES_NAMES, class_id, label_picture, save_image
 from util.errors import UserError, run
 from util.html import Page, Picture
 from util.progress import bar, say
@@ -65,7 +65,7 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
             rendered = [(look.name, model_pictures(model, batch, look.choose)) for look in looks]
             for k, index in enumerate(indices):
                 label = batch["label"][k]
-                pictures = {"input_label": label_picture(label, opt)}
+                pictures = {"input_label": label_picture(label, opt.label_nc, opt.ignore_label)}
                 pictures |= {name: images[k] for name, images in rendered}
                 photo = photos.get(dataset.scenes[index])
                 if photo is not None:
@@ -101,16 +101,6 @@ def picture_names(dataset) -> list[str]:
     if len(set(stems)) == len(stems):
         return stems
     return [f"{scene.replace('/', '__')}" for scene in dataset.scenes]
-
-
-def label_picture(label: torch.Tensor, opt: argparse.Namespace) -> np.ndarray:
-    """A label map (1, H, W), or with label_nc 0 an input picture (3, H, W), in colours."""
-    if opt.label_nc == 0:
-        return to_image(label)
-    classes = label[0].numpy().astype(np.int64)
-    if opt.ignore_label is not None:
-        classes[classes == opt.ignore_label] = 0
-    return colour_label(classes, opt.label_nc)
 
 
 def fit(photo: Image.Image, width: int, height: int) -> np.ndarray:
@@ -182,13 +172,6 @@ def model_pictures(
 ) -> np.ndarray:
     """(B, H, W, 3) uint8"""
     return to_pictures(model.generate(batch["label"], batch.get("inst"), choose(batch)))
-
-
-def cluster_path(folder: Path, name: str) -> Path:
-    """The cluster file: a path as it is, or a name in the run's folder or in the folder of the run
-    whose features it was trained on."""
-    candidates = [below / name for below in run_and_pretrained(folder)]
-    return next((path for path in [*candidates, Path(name)] if path.is_file()), candidates[0])
 
 
 def chosen_style(styles: Styles, request: str, label_nc: int) -> dict[int, np.ndarray]:

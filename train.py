@@ -21,10 +21,11 @@ import torch
 
 from data.create import count_labels, create_loader
 from models import create_model
+from models.pix2pixHD_model import smallest_side
 from options.base_options import run_dir, write_options
 from options.train_options import TrainOptions
 from util import distributed
-from util.colours import colour_label, to_image
+from util.colours import label_picture, to_image
 from util.errors import run
 from util.progress import Pace, bar, peak_memory, say
 from util.resume import Position, load_weights, make_folder, save
@@ -41,7 +42,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     if opt.label_nc == "auto":
         opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
         say_main(f"--label_nc {opt.label_nc}")
-    loader = create_loader(opt)
+    loader = create_loader(opt, smallest_side(opt))
     folder = make_folder(run_dir(opt))
     model = create_model(opt, device)
     scenes = len(loader.dataset)
@@ -144,10 +145,8 @@ def report(
 
 def current_visuals(model: torch.nn.Module, batch: dict, opt: argparse.Namespace) -> dict:
     """The batch's first scene as pictures (H, W, 3) uint8: label map, generated, real."""
-    label = batch["label"][0]
-    coloured = colour_label(label[0].numpy(), opt.label_nc) if opt.label_nc else to_image(label)
     return {
-        "input_label": coloured,
+        "input_label": label_picture(batch["label"][0], opt.label_nc, opt.ignore_label),
         "synthesized_image": to_image(model.fake[0]),
         "real_image": to_image(batch["image"][0]),
     }

@@ -242,3 +242,10 @@ def run_and_pretrained(folder: Path) -> list[Path]:
         if not below or Path(below) in folders:
             return folders
         folders.append(Path(below))
+
+
+def cluster_path(folder: Path, name: str) -> Path:
+    """A run's cluster file: in its folder, in that of the run whose features it was trained on, or
+    else the name taken as a path."""
+    candidates = [below / name for below in run_and_pretrained(folder)]
+    return next((path for path in [*candidates, Path(name)] if path.is_file()), candidates[0])

@@ -96,6 +96,19 @@ def colour_label(label: np.ndarray, label_nc: int) -> np.ndarray:
     return palette(label_nc)[label]
 
 
+def label_picture(
+    label: torch.Tensor, label_nc: int, ignore_label: int | None = None
+) -> np.ndarray:
+    """What a network is given, as a picture HxWx3 uint8: a label map (1, H, W) in colours, ignored
+    pixels black, or with label_nc 0 the input picture (3, H, W) in [-1, 1]."""
+    if label_nc == 0:
+        return to_image(label)
+    classes = label[0].cpu().numpy().astype(np.int64)
+    ignored = classes == ignore_label
+    picture = colour_label(np.where(ignored, 0, classes), label_nc)
+    return np.where(ignored[..., None], np.uint8(0), picture)
+
+
 def class_id(name_or_id: str, label_nc: int) -> int:
     """The class that a user means by its number or, for Cityscapes, its name ('traffic_light')."""
     text = str(name_or_id).strip().lower().replace("_", " ")

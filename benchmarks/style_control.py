@@ -1,0 +1,187 @@
+"""Do instance features steer single objects? Measured on the toy scenes, where the truth is known.
+
+    python -m benchmarks.style_control --name toy_features --labels_name toy_labels
+
+Prints, and writes to results/NAME/style_control/style_control.json:
+(a) the mean colour error inside things, with the features of the real photographs, beside that of
+    a model without features;
+(b) how often a car that is set to style K gets a mean colour nearer to K's palette colour than to
+    any other;
+(c) how much the pixels outside that car change on average, in grey levels.
+Also a page that shows one scene per row, in several styles of one car.
+"""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.create import create_dataset
+from data.loader import batches_in_order
+from data.toy_cityscapes import PALETTES, nearest_style, read_styles
+from models import create_model
+from models.inference_model import InferenceModel, cluster_path, to_pictures
+from models.instance_maps import instance_class
+from models.styles import load_styles
+from options.base_options import Parser
+from options.test_options import TestOptions
+from util.checkpoints import write_text
+from util.colours import label_picture, save_image, to_image
+from util.errors import UserError, run
+from util.html import Page, Picture
+from util.progress import bar, say
+
+CAR = 26
+
+
+class Options(TestOptions):
+    def declare(self, parser: Parser) -> None:
+        super().declare(parser)
+        parser.add_argument("--labels_name", default="", help="a run without features, to compare")
+
+
+def measure(opt: argparse.Namespace, device: torch.device) -> dict:
+    """The three measures of the module's docstring, over all scenes of opt.phase."""
+    model = create_model(opt, device)
+    styles = load_styles(cluster_path(model.folder, opt.cluster_path), opt.feat_num)
+    if CAR not in styles:
+        raise UserError(f"--name {opt.name}: there are no styles of cars")
+    colours = colours_of_styles(model, opt, styles[CAR])
+    plain = labels_model(opt, device)
+    page = Page(folder_of(opt), f"One car in the styles of its class, {opt.name}")
+
+    errors, plain_errors, hits, changes = [], [], [], []
+    dataset = create_dataset(opt, training=False)
+    for index, batch in enumerate(bar(batches_in_order(dataset), total=len(dataset))):
+        label, inst = batch["label"], batch["inst"]
+        real, ids = to_image(batch["image"][0]), inst[0, 0].numpy()
+        features = model.encode(batch["image"], inst)
+        picture = to_pictures(model.generate(label, inst, features))[0]
+        errors += colour_errors(picture, real, ids)
+        if plain is not None:
+            plain_errors += colour_errors(to_pictures(plain.generate(label, inst))[0], real, ids)
+        for car in [i for i in np.unique(ids).tolist() if i >= 1000 and instance_class(i) == CAR]:
+            mask = ids == car
+            shown = restyled(model, label, inst, features, mask, styles[CAR])
+            for styled, colour in zip(shown, colours):
+                hits.append(nearest_style(CAR, styled[mask].mean(0)) == colour)
+                changes.append(np.abs(styled.astype(int) - picture)[~mask].mean())
+        if index < 8:
+            page_row(page, dataset.scenes[index], label, real, shown, mask, opt.label_nc)
+    page.save()
+    figures = {
+        "scenes": len(dataset),
+        "things": len(errors),
+        "colour_error_encoded": float(np.mean(errors)),
+        "colour_error_labels_only": float(np.mean(plain_errors)) if plain_errors else None,
+        "cars_times_styles": len(hits),
+        "style_hit_share": float(np.mean(hits)),
+        "change_outside": float(np.mean(changes)),
+        "palette_colour_of_style": colours,
+    }
+    write_text(folder_of(opt) / "style_control.json", json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def folder_of(opt: argparse.Namespace) -> Path:
+    folder = Path(opt.results_dir) / opt.name / "style_control"
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def labels_model(opt: argparse.Namespace, device: torch.device) -> InferenceModel | None:
+    if not opt.labels_name:
+        return None
+    labels_only = Options().parse(
+        ["--name", opt.labels_name, "--checkpoints_dir", opt.checkpoints_dir]
+    )
+    return create_model(labels_only, device)
+
+
+def colour_errors(picture: np.ndarray, real: np.ndarray, ids: np.ndarray) -> list[float]:
+    """For each thing, how far its mean colour is from the real one: mean over the channels."""
+    things = [i for i in np.unique(ids).tolist() if i >= 1000]
+    masks = [ids == i for i in things]
+    return [float(np.abs(picture[m].mean(0) - real[m].mean(0)).mean()) for m in masks]
+
+
+def colours_of_styles(
+    model: InferenceModel, opt: argparse.Namespace, centres: np.ndarray
+) -> list[int]:
+    """The palette colour that most training cars nearest to a style's centre have in truth."""
+    training = copy.copy(opt)
+    training.phase = "train"
+    dataset = create_dataset(training, training=False)
+    votes = np.zeros((len(centres), len(PALETTES[CAR])), int)
+    for batch in bar(batches_in_order(dataset), total=len(dataset), desc="styles of cars"):
+        ids = batch["inst"][0, 0].numpy()
+        features = model.encode(batch["image"], batch["inst"])[0].cpu().numpy()
+        for i, colour in read_styles(to_image(batch["image"][0]), ids).items():
+            mask = ids == i
+            if instance_class(i) == CAR and mask.mean() > 1 / 64:
+                distances = np.linalg.norm(centres - features[:, mask][:, 0], axis=1)
+                votes[distances.argmin(), colour] += 1
+    return votes.argmax(1).tolist()
+
+
+def restyled(
+    model: InferenceModel,
+    label: torch.Tensor,
+    inst: torch.Tensor,
+    features: torch.Tensor,
+    mask: np.ndarray,
+    centres: np.ndarray,
+) -> np.ndarray:
+    """(styles, H, W, 3) uint8: the scene with one instance in each style."""
+    maps = features.repeat(len(centres), 1, 1, 1)
+    where = torch.from_numpy(mask)
+    for one, centre in zip(maps, centres):
+        one[:, where] = torch.from_numpy(centre).to(one)[:, None]
+    count = len(centres)
+    return to_pictures(
+        model.generate(label.repeat(count, 1, 1, 1), inst.repeat(count, 1, 1, 1), maps)
+    )
+
+
+def page_row(
+    page: Page,
+    scene: str,
+    label: torch.Tensor,
+    real: np.ndarray,
+    shown: np.ndarray,
+    mask: np.ndarray,
+    label_nc: int,
+) -> None:
+    """Label map, photograph, and the last car of the scene in every style."""
+    pictures = {"input_label": label_picture(label[0], label_nc), "real_image": real}
+    pictures |= {f"style_{k}": picture for k, picture in enumerate(shown)}
+    row = []
+    for kind, picture in pictures.items():
+        path = Path("images") / f"{Path(scene).name}_{kind}.png"
+        save_image(picture, page.folder / path)
+        row.append(Picture(path, kind))
+    page.row(row, heading=f"{scene}, one car of {mask.sum()} pixels", width=256)
+
+
+def main() -> None:
+    opt = Options().parse()
+    figures = measure(opt, torch.device("cuda" if opt.gpu_ids else "cpu"))
+    compared = figures["colour_error_labels_only"]
+    say(
+        f"(a) mean colour error inside {figures['things']} things: "
+        f"{figures['colour_error_encoded']:.1f} of 255 with encoded features"
+        + (f", {compared:.1f} from labels alone" if compared is not None else "")
+    )
+    say(
+        f"(b) {100 * figures['style_hit_share']:.1f}% of {figures['cars_times_styles']} cars set "
+        "to a style have the style's colour"
+    )
+    say(f"(c) pixels outside the car change by {figures['change_outside']:.2f} grey levels")
+    say(f"one car in all styles: {folder_of(opt) / 'index.html'}")
+
+
+if __name__ == "__main__":
+    run(main)

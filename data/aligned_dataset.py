@@ -23,6 +23,8 @@ from util.errors import UserError, some
 
 RESIZE_OR_CROP = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 
+MOST_PIXELS = 2**28  # of a scaled picture; a narrow strip scaled to a width can need far more
+
 Size = tuple[int, int]  # (width, height) in pixels
 
 
@@ -102,7 +104,10 @@ class AlignedDataset(Dataset):
         max_size: int | None = None,
         ignore_label: int | None = None,
         seed: int = 0,
+        smallest: int = 1,
     ) -> None:
+        """smallest: pixels that a scaled and cropped picture must have each way."""
+        self.smallest = smallest
         self.label_nc = label_nc
         self.geometry = geometry
         self.feat_num = feat_num
@@ -114,7 +119,10 @@ class AlignedDataset(Dataset):
         )
         problems = pairing_problems(self.files)
         if problems:
-            raise UserError(f"{dataroot}: {len(problems)} missing: {some(problems)}")
+            raise UserError(
+                f"{dataroot}: {len(problems)} missing: {some(problems)}; "
+                "python -m data.check lists every problem"
+            )
         self.scenes = sorted(self.files["label"])[:max_size]
         self.sizes = self._check_sizes()  # (width, height) by scene, as in the files
         self.maps = self.scaled_maps  # or a cache of it, see data.cache
@@ -205,23 +213,47 @@ class AlignedDataset(Dataset):
         """The size of every scene by its files' headers; all files of a scene must agree."""
         sizes = {}
         for scene in self.scenes:
-            found = {kind: image_size(paths[scene]) for kind, paths in self.files.items()}
-            # precomputed features may already have the size that the others are scaled to
-            if found.get("feat") == self.geometry.scaled(found["label"]):
-                del found["feat"]
-            if len(set(found.values())) > 1:
-                listed = ", ".join(
-                    f"{self.files[kind][scene]} is {w}x{h}" for kind, (w, h) in found.items()
-                )
-                raise UserError(f"the files of a scene must have one size, but {listed}")
+            files = {kind: paths[scene] for kind, paths in self.files.items()}
+            found = {kind: image_size(path) for kind, path in files.items()}
+            problems = size_problems(files, found, self.geometry, self.smallest)
+            if problems:
+                raise UserError(problems[0])
             sizes[scene] = found["label"]
-            width, height = self.geometry.scaled(sizes[scene])
-            if self.geometry.crops and min(width, height) < self.geometry.fine_size:
-                raise UserError(
-                    f"{self.files['label'][scene]}: {width}x{height} when cropped, smaller than "
-                    f"--fineSize {self.geometry.fine_size}; give a smaller --fineSize"
-                )
         return sizes
+
+
+def size_problems(
+    files: dict[str, Path], sizes: dict[str, Size], geometry: Geometry, smallest: int = 1
+) -> list[str]:
+    """What is wrong with the sizes (by kind, as in the files) of one scene's files.
+
+    smallest: pixels that a scaled and cropped picture must have each way.
+    """
+    problems = []
+    width, height = scaled = geometry.scaled(sizes["label"])
+    # precomputed features may already have the size that the others are scaled to
+    compared = {kind: size for kind, size in sizes.items() if kind != "feat" or size != scaled}
+    if len(set(compared.values())) > 1:
+        listed = ", ".join(f"{files[kind]} is {w}x{h}" for kind, (w, h) in compared.items())
+        problems.append(f"the files of a scene must have one size, but {listed}")
+    if width * height > MOST_PIXELS:
+        problems.append(
+            f"{files['label']}: would be {width}x{height} when scaled, more than memory holds; "
+            "leave it out, or give another --resize_or_crop or --loadSize"
+        )
+    if geometry.crops and min(width, height) < geometry.fine_size:
+        problems.append(
+            f"{files['label']}: {width}x{height} when cropped, smaller than "
+            f"--fineSize {geometry.fine_size}; give a smaller --fineSize"
+        )
+    elif min(geometry.final(sizes["label"])) < smallest:
+        width, height = geometry.final(sizes["label"])
+        problems.append(
+            f"{files['label']}: {width}x{height} when scaled and cropped, but these networks and "
+            f"losses need {smallest} pixels each way; leave it out, or change --loadSize, "
+            "--fineSize or --resize_or_crop"
+        )
+    return problems
 
 
 def find_files(
@@ -233,6 +265,14 @@ def find_files(
     load_features: bool = False,
 ) -> dict[str, dict[str, Path]]:
     """The files of a phase: kind ("label", "inst", "image", "feat") -> scene key -> path."""
+    folders = folder_names(phase, label_nc, use_instances, load_photos, load_features)
+    return {kind: list_files(find_folder(Path(root), names)) for kind, names in folders.items()}
+
+
+def folder_names(
+    phase: str, label_nc: int, use_instances: bool, load_photos: bool, load_features: bool
+) -> dict[str, list[str]]:
+    """The names that the folder of each kind may have."""
     folders = {"label": [f"{phase}_label"] if label_nc else [f"{phase}_A", f"{phase}A"]}
     if use_instances:
         folders["inst"] = [f"{phase}_inst"]
@@ -240,7 +280,7 @@ def find_files(
         folders["image"] = [f"{phase}_img"] if label_nc else [f"{phase}_B", f"{phase}B"]
     if load_features:
         folders["feat"] = [f"{phase}_feat"]
-    return {kind: list_files(find_folder(Path(root), names)) for kind, names in folders.items()}
+    return folders
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:

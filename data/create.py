@@ -14,9 +14,12 @@ from util.errors import UserError
 
 
 def create_dataset(
-    opt: argparse.Namespace, *, training: bool, load_photos: bool = True
+    opt: argparse.Namespace, *, training: bool, load_photos: bool = True, smallest: int = 1
 ) -> AlignedDataset:
-    """The data set of opt.dataroot and opt.phase. Raises UserError for what is wrong with it."""
+    """The data set of opt.dataroot and opt.phase. Raises UserError for what is wrong with it.
+
+    smallest: pixels that a scaled and cropped picture must have each way.
+    """
     geometry = Geometry(
         opt.resize_or_crop, opt.loadSize, opt.fineSize, flip=training and not opt.no_flip
     )
@@ -32,14 +35,15 @@ def create_dataset(
         max_size=opt.max_dataset_size,
         ignore_label=opt.ignore_label,
         seed=opt.seed,
+        smallest=smallest,
     )
     dataset.maps = create_cache(opt.cache, dataset, Path(opt.dataroot) / ".cache")
     return dataset
 
 
-def create_loader(opt: argparse.Namespace) -> Loader:
-    """The batches to train on: shuffled unless --serial_batches."""
-    dataset = create_dataset(opt, training=True)
+def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
+    """The batches to train on: shuffled unless --serial_batches. smallest: see create_dataset."""
+    dataset = create_dataset(opt, training=True, smallest=smallest)
     if opt.batchSize > len(dataset):
         raise UserError(
             f"--batchSize {opt.batchSize}: {opt.dataroot} has only {len(dataset)} scenes"

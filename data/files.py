@@ -10,6 +10,8 @@ from PIL import Image
 from util.errors import UserError, some
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # Pillow has others that start programs
+MOST_CLASSES = 65536  # what --label_nc takes
 
 # What one scene's files differ by: Cityscapes' endings and the everyday ones.
 _ENDING = re.compile(
@@ -37,22 +39,32 @@ def find_folder(root: Path, names: Iterable[str]) -> Path:
 
 def list_files(folder: Path) -> dict[str, Path]:
     """All pictures below a folder, by scene key, sorted. Two files of one scene are an error."""
+    found, problems = scan_folder(folder)
+    if problems:
+        raise UserError(some(problems))
+    return found
+
+
+def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """All pictures below a folder, by scene key, sorted; and what is wrong with their names."""
     found: dict[str, Path] = {}
+    problems = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
             continue
-        if not path.is_file():
-            raise UserError(f"{path}: named like a picture but not a file; move it away")
         key = scene_key(path, folder)
-        if key in found:
-            raise UserError(
+        if not path.is_file():
+            problems.append(f"{path}: named like a picture but not a file; move it away")
+        elif key in found:
+            problems.append(
                 f"{folder}: {found[key].name} and {path.name} would both be the scene {key!r}; "
                 "keep one of them"
             )
-        found[key] = path
-    if not found:
-        raise UserError(f"{folder}: holds no pictures ({', '.join(sorted(EXTENSIONS))})")
-    return found
+        else:
+            found[key] = path
+    if not found and not problems:
+        problems.append(f"{folder}: holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+    return found, problems
 
 
 def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:
@@ -72,7 +84,10 @@ def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:
 def open_image(path: Path) -> Image.Image:
     """Open and decode a picture; UserError names a file that is missing or damaged."""
     try:
-        picture = Image.open(path)
+        with Image.open(path, formats=_FORMATS) as picture:
+            if picture.format == "PNG":
+                picture.verify()  # its checksums, which decoding does not look at
+        picture = Image.open(path, formats=_FORMATS)
         picture.load()
     except Exception as error:  # damaged files make Pillow raise many kinds
         raise UserError(f"{path}: cannot be read as a picture ({_first_line(error)})") from error
@@ -82,7 +97,7 @@ def open_image(path: Path) -> Image.Image:
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as the file's header tells, without decoding."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=_FORMATS) as picture:
             return picture.size
     except Exception as error:
         raise UserError(f"{path}: cannot be read as a picture ({_first_line(error)})") from error
@@ -90,7 +105,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def read_rgb(path: Path) -> Image.Image:
     """A photograph (or, with --label_nc 0, a drawing) as an RGB picture."""
-    return open_image(path).convert("RGB")
+    picture = open_image(path)
+    if picture.mode[0] in "IF":  # Pillow would cut everything above 255 off
+        raise UserError(f"{path}: has more than 8 bits a pixel ({picture.mode}); save it with 8")
+    return picture.convert("RGB")
 
 
 def read_integers(path: Path, what: str) -> Image.Image:
@@ -140,9 +158,10 @@ def label_problem(
         return None
     found = [f"{v} ({n} pixels)" for v, n in zip(values[wrong], counts[wrong])]
     enough = int(values[wrong].max()) + 1
+    more = f"give --label_nc {enough}, " if label_nc < enough <= MOST_CLASSES else ""
     return (
         f"{path}: label {some(found)}, but --label_nc {label_nc} allows 0 to {label_nc - 1}; "
-        f"mend the file, give --label_nc {enough}, or leave such pixels out by --ignore_label"
+        f"mend the file, {more}or leave such pixels out by --ignore_label"
     )
 
 

@@ -68,6 +68,18 @@ def size_multiple(opt: argparse.Namespace) -> int:
     return 2**depth
 
 
+def smallest_side(opt: argparse.Namespace) -> int:
+    """The fewest pixels, each way, of a picture that the networks and losses can train on.
+
+    G reflects a pixel around its smallest maps, which must be 2x2 for it (and its first layer
+    three around the picture); D normalizes over its smallest scale; VGG halves four times.
+    """
+    sides = [size_multiple(opt) + 1, 4, 2 ** (opt.num_D - 1) + 1]
+    if not opt.no_vgg_loss:
+        sides.append(16)
+    return max(sides)
+
+
 def autocast(opt: argparse.Namespace, device: torch.device):
     """The context that --amp asks for."""
     if opt.amp == "off":

@@ -20,12 +20,17 @@ def run(main: Callable[[], object]) -> None:
     try:
         status = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def one_line(message: object) -> str:
+    """The message without line breaks: a file's name may hold some."""
+    return str(message).replace("\r", "\\r").replace("\n", "\\n")
 
 
 def some(names: list[str], most: int = 5) -> str:

@@ -1,0 +1,253 @@
+"""Read a whole data set once and report everything that training would trip over.
+
+    python -m data.check --dataroot datasets/cityscapes
+
+takes the flags that train.py takes, so that it looks for what that run would need. Exit status:
+0, all is well; 1, there are problems; 2, the command itself is wrong.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.aligned_dataset import Geometry, folder_names, size_problems
+from data.files import (
+    MOST_CLASSES,
+    find_folder,
+    label_problem,
+    pairing_problems,
+    read_features,
+    read_integers,
+    read_rgb,
+    scan_folder,
+)
+from util.colours import CITYSCAPES_NAMES
+from util.errors import UserError, one_line, run
+from util.parallel import parallel
+
+_ORIENTATION = 274  # the EXIF tag: 1 is upright
+
+
+@dataclass
+class Scene:
+    """What reading the files of one scene told."""
+
+    files: dict[str, Path]  # by kind: "label", "inst", "image", "feat"
+    problems: list[str] = field(default_factory=list)
+    size: tuple[int, int] | None = None  # (width, height) of the label map
+    classes: Counter = field(default_factory=Counter)  # label -> pixels
+    instances: Counter = field(default_factory=Counter)  # label -> instances mostly of it
+    pixels: int = 0  # that have both a label and an instance id
+    strangers: int = 0  # of these, pixels whose id is not of their class in Cityscapes' scheme
+
+
+@dataclass
+class Report:
+    """What a whole data set is like."""
+
+    scenes: list[Scene]
+    problems: list[str]
+    notes: list[str]
+
+
+def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
+    """Read every file that train.py with these flags would read.
+
+    smallest: pixels that a scaled and cropped picture must have each way. Raises UserError if
+    there is no such data set at all.
+    """
+    files, problems = _scan(opt)
+    names = sorted(set().union(*files.values()))[: opt.max_dataset_size]
+    there = [
+        {kind: paths[name] for kind, paths in files.items() if name in paths} for name in names
+    ]
+    work = partial(examine, opt=opt, smallest=smallest)
+    scenes = list(parallel(work, there, opt.nThreads, "reading"))
+    for scene in scenes:
+        problems += scene.problems
+    scheme_problems, notes = _judge_instances(scenes)
+    problems += scheme_problems
+    sizes = {scene.size for scene in scenes if scene.size}
+    if opt.resize_or_crop == "none" and len(sizes) > 1 and opt.batchSize > 1:
+        problems.append("pictures of several sizes cannot share a batch: --batchSize 1, or crop")
+    return Report(scenes, problems, notes)
+
+
+def _scan(opt: argparse.Namespace) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """The files by kind and scene, and what is wrong with folders, names and partners."""
+    root = Path(opt.dataroot)
+    if not root.is_dir():
+        raise UserError(f"--dataroot {root}: no such folder")
+    files: dict[str, dict[str, Path]] = {}
+    problems = []
+    names = folder_names(opt.phase, opt.label_nc, not opt.no_instance, True, opt.load_features)
+    for kind, folders in names.items():
+        try:
+            files[kind], wrong = scan_folder(find_folder(root, folders))
+            problems += wrong
+        except UserError as error:
+            problems.append(str(error))
+    if not files:
+        raise UserError("; ".join(problems))
+    return files, problems + pairing_problems(files)
+
+
+def examine(files: dict[str, Path], opt: argparse.Namespace, smallest: int = 1) -> Scene:
+    """Read all files of one scene."""
+    scene = Scene(files)
+    pictures: dict[str, Image.Image] = {}
+    for kind, path in files.items():
+        try:
+            pictures[kind] = _read(kind, path, opt)
+            scene.problems += _oddities(kind, path, opt)
+        except UserError as error:
+            scene.problems.append(str(error))
+    if "label" not in pictures:
+        return scene
+    scene.size = pictures["label"].size
+    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
+    sizes = {kind: picture.size for kind, picture in pictures.items()}
+    scene.problems += size_problems(files, sizes, geometry, smallest)
+    label = np.asarray(pictures["label"]) if opt.label_nc else None
+    if label is not None:
+        _count_labels(scene, label, opt)
+    if "inst" in pictures and pictures["inst"].size == scene.size:
+        _count_instances(scene, np.asarray(pictures["inst"]), label, opt.ignore_label)
+    return scene
+
+
+def _read(kind: str, path: Path, opt: argparse.Namespace) -> Image.Image:
+    if kind == "feat":
+        return read_features(path, opt.feat_num)
+    if kind == "inst" or (kind == "label" and opt.label_nc):
+        return read_integers(path, {"inst": "instance", "label": "label"}[kind])
+    return read_rgb(path)
+
+
+def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
+    """What can be read, but is probably not meant so."""
+    with Image.open(path) as picture:  # the header alone
+        indexed, turn = picture.mode == "P", picture.getexif().get(_ORIENTATION, 1)
+    if indexed and kind == "label" and opt.label_nc:
+        return [
+            f"{path}: a label map with a palette; training takes the palette's indices as classes, "
+            "which programs may reorder: python -m data.convert_labels --from_indexed fixes them"
+        ]
+    if turn != 1:
+        return [f"{path}: EXIF asks for a turn that training does not make; save it upright"]
+    return []
+
+
+def _count_labels(scene: Scene, label: np.ndarray, opt: argparse.Namespace) -> None:
+    values, counts = np.unique(label, return_counts=True)
+    scene.classes.update(dict(zip(values.tolist(), counts.tolist())))
+    label_nc = MOST_CLASSES if opt.label_nc == "auto" else opt.label_nc
+    problem = label_problem(label, scene.files["label"], label_nc, opt.ignore_label)
+    if problem:
+        scene.problems.append(problem)
+
+
+def _count_instances(
+    scene: Scene, inst: np.ndarray, label: np.ndarray | None, ignore_label: int | None
+) -> None:
+    """Compare instance ids with labels, both (H, W); label None: there are no classes."""
+    path = scene.files["inst"]
+    if inst.min() == inst.max() and (label is None or label.min() != label.max()):
+        scene.problems.append(f"{path}: every pixel is instance {inst.flat[0]}; make it anew")
+    if label is None:
+        return
+    code = inst.astype(np.int64) << 32 | label.astype(np.int64) & 0xFFFFFFFF
+    pairs, counts = np.unique(code, return_counts=True)
+    ids, labels = pairs >> 32, (pairs & 0xFFFFFFFF).astype(np.uint32).astype(np.int32)
+
+    largest: dict[int, tuple[int, int]] = {}  # id -> (pixels, label) of its main class
+    for i, value, count in zip(ids.tolist(), labels.tolist(), counts.tolist()):
+        largest[i] = max(largest.get(i, (0, 0)), (count, value))
+    scene.instances.update(value for _, value in largest.values())
+
+    known = labels != ignore_label if ignore_label is not None else np.ones(len(labels), bool)
+    expected = np.where(ids < 1000, ids, ids // 1000)
+    scene.pixels = int(counts[known].sum())
+    scene.strangers = int(counts[known & (expected != labels)].sum())
+
+
+def _judge_instances(scenes: list[Scene]) -> tuple[list[str], list[str]]:
+    """Problems and notes about ids that disagree with labels.
+
+    Where most pixels follow Cityscapes' scheme (class, or class*1000 + n), one that does not is a
+    problem: the two maps are of different scenes, or one is damaged. Where most do not, the data
+    set numbers its instances in its own way, which is fine.
+    """
+    pixels = sum(scene.pixels for scene in scenes)
+    strangers = sum(scene.strangers for scene in scenes)
+    if 2 * strangers > pixels:
+        return [], [
+            f"{strangers / pixels:.1%} of the pixels have an instance id other than class or "
+            "class*1000 + n: the ids follow a scheme of their own, and the class of an instance "
+            "is read from the label map"
+        ]
+    return [
+        f"{scene.files['inst']}: {scene.strangers} pixels have an instance id of another class "
+        f"than in {scene.files['label']}; are both of the same scene?"
+        for scene in scenes
+        if scene.strangers
+    ], []
+
+
+def summary(report: Report, opt: argparse.Namespace) -> list[str]:
+    """Lines about pictures, sizes, classes and instances."""
+    scenes = report.scenes
+    kinds = Counter(kind for scene in scenes for kind in scene.files)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    lines = [f"{opt.dataroot}, phase {opt.phase}: {len(scenes)} scenes; pictures: {counts}"]
+    sizes = Counter(scene.size for scene in scenes if scene.size)
+    listed = [f"{w}x{h} ({count})" for (w, h), count in sizes.most_common()]
+    lines.append(f"sizes: {', '.join(listed) or 'none'}")
+    classes: Counter = sum((scene.classes for scene in scenes), Counter())
+    if not classes:
+        return lines
+    presence = Counter(label for scene in scenes for label in scene.classes)
+    instances: Counter = sum((scene.instances for scene in scenes), Counter())
+    total = sum(classes.values())
+    named = opt.label_nc == len(CITYSCAPES_NAMES)
+    lines.append("  class                     pixels   scenes  instances")
+    for label in sorted(classes):
+        name = CITYSCAPES_NAMES[label] if named and 0 <= label < len(CITYSCAPES_NAMES) else ""
+        if label == opt.ignore_label:
+            name = "(ignored)"
+        elif opt.label_nc != "auto" and not 0 <= label < opt.label_nc:
+            name = "(outside --label_nc)"
+        share = f"{classes[label] / total:.3%}"
+        lines.append(
+            f"  {label:5} {name:20} {share:>8} {presence[label]:8} {instances[label]:10}".rstrip()
+        )
+    known = [label for label in classes if label != opt.ignore_label]
+    lines.append(f"the largest label asks for --label_nc {max(known, default=0) + 1} or more")
+    return lines
+
+
+def main() -> int:
+    # the library part knows neither flags nor networks
+    from models.pix2pixHD_model import smallest_side
+    from options.train_options import TrainOptions
+
+    opt = TrainOptions().parse()
+    report = check(opt, smallest_side(opt))
+    lines = [f"problem: {problem}" for problem in report.problems]
+    lines += [f"note: {note}" for note in report.notes]
+    lines += summary(report, opt)
+    lines.append(f"{len(report.problems)} problems" if report.problems else "no problems found")
+    sys.stdout.reconfigure(errors="backslashreplace")  # names need not be Unicode
+    for line in lines:
+        print(one_line(line))
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,195 @@
+"""Turn label maps drawn in colours into label maps of integers, as training wants them.
+
+    python -m data.convert_labels --input colours/ --output datasets/mine/train_label
+
+The colours are Cityscapes' by default; --palette voc and --palette FILE (a line "red green blue"
+for each class, from class 0 on) are others. Without a list of the colours, --palette auto numbers
+them as it meets them and writes the list to OUTPUT/palette.txt, for the test set's maps:
+
+    python -m data.convert_labels --input train/ --output datasets/mine/train_label --palette auto
+    python -m data.convert_labels --input test/ --output datasets/mine/test_label \
+        --palette datasets/mine/train_label/palette.txt
+
+JPEG and antialiased maps hold colours between the classes': --nearest takes the nearest one. PNG
+files with a palette whose indices are the classes: --from_indexed. Names and subfolders are kept.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image
+
+from data.files import MOST_CLASSES, open_image, read_rgb, scan_folder
+from util.colours import palette, replacing
+from util.errors import UserError, run, some
+from util.parallel import parallel
+
+VOC_CLASSES = 256  # that many colours of VOC's palette are known
+
+
+def read_palette(name: str) -> np.ndarray:
+    """The colour of every class, (classes, 3) uint8: of "cityscapes", "voc", or in a file."""
+    if name in ("cityscapes", "voc"):
+        return palette({"cityscapes": 35, "voc": VOC_CLASSES}[name])
+    try:
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--palette {name}: cannot be read ({error}); expected cityscapes, voc, auto or a "
+            "text file with a line 'red green blue' for each class"
+        ) from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        words = line.split("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        if len(words) < 3 or not all(w.isdecimal() and int(w) <= 255 for w in words[:3]):
+            raise UserError(f"--palette {name}: line {number} is {line!r}, expected 'R G B'")
+        rows.append([int(word) for word in words[:3]])
+    if not 1 <= len(rows) <= MOST_CLASSES:
+        raise UserError(f"--palette {name}: {len(rows)} colours, expected 1 to {MOST_CLASSES}")
+    return np.array(rows, np.uint8)
+
+
+def find_colours(path: Path) -> np.ndarray:
+    """The distinct colours of a picture in the order in which they appear, (N,) codes."""
+    if open_image(path).format == "JPEG":
+        raise UserError(
+            f"{path}: JPEG has blurred the colours, so they cannot be listed; give the list with "
+            "--palette, and --nearest"
+        )
+    codes, first = np.unique(_codes(np.asarray(read_rgb(path))), return_index=True)
+    return codes[np.argsort(first)]
+
+
+def to_labels(picture: np.ndarray, colours: np.ndarray, nearest: bool, path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) classes: uint8, or uint16 where there are more than 256.
+
+    Of classes with one colour the first counts. Raises UserError for other colours, or with
+    nearest takes the class of the nearest colour.
+    """
+    found, places, counts = np.unique(_codes(picture), return_inverse=True, return_counts=True)
+    known, classes = np.unique(_codes(colours), return_index=True)
+    at = np.searchsorted(known, found).clip(max=len(known) - 1)
+    labels, strange = classes[at], known[at] != found
+    if strange.any() and not nearest:
+        listed = [
+            f"{_rgb(code).tolist()} ({count} pixels)"
+            for code, count in zip(found[strange], counts[strange])
+        ]
+        raise UserError(
+            f"{path}: colours that are not in the palette: {some(listed)}; add them to it, or "
+            "give --nearest to take the nearest"
+        )
+    for index in np.flatnonzero(strange):
+        distance = ((colours.astype(int) - _rgb(found[index])) ** 2).sum(1)
+        labels[index] = distance.argmin()
+    dtype = np.uint8 if len(colours) <= 256 else np.uint16
+    return labels[places].reshape(picture.shape[:2]).astype(dtype)
+
+
+def _codes(colours: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 -> (...) one integer for each colour."""
+    return (colours.astype(np.int64) * (65536, 256, 1)).sum(-1)
+
+
+def _rgb(code: int) -> np.ndarray:
+    return np.array([code >> 16, code >> 8 & 255, code & 255])
+
+
+def convert(
+    path: Path, source: Path, output: Path, colours: np.ndarray | None, nearest: bool
+) -> int:
+    """Convert one file below source; the largest class in it. colours None: it is indexed."""
+    if colours is None:
+        labels = _indices(path)
+    else:
+        labels = to_labels(np.asarray(read_rgb(path)), colours, nearest, path)
+    target = (output / path.relative_to(source)).with_suffix(".png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        Image.fromarray(labels).save(temporary, "PNG")
+    return int(labels.max())
+
+
+def _indices(path: Path) -> np.ndarray:
+    picture = open_image(path)
+    if picture.mode != "P":
+        raise UserError(f"{path}: has no palette ({picture.mode}); leave --from_indexed out")
+    return np.asarray(picture)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = _refuse
+    parser.add_argument("--input", type=Path, required=True, help="folder of coloured label maps")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write PNG files to")
+    parser.add_argument(
+        "--palette", default="cityscapes", help="cityscapes, voc, auto, or a file of colours"
+    )
+    parser.add_argument("--nearest", action="store_true", help="colours may be off: JPEG, edges")
+    parser.add_argument(
+        "--from_indexed", action="store_true", help="the palette's indices are the classes"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes; 0: this one alone")
+    args = parser.parse_args()
+    if not args.input.is_dir():
+        raise UserError(f"--input {args.input}: no such folder")
+    if args.output.resolve() == args.input.resolve():
+        raise UserError("--output: expected another folder than --input")
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers}: expected 0 or more")
+    return args
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; --help lists the flags")
+
+
+def main() -> int:
+    args = parse_args()
+    files, problems = scan_folder(args.input)
+    if problems:
+        raise UserError(some(problems))
+    paths = list(files.values())
+    args.output.mkdir(parents=True, exist_ok=True)
+    colours = None
+    if not args.from_indexed:
+        automatic = args.palette == "auto"
+        colours = _list_colours(paths, args) if automatic else read_palette(args.palette)
+    work = partial(
+        convert, source=args.input, output=args.output, colours=colours, nearest=args.nearest
+    )
+    largest = max(parallel(work, paths, args.workers, "converting"))
+    print(f"{len(paths)} label maps in {args.output}")
+    print(f"next: train with --label_nc {largest + 1 if colours is None else len(colours)}")
+    return 0
+
+
+def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:
+    """All colours in order of appearance; they are written to OUTPUT/palette.txt as well."""
+    found: dict[int, None] = {}  # an ordered set
+    for codes in parallel(find_colours, paths, args.workers, "looking for colours"):
+        found.update(dict.fromkeys(codes.tolist()))
+        if len(found) > MOST_CLASSES:
+            raise UserError(
+                f"--palette auto: more than {MOST_CLASSES} colours in {args.input}: these are no "
+                "label maps, or their edges are antialiased; list the colours and give --nearest"
+            )
+    colours = np.array([_rgb(code) for code in found], np.uint8)
+    listing = args.output / "palette.txt"
+    with replacing(listing) as temporary:
+        temporary.write_text("".join(f"{r} {g} {b}\n" for r, g, b in colours.tolist()))
+    print(f"{len(colours)} colours, listed in {listing}")
+    if len(colours) > 256:
+        print("that is a lot: are the edges antialiased? If so, list the colours, --nearest")
+    return colours
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,229 @@
+"""data.check and data.convert_labels by their command lines, and what they build on."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED, TINY, run_command, save_png
+from PIL import Image
+
+from data.check import check, summary
+from data.check import main as check_main
+from data.convert_labels import main as convert_main
+from data.convert_labels import to_labels
+from data.files import read_integers
+from options.train_options import TrainOptions
+from util.colours import colour_label
+
+FLAGS = TINY
+
+
+def options(data: Path, *flags: object) -> argparse.Namespace:
+    return TrainOptions().parse([*FLAGS, "--dataroot", str(data), *map(str, flags)])
+
+
+def problems(data: Path, *flags: object) -> list[str]:
+    return check(options(data, *flags)).problems
+
+
+def files(data: Path, kind: str) -> list[Path]:
+    return sorted((data / f"train_{kind}").glob("*.png"))
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_good_set_has_no_problems_and_a_true_summary(toy_data, call, capsys):
+    assert call(check_main, *FLAGS, "--dataroot", toy_data) == 0
+    told = capsys.readouterr().out
+    labels = np.stack([read(path) for path in files(toy_data, "label")])
+    insts = [read(path) for path in files(toy_data, "inst")]
+    for value in np.unique(labels):
+        share = f"{(labels == value).mean():.3%}"
+        scenes = sum((label == value).any() for label in labels)
+        ids = np.concatenate([np.unique(inst) for inst in insts])
+        instances = np.isin(ids, value).sum() + (ids // 1000 == value).sum()
+        line = next(line for line in told.splitlines() if line.split()[:1] == [str(value)])
+        assert line.split()[-3:] == [share, str(scenes), str(instances)]
+    assert "sizes: 64x32 (4)" in told and "no problems found" in told
+    assert f"--label_nc {labels.max() + 1} or more" in told
+
+
+def test_every_problem_is_reported_not_the_first(own_data):
+    label, inst, image = (files(own_data, kind) for kind in ("label", "inst", "img"))
+    bad = read(label[0]).copy()
+    bad[:2, :3] = 200
+    save_png(label[0], bad)
+    save_png(inst[1], np.full((32, 64), 7, np.uint16))
+    image[2].write_bytes(image[2].read_bytes()[:200])
+    save_png(image[3], np.zeros((16, 64, 3), np.uint8))
+    save_png(own_data / "train_img" / "extra.png", np.zeros((32, 64, 3), np.uint8))
+    found = problems(own_data)
+    expected = [
+        f"no label for the image {own_data / 'train_img' / 'extra.png'}",
+        f"no inst for the image {own_data / 'train_img' / 'extra.png'}",
+        f"{label[0]}: label 200 (6 pixels)",
+        f"{inst[1]}: every pixel is instance 7",
+        f"{image[2]}: cannot be read",
+        f"{label[3]} is 64x32, {inst[3]} is 64x32, {image[3]} is 64x16",
+    ]
+    for text in expected:
+        assert any(text in problem for problem in found), (text, found)
+    # the ids of the damaged label and of the constant map disagree as well
+    assert sum("another class" in problem for problem in found) == 2
+    assert len(found) == len(expected) + 2
+
+
+def test_colours_palettes_and_jpeg_are_wrong_for_label_maps(own_data):
+    label = files(own_data, "label")
+    save_png(label[0], colour_label(read(label[0]), 35))
+    indexed = Image.fromarray(read(label[1]))
+    indexed.putpalette([i // 3 for i in range(768)])
+    indexed.save(label[1])
+    Image.open(label[2]).save(label[2].with_suffix(".jpg"))
+    label[2].unlink()
+    found = "\n".join(problems(own_data))
+    assert f"{label[0]}: a label map must have one integer" in found and "RGB" in found
+    assert f"{label[1]}: a label map with a palette" in found
+    assert f"{label[2].with_suffix('.jpg')}: a label map in JPEG" in found
+    assert found.count("\n") == 2
+
+
+def test_swapped_instance_maps_are_found(own_data):
+    a, b, *_ = files(own_data, "inst")
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second), b.write_bytes(first)
+    found = problems(own_data)
+    assert len(found) == 2 and all("another class" in problem for problem in found)
+    wrong = np.where(read(a) < 1000, read(a), read(a) // 1000) != read(files(own_data, "label")[0])
+    assert f"{a}: {wrong.sum()} pixels" in found[0]
+
+
+def test_ids_of_another_scheme_are_a_note(own_data):
+    for path in files(own_data, "inst"):
+        ids = read(path)
+        save_png(path, np.unique(ids, return_inverse=True)[1].reshape(ids.shape).astype(np.uint8))
+    report = check(options(own_data))
+    assert report.problems == [] and "scheme of their own" in report.notes[0]
+    assert sum(report.scenes[0].instances.values()) == len(
+        np.unique(read(files(own_data, "inst")[0]))
+    )
+
+
+def test_small_pictures_features_folders_and_turned_photographs(own_data, tmp_path):
+    assert "64x32 when scaled and cropped" in check(options(own_data), 33).problems[0]
+    assert not check(options(own_data), 32).problems
+    assert any("train_feat" in p for p in problems(own_data, "--load_features", "--label_feat"))
+    for path in files(own_data, "label"):
+        save_png(own_data / "train_feat" / path.name, np.zeros((16, 16, 3), np.uint8))
+    found = problems(own_data, "--load_features", "--label_feat")
+    assert len(found) == 4 and all("is 16x16" in problem for problem in found)
+    image = files(own_data, "img")[0]
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.open(image).save(image.with_suffix(".jpg"), exif=turned)
+    image.unlink()
+    assert [p for p in problems(own_data) if "EXIF" in p and str(image.with_suffix(".jpg")) in p]
+
+
+def test_the_command_and_its_exit_status(own_data, refused):
+    flags = [*FLAGS, "--nThreads", 2, "--dataroot", own_data]
+    assert run_command("-m", "data.check", *flags).returncode == 0
+    files(own_data, "inst")[0].unlink()
+    done = run_command("-m", "data.check", *flags)
+    assert done.returncode == 1 and "1 problems" in done.stdout and not done.stderr
+    assert "no such folder" in refused(check_main, "--dataroot", "nowhere")
+    assert "did you mean" in refused(check_main, "--datarot", "nowhere")
+
+
+@pytest.mark.skipif(not (SHARED / "cityscapes_sample").is_dir(), reason="no sample of Cityscapes")
+def test_real_cityscapes_has_no_problems():
+    report = check(options(SHARED / "cityscapes_sample", "--loadSize", 1024))
+    assert report.problems == report.notes == []
+    assert summary(report, options(SHARED / "cityscapes_sample"))[1] == "sizes: 2048x1024 (8)"
+
+
+# convert_labels -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def convert(call):
+    """convert(source, out, flags): the command in this process."""
+
+    def converted(source: Path, out: Path, *flags: object) -> object:
+        return call(convert_main, "--input", source, "--output", out, "--workers", 0, *flags)
+
+    return converted
+
+
+def test_convert_cityscapes_colours(tmp_path):
+    label = np.random.default_rng(0).integers(7, 34, (8, 9), np.uint8)
+    save_png(tmp_path / "in" / "a b" / "é'.png", colour_label(label, 35))
+    done = run_command(
+        *("-m", "data.convert_labels", "--input", tmp_path / "in", "--output", tmp_path / "out")
+    )
+    assert done.returncode == 0 and "--label_nc 35" in done.stdout, done.stderr
+    made = read_integers(tmp_path / "out" / "a b" / "é'.png", "label")
+    label[label == 18] = 17  # polegroup has the colour of pole
+    assert made.mode == "L" and np.array_equal(np.asarray(made), label)
+
+
+def test_convert_auto_lists_colours_in_order(convert, tmp_path, capsys):
+    first = np.array([[[9, 9, 9], [0, 0, 0]], [[9, 9, 9], [255, 0, 1]]], np.uint8)
+    second = np.array([[[4, 5, 6], [0, 0, 0]]], np.uint8)
+    save_png(tmp_path / "in" / "1.png", first)
+    save_png(tmp_path / "in" / "2.png", second)
+    assert convert(tmp_path / "in", tmp_path / "out", "--palette", "auto") == 0
+    assert "--label_nc 4" in capsys.readouterr().out
+    assert read(tmp_path / "out" / "1.png").tolist() == [[0, 1], [0, 2]]
+    assert read(tmp_path / "out" / "2.png").tolist() == [[3, 1]]
+    listing = tmp_path / "out" / "palette.txt"
+    assert listing.read_text() == "9 9 9\n0 0 0\n255 0 1\n4 5 6\n"
+    convert(tmp_path / "in", tmp_path / "again", "--palette", listing)
+    assert np.array_equal(read(tmp_path / "again" / "2.png"), read(tmp_path / "out" / "2.png"))
+
+
+def test_convert_unknown_colours_and_jpeg(convert, refused, tmp_path):
+    colours = tmp_path / "colours.txt"
+    colours.write_text("# R G B\n10, 10, 10\n\n200 30 40  # a name\n")
+    label = np.zeros((16, 16), np.uint8)
+    label[:, 8:] = 1
+    picture = np.array([[10, 10, 10], [200, 30, 40]], np.uint8)[label]
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture).save(tmp_path / "in" / "x.jpg")
+    flags = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--workers", 0]
+    message = refused(convert_main, *flags, "--palette", colours)
+    assert "x.jpg" in message and "--nearest" in message
+    assert "JPEG" in refused(convert_main, *flags, "--palette", "auto")
+    assert "nowhere" in refused(convert_main, *flags, "--palette", "nowhere.txt")
+    assert convert(tmp_path / "in", tmp_path / "out", "--palette", colours, "--nearest") == 0
+    assert np.array_equal(read(tmp_path / "out" / "x.png"), label)
+
+
+def test_convert_indexed_keeps_the_indices(convert, refused, tmp_path, capsys):
+    label = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    picture = Image.fromarray(label)
+    picture.putpalette([(7 * i) % 256 for i in range(768)])
+    (tmp_path / "in").mkdir()
+    picture.save(tmp_path / "in" / "x.png")
+    assert convert(tmp_path / "in", tmp_path / "out", "--from_indexed") == 0
+    assert "--label_nc 12" in capsys.readouterr().out
+    made = Image.open(tmp_path / "out" / "x.png")
+    assert made.mode == "L" and np.array_equal(np.asarray(made), label)
+    flags = ["--input", tmp_path / "out", "--output", tmp_path / "b", "--workers", 0]
+    assert "no palette" in refused(convert_main, *flags, "--from_indexed")
+
+
+def test_to_labels_beyond_256_classes():
+    colours = np.stack([np.arange(300) // 256, np.arange(300) % 256, np.zeros(300)], 1)
+    labels = to_labels(colours.astype(np.uint8)[None], colours.astype(np.uint8), False, Path("x"))
+    assert labels.dtype == np.uint16 and np.array_equal(labels[0], np.arange(300))
+
+
+def test_convert_refuses_bad_requests(refused, tmp_path):
+    flags = ["--input", tmp_path, "--output", tmp_path / "out"]
+    assert "holds no pictures" in refused(convert_main, *flags)
+    assert "--workers -1" in refused(convert_main, *flags, "--workers", -1)
+    assert "another folder" in refused(convert_main, "--input", tmp_path, "--output", tmp_path)

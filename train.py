@@ -26,8 +26,8 @@ from options.base_options import run_dir, write_options
 from options.train_options import TrainOptions
 from util import distributed
 from util.colours import label_picture, to_image
-from util.errors import run
-from util.progress import Pace, bar, peak_memory, say
+from util.errors import UserError, run
+from util.progress import Pace, bar, peak_memory, say, surviving
 from util.resume import Position, load_weights, make_folder, save
 from util.setup import seed_everything, set_up_torch
 from util.stop import Stop
@@ -52,6 +52,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
         say_main(str(model))
 
     epochs = opt.niter + opt.niter_decay
+    saved = True
     watch, stop = Watch(), Stop()
     pace = Pace(total=epochs * scenes, done=at.step)
     while at.epoch <= epochs:
@@ -75,17 +76,19 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
                 values = mean_over_processes(losses)
                 watch.check()
                 if visualizer:
-                    report(visualizer, at, rate, values, pace, device)
+                    with surviving("the logs"):
+                        report(visualizer, at, rate, values, pace, device)
                     for warning in watch.warnings(values, model.fake):
                         say(warning)
             if visualizer and at.passed(opt.display_freq):
-                visualizer.display(current_visuals(model, batch, opt), at.epoch, at.step)
+                with surviving("the pictures"):
+                    visualizer.display(current_visuals(model, batch, opt), at.epoch, at.step)
             if at.batch < len(loader):  # the epoch's end is saved below
                 stopping = stop.asked()
                 if stopping or at.passed(opt.save_latest_freq):
-                    save(model, watch, opt, folder, at, scenes)
+                    saved = save(model, watch, opt, folder, at, scenes)
                 if stopping:
-                    say_main(f"stopped at step {at.step}; --continue_train goes on from here")
+                    say_main(f"stopped at step {at.step}; {how_to_go_on(saved)}")
                     return stop.status
             waiting = time.perf_counter()
 
@@ -95,13 +98,15 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
         at.next_epoch()
         stopping = stop.asked() and ended < epochs
         if ended % opt.save_epoch_freq == 0 or ended == epochs:
-            save(model, watch, opt, folder, at, scenes, name=str(ended))
+            saved = save(model, watch, opt, folder, at, scenes, name=str(ended))
         elif crossed or stopping:
-            save(model, watch, opt, folder, at, scenes)
+            saved = save(model, watch, opt, folder, at, scenes)
         if stopping:
-            say_main(f"stopped behind epoch {ended}; --continue_train goes on from here")
+            say_main(f"stopped behind epoch {ended}; {how_to_go_on(saved)}")
             return stop.status
 
+    if not saved:
+        raise UserError(f"{folder}: the end of training could not be saved; {how_to_go_on(saved)}")
     if visualizer:
         visualizer.close()
         page = "" if opt.no_html else f", pictures in {folder / 'web' / 'index.html'}"
@@ -156,6 +161,10 @@ def mean_over_processes(losses: dict[str, torch.Tensor]) -> dict[str, float]:
     """The losses as numbers, averaged over all processes."""
     values = distributed.mean(torch.stack(list(losses.values())))
     return dict(zip(losses, values.tolist()))
+
+
+def how_to_go_on(saved: bool) -> str:
+    return f"--continue_train goes on from {'here' if saved else 'the last checkpoint'}"
 
 
 def say_main(message: str) -> None:

@@ -7,7 +7,6 @@ takes the flags that train.py takes, so that it looks for what that run would ne
 """
 
 import argparse
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +29,7 @@ from data.files import (
 from util.colours import CITYSCAPES_NAMES
 from util.errors import UserError, one_line, run
 from util.parallel import parallel
+from util.progress import say
 
 _ORIENTATION = 274  # the EXIF tag: 1 is upright
 
@@ -243,9 +243,8 @@ def main() -> int:
     lines += [f"note: {note}" for note in report.notes]
     lines += summary(report, opt)
     lines.append(f"{len(report.problems)} problems" if report.problems else "no problems found")
-    sys.stdout.reconfigure(errors="backslashreplace")  # names need not be Unicode
     for line in lines:
-        print(one_line(line))
+        say(one_line(line))
     return 1 if report.problems else 0
 
 

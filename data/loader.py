@@ -1,5 +1,6 @@
 """From a dataset to batches: in an order that seed and epoch fix, from any position, over ranks."""
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -82,6 +83,7 @@ class Loader:
             collate_fn=collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_interrupts,
             # the loader's own: else each epoch would draw from the generator that dropout uses,
             # and a resumed run, which starts one more, would differ
             generator=torch.Generator(),
@@ -97,7 +99,10 @@ class Loader:
         wholes = self.sampler.whole_batches()[start:]
         for whole, batch in zip(wholes, self._loader):
             if isinstance(batch, UserError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # the error knows this frame: a cycle, with the workers in it
             share = len(whole[self.sampler.rank :: self.sampler.world])
             batch["pictures"] = len(whole)
             batch["weight"] = share * self.sampler.world / len(whole)
@@ -105,6 +110,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict]:
         return self.epoch(1)
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; what it means is the main process's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def batches_in_order(

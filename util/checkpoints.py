@@ -7,7 +7,8 @@ the marker leaves the old set, a kill after it leaves work that recover() finish
 
 import io
 import os
-import shutil
+import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """write_bytes for text."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="surrogateescape"))  # file names need not be Unicode
 
 
 def _write_flushed(path: Path, content: bytes | memoryview) -> None:
@@ -43,21 +44,30 @@ def _write_flushed(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
-def save_set(folder: Path, files: Mapping[str, object]) -> None:
+def save_set(
+    folder: Path, files: Mapping[str, object], copies: Mapping[str, str] | None = None
+) -> None:
     """Save files that belong together: name -> text, or anything that torch.save takes.
 
-    Raises OSError (no space, no permission) with the old set untouched.
+    copies: further name -> the name in files whose content it gets. Raises OSError (no space, no
+    permission) with the old set untouched.
     """
     recover(folder)
+    for abandoned in folder.glob(f"*{_NEW}"):  # by a kill
+        abandoned.unlink(missing_ok=True)
+    copies = copies or {}
     try:
         for name, content in files.items():
             _write_flushed(folder / (name + _NEW), _serialized(content))
+        for name, source in copies.items():
+            link_or_copy(folder / (source + _NEW), folder / (name + _NEW))
+        _flush_names(folder)
+        write_text(folder / _MARKER, "\n".join([*files, *copies]))
     except OSError:
-        for name in files:
+        for name in (*files, *copies):
             (folder / (name + _NEW)).unlink(missing_ok=True)
         raise
-    write_text(folder / _MARKER, "\n".join(files))  # from here on the new set counts
-    recover(folder)
+    recover(folder)  # the new set counts from the marker on
 
 
 def _serialized(content: object) -> bytes | memoryview:
@@ -69,15 +79,41 @@ def _serialized(content: object) -> bytes | memoryview:
 
 
 def recover(folder: Path) -> None:
-    """Finish a save that was cut off behind its marker; do nothing otherwise."""
+    """Finish a save that was cut off behind its marker; do nothing otherwise.
+
+    For the one who writes to the folder: readers need it not, see load_file.
+    """
     marker = folder / _MARKER
     if not marker.is_file():
         return
+    _flush_names(folder)
     for name in marker.read_text().splitlines():
         new = folder / (name + _NEW)
         if new.is_file():
             os.replace(new, folder / name)
+    _flush_names(folder)
     marker.unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    """Let the folder's names reach the disk before what follows: a power cut may come, too."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _newest(path: Path) -> Path:
+    """The file that holds path's content: itself, or a finished save's that was cut off."""
+    new = path.with_name(path.name + _NEW)
+    try:
+        finished = (path.parent / _MARKER).read_text().splitlines()
+    except FileNotFoundError:
+        return path
+    return new if path.name in finished and new.is_file() else path
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -87,7 +123,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, partial)
     except OSError:
-        shutil.copyfile(source, partial)
+        _write_flushed(partial, source.read_bytes())
     os.replace(partial, target)
 
 
@@ -96,18 +132,39 @@ def load_file(path: Path) -> dict:
 
     Raises UserError if it is missing, damaged or not a checkpoint.
     """
-    if not path.is_file():
+    newest = _newest(path)
+    if not newest.is_file():
         raise UserError(f"{path}: no such file; train first, or check --name and --which_epoch")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = _damaged_part(newest)
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        content = torch.load(newest, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's message advises to run the code
+        raise UserError(
+            f"{path}: not a readable checkpoint, or it holds more than tensors and plain values, "
+            "which could run code and is never loaded; use another file"
+        ) from error
     except Exception as error:  # damage shows in many ways
         raise UserError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); "
+            f"{path}: not a readable checkpoint ({_first_line(error)}); "
             "restore it from a copy or use another epoch"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _damaged_part(path: Path) -> str | None:
+    """The first part of a checkpoint whose checksum is wrong; torch.load does not look at them."""
+    if not zipfile.is_zipfile(path):
+        return None  # an older format, or no checkpoint at all
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def load_network(net: nn.Module, path: Path) -> None:
@@ -147,13 +204,19 @@ def _network_state(path: Path) -> dict[str, torch.Tensor]:
     state = load_file(path)
     # checkpoints of DataParallel carry a prefix
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    strange = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    strange = [name for name, value in state.items() if not _is_plain_tensor(value)]
     if strange or not state:
         raise UserError(f"{path}: expected tensors by name, found {some(strange) or 'nothing'}")
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"{path}: holds NaN or infinite weights in {some(broken)}; use another")
     return state
+
+
+def _is_plain_tensor(value: object) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _shape_mismatches(state: Mapping, own: Mapping) -> list[str]:

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -15,8 +17,18 @@ except ImportError:  # Windows
 
 def say(message: str) -> None:
     """Print a line, above a progress bar if there is one."""
-    tqdm.write(message, file=sys.stdout)
+    encoding = sys.stdout.encoding or "utf-8"  # a file's name may be no text in it
+    tqdm.write(message.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
     sys.stdout.flush()
+
+
+@contextmanager
+def surviving(what: str) -> Iterator[None]:
+    """Let a full disk or a lost right end in a warning: what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        say(f"warning: {what} could not be written ({error.strerror or error}); going on")
 
 
 def bar(iterable=None, **options) -> tqdm:

@@ -4,11 +4,14 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from util import distributed
-from util.checkpoints import link_or_copy, load_file, recover, save_set
+from util.checkpoints import load_file, recover, save_set
 from util.errors import UserError
 from util.progress import say
 from util.setup import random_state, set_random_state
+from util.watch import NonFinite, Watch
 
 # A resumed run must have the networks of the run that it continues ...
 NETWORK_FLAGS = (
@@ -91,19 +94,23 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
     path = folder / "latest_state.pth"
     state = load_file(path)
     try:
-        old, at = state["flags"], Position(**state["position"])
+        at, processes = Position(**state["position"]), state["processes"]
+        old = {flag: state["flags"][flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
+        same_epoch = (state["scenes"], old["batchSize"]) == (scenes, opt.batchSize)
         _compare_flags(folder, old, opt)
         model.load_networks(folder, "latest")
         model.load_training_state(state["model"])
-        mine = state["processes"][distributed.rank() % len(state["processes"])]
+        mine = processes[distributed.rank() % len(processes)]
         model.pool.load_state_dict(mine["pool"], model.device)
         set_random_state(mine["random"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{path}: not the state of such a run ({type(error).__name__}: {error}); "
             "restore it from a copy, or start from the weights with --load_pretrain"
         ) from error
-    if at.batch and (state["scenes"], old["batchSize"]) != (scenes, opt.batchSize):
+    if len(processes) != distributed.world():
+        _say(f"note: there were {len(processes)} processes, now {distributed.world()}")
+    if at.batch and not same_epoch:
         _say("note: the data set or --batchSize changed, so the epoch begins anew")
         at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
     _say(f"continuing {folder} in epoch {at.epoch} after {at.step} pictures")
@@ -136,25 +143,30 @@ def _reference_epoch(folder: Path) -> int:
 
 def save(
     model,
-    watch,
+    watch: Watch,
     opt: argparse.Namespace,
     folder: Path,
     at: Position,
     scenes: int,
     name: str = "",
-) -> None:
+) -> bool:
     """Save networks and state as "latest", and with a name the networks under it as well.
 
-    Raises NonFinite, and writes nothing, if a step since the last look was not finite. A failed
-    save leaves the old files, is reported, and training goes on.
+    Raises NonFinite, and writes nothing, if a step since the last look or a weight was not finite.
+    A save that fails leaves the old files, is reported, and False comes back.
     """
     watch.check()
+    networks = {n: net.state_dict() for n, net in model.networks().items()}
+    broken = [n for n, weights in networks.items() if not _all_finite(weights)]
+    if broken:
+        raise NonFinite(
+            f"step {at.step}: weights of {' and '.join(broken)} are not finite; the last "
+            "checkpoint is kept: lower --lr, or leave --amp"
+        )
     processes = distributed.gather({"random": random_state(), "pool": model.pool.state_dict()})
     if not distributed.is_main():
-        return
-    files: dict[str, object] = {
-        f"latest_net_{n}.pth": net.state_dict() for n, net in model.networks().items()
-    }
+        return True
+    files: dict[str, object] = {f"latest_net_{n}.pth": net for n, net in networks.items()}
     files["latest_state.pth"] = {
         "position": vars(at),
         "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
@@ -163,17 +175,21 @@ def save(
         "processes": processes,
     }
     files["iter.txt"] = f"{at.epoch}\n{at.pictures}\n"
+    copies = {f"{name}_net_{n}.pth": f"latest_net_{n}.pth" for n in networks} if name else {}
     try:
-        save_set(folder, files)
-        if name:
-            for n in model.networks():
-                link_or_copy(folder / f"latest_net_{n}.pth", folder / f"{name}_net_{n}.pth")
-            _drop_old(folder, opt.keep_checkpoints)
+        save_set(folder, files, copies)
+        _drop_old(folder, opt.keep_checkpoints)
     except OSError as error:
         say(
             f"warning: saving after {at.step} pictures failed ({error.strerror}); the last "
-            "checkpoint is kept and training goes on"
+            "checkpoint is kept"
         )
+        return False
+    return True
+
+
+def _all_finite(weights: dict[str, torch.Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in weights.values())
 
 
 def _drop_old(folder: Path, keep: int | None) -> None:

@@ -1,7 +1,9 @@
 """What a training run shows of itself: loss_log.txt, metrics.jsonl, web/index.html, TensorBoard."""
 
+import errno
 import json
 import math
+import os
 import re
 import time as clock
 from pathlib import Path
@@ -193,8 +195,16 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    """Add a line, or raise OSError with the file as it was: a full disk leaves no half line."""
+    content = (line + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def _rewrite(path: Path, lines: list[str]) -> None:

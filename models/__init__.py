@@ -6,16 +6,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.inference_model import InferenceModel, saved_options
-from models.pix2pixHD_model import Pix2PixHDModel
+from models.inference_model import InferenceModel, cluster_path, saved_options
+from models.pix2pixHD_model import Pix2PixHDModel, uses_features
+from models.styles import load_styles
+from models.ui_model import UIModel
 from util.errors import UserError
 
 
-def create_model(opt: argparse.Namespace, device: torch.device) -> nn.Module:
+def create_model(opt: argparse.Namespace, device: torch.device) -> nn.Module | UIModel:
     """The model that a command's flags describe: for training, for testing, or for the editor."""
     if opt.is_train:
         return Pix2PixHDModel(opt, device)
-    return InferenceModel(opt, device, Path(opt.checkpoints_dir) / opt.name)
+    folder = Path(opt.checkpoints_dir) / opt.name
+    networks = InferenceModel(opt, device, folder)
+    if opt.model != "ui":
+        return networks
+    styled = uses_features(opt)
+    styles = load_styles(cluster_path(folder, opt.cluster_path), opt.feat_num) if styled else {}
+    return UIModel(networks, styles)
 
 
 def load_generator(

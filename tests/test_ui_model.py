@@ -1,0 +1,459 @@
+"""UIModel: edits by hand-made yardsticks, random edits against rebuilding, exact undo."""
+
+import json
+import threading
+import tracemalloc
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import write_run
+
+from models import create_model
+from models.instance_maps import network_input, pad_to_multiple
+from models.masks import box_of, outline, stroke
+from models.styles import StyleChooser, paint
+from models.ui_model import UIModel, shape_rows
+from options.edit_options import EditOptions
+from util.errors import UserError
+
+ROAD, BUILDING, SKY, CAR = 7, 11, 23, 26
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """24x40: sky over building over road, two cars."""
+    label = np.full((24, 40), SKY, np.uint8)
+    label[8:16] = BUILDING
+    label[16:] = ROAD
+    inst = label.astype(np.int32)
+    for number, left in enumerate((4, 22)):
+        label[14:20, left : left + 10] = CAR
+        inst[14:20, left : left + 10] = 26000 + number
+    return label, inst
+
+
+def editor(folder: Path, *flags: object, **run: object) -> UIModel:
+    """A UIModel with random weights, without a scene."""
+    write_run(folder, "run", **run)
+    argv = ["--name", "run", "--checkpoints_dir", str(folder), "--gpu_ids", "-1"]
+    return create_model(EditOptions().parse([*argv, *map(str, flags)]), torch.device("cpu"))
+
+
+@pytest.fixture
+def ui(tmp_path: Path) -> UIModel:
+    ui = editor(tmp_path)
+    ui.open(*scene(), "a_scene")
+    return ui
+
+
+def rebuilt(ui: UIModel) -> torch.Tensor:
+    """What the generator must see, from the maps alone."""
+    multiple, least = ui.networks.multiple, ui.networks.least
+    maps = [torch.from_numpy(m.astype(np.int64))[None, None] for m in (ui.label, ui.inst)]
+    label, inst = (pad_to_multiple(m, multiple, least) for m in maps)
+    opt = ui.networks.opt
+    x = network_input(label, None if opt.no_instance else inst, opt.label_nc, opt.ignore_label)
+    if ui.has_features:
+        regions = (label if opt.label_feat else inst)[0, 0].numpy()
+        x = torch.cat([x, torch.from_numpy(paint(regions, ui.features, opt.feat_num))[None]], 1)
+    return x
+
+
+def state(ui: UIModel) -> tuple:
+    features = {i: v.tobytes() for i, v in ui.features.items()}
+    return ui.label.tobytes(), ui.inst.tobytes(), features, ui._x.numpy().tobytes()
+
+
+def random_edit(ui: UIModel, rng: np.random.Generator) -> bool:
+    """Any of the edits with random arguments."""
+    height, width = ui.shape
+    y, x = int(rng.integers(height)), int(rng.integers(width))
+    chosen = ui.select(y, x).instance
+    other = ui.select(int(rng.integers(height)), int(rng.integers(width))).instance
+    label = int(rng.choice([ROAD, BUILDING, SKY, 21, 24, CAR, 33]))
+    feature = rng.normal(size=3).tolist()
+    points = (rng.random((int(rng.integers(1, 5)), 2)) * [height + 8, width + 8] - 4).tolist()
+    points[0] = [y, x]
+    mask = rng.random((int(rng.integers(1, 9)), int(rng.integers(1, 9)))) < 0.7
+    mask[0, 0] = True
+    tools = [
+        lambda: ui.paint(points, label, float(rng.random() * 4)),
+        lambda: ui.paint(points, label, float(rng.random() * 4)),
+        lambda: ui.set_class(chosen, label),
+        lambda: ui.set_class(chosen, like=other),
+        lambda: ui.add(shape_rows(mask), label, y, x, float(rng.random() + 0.5)),
+        lambda: ui.move(chosen, int(rng.integers(-6, 7)), int(rng.integers(-6, 7))),
+        lambda: ui.delete(chosen),
+    ]
+    if ui.has_features:
+        tools += [
+            lambda: ui.set_style(chosen, feature),
+            lambda: ui.set_style(chosen, feature, whole_class=True),
+            lambda: ui.set_styles({chosen: feature, other: feature[::-1]}),
+            lambda: ui.add(shape_rows(mask), label, y, x, 1.0, feature),
+        ]
+    if rng.random() < 0.02:
+        return ui.reset()
+    try:
+        return tools[rng.integers(len(tools))]()
+    except UserError:  # e.g. the only instance left cannot be deleted
+        return False
+
+
+KINDS = {
+    "features": {},
+    "class features": {"label_feat": True, "instance_feat": False},
+    "no features": {"instance_feat": False},
+    "no instances": {"instance_feat": False, "no_instance": True},
+    "16 bits": {"data_type": 16},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_edits_agree_with_rebuilding_and_undo_to_the_first_byte(
+    kind: str, tmp_path: Path
+) -> None:
+    flags = KINDS[kind]
+    bits = flags.get("data_type", 32)
+    ui = editor(
+        tmp_path, "--data_type", bits, **{k: v for k, v in flags.items() if k != "data_type"}
+    )
+    label, inst = scene()
+    ui.open(label[:-1, :-3], inst[:-1, :-3], "odd size, so padded")
+    rng = np.random.default_rng(7)
+    states = [state(ui)]
+    while len(states) <= 200:
+        if random_edit(ui, rng):
+            states.append(state(ui))
+            assert torch.equal(ui._x, rebuilt(ui).to(ui._x.dtype)), ui.edits[-1]
+    assert len(ui.edits) == 200
+    edits = json.loads(json.dumps(ui.edits))
+    for number in reversed(range(200)):
+        assert ui.undo() == edits[number]
+        assert state(ui) == states[number]
+    assert ui.undo() is None and not ui.can_undo
+    for number in range(200):
+        assert ui.redo() == edits[number]
+        assert state(ui) == states[number + 1]
+    assert ui.redo() is None
+    again = ui.another()
+    again.open(label[:-1, :-3], inst[:-1, :-3], "odd size, so padded")
+    for edit in edits:
+        assert again.apply(edit)
+    assert state(again) == states[-1]
+
+
+def test_select_tells_instance_class_and_mask(ui: UIModel) -> None:
+    chosen = ui.select(15, 25)
+    assert (chosen.instance, chosen.label) == (26001, CAR)
+    assert chosen.mask.sum() == 60 and box_of(chosen.mask) == (14, 20, 22, 32)
+    for y, x in ((24, 0), (0, 40), (-1, 0)):
+        with pytest.raises(UserError):
+            ui.select(y, x)
+
+
+def test_the_picture_is_the_generators(ui: UIModel) -> None:
+    label, inst = scene()
+    feat = paint(inst, ui.features, 3)
+    assert np.array_equal(ui.picture(), ui.networks(label, inst, feat))
+    assert ui.picture() is ui.picture()  # not drawn twice
+
+
+def test_a_scene_opens_in_the_styles_that_test_py_draws(ui: UIModel) -> None:
+    expected = StyleChooser(ui.styles, {}, 0).choose({26000: CAR, 26001: CAR}, "a_scene")
+    for i, vector in expected.items():
+        assert np.array_equal(ui.features[i], vector)
+
+
+def test_style_of_one_instance_and_of_its_class(ui: UIModel) -> None:
+    look = np.array([0.5, -0.25, 1.0], np.float32)
+    other = ui.features[26001]
+    assert ui.set_style(26000, look)
+    assert np.array_equal(ui.feature(26000), look) and np.array_equal(ui.feature(26001), other)
+    assert not ui.set_style(26000, look)  # nothing changes, nothing to undo
+    assert len(ui.edits) == 1
+    assert ui.set_style(26000, look, whole_class=True)
+    assert np.array_equal(ui.feature(26001), look)
+    assert not np.array_equal(ui.features.get(ROAD), look)
+
+
+def test_previews_are_the_pictures_that_styles_would_give(ui: UIModel) -> None:
+    looks = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    found = ui.previews(26000, looks)
+    assert found.shape == (3, 24, 40, 3)
+    before = state(ui)
+    for look, preview in zip(looks, found):
+        ui.set_style(26000, look)
+        assert np.abs(ui.picture().astype(int) - preview).max() <= 1  # a batch may round otherwise
+        ui.undo()
+    assert state(ui) == before
+
+
+def test_class_of_a_chosen_kind_and_of_a_second_point(ui: UIModel) -> None:
+    mask = ui.select(15, 5).mask
+    assert ui.set_class(26000, 24)  # a car becomes a person, with a fresh id
+    assert (ui.label[mask] == 24).all() and (ui.inst[mask] == 24000).all()
+    assert ui.set_class(24000, like=26001)
+    assert (ui.label[mask] == CAR).all() and (ui.inst[mask] == 26000).all()
+    assert np.array_equal(ui.features[26000], ui.features[26001])
+    assert ui.set_class(26000, BUILDING)  # stuff is one instance
+    assert (ui.inst[mask] == BUILDING).all()
+    assert not ui.set_class(BUILDING, BUILDING)
+
+
+def test_paint_extends_what_it_begins_on_and_else_begins_anew(ui: UIModel) -> None:
+    assert ui.paint([(16, 13), (16, 17)], CAR, 1)
+    assert ui.inst[16, 17] == 26000 and ui.label[16, 17] == CAR
+    assert ui.paint([(22, 2)], CAR, 0)
+    assert ui.inst[22, 2] == 26002 and (ui.inst == 26002).sum() == 1
+    assert 26002 in ui.features
+    assert ui.paint([(2, 2)], BUILDING, 1.5)
+    assert ui.inst[2, 2] == BUILDING
+    assert ui.label[1:4, 1:4].tolist() == [[BUILDING] * 3] * 3  # 1.5 reaches the diagonal
+    assert ui.label[2, 4] == SKY
+
+
+def test_deleted_objects_are_filled_by_the_nearest_stuff_not_by_the_next_car(
+    tmp_path: Path,
+) -> None:
+    ui = editor(tmp_path)
+    label, inst = scene()
+    label[14:20, 14:22], inst[14:20, 14:22] = CAR, 26005  # bumper to bumper
+    ui.open(label, inst)
+    assert ui.delete(26005)
+    assert (ui.label[14:17, 14:22] == BUILDING).all() and (ui.label[17:20, 14:22] == ROAD).all()
+    assert (ui.inst[19, 14:22] == ROAD).all()
+
+
+def test_move_takes_the_pixels_along_and_fills_the_hole(ui: UIModel) -> None:
+    assert ui.move(26000, 3, -2)
+    assert box_of(ui.inst == 26000) == (17, 23, 2, 12)
+    assert (ui.label[ui.inst == 26000] == CAR).all()
+    assert (ui.label[14:16, 4:14] == BUILDING).all()
+    assert ui.move(26000, 0, -8)  # partly out of the picture
+    assert box_of(ui.inst == 26000) == (17, 23, 0, 4)
+    with pytest.raises(UserError, match="out of the picture"):
+        ui.move(26000, 0, -4)
+
+
+def test_an_added_object_lies_centred_with_its_look(ui: UIModel) -> None:
+    shape = ["##.", "###", "###"]
+    assert ui.add(shape, CAR, 5, 20, 2.0, [1, 2, 3])
+    box = box_of(ui.inst == 26002)
+    assert box == (2, 8, 18, 24) or box == (3, 9, 18, 24)
+    assert (ui.inst == 26002).sum() == 8 * 4 and ui.inst[box[0], 23] == SKY
+    assert ui.feature(26002).tolist() == [1, 2, 3]
+
+
+def test_style_from_a_photograph(ui: UIModel) -> None:
+    rng = np.random.default_rng(1)
+    photo = rng.integers(0, 256, (24, 40, 3), np.uint8)
+    every = ui.photo_features(photo)
+    assert set(every) == {SKY, BUILDING, ROAD, 26000, 26001}
+    one = ui.photo_feature(photo, 15, 25, scene()[1])
+    assert np.allclose(one, every[26001], atol=1e-5)
+    assert ui.set_styles(every)
+    assert np.allclose(ui.feature(26001), one, atol=1e-5)
+    assert ui.photo_feature(photo, 3, 3).shape == (3,)
+
+
+def test_reset_can_be_undone(ui: UIModel) -> None:
+    first = state(ui)
+    ui.paint([(5, 5)], CAR, 3)
+    ui.set_style(26000, [1, 1, 1])
+    edited = state(ui)
+    assert ui.reset()
+    assert state(ui) == first and not ui.reset()
+    ui.undo()
+    assert state(ui) == edited
+
+
+def test_a_new_edit_forgets_what_was_undone(ui: UIModel) -> None:
+    ui.delete(26000)
+    ui.undo()
+    ui.delete(26001)
+    assert not ui.can_redo and [edit["instance"] for edit in ui.edits] == [26001]
+
+
+def test_an_edit_rebuilds_only_its_box(ui: UIModel) -> None:
+    poison = torch.full_like(ui._x, 7.0)
+    ui._x.copy_(poison)
+    ui.paint([(10, 10)], CAR, 1)  # rows and columns 9 to 11, edges one further
+    touched = (ui._x != 7.0)[0]
+    assert touched[:35, 9:12, 9:12].all() and touched[-3:, 9:12, 9:12].all()
+    assert touched[35, 8:13, 8:13].all()
+    assert touched[:35].sum() == 35 * 9 and touched[35].sum() == 25 and touched[-3:].sum() == 27
+    ui._x.copy_(poison)
+    ui.set_style(26001, [0, 0, 0])
+    touched = (ui._x != 7.0)[0]
+    assert not touched[:36].any() and touched[-3:, 14:20, 22:32].all()
+    assert touched[-3:].sum() == 3 * 60
+
+
+WRONG = {
+    "not an edit": [1, 2],
+    "no tool": {"instance": 26000},
+    "a method that is no edit": {"tool": "open", "label": 3},
+    "missing argument": {"tool": "delete"},
+    "unknown argument": {"tool": "delete", "instance": 26000, "colour": 3},
+    "no such instance": {"tool": "delete", "instance": 5},
+    "instance of text": {"tool": "delete", "instance": "26000"},
+    "class too large": {"tool": "set_class", "instance": 26000, "label": 35},
+    "neither class nor model": {"tool": "set_class", "instance": 26000},
+    "feature too short": {"tool": "set_style", "instance": 26000, "feature": [1, 2]},
+    "feature of NaN": {"tool": "set_style", "instance": 26000, "feature": [1, 2, float("nan")]},
+    "feature of text": {"tool": "set_style", "instance": 26000, "feature": "red"},
+    "styles of a list": {"tool": "set_styles", "features": [1]},
+    "no points": {"tool": "paint", "points": [], "label": 7, "radius": 1},
+    "point of three": {"tool": "paint", "points": [[1, 2, 3]], "label": 7, "radius": 1},
+    "stroke outside": {"tool": "paint", "points": [[-40, -40]], "label": 7, "radius": 1},
+    "infinite radius": {"tool": "paint", "points": [[1, 1]], "label": 7, "radius": float("inf")},
+    "empty shape": {"tool": "add", "shape": ["..", ".."], "label": 7, "y": 1, "x": 1},
+    "ragged shape": {"tool": "add", "shape": ["#", "##"], "label": 7, "y": 1, "x": 1},
+    "huge object": {"tool": "add", "shape": ["#"], "label": 7, "y": 1, "x": 1, "scale": 1e6},
+    "object outside": {"tool": "add", "shape": ["#"], "label": 7, "y": 900, "x": 1},
+    "moved away": {"tool": "move", "instance": 26000, "dy": 0, "dx": 36},
+}
+
+
+@pytest.mark.parametrize("edit", WRONG.values(), ids=WRONG)
+def test_wrong_edits_are_refused_in_one_line_and_change_nothing(ui: UIModel, edit) -> None:
+    before = state(ui)
+    with pytest.raises(UserError) as error:
+        ui.apply(edit)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert state(ui) == before and not ui.can_undo
+
+
+def test_wrong_maps_are_refused(ui: UIModel) -> None:
+    label, inst = scene()
+    for wrong in (
+        (label.astype(float), inst),
+        (label + 20, inst),
+        (label, inst[:-1]),
+        (label, None),
+        (label, inst + 60000),
+        (label[:0], inst[:0]),
+    ):
+        with pytest.raises(UserError):
+            ui.open(*wrong)
+
+
+def test_models_without_features_have_no_styles(tmp_path: Path) -> None:
+    ui = editor(tmp_path, instance_feat=False)
+    ui.open(*scene())
+    assert not ui.has_features and ui.features == {} and ui.picture().shape == (24, 40, 3)
+    with pytest.raises(UserError, match="no styles"):
+        ui.set_style(26000, [0, 0, 0])
+
+
+def test_models_of_pictures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--label_nc 0"):
+        editor(tmp_path, label_nc=0, instance_feat=False)
+
+
+def test_ignored_pixels_stay_out_of_the_input(tmp_path: Path) -> None:
+    ui = editor(tmp_path, ignore_label=255)
+    label, inst = scene()
+    label[:4] = 255
+    ui.open(label, inst)
+    assert ui._x[0, :35, :4].sum() == 0
+    ui.delete(26001)
+    assert (ui.label[14:20] != 255).all()
+    assert torch.equal(ui._x, rebuilt(ui))
+
+
+def test_other_label_sets_number_objects_as_they_like(tmp_path: Path) -> None:
+    """Ids 1, 2, ... whatever the class: a painted class must not join an object of another."""
+    ui = editor(tmp_path, label_nc=5)
+    label = np.zeros((16, 16), np.uint8)
+    label[8:] = 2
+    inst = np.ones((16, 16), np.int32)
+    inst[8:] = 3
+    ui.open(label, inst)
+    assert ui.paint([(2, 2)], 3, 1)
+    assert ui.inst[2, 2] not in (1, 3)
+    assert ui.delete(int(ui.inst[2, 2])) and ui.inst[2, 2] == 1
+
+
+def test_scenes_share_networks_but_nothing_else(ui: UIModel) -> None:
+    """Threads that edit scenes of their own get the pictures of their own edits."""
+    alone, found = [], {}
+    for number in range(4):
+        one = ui.another()
+        one.open(*scene(), "a_scene")
+        one.paint([(4, 4 + 8 * number)], CAR, 3)
+        alone.append(one.picture())
+
+    def work(number: int) -> None:
+        one = ui.another()
+        one.open(*scene(), "a_scene")
+        for _ in range(5):
+            one.paint([(4, 4 + 8 * number)], CAR, 3)
+            found.setdefault(number, []).append(one.picture())
+            one.undo()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(4):
+        assert len(found[number]) == 5
+        assert all(np.array_equal(picture, alone[number]) for picture in found[number])
+
+
+def test_memory_is_flat_after_500_edits(ui: UIModel) -> None:
+    """The history keeps compressed boxes: some hundred bytes an edit, never whole maps."""
+    rng = np.random.default_rng(3)
+
+    def edit(times: int) -> None:
+        for _ in range(times):
+            point = (float(rng.integers(24)), float(rng.integers(40)))
+            ui.paint([point], int(rng.integers(35)), 2)
+            ui.picture()
+
+    edit(50)
+    tracemalloc.start()
+    edit(50)
+    start = tracemalloc.get_traced_memory()[0]
+    edit(500)
+    grown = tracemalloc.get_traced_memory()[0] - start
+    tracemalloc.stop()
+    assert grown < 500 * 4096
+
+
+def test_history_is_bounded(ui: UIModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.ui_model.HISTORY_BYTES", 400)
+    for column in range(0, 40, 2):
+        ui.paint([(4, column)], CAR, 2)
+    assert sum(len(change.maps) for change in ui._done) <= 400
+    assert len(ui.edits) == 20  # the list is complete all the same
+    while ui.undo():
+        assert torch.equal(ui._x, rebuilt(ui))
+    assert 0 < len(ui.edits) < 20
+
+
+def test_stroke_by_distance_to_its_line() -> None:
+    points, radius, shape = [(3.0, 2.0), (9.0, 20.0), (1.0, 25.0)], 2.5, (12, 24)
+    box, mask = stroke(points, radius, shape)
+    found = np.zeros(shape, bool)
+    found[box.slices] = mask
+    for y in range(shape[0]):
+        for x in range(shape[1]):
+            away = min(distance((y, x), a, b) for a, b in pairwise(points))
+            assert found[y, x] == (away <= radius), (y, x)
+
+
+def distance(p, a, b) -> float:
+    """From a point to a segment, by a fine walk along it."""
+    steps = [(a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t) for t in np.linspace(0, 1, 4001)]
+    return min(((p[0] - y) ** 2 + (p[1] - x) ** 2) ** 0.5 for y, x in steps)
+
+
+def test_outline_follows_the_pixels_sides() -> None:
+    mask = np.zeros((3, 4), bool)
+    mask[1, 1:3] = True
+    assert sorted(outline(mask)) == [(1, 1, 1, 2), (1, 1, 3, 1), (1, 2, 3, 2), (3, 1, 3, 2)]

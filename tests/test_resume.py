@@ -1,0 +1,280 @@
+"""Training that was stopped and continued equals training that never was, bit for bit."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from trainer import Training, assert_same, outcome, train
+
+from util.checkpoints import load_file
+
+# 4 scenes an epoch; every step is logged, shown and saved
+ALL = ["--print_freq", 1, "--display_freq", 1, "--save_latest_freq", 1, "--save_epoch_freq", 1]
+SHORT = ["--niter", 1, "--niter_decay", 2]
+CASES = {
+    "plain": [],
+    "dropout": ["--use_dropout"],
+    "pool": ["--pool_size", 3],
+    "features": ["--instance_feat", "--nef", 4, "--n_downsample_E", 1],
+    "fix_global": ["--netG", "local", "--n_blocks_local", 1, "--niter_fix_global", 1],
+    "fp16": ["--amp", "fp16"],
+    "bf16": ["--amp", "bf16"],
+    "batch": ["--batchSize", 3, "--norm", "batch", "--resize_or_crop", "crop", "--fineSize", 24],
+}
+
+
+def kill_after(folder: Path, saved: int, *flags: object) -> None:
+    """Start training and kill it behind a save at the given number of pictures."""
+    training = Training(folder, *flags, prepare=KillBehind(saved))
+    assert training.end() == -signal.SIGKILL, training.told()
+
+
+class KillBehind:
+    """Let the process die by SIGKILL right after the save at a given step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self) -> None:
+        import train as module
+
+        original = module.save
+
+        def save(model, watch, opt, folder, at, *rest, **more):
+            done = original(model, watch, opt, folder, at, *rest, **more)
+            if at.step >= self.step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        module.save = save
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_continued_equals_uninterrupted(case, toy_data, tmp_path):
+    """Killed in the first epoch, at the end of an epoch, and in the decay of the rate."""
+    flags = ["--dataroot", toy_data, *ALL, *SHORT, *CASES[case]]
+    train(tmp_path / "whole", *flags)
+    for step in (3, 4, 10) if case != "batch" else (3, 4, 11):
+        more = ["--continue_train"] if step > 3 else []
+        kill_after(tmp_path / "parts", step, *flags, *more)
+    said = train(tmp_path / "parts", *flags, "--continue_train")
+    assert "continuing" in said and "note:" not in said
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    rates = [row["lr"] for row in outcome(tmp_path / "whole")["metrics.jsonl"]]
+    assert rates[0] == rates[-1] * 2  # full, full, half: the decay was crossed
+
+
+def test_a_kill_behind_the_last_save_repeats_the_lost_steps(toy_data, tmp_path):
+    """Logs and pictures of steps that were not saved are taken back and made again."""
+    flags = ["--dataroot", toy_data, *ALL, *SHORT, "--save_latest_freq", 3]
+    train(tmp_path / "whole", *flags)
+    training = Training(tmp_path / "parts", *flags)
+    training.wait_for("(epoch: 2, iters: 3")  # the last save was at step 6
+    training.process.kill()
+    training.end()
+    assert load_file(tmp_path / "parts" / "latest_state.pth")["position"]["step"] >= 6
+    train(tmp_path / "parts", *flags, "--continue_train")
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_fp16_state_is_kept(toy_data, tmp_path):
+    train(tmp_path / "run", "--dataroot", toy_data, "--niter", 1, "--niter_decay", 0, "--fp16")
+    scaler = load_file(tmp_path / "run" / "latest_state.pth")["model"]["scaler"]
+    assert scaler["scale"] > 0 and "_growth_tracker" in scaler
+
+
+def test_reading_processes_change_nothing(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *ALL, *SHORT, "--use_dropout"]
+    train(tmp_path / "whole", *flags)
+    kill_after(tmp_path / "parts", 6, *flags, "--nThreads", 2)
+    train(tmp_path / "parts", *flags, "--nThreads", 1, "--continue_train")
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_other_networks_are_refused_with_the_list(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *SHORT]
+    train(tmp_path / "run", *flags, "--niter_decay", 0)
+    before = outcome(tmp_path / "run")
+    training = Training(tmp_path / "run", *flags, "--continue_train", "--ngf", 8, "--num_D", 1)
+    assert training.end() == 2
+    said = training.told()
+    assert said.count("\n") == 1 and "--ngf was 4, now 8" in said and "--num_D was 2, now 1" in said
+    assert outcome(tmp_path / "run") == before
+
+
+def test_changed_lengths_are_honoured_and_said(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
+    train(tmp_path / "whole", *flags, "--niter", 3)
+    train(tmp_path / "parts", *flags, "--niter", 2)
+    said = train(tmp_path / "parts", *flags, "--niter", 3, "--continue_train")
+    assert "note: --niter was 2, now 3" in said
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_changed_data_set_begins_the_epoch_anew(own_data, tmp_path):
+    flags = ["--dataroot", own_data, *ALL, *SHORT]
+    kill_after(tmp_path / "run", 6, *flags)
+    for path in own_data.glob("train_*"):
+        sorted(path.iterdir())[0].unlink()
+    said = train(tmp_path / "run", *flags, "--continue_train")
+    assert "the epoch begins anew" in said
+    rows = outcome(tmp_path / "run")["metrics.jsonl"]
+    assert [row["step"] for row in rows] == [*range(1, 5), *range(5, 11)]
+    assert [row["iters"] for row in rows] == [1, 2, 3, 4, 1, 2, 3, 1, 2, 3]
+
+
+def test_continue_without_a_run_says_so(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *ALL, *SHORT]
+    assert "nothing is saved" in train(tmp_path / "a", *flags, "--continue_train")
+    train(tmp_path / "b", *flags)
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "number, status, workers",
+    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGINT, 130, 2)],
+)
+def test_asked_to_stop_saves_and_says_one_line(number, status, workers, toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, "--print_freq", 1, "--niter", 2, "--niter_decay", 500]
+    flags += ["--nThreads", workers]
+    training = Training(tmp_path / "run", *flags)
+    training.wait_for("(epoch: 2, iters: 1")
+    if number == signal.SIGINT:  # as a terminal does: to the workers, too
+        for child in _children(training.process.pid):
+            os.kill(child, number)
+    os.kill(training.process.pid, number)
+    assert training.end() == status, training.told()
+    last = training.told().splitlines()[-1]
+    assert last.startswith("stopped ") and last.endswith("--continue_train goes on from here")
+    assert "Traceback" not in training.told()
+    state = load_file(tmp_path / "run" / "latest_state.pth")
+    assert state["position"]["step"] == len((tmp_path / "run" / "metrics.jsonl").open().readlines())
+
+
+def _children(pid: int) -> list[int]:
+    listing = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in listing.read_text().split()] if listing.exists() else []
+
+
+def test_stopping_by_the_command_line(toy_data, tmp_path):
+    """The same in a process of its own, started as a user does."""
+    flags = [*TINY, "--dataroot", toy_data, "--print_freq", 1, "--niter", 500]
+    command = [sys.executable, "train.py", *flags, "--checkpoints_dir", tmp_path, "--name", "run"]
+    with subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, stdout=-1, stderr=-1, text=True
+    ) as process:
+        for line in process.stdout:
+            if "iters: 2" in line:
+                process.terminate()
+                break
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and err == ""
+    assert out.splitlines()[-1].startswith("stopped ")
+
+
+def test_the_rate_starts_over_only_for_weights_of_the_old_code(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *SHORT]
+    train(tmp_path / "run", *flags)
+    (tmp_path / "run" / "latest_state.pth").unlink()
+    (tmp_path / "run" / "iter.txt").write_text("3,0\n".replace(",", "\n"))
+    said = train(tmp_path / "run", *flags, "--continue_train", "--print_freq", 1)
+    assert "optimizers start fresh" in said and "epoch 3 of 3" in said
+
+
+class Rank:
+    """Make a process one of two, by the variables that torchrun sets."""
+
+    def __init__(self, rank: int, port: int) -> None:
+        self.variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
+        self.variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def __call__(self) -> None:
+        os.environ.update({name: str(value) for name, value in self.variables.items()})
+
+
+def train_on_two(folder: Path, *flags: object) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    second = tmp_log(folder)
+    pair = [
+        Training(folder, *flags, prepare=Rank(0, port)),
+        Training(folder, *flags, prepare=Rank(1, port), out=second),
+    ]
+    for training in pair:
+        assert training.end() == 0, training.told()
+
+
+def tmp_log(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.rank1.out"
+
+
+TWO = [*ALL, "--batchSize", 2, "--niter_decay", 0, "--pool_size", 2, "--use_dropout"]
+
+
+def test_two_processes_continue_exactly(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *TWO]
+    train_on_two(tmp_path / "whole", *flags, "--niter", 3)
+    train_on_two(tmp_path / "parts", *flags, "--niter", 1)
+    train_on_two(tmp_path / "parts", *flags, "--niter", 3, "--continue_train")
+    assert "Traceback" not in tmp_log(tmp_path / "parts").read_text()
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    state = load_file(tmp_path / "whole" / "latest_state.pth")
+    pools = [process["pool"]["images"] for process in state["processes"]]
+    assert len(pools) == 2 and not torch.equal(pools[0][0], pools[1][0])
+
+
+@pytest.mark.slow
+def test_torchrun_is_stopped_and_continues_exactly(toy_data, tmp_path):
+    """The same behind the real launcher, asked to stop in the middle of an epoch."""
+    flags = ["--dataroot", toy_data, *TWO, "--niter", 30]
+
+    def command(name: str, *more: object) -> list[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        run = ["--checkpoints_dir", tmp_path, "--name", name]
+        words = [sys.executable, *launcher, "train.py", *TINY, *run, *flags, *more]
+        return [str(word) for word in words]
+
+    assert subprocess.run(command("whole"), cwd=ROOT, capture_output=True).returncode == 0
+    with subprocess.Popen(command("parts"), cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
+        for line in process.stdout:
+            if "epoch: 3, iters: 2" in line:
+                process.terminate()
+                break
+        out, _ = process.communicate(timeout=60)
+    assert out.count("stopped at step") + out.count("stopped behind epoch") == 1
+    assert process.returncode != 0
+    done = subprocess.run(command("parts", "--continue_train"), cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_options_tell_how_to_repeat_a_run(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, "--niter", 1, "--niter_decay", 0, "--seed", 7]
+    train(tmp_path / "a", *flags, "--deterministic", "--print_freq", 1)
+    train(tmp_path / "b", *flags, "--deterministic", "--print_freq", 1)
+    assert_same(tmp_path / "a", tmp_path / "b")
+    train(tmp_path / "c", *flags, "--seed", 8, "--print_freq", 1)
+    rows = [outcome(tmp_path / name)["metrics.jsonl"] for name in "ac"]
+    assert rows[0] != rows[1]
+    record = json.loads((tmp_path / "a" / "opt.json").read_text())
+    assert record["seed"] == 7 and record["deterministic"] is True
+    assert "--seed 7" in record["command_line"] and "train.py" in record["command_line"]
+    assert record["versions"]["torch"] == torch.__version__
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if head.returncode == 0:
+        assert record["git_commit"].rstrip("+") == head.stdout.strip()
+
+
+def test_keep_checkpoints_limits_epochs(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, "--save_epoch_freq", 1, "--niter", 4, "--niter_decay", 0]
+    train(tmp_path / "run", *flags, "--keep_checkpoints", 2)
+    names = {path.name for path in (tmp_path / "run").glob("*_net_*.pth")}
+    assert names == {f"{epoch}_net_{net}.pth" for epoch in (3, 4, "latest") for net in "GD"}

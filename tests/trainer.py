@@ -1,0 +1,120 @@
+"""train.py in processes that start at once: forked from one that has imported torch already.
+
+What runs is train.py's own main behind its own command line; only the seconds of importing are
+saved, so that tests can kill and continue training dozens of times.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import ROOT, TINY
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["train", "trainer", "torch.utils.data"])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+
+
+class Training:
+    """A running train.py with tiny networks. prepare() is called in its process beforehand."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *flags: object,
+        prepare: Callable[[], None] | None = None,
+        out: Path | None = None,
+    ) -> None:
+        self.out = out or folder.parent / f"{folder.name}.out"
+        argv = ["train.py", *TINY, "--checkpoints_dir", folder.parent, "--name", folder.name]
+        self.process = _server.Process(
+            target=_train, args=([str(a) for a in [*argv, *flags]], str(self.out), prepare)
+        )
+        self.process.start()
+
+    def end(self, timeout: float = 120) -> int:
+        """Wait; the exit status, or minus the signal that killed it."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            raise TimeoutError(f"still training after {timeout} s: {self.told()}")
+        return self.process.exitcode
+
+    def told(self) -> str:
+        """What it has printed so far, on stdout and stderr."""
+        return self.out.read_text() if self.out.exists() else ""
+
+    def wait_for(self, text: str, timeout: float = 60) -> None:
+        """Wait until it has printed this."""
+        until = time.monotonic() + timeout
+        while text not in self.told():
+            if time.monotonic() > until or not self.process.is_alive():
+                raise AssertionError(f"never said {text!r}: {self.told()}")
+            time.sleep(0.005)
+
+
+def _train(argv: list[str], out: str, prepare: Callable[[], None] | None) -> None:
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(ROOT)
+    multiprocessing.set_start_method("fork", force=True)  # of reading processes, as by default
+    sys.argv = argv
+    torch.set_num_threads(1)
+    import train
+    from util.errors import run
+
+    if prepare:
+        prepare()
+    run(train.main)
+
+
+def train(folder: Path, *flags: object, prepare: Callable[[], None] | None = None) -> str:
+    """Train to the end; what was said."""
+    training = Training(folder, *flags, prepare=prepare)
+    status = training.end()
+    assert status == 0, training.told()
+    return training.told()
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """All that two equal trainings must have in common: every saved number, the logs, pictures."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.glob("*.pth")):
+        found[path.name] = _plain(torch.load(path, weights_only=True))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in row.items() if k not in ("time", "data_time")} for row in rows]
+    found["metrics.jsonl"] = timeless
+    found["iter.txt"] = (folder / "iter.txt").read_text()
+    for path in sorted((folder / "web" / "images").glob("[!.]*.png")):
+        found[path.name] = path.read_bytes()
+    return found
+
+
+def _plain(value: object) -> object:
+    """Tensors as (shape, bytes), so that == compares every bit, NaN and -0 too."""
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def assert_same(one: Path, other: Path, but: tuple[str, ...] = ()) -> None:
+    """Two trainings ended in the same files, bit for bit. but: keys of the state left out."""
+    first, second = outcome(one), outcome(other)
+    for found in (first, second):
+        for key in but:
+            with contextlib.suppress(KeyError):
+                del found["latest_state.pth"][key]
+    assert first.keys() == second.keys()
+    different = [name for name in first if first[name] != second[name]]
+    assert not different, f"{one} and {other} differ in {different}"

@@ -186,11 +186,15 @@ def load_pretrained(net: nn.Module, path: Path) -> list[str]:
     """Load the weights that a file has for a network that may be larger (coarse to fine).
 
     Returns the names of the parameters that the file does not have: they keep what they hold.
-    Raises UserError if a parameter has another shape, or none is there.
+    Raises UserError if a parameter has another shape, or the file has layers that the network
+    does not: none but the coarse generator's last one, which drew its picture, may be left over.
     """
     state = _network_state(path)
     own = net.state_dict()
     wrong = _shape_mismatches(state, own)
+    unknown = list(dict.fromkeys(n.rpartition(".")[0] for n in state if n not in own))
+    if len(unknown) > 1:
+        wrong += [f"{layer} is unknown" for layer in unknown]
     if wrong:
         raise UserError(f"{path}: does not fit this network: {some(wrong)}; check the flags")
     known = {name: value for name, value in state.items() if name in own}

@@ -4,6 +4,8 @@
     python test.py --name label2city_512p_feat --style car=3 --style sky=0
     python test.py --name label2city_512p_feat --all_styles car
     python test.py --name label2city_512p_feat --use_encoded_image --phase train
+    python test.py --name label2city_512p --export_onnx label2city.onnx
+    python test.py --name label2city_512p --onnx label2city.onnx --ort_provider cuda
 
 The architecture and the data set are those of training (checkpoints/NAME/opt.json) unless flags
 say otherwise. The page is results/NAME/PHASE_EPOCH/index.html.
@@ -34,6 +36,7 @@ from models.styles import (
     paint,
     style,
 )
+from options.base_options import run_dir
 from options.test_options import TestOptions
 from util import distributed
 from util.colours import CITYSCAPES_NAMES, class_id, label_picture, save_image
@@ -47,7 +50,7 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
     """Render every scene of opt.phase and write the page."""
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
-    model = create_model(opt, device)
+    model = create_generator(opt, device)
     dataset = create_dataset(opt, training=False, load_photos=opt.use_encoded_image)
     dataset.scenes = dataset.scenes[: opt.how_many]
     photos = photographs(opt)
@@ -81,6 +84,29 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
         for index in sorted(everything):
             page.row(everything[index], heading=names[index], width=opt.display_winsize)
         say(f"{len(everything)} scenes on the page {page.save()}")
+
+
+def create_generator(opt: argparse.Namespace, device: torch.device) -> InferenceModel:
+    """The generator of the run's weights, or with --onnx of that file."""
+    if opt.onnx is None:
+        return create_model(opt, device)
+    from models.export import OnnxModel  # a rarely used package
+
+    provider = opt.ort_provider or "cpu"
+    return OnnxModel(opt, device, run_dir(opt), Path(opt.onnx), provider)
+
+
+def export(opt: argparse.Namespace) -> None:
+    """--export_onnx"""
+    from models.export import export_onnx
+
+    model = create_model(opt, torch.device("cpu"))
+    apart = export_onnx(model, Path(opt.export_onnx))
+    sizes = ", ".join("x".join(map(str, size)) for size in apart)
+    say(
+        f"{opt.export_onnx}: written; ONNX Runtime draws PyTorch's pictures, checked at {sizes}: "
+        f"{max(apart.values())} grey levels apart at most"
+    )
 
 
 # -- scenes ----------------------------------------------------------------------------------
@@ -275,7 +301,11 @@ class Writer:
 
 
 def main() -> None:
-    distributed.launch(test, TestOptions().parse())
+    opt = TestOptions().parse()
+    if opt.export_onnx:
+        export(opt)
+    else:
+        distributed.launch(test, opt)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class InferenceModel(nn.Module):
         self.device = device
         self.folder = folder
         self.multiple = size_multiple(opt)
+        self.least = _least_side(self.multiple)
         recover(folder)
         self.netE: nn.Module | None = None
         self.dtype = torch.float16 if opt.data_type == 16 else torch.float32
@@ -60,12 +61,11 @@ class InferenceModel(nn.Module):
 
         So did the reference, and so does the original pix2pix; dropout is off.
         """
-        net.requires_grad_(False).eval().to(self.device)
-        for layer in net.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.train()
-                layer.momentum = 0.0  # the running averages stay as they are
-        return net
+        for parent in list(net.modules()):
+            for name, layer in parent.named_children():
+                if isinstance(layer, nn.BatchNorm2d):
+                    setattr(parent, name, _own_statistics(layer))
+        return net.requires_grad_(False).eval().to(self.device)
 
     def load_encoder(self) -> None:
         """Load E: of this run, or of the run whose features it was trained on.
@@ -101,18 +101,18 @@ class InferenceModel(nn.Module):
         integers or None with --no_instance, feat (B, feat_num, H, W) for models with features ->
         (B, 3, H, W) float32 in [-1, 1].
         """
-        if self.opt.norm == "batch" and len(label) > 1:  # statistics are each picture's own
-            inst_of = inst.split(1) if inst is not None else [None] * len(label)
-            feat_of = feat.split(1) if feat is not None else [None] * len(label)
-            singles = zip(label.split(1), inst_of, feat_of)
-            return torch.cat([self.generate(*single) for single in singles])
         height, width = label.shape[-2:]
-        x = self._input(label, inst, feat)
-        with autocast(self.opt, self.device):
-            fake = self._generator(x)
-        return fake[..., :height, :width].float()
+        return self.draw(self.generator_input(label, inst, feat))[..., :height, :width]
 
-    def _input(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
+    @torch.inference_mode()
+    def draw(self, x: Tensor) -> Tensor:
+        """The generator alone: its input (B, C, H, W), H and W multiples of self.multiple, on the
+        device and of self.dtype -> (B, 3, H, W) float32 in [-1, 1]."""
+        with autocast(self.opt, self.device):
+            return self._generator(x).float()
+
+    def generator_input(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
+        """What generate shows to the generator: padded, one-hot, with edges and features."""
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
         inst = None if self.opt.no_instance else inst
@@ -123,7 +123,7 @@ class InferenceModel(nn.Module):
         return x.to(self.dtype)
 
     def _padded(self, maps: Tensor) -> Tensor:
-        return pad_to_multiple(maps.to(self.device, non_blocking=True), self.multiple)
+        return pad_to_multiple(maps.to(self.device, non_blocking=True), self.multiple, self.least)
 
     @torch.inference_mode()
     def encode(self, image: Tensor, regions: Tensor) -> Tensor:
@@ -138,8 +138,9 @@ class InferenceModel(nn.Module):
             image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
             regions = F.interpolate(regions.float(), size, mode="nearest").int()
         small = image.shape[-2:]
-        image = pad_to_multiple(image, self.encoder_multiple)
-        regions = pad_to_multiple(regions, self.encoder_multiple)
+        multiple = self.encoder_multiple
+        image = pad_to_multiple(image, multiple, _least_side(multiple))
+        regions = pad_to_multiple(regions, multiple, _least_side(multiple))
         with autocast(self.opt, self.device):
             feat = self.netE(image, regions)[..., : small[0], : small[1]]
         if self.encoder_shrink > 1:
@@ -182,6 +183,19 @@ class InferenceModel(nn.Module):
             feat_t = _planes(feat, single, self.opt.feat_num, size, "feature").float()
         pictures = to_pictures(self.generate(label_t, inst_t, feat_t))
         return pictures[0] if single else pictures
+
+
+def _own_statistics(norm: nn.BatchNorm2d) -> nn.InstanceNorm2d:
+    """A batch norm that takes the statistics of every picture alone, whatever the batch."""
+    own = nn.InstanceNorm2d(norm.num_features, norm.eps, affine=True)
+    own.weight, own.bias = norm.weight, norm.bias
+    return own
+
+
+def _least_side(multiple: int) -> int:
+    """What tiny pictures are padded to: the networks reflect 3 pixels at their top and 1 at their
+    bottom, which must be there."""
+    return max(4, 2 * multiple)
 
 
 def _array(maps: Map) -> np.ndarray:

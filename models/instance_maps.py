@@ -33,15 +33,18 @@ def edges(inst: Tensor) -> Tensor:
     return border
 
 
-def pad_to_multiple(maps: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column until H and W are multiples; (..., H, W) of any dtype."""
-    height, width = maps.shape[-2:]
-    if height % multiple:
-        rows = torch.arange(-(-height // multiple) * multiple, device=maps.device)
-        maps = maps.index_select(-2, rows.clamp(max=height - 1))
-    if width % multiple:
-        columns = torch.arange(-(-width // multiple) * multiple, device=maps.device)
-        maps = maps.index_select(-1, columns.clamp(max=width - 1))
+def pad_to_multiple(maps: Tensor, multiple: int, least: int = 1) -> Tensor:
+    """Repeat the last row and column until H and W are multiples, and at least `least`.
+
+    (..., H, W) of any dtype.
+    """
+    for dim in (-2, -1):
+        side = maps.shape[dim]
+        padded = torch.sym_max((side + multiple - 1) // multiple, -(-least // multiple)) * multiple
+        # an exported graph serves every size, so it must not depend on this one's
+        if torch.compiler.is_compiling() or padded != side:
+            places = torch.arange(padded, device=maps.device).clamp(max=side - 1)
+            maps = maps.index_select(dim, places)
     return maps
 
 

@@ -50,9 +50,22 @@ class TestOptions(BaseOptions):
             "--all_styles", default=None, metavar="CLASS", help="every style of a class in a row"
         )
 
-        export = parser.add_argument_group("export")
-        export.add_argument("--export_onnx", default=None, help="write the generator to this file")
-        export.add_argument("--onnx", default=None, help="run this ONNX file instead of PyTorch")
+        export = parser.add_argument_group("ONNX (pip install -r requirements-onnx.txt)")
+        export.add_argument(
+            "--export_onnx",
+            default=None,
+            metavar="FILE",
+            help="write the generator to this file and end; in half precision with --data_type 16",
+        )
+        export.add_argument(
+            "--onnx", default=None, metavar="FILE", help="draw with this file instead of PyTorch"
+        )
+        export.add_argument(
+            "--ort_provider",
+            default=None,
+            choices=["cpu", "cuda", "tensorrt"],
+            help="what --onnx runs on; default: cpu",
+        )
         export.add_argument("--engine", default=None, help="refused: TensorRT 4 engines are gone")
 
     def check(self, opt: argparse.Namespace) -> None:
@@ -64,6 +77,7 @@ class TestOptions(BaseOptions):
                 "--engine: TensorRT 4 engines cannot be run; export with --export_onnx, then run "
                 "--onnx FILE --ort_provider tensorrt"
             )
+        self.check_onnx(opt)
         if opt.ntest is not None:
             opt.how_many = min(opt.how_many or opt.ntest, opt.ntest)
         chooses = opt.style or opt.style_from or opt.all_styles or opt.use_encoded_image
@@ -71,6 +85,18 @@ class TestOptions(BaseOptions):
             raise UserError("styles need a model trained with --instance_feat or --label_feat")
         if opt.use_encoded_image and (opt.style or opt.style_from or opt.all_styles):
             raise UserError("--use_encoded_image leaves no style to choose: leave one of them out")
+
+    def check_onnx(self, opt: argparse.Namespace) -> None:
+        """Refuse what cannot be had together with a graph."""
+        if opt.export_onnx and opt.onnx:
+            raise UserError("--export_onnx and --onnx exclude each other; give one of them")
+        if opt.ort_provider and not opt.onnx:
+            raise UserError("--ort_provider needs --onnx FILE")
+        flag = "--export_onnx" if opt.export_onnx else "--onnx"
+        if (opt.export_onnx or opt.onnx) and (opt.compile or opt.amp != "off" or opt.fp16):
+            raise UserError(f"{flag}: leave --compile, --amp and --fp16 out, they are PyTorch's")
+        if opt.onnx and opt.data_type != 32:
+            raise UserError("--onnx: the file tells the precision; leave --data_type out")
 
 
 class EncoderOptions(TrainOptions):

@@ -1,0 +1,267 @@
+"""The generator as one ONNX graph: written, checked against PyTorch, run by ONNX Runtime.
+
+The graph takes what a data set holds and gives the picture. One-hot labels, instance edges, and
+padding to the networks' multiple are inside; batch, height and width are free.
+
+    input   label    (B, 1, H, W) int32; with label_nc 0 (B, 3, H, W) float32 in [-1, 1]
+            inst     (B, 1, H, W) int32                 unless no_instance
+            feat     (B, feat_num, H, W) float32        for models with features
+    output  picture  (B, 3, H, W) float32 in [-1, 1]
+
+Needs the packages of requirements-onnx.txt; to run a graph, onnxruntime is enough.
+"""
+
+import argparse
+import copy
+import importlib
+import json
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.inference_model import InferenceModel, to_pictures
+from models.pix2pixHD_model import uses_features
+from util.colours import replacing
+from util.errors import UserError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_LARGEST_FILE = 2**31  # bytes that protobuf, and so a graph in one file, can hold
+_DESCRIPTION = "pix2pixHD"  # the graph's metadata under this key is what describe gives
+
+
+class OnnxModel(InferenceModel):
+    """An InferenceModel whose pictures are drawn by ONNX Runtime. The encoder stays PyTorch's."""
+
+    def __init__(
+        self, opt: argparse.Namespace, device: torch.device, folder: Path, file: Path, provider: str
+    ) -> None:
+        """folder: the run's, for its encoder and styles. Raises UserError if file is no graph of
+        a generator with opt's inputs, or provider (a key of PROVIDERS) cannot be had."""
+        super().__init__(opt, device, folder, with_generator=False)
+        self.session = open_session(file, provider, device.index or 0)
+        _check_description(self.session, opt, file)
+
+    def generate(self, label: Tensor, inst: Tensor | None, feat: Tensor | None = None) -> Tensor:
+        """See InferenceModel.generate; the pictures come back on the CPU."""
+        if uses_features(self.opt) and feat is None:
+            raise ValueError("this model needs a feature map: see StyleChooser and encode")
+        return run_graph(self.session, graph_inputs(self.opt, label, inst, feat))
+
+
+def export_onnx(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]:
+    """Write a model's generator to path, whole or not at all, checked by ONNX Runtime.
+
+    Returns the sizes (B, H, W) of the check and by how many grey levels the pictures differed
+    from PyTorch's there: one at most. model: on the CPU, not compiled; one with data_type 16 gives
+    a graph in half precision, which may differ from float32 by one more than PyTorch's own does.
+    Raises UserError if a package or the folder is missing, the graph would be too large for one
+    file, or the check fails.
+    """
+    _package("onnxscript")
+    _package("onnxruntime")
+    if not path.parent.is_dir() or path.is_dir():
+        raise UserError(f"--export_onnx {path}: expected a file in a folder that exists")
+    size = sum(p.numel() * p.element_size() for p in model.netG.parameters())
+    if size >= _LARGEST_FILE:
+        raise UserError(
+            f"--export_onnx {path}: {size / 1e9:.1f} GB of weights do not fit into one ONNX file "
+            f"({_LARGEST_FILE / 1e9:.1f} GB); export half precision with --data_type 16"
+        )
+    program = _trace(model)
+    with replacing(path) as unchecked:
+        program.save(unchecked, external_data=False)
+        return _check(model, unchecked)
+
+
+def open_session(path: Path, provider: str = "cpu", device_index: int = 0) -> object:
+    """An onnxruntime.InferenceSession. Raises UserError if path or provider cannot be used."""
+    ort = _package("onnxruntime")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; write one with --export_onnx")
+    wanted = PROVIDERS[provider]
+    remedy = "install onnxruntime-gpu with the CUDA (and TensorRT) that it asks for"
+    available = ort.get_available_providers()
+    if wanted not in available:
+        there = ", ".join(name for name, full in PROVIDERS.items() if full in available)
+        raise UserError(f"--ort_provider {provider}: this ONNX Runtime has {there}; {remedy}")
+    on_gpu = {"device_id": device_index}
+    chains = {
+        "cpu": [PROVIDERS["cpu"]],
+        "cuda": [(PROVIDERS["cuda"], on_gpu)],
+        "tensorrt": [(PROVIDERS["tensorrt"], on_gpu), (PROVIDERS["cuda"], on_gpu)],
+    }
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3  # errors
+    try:
+        session = ort.InferenceSession(path, settings, providers=chains[provider])
+    except Exception as error:  # its exceptions have no common class
+        raise UserError(
+            f"{path}: not a graph that ONNX Runtime can run ({_line(error)})"
+        ) from error
+    if session.get_providers()[0] != wanted:  # it falls back without a word
+        raise UserError(f"--ort_provider {provider}: it cannot be started here; {remedy}")
+    return session
+
+
+def graph_inputs(
+    opt: argparse.Namespace, label: Tensor, inst: Tensor | None, feat: Tensor | None
+) -> dict[str, Tensor]:
+    """The graph's inputs by name, in its types, for maps as InferenceModel.generate takes them."""
+    inputs = {"label": label.to(torch.int32) if opt.label_nc else label.float()}
+    if not opt.no_instance:
+        inputs["inst"] = inst.to(torch.int32)
+    if uses_features(opt):
+        inputs["feat"] = feat.float()
+    return inputs
+
+
+def run_graph(session: object, inputs: dict[str, Tensor]) -> Tensor:
+    """The pictures (B, 3, H, W) float32 in [-1, 1], on the CPU."""
+    arrays = {name: value.cpu().numpy() for name, value in inputs.items()}
+    return torch.from_numpy(session.run(["picture"], arrays)[0])
+
+
+def describe(opt: argparse.Namespace) -> dict[str, object]:
+    """What a graph's user must know; kept in the file."""
+    return {
+        "label_nc": opt.label_nc,
+        "no_instance": opt.no_instance,
+        "feat_num": opt.feat_num if uses_features(opt) else 0,
+        "ignore_label": opt.ignore_label,
+    }
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+class _Graph(nn.Module):
+    """From integer maps to the picture, as one module."""
+
+    def __init__(self, model: InferenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, label: Tensor, inst: Tensor | None = None, feat: Tensor | None = None
+    ) -> Tensor:
+        height, width = label.shape[-2:]
+        x = self.model.generator_input(label, inst, feat)
+        return self.model.netG(x).float()[..., :height, :width]
+
+
+def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
+    # sizes that equal nothing else: an axis of size 1, or two of one size, would be taken as fixed
+    inputs = _random_scene(model.opt, 2, 2 * model.least + 1, 3 * model.least + 2)
+    dims = {0: "batch", 2: "height", 3: "width"}
+    free = {axis: torch.export.Dim(name) for axis, name in dims.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's own inner life
+        program = torch.onnx.export(
+            _Graph(model).eval(),
+            kwargs=inputs,
+            input_names=list(inputs),
+            output_names=["picture"],
+            dynamic_shapes=dict.fromkeys(inputs, free),
+            dynamo=True,
+            verbose=False,
+        )
+    for axis, name in dims.items():
+        program.model.graph.outputs[0].shape[axis] = name  # the exporter's are formulas
+    program.model.metadata_props[_DESCRIPTION] = json.dumps(describe(model.opt))
+    return program
+
+
+def _check(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]:
+    """Draw random scenes with both and give the most grey levels between them, by size."""
+    session = open_session(path)
+    # Two half precisions differ by the rounding of both; what they round is drawn in float32.
+    exact = model if model.dtype == torch.float32 else _in_float32(model)
+    least = model.least
+    apart = {}
+    for size in [(1, least, 2 * least), (2, 2 * least, least), (3, least + 3, 2 * least - 1)]:
+        inputs = _random_scene(model.opt, *size)
+        expected = _drawn(exact, inputs)
+        found = run_graph(session, inputs)
+        limit = 1 + (_grey_levels(_drawn(model, inputs), expected) if exact is not model else 0)
+        apart[size] = _grey_levels(found, expected)
+        if apart[size] > limit:
+            raise UserError(
+                f"--export_onnx {path}: the graph's pictures of size {size} differ from PyTorch's "
+                f"by up to {apart[size]} grey levels, expected at most {limit}; nothing was written"
+            )
+    return apart
+
+
+def _in_float32(model: InferenceModel) -> InferenceModel:
+    exact = copy.deepcopy(model).float()
+    exact.dtype = torch.float32
+    return exact
+
+
+def _drawn(model: InferenceModel, inputs: dict[str, Tensor]) -> Tensor:
+    return model.generate(inputs["label"], inputs.get("inst"), inputs.get("feat"))
+
+
+def _grey_levels(some: Tensor, others: Tensor) -> int:
+    """The largest difference between pictures, as they would be saved."""
+    if some.shape != others.shape or not some.isfinite().all():
+        return 255
+    return int(np.abs(to_pictures(some).astype(int) - to_pictures(others)).max())
+
+
+def _random_scene(
+    opt: argparse.Namespace, batch: int, height: int, width: int
+) -> dict[str, Tensor]:
+    """Random inputs in blocks of a few pixels, all labels and ignore_label among them."""
+    generator = torch.Generator().manual_seed(height * width)
+
+    def blocks(count: int, channels: int = 1) -> Tensor:
+        small = (batch, channels, -(-height // 3), -(-width // 3))
+        drawn = torch.randint(count, small, generator=generator)
+        return drawn.repeat_interleave(3, 2).repeat_interleave(3, 3)[..., :height, :width]
+
+    label = blocks(opt.label_nc) if opt.label_nc else blocks(256, 3) / 127.5 - 1
+    if opt.ignore_label is not None:
+        label = torch.where(blocks(8) == 0, opt.ignore_label, label)
+    return graph_inputs(opt, label, blocks(34_000), blocks(256, opt.feat_num) / 127.5 - 1)
+
+
+# -- odds and ends ---------------------------------------------------------------------------
+
+
+def _check_description(session: object, opt: argparse.Namespace, path: Path) -> None:
+    """Refuse a graph that was exported from a model with other inputs."""
+    text = session.get_modelmeta().custom_metadata_map.get(_DESCRIPTION)
+    if text is None:
+        raise UserError(f"{path}: not a generator of this project; write one with --export_onnx")
+    told = json.loads(text)
+    wrong = [
+        f"{flag} {told.get(flag)!r}, here {value!r}"
+        for flag, value in describe(opt).items()
+        if told.get(flag) != value
+    ]
+    if wrong:
+        raise UserError(
+            f"{path}: was exported from a model with {'; '.join(wrong)}; give its flags or --name"
+        )
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"this needs the package {name} ({error}); pip install -r requirements-onnx.txt"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

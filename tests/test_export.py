@@ -1,0 +1,178 @@
+"""ONNX: the file that test.py writes draws PyTorch's pictures, at any size, by its own command."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_command
+from PIL import Image
+
+import test as command  # test.py
+from models import DEFAULTS
+from models.inference_model import InferenceModel
+from models.pix2pixHD_model import build_generator
+from util.errors import UserError
+
+onnx = pytest.importorskip("onnx", reason="needs requirements-onnx.txt")
+ort = pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
+pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
+
+from models import export  # noqa: E402
+
+SMALL = {"ngf": 4, "n_downsample_global": 1, "n_blocks_global": 1, "n_blocks_local": 1}
+
+
+def save_run(folder: Path, **flags: object) -> argparse.Namespace:
+    """A run with random weights: its folder and its options."""
+    opt = argparse.Namespace(**{**DEFAULTS, **SMALL, **flags})
+    vars(opt).setdefault("load_features", True)  # then E's stride does not count
+    folder.mkdir(parents=True)
+    (folder / "opt.json").write_text(json.dumps(vars(opt)))
+    torch.manual_seed(1)
+    net = build_generator(opt)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # averages that would show if they were used
+            layer.running_mean.fill_(3.0)
+    torch.save(net.state_dict(), folder / "latest_net_G.pth")
+    return opt
+
+
+def load(folder: Path, opt: argparse.Namespace, data_type: int = 32) -> InferenceModel:
+    running = {"which_epoch": "latest", "data_type": data_type, "compile": False, "amp": "off"}
+    return InferenceModel(argparse.Namespace(**vars(opt), **running), torch.device("cpu"), folder)
+
+
+def pictures(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """What plain ONNX Runtime draws: (B, 3, H, W) grey levels."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, inputs)
+    assert found.dtype == np.float32
+    return np.clip((found + 1) / 2 * 255, 0, 255)
+
+
+CASES = {
+    "labels": {},
+    "batch norm, ignored label": {"norm": "batch", "ignore_label": 255},
+    "local, features": {"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True},
+    "RGB, no instances": {"label_nc": 0, "no_instance": True},
+}
+
+
+@pytest.mark.parametrize("flags", CASES.values(), ids=CASES)
+def test_the_graph_draws_what_pytorch_draws_at_any_size(tmp_path: Path, flags: dict) -> None:
+    opt = save_run(tmp_path / "run", **flags)
+    model = load(tmp_path / "run", opt)
+    file = tmp_path / "graph.onnx"
+    apart = export.export_onnx(model, file)
+    assert len(apart) == 3 and max(apart.values()) <= 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "run"]
+
+    draw = np.random.default_rng(0)
+    for batch, height, width in [(1, 16, 24), (3, 17, 23), (2, 1, 3), (1, 40, 9)]:
+        size = (batch, 1, height, width)
+        if opt.label_nc:
+            label = draw.integers(opt.label_nc, size=size, dtype=np.int32)
+            if opt.ignore_label is not None:
+                label[..., 0] = opt.ignore_label
+        else:
+            label = draw.uniform(-1, 1, (batch, 3, height, width)).astype(np.float32)
+        inputs = {"label": label}
+        if not opt.no_instance:
+            inputs["inst"] = draw.integers(24_000, 24_003, size=size, dtype=np.int32)
+        if opt.instance_feat:
+            feat = draw.uniform(-1, 1, (batch, opt.feat_num, height, width))
+            inputs["feat"] = feat.astype(np.float32)
+        tensors = [torch.from_numpy(inputs[k]) if k in inputs else None for k in NAMES]
+        expected = (model.generate(*tensors).numpy() + 1) / 2 * 255
+        found = pictures(file, inputs)
+        assert found.shape == (batch, 3, height, width)
+        assert np.abs(found - expected).max() <= 1, (batch, height, width)
+        assert expected.std() > 5  # a flat picture would be easy
+
+
+NAMES = ("label", "inst", "feat")
+
+
+def test_half_precision_stays_near_float32(tmp_path: Path) -> None:
+    opt = save_run(tmp_path / "run")
+    file = tmp_path / "half.onnx"
+    export.export_onnx(load(tmp_path / "run", opt, data_type=16), file)
+    weights = [w for w in onnx.load(file).graph.initializer if len(w.dims) == 4]
+    assert weights and all(w.data_type == onnx.TensorProto.FLOAT16 for w in weights)
+    label = np.random.default_rng(0).integers(35, size=(1, 1, 30, 50), dtype=np.int32)
+    exact = load(tmp_path / "run", opt).generate(*[torch.from_numpy(label)] * 2)
+    found = pictures(file, {"label": label, "inst": label})
+    assert 0 < np.abs(found - (exact.numpy() + 1) / 2 * 255).max() <= 2
+
+
+def test_a_graph_that_draws_otherwise_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opt = save_run(tmp_path / "run")
+    model = load(tmp_path / "run", opt)
+    exact = export.run_graph
+    monkeypatch.setattr(export, "run_graph", lambda *args: exact(*args) * 0.95)
+    (tmp_path / "graph.onnx").write_text("what was there before")
+    with pytest.raises(UserError, match=r"differ from PyTorch's by up to .* nothing was written"):
+        export.export_onnx(model, tmp_path / "graph.onnx")
+    assert (tmp_path / "graph.onnx").read_text() == "what was there before"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_commands_write_the_file_and_a_page_from_it(
+    tmp_path: Path, toy_data: Path, call, refused
+) -> None:
+    save_run(tmp_path / "run", dataroot=str(toy_data), loadSize=50, resize_or_crop="scale_width")
+    common = [*("--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1, "--nThreads", 0)]
+    file = tmp_path / "graph.onnx"
+    done = run_command("test.py", *common, "--export_onnx", file)
+    assert done.returncode == 0, done.stderr
+    assert "0 grey levels" in done.stdout and done.stderr == ""
+
+    call(command.main, *common, "--results_dir", tmp_path / "torch")
+    (tmp_path / "run" / "latest_net_G.pth").unlink()  # not needed any more
+    call(command.main, *common, "--onnx", file, "--results_dir", tmp_path / "onnx")
+    drawn = sorted((tmp_path / "onnx").rglob("*_synthesized_image.png"))
+    assert len(drawn) == 2
+    assert list((tmp_path / "onnx").rglob("index.html"))
+    for path in drawn:
+        same = tmp_path / "torch" / path.relative_to(tmp_path / "onnx")
+        found, expected = (np.asarray(Image.open(p)).astype(int) for p in (path, same))
+        assert found.shape == (25, 50, 3)  # multiples of nothing
+        assert np.abs(found - expected).max() <= 1
+
+    told = refused(command.main, *common, "--onnx", file, "--label_nc", 36)
+    assert "label_nc 35, here 36" in told
+
+
+REFUSED = {
+    "no such file": ("--onnx nowhere.onnx", "nowhere.onnx: no such file"),
+    "not a graph": ("--onnx README.md", "not a graph"),
+    "no such folder": ("--export_onnx nowhere/graph.onnx", "a folder that exists"),
+    "both": ("--onnx a.onnx --export_onnx b.onnx", "exclude each other"),
+    "provider alone": ("--ort_provider cpu", "needs --onnx"),
+    "unknown provider": ("--onnx a.onnx --ort_provider npu", "invalid choice"),
+    "precision of a file": ("--onnx a.onnx --data_type 16", "the file tells the precision"),
+    "compiled": ("--export_onnx a.onnx --compile", "leave --compile"),
+}
+
+
+@pytest.mark.parametrize("flags, told", REFUSED.values(), ids=REFUSED)
+def test_refused(refused, tmp_path: Path, monkeypatch, flags: str, told: str) -> None:
+    save_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("no graph")
+    flags = f"--name run --checkpoints_dir {tmp_path} --gpu_ids -1 {flags}"
+    assert told in refused(command.main, *flags.split())
+
+
+def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
+    missing = [k for k, v in export.PROVIDERS.items() if v not in ort.get_available_providers()]
+    if not missing:
+        pytest.skip("this ONNX Runtime has every provider")
+    (tmp_path / "a.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match=f"--ort_provider {missing[0]}: this ONNX Runtime has cpu"):
+        export.open_session(tmp_path / "a.onnx", missing[0])

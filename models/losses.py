@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from models.networks import recomputed
 from util.errors import UserError
 
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # for relu1_1 .. relu5_1
@@ -37,10 +38,31 @@ def feature_matching_loss(
     """
     weight = 4.0 / (len(fake[0]) - 1) / len(fake)
     return weight * sum(
-        F.l1_loss(fake_map.float(), real_map.detach().float())
+        l1(fake_map, real_map)
         for fake_scale, real_scale in zip(fake, real)
         for fake_map, real_map in zip(fake_scale[:-1], real_scale[:-1])
     )
+
+
+def l1(fake: Tensor, real: Tensor) -> Tensor:
+    """The mean of |fake - real| in float32; only fake, of any shape, receives a gradient."""
+    return _L1.apply(fake, real.detach())
+
+
+class _L1(torch.autograd.Function):
+    """Keeps a byte for each element, the sign, where the usual one keeps both inputs."""
+
+    @staticmethod
+    def forward(ctx, fake: Tensor, real: Tensor) -> Tensor:
+        difference = fake.float() - real.float()
+        ctx.save_for_backward(difference.sign().to(torch.int8))
+        ctx.dtype = fake.dtype
+        return difference.abs_().mean()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (sign,) = ctx.saved_tensors
+        return (sign * (grad / sign.numel())).to(ctx.dtype), None
 
 
 class GANLoss(nn.Module):
@@ -64,6 +86,7 @@ class VGGLoss(nn.Module):
     def __init__(self, weights_file: str = "") -> None:
         super().__init__()
         self.slices = nn.ModuleList(vgg19_slices(load_vgg19(weights_file).features))
+        self.recompute = False  # trade time for memory: of each slice keep only its input
         self.requires_grad_(False)
         self.eval()
 
@@ -71,7 +94,8 @@ class VGGLoss(nn.Module):
         """(B, 3, H, W) -> the five feature maps."""
         maps = []
         for part in self.slices:
-            image = part(image)
+            keep_less = self.recompute and torch.is_grad_enabled()
+            image = recomputed(part, image) if keep_less else part(image)
             maps.append(image)
         return maps
 
@@ -79,7 +103,7 @@ class VGGLoss(nn.Module):
         with torch.no_grad():
             real_maps = self.features(real)
         return sum(
-            weight * F.l1_loss(fake_map.float(), real_map.float())
+            weight * l1(fake_map, real_map)
             for weight, fake_map, real_map in zip(VGG_WEIGHTS, self.features(fake), real_maps)
         )
 

@@ -6,13 +6,15 @@ layer tables. Parameter names and shapes equal those of the released checkpoints
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 NORMS = ("instance", "batch")
+NORM_LAYERS = (nn.InstanceNorm2d, nn.modules.batchnorm._BatchNorm)
 
 
 def norm_layer(kind: str) -> Callable[[int], nn.Module]:
@@ -115,8 +117,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return x + checkpoint(self.conv_block, x, use_reentrant=False)
-        return x + self.conv_block(x)
+            return x + recomputed(self.conv_block, x)
+        return x + run_lean(self.conv_block, x)
 
 
 def _conv7(
@@ -175,7 +177,7 @@ class GlobalGenerator(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        return run_lean(self.model, x)
 
 
 class LocalEnhancer(nn.Module):
@@ -230,11 +232,69 @@ class LocalEnhancer(nn.Module):
         pyramid = [x]  # full resolution first
         for _ in range(self.n_local_enhancers):
             pyramid.append(self.downsample(pyramid[-1]))
-        y = self.model(pyramid.pop())  # (B, 2*nc, H/2, W/2) as seen by the enhancer above it
+        y = run_lean(self.model, pyramid.pop())  # (B, 2*nc, H/2, W/2), nc of the enhancer above
         for n in range(1, self.n_local_enhancers + 1):
             down, up = getattr(self, f"model{n}_1"), getattr(self, f"model{n}_2")
-            y = up(down(pyramid.pop()) + y)
+            y = run_lean(up, run_lean(down, pyramid.pop()) + y)
         return y
+
+
+def run_lean(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Apply the layers; keep for backward no more than what convolutions give.
+
+    What follows an instance normalization up to and without the next convolution is cheap, and
+    backward computes it again: half the memory of a generator for a few hundredths of the time.
+    (The recomputation ends where its last needed tensor, the convolution's input, is there.)
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return layers(x)  # the compiler makes this choice by itself
+    for group in _groups_from_norms(layers):
+        lean = isinstance(group[0], nn.InstanceNorm2d)
+        x = recomputed(group, x) if lean else group(x)
+    return x
+
+
+def _groups_from_norms(layers: nn.Sequential) -> Iterator[nn.Sequential]:
+    """Cut in front of each normalization and behind each convolution and residual block."""
+    start = 0
+    for end, layer in enumerate(layers):
+        if isinstance(layer, (*NORM_LAYERS, ResnetBlock)) and end > start:
+            yield layers[start:end]
+            start = end
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, ResnetBlock)):
+            yield layers[start : end + 1]
+            start = end + 1
+    if start < len(layers):
+        yield layers[start:]
+
+
+def recomputed(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """layers(x), of which only x is kept: backward runs the layers a second time.
+
+    Running statistics are updated by the first run alone, and dropout repeats its choice.
+    """
+    draws = any(isinstance(layer, nn.Dropout) for layer in layers)
+    return checkpoint(
+        layers,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=draws,
+        context_fn=lambda: (nullcontext(), _statistics_rest(layers)),
+    )
+
+
+@contextmanager
+def _statistics_rest(layers: nn.Sequential) -> Iterator[None]:
+    """Batch normalizations in training normalize as before but leave their statistics alone."""
+    norms = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def recompute_blocks(net: nn.Module, on: bool = True) -> None:
@@ -274,7 +334,7 @@ class Encoder(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, image: Tensor, inst: Tensor) -> Tensor:
-        return instance_average(self.model(image), inst)
+        return instance_average(run_lean(self.model, image), inst)
 
 
 def instance_average(features: Tensor, inst: Tensor) -> Tensor:

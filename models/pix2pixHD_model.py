@@ -104,9 +104,11 @@ class Pix2PixHDModel(nn.Module):
         self.netD = build_discriminator(opt)
         makes_features = uses_features(opt) and not opt.load_features
         self.netE = build_encoder(opt) if makes_features else None
+        self.vgg = None if opt.no_vgg_loss else VGGLoss(opt.vgg_weights)
         if opt.checkpoint_activations:
             recompute_blocks(self.netG)
-        self.vgg = None if opt.no_vgg_loss else VGGLoss(opt.vgg_weights)
+            if self.vgg is not None:
+                self.vgg.recompute = True
         if opt.norm == "batch" and distributed.world() > 1:
             for name in self.network_names():
                 net = getattr(self, f"net{name}")

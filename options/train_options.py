@@ -37,7 +37,7 @@ class TrainOptions(BaseOptions):
         training.add_argument(
             "--checkpoint_activations",
             action="store_true",
-            help="recompute G's residual blocks in backward: less memory, more time",
+            help="recompute G's residual blocks and VGG in backward: less memory, more time",
         )
 
         discriminator = parser.add_argument_group("discriminator and losses")

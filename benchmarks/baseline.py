@@ -1,0 +1,151 @@
+"""The plain way: the paper's method as one would first write it, to compare the project with.
+
+Float32, three passes of D, gradients of D's weights computed with G's loss and thrown away, a
+loop over instances, maps sent as float32, pictures decoded and scaled anew in every epoch.
+"""
+
+import argparse
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from models.losses import VGG_WEIGHTS, load_vgg19
+from models.pix2pixHD_model import build_discriminator, build_encoder, build_generator
+
+
+def instance_average(features: Tensor, inst: Tensor) -> Tensor:
+    """Replace each feature by its instance's mean: features (B, C, H, W), inst (B, 1, H, W)."""
+    means = features.clone()
+    for b in range(len(features)):
+        for value in inst[b].unique():
+            where = (inst[b] == value)[0]  # (H, W)
+            for c in range(features.shape[1]):
+                means[b, c, where] = features[b, c, where].mean()
+    return means
+
+
+class TrainStep(nn.Module):
+    """One update of all networks. Takes a batch of float32 maps; gives the losses by name."""
+
+    def __init__(self, opt: argparse.Namespace, device: torch.device) -> None:
+        super().__init__()
+        self.opt = opt
+        self.device = device
+        self.netG = build_generator(opt)
+        self.netD = build_discriminator(opt)
+        self.netE = build_encoder(opt) if opt.instance_feat else None
+        self.vgg = None if opt.no_vgg_loss else load_vgg19(opt.vgg_weights).features.eval()
+        if self.vgg is not None:
+            for layer in self.vgg:
+                if isinstance(layer, nn.ReLU):
+                    layer.inplace = False
+            self.vgg.requires_grad_(False)
+        self.to(device)
+        of_G = [*self.netG.parameters(), *(self.netE.parameters() if self.netE else [])]
+        self.optimizer_G = torch.optim.Adam(of_G, lr=opt.lr, betas=(opt.beta1, 0.999))
+        self.optimizer_D = torch.optim.Adam(
+            self.netD.parameters(), lr=opt.lr, betas=(opt.beta1, 0.999)
+        )
+
+    def gan(self, outputs: list[list[Tensor]], target: float) -> Tensor:
+        return sum(F.mse_loss(o[-1], torch.full_like(o[-1], target)) for o in outputs)
+
+    def matching(self, fake: list[list[Tensor]], real: list[list[Tensor]]) -> Tensor:
+        weight = 4 / (self.opt.n_layers_D + 1) / self.opt.num_D
+        return weight * sum(
+            F.l1_loss(a, b.detach())
+            for fake_maps, real_maps in zip(fake, real)
+            for a, b in zip(fake_maps[:-1], real_maps[:-1])
+        )
+
+    def perceptual(self, fake: Tensor, real: Tensor) -> Tensor:
+        weights = dict(zip((1, 6, 11, 20, 29), VGG_WEIGHTS))
+        total = torch.zeros((), device=fake.device)
+        for number, layer in enumerate(self.vgg[:30]):
+            fake, real = layer(fake), layer(real)
+            if number in weights:
+                total = total + weights[number] * F.l1_loss(fake, real.detach())
+        return total
+
+    def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(what D sees beside a picture, what G sees)"""
+        label = batch["label"].to(self.device)
+        inst = batch["inst"].to(self.device)
+        shape = (len(label), self.opt.label_nc, *label.shape[2:])
+        hot = torch.zeros(shape, device=self.device).scatter_(1, label.long(), 1.0)
+        edge = torch.zeros_like(inst, dtype=torch.bool)
+        edge[..., 1:] |= inst[..., 1:] != inst[..., :-1]
+        edge[..., :-1] |= inst[..., 1:] != inst[..., :-1]
+        edge[..., 1:, :] |= inst[..., 1:, :] != inst[..., :-1, :]
+        edge[..., :-1, :] |= inst[..., 1:, :] != inst[..., :-1, :]
+        x = torch.cat([hot, edge.float()], 1)
+        if self.netE is None:
+            return x, x
+        features = self.netE.model(batch["image"].to(self.device))
+        return x, torch.cat([x, instance_average(features, inst)], 1)
+
+    def step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Update once, keeping for backward all that the layers by themselves would keep."""
+        with patch("models.networks.run_lean", lambda layers, x: layers(x)):
+            return self._step(batch)
+
+    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        real = batch["image"].to(self.device)
+        x, into_G = self.inputs(batch)
+        fake = self.netG(into_G)
+        on_detached = self.netD(torch.cat([x, fake.detach()], 1))
+        on_real = self.netD(torch.cat([x, real], 1))
+        on_fake = self.netD(torch.cat([x, fake], 1))
+        losses = {
+            "D_fake": self.gan(on_detached, 0.0),
+            "D_real": self.gan(on_real, 1.0),
+            "G_GAN": self.gan(on_fake, 1.0),
+            "G_GAN_Feat": self.opt.lambda_feat * self.matching(on_fake, on_real),
+        }
+        if self.vgg is not None:
+            losses["G_VGG"] = self.opt.lambda_feat * self.perceptual(fake, real)
+        loss_G = sum(loss for name, loss in losses.items() if name.startswith("G_"))
+        self.optimizer_G.zero_grad()
+        loss_G.backward()
+        self.optimizer_G.step()
+        self.optimizer_D.zero_grad()
+        ((losses["D_fake"] + losses["D_real"]) * 0.5).backward()
+        self.optimizer_D.step()
+        return losses
+
+
+def float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch as the plain way sends it: every map in float32."""
+    return {kind: value.float() for kind, value in batch.items()}
+
+
+class Scenes(Dataset):
+    """Label, instance map and photograph of each scene, scaled to a width; floats (C, H, W)."""
+
+    def __init__(self, root: Path, load_size: int) -> None:
+        self.files = [
+            sorted((root / f"train_{kind}").iterdir()) for kind in ("label", "inst", "img")
+        ]
+        self.load_size = load_size
+
+    def __len__(self) -> int:
+        return len(self.files[0])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        label, inst, image = (Image.open(paths[index]) for paths in self.files)
+        width, height = self.load_size, self.load_size * label.height // label.width
+        label = label.resize((width, height), Image.Resampling.NEAREST)
+        inst = inst.resize((width, height), Image.Resampling.NEAREST)
+        image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+        return {
+            "label": torch.from_numpy(np.array(label)).float()[None],
+            "inst": torch.from_numpy(np.array(inst).astype(np.int32)).float()[None],
+            "image": (pixels - 0.5) / 0.5,
+        }

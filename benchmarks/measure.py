@@ -1,0 +1,188 @@
+"""Measuring time, memory and arithmetic: two ways in one process, alternating."""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+Work = Callable[[], object]
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """--device, --repeat and --json, which every benchmark has."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, choices=["cpu", "cuda"])
+    parser.add_argument("--repeat", type=int, default=5, help="measurements of each way")
+    parser.add_argument("--json", type=Path, default=None, help="write the results here as well")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """The time of one call, to its very end on the device."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def alternate(
+    ways: dict[str, Work], device: torch.device, repeat: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each way, called in turns, so that a busy machine is equally hard on all."""
+    for _ in range(warm_up):
+        for work in ways.values():
+            work()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeat):
+        for name, work in ways.items():
+            times[name].append(seconds(work, device))
+    return times
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median and spread (largest minus smallest, as a share of the median) of some times."""
+    median = statistics.median(times)
+    return {"median": median, "spread": (max(times) - min(times)) / median}
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """A context that counts the bytes kept for backward, now and at most, on any device.
+
+    Memory that several operations keep counts once; parameters do not count, as they are there
+    anyway. What is detached from every graph is not seen.
+    """
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.now = self.peak = 0
+        self._free = {p.untyped_storage().data_ptr() for p in parameters}
+        self._holders: Counter[int] = Counter()
+        super().__init__(self._pack, lambda kept: kept.tensor)
+
+    def __enter__(self) -> "SavedBytes":
+        super().__enter__()
+        return self
+
+    def _pack(self, tensor: Tensor) -> "_Kept":
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self._free:
+            return _Kept(tensor.detach(), lambda: None)
+        address, size = storage.data_ptr(), storage.nbytes()
+        self._holders[address] += 1
+        if self._holders[address] == 1:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        return _Kept(tensor.detach(), lambda: self._release(address, size))
+
+    def _release(self, address: int, size: int) -> None:
+        self._holders[address] -= 1
+        if self._holders[address] == 0:
+            self.now -= size
+
+
+class _Kept:
+    """A tensor in a graph; tells when the graph lets go of it."""
+
+    def __init__(self, tensor: Tensor, released: Callable[[], None]) -> None:
+        self.tensor = tensor
+        self.released = released
+
+    def __del__(self) -> None:
+        self.released()
+
+
+def peak_saved_bytes(work: Work, parameters: list[Tensor]) -> int:
+    """The most bytes that stand saved for backward at once while work runs."""
+    with SavedBytes(parameters) as saved:
+        work()
+    return saved.peak
+
+
+def flops(work: Work) -> int:
+    """Floating point operations of the matrix products and convolutions in work, backward too."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # its own refuses autograd.grad on a leaf, as our step has
+    with counter:
+        work()
+    return counter.get_total_flops()
+
+
+class _NoModules(nullcontext):
+    """For FlopCounterMode: no counts by module, only the sum."""
+
+    parents = frozenset({"Global"})
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second that a large square matrix product reaches here."""
+    n = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    times = alternate({"product": lambda: a @ b}, device, repeat=7, warm_up=3)["product"]
+    return 2 * n**3 / min(times)
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """Where and when a figure was measured."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type}, {name}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def report(title: str, rows: list[dict], device: torch.device, path: Path | None, **more) -> None:
+    """Print rows (dicts of the same keys) as a table, and all of it as one line of JSON."""
+    result = {"benchmark": title, **machine(device), "rows": rows, **more}
+    print(f"{title}: " + ", ".join(f"{k} {v}" for k, v in machine(device).items()))
+    print(table(rows))
+    for name, value in more.items():
+        print(f"{name}: {_shown(value)}")
+    text = json.dumps(result)
+    print(text)
+    if path:
+        path.write_text(text + "\n")
+
+
+def table(rows: list[dict]) -> str:
+    """Rows as text in columns, the first column to the left."""
+    heads = list(rows[0])
+    cells = [heads, *([_shown(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in cells
+    )
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def compare(times: dict[str, list[float]], baseline: str) -> list[dict]:
+    """Table rows: each way's median seconds, spread, and ratio to the baseline's median."""
+    base = summary(times[baseline])["median"]
+    rows = []
+    for name, values in times.items():
+        numbers = summary(values)
+        rows.append({"way": name, **numbers, "ratio": numbers["median"] / base})
+    return rows

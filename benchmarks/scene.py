@@ -1,0 +1,84 @@
+"""What the benchmarks run on: options, street scenes of noise, VGG with random weights."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+
+from options.train_options import TrainOptions
+
+LABELS = 35
+
+
+def options(device: str, flags: Sequence[str]) -> argparse.Namespace:
+    """Training options from train.py's flags."""
+    return TrainOptions().parse(["--gpu_ids", "0" if device == "cuda" else "-1", *flags])
+
+
+def batch(width: int, height: int, pictures: int, instances: int = 60) -> dict[str, Tensor]:
+    """A batch as the loader gives it: columns of random widths, each an instance, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (pictures, 1, height, width)
+    number = torch.randint(0, instances, (pictures, 1, 8, 32), generator=generator)
+    number = torch.nn.functional.interpolate(number.float(), (height, width)).int()
+    return {
+        "label": (number % LABELS).to(torch.uint8),
+        "inst": (number % LABELS) * 1000 + number,
+        "image": torch.rand(shape[0], 3, height, width, generator=generator) * 2 - 1,
+    }
+
+
+def write_random_vgg(path: Path) -> None:
+    """A VGG19 state dict of random convolutions; its classifier, never used, takes no room."""
+    with torch.device("meta"):
+        net = torchvision.models.vgg19(weights=None)
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, value in net.state_dict().items():
+        if name.startswith("features") and value.dim() == 4:
+            spread = (2 / value[0].numel()) ** 0.5
+            state[name] = torch.randn(value.shape, generator=generator) * spread
+        else:
+            state[name] = torch.zeros(1).expand(value.shape)
+    torch.save(state, path)
+
+
+def vgg_flags(use: bool, folder: Path) -> list[str]:
+    """The flags for a perceptual loss with random weights (its cost is that of the real ones)."""
+    if not use:
+        return ["--no_vgg_loss"]
+    path = folder / "vgg19.pth"
+    write_random_vgg(path)
+    return ["--vgg_weights", str(path)]
+
+
+def write_scenes(root: Path, count: int, width: int, height: int) -> None:
+    """PNGs of a train_label, train_inst and train_img, about as compressible as street scenes."""
+    rng = np.random.default_rng(0)
+    for kind in ("label", "inst", "img"):
+        (root / f"train_{kind}").mkdir(parents=True)
+    for number in range(count):
+        maps = batch(width, height, 1)
+        coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        photo = np.asarray(
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        )
+        noise = rng.integers(-3, 4, photo.shape)
+        pictures = {
+            "label": maps["label"][0, 0].numpy(),
+            "inst": maps["inst"][0, 0].numpy().astype(np.uint16),
+            "img": np.clip(photo + noise, 0, 255).astype(np.uint8),
+        }
+        for kind, array in pictures.items():
+            Image.fromarray(array).save(root / f"train_{kind}" / f"{number:04}.png")
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """A folder that is removed at the end of its with block."""
+    return tempfile.TemporaryDirectory(prefix="benchmark_")

@@ -1,0 +1,86 @@
+"""One training step beside the plain one: time, bytes saved for backward, operations.
+
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --device cuda --width 1024 --height 512 --ngf 64 \\
+        --amp bf16 --compile
+
+Further flags are train.py's and go to both ways (--netG local --num_D 3 ...).
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks import baseline, scene
+from benchmarks.measure import (
+    add_common_flags,
+    alternate,
+    compare,
+    flops,
+    matmul_peak,
+    peak_saved_bytes,
+    report,
+)
+from models.pix2pixHD_model import AMP_TYPES, Pix2PixHDModel
+from util.errors import run
+from util.setup import set_up_torch
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description="A training step beside the plain one.")
+    add_common_flags(parser)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--ngf", type=int, default=32)
+    parser.add_argument("--no_feat", action="store_true", help="labels without features")
+    parser.add_argument("--no_vgg", action="store_true", help="leave VGG's loss out")
+    parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--checkpoint_activations", action="store_true")
+    return parser.parse_known_args()
+
+
+def main() -> None:
+    given, more = parse()
+    device = torch.device(given.device)
+    set_up_torch(deterministic=False, tf32="--tf32" in more)
+    with scene.temporary_folder() as folder:
+        plain = [*scene.vgg_flags(not given.no_vgg, Path(folder)), "--ngf", str(given.ngf), *more]
+        if not given.no_feat:
+            plain.append("--instance_feat")
+        ours = [*plain, "--amp", given.amp]
+        ours += ["--compile"] * given.compile
+        ours += ["--checkpoint_activations"] * given.checkpoint_activations
+        base = baseline.TrainStep(scene.options(given.device, plain), device)
+        model = Pix2PixHDModel(scene.options(given.device, ours), device)
+    batch = scene.batch(given.width, given.height, given.batch)
+    floats = baseline.float_batch(batch)
+    ways = {"baseline": lambda: base.step(floats), "project": lambda: model.step(batch)}
+
+    saved = {  # first, as a compiled network's graph is not seen by the hooks of a later call
+        "baseline": peak_saved_bytes(ways["baseline"], list(base.parameters())),
+        "project": peak_saved_bytes(ways["project"], list(model.parameters())),
+    }
+    work = flops(ways["baseline"])
+    times = alternate(ways, device, given.repeat)
+    dtype = AMP_TYPES.get(given.amp, torch.float32)
+    peaks = {
+        "baseline": matmul_peak(device, torch.float32),
+        "project": matmul_peak(device, dtype),
+    }
+    eager = work if given.compile else flops(ways["project"])
+    rows = compare(times, "baseline")
+    for row in rows:
+        way = row["way"]
+        done = work if way == "baseline" else eager
+        row["saved MB"] = saved[way] / 1e6
+        row["saved ratio"] = saved[way] / saved["baseline"]
+        row["TFLOP"] = done / 1e12
+        row["share of peak"] = done / row["median"] / peaks[way]
+    report("train_step", rows, device, given.json, flags=" ".join(ours), size=vars(given).copy())
+
+
+if __name__ == "__main__":
+    run(main)

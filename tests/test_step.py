@@ -1,0 +1,359 @@
+"""The training step against the plain one: three passes of D, one backward for each loss."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from benchmarks.measure import SavedBytes
+from models.losses import load_vgg19
+from models.pix2pixHD_model import Pix2PixHDModel
+from options.train_options import TrainOptions
+from util.image_pool import ImagePool
+
+CPU = torch.device("cpu")
+TINY = (
+    "--gpu_ids -1 --label_nc 6 --ngf 4 --ndf 4 --nef 4 --n_downsample_global 2 --n_blocks_global 2"
+    " --n_downsample_E 1 --num_D 2 --n_layers_D 2"
+)
+HEIGHT, WIDTH = 32, 64
+
+
+@pytest.fixture(scope="module")
+def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG19 with random convolutions; its classifier, which nobody uses, takes no room."""
+    with torch.device("meta"):
+        shapes = {
+            k: v.shape for k, v in torchvision.models.vgg19(weights=None).state_dict().items()
+        }
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+    for name, shape in shapes.items():
+        if name.startswith("features") and len(shape) == 4:
+            spread = (2 / shape[1:].numel()) ** 0.5
+            state[name] = torch.randn(shape, generator=generator) * spread
+        else:
+            state[name] = torch.zeros(1).expand(shape)
+    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
+    torch.save(state, path)
+    return path
+
+
+def options(flags: str = "--no_vgg_loss"):
+    return TrainOptions().parse([*TINY.split(), *flags.split()])
+
+
+def make_model(flags: str) -> Pix2PixHDModel:
+    """A model whose weights depend on the architecture's flags alone, and are no longer tiny."""
+    torch.manual_seed(0)
+    model = Pix2PixHDModel(options(flags), CPU)
+    with torch.no_grad():
+        for net in model.networks().values():
+            for parameter in net.parameters():
+                parameter.mul_(4).add_(0.01)
+    return model
+
+
+def make_batch(number: int = 0, pictures: int = 2) -> dict:
+    generator = torch.Generator().manual_seed(100 + number)
+    shape = (pictures, 1, HEIGHT, WIDTH)
+    blocks = torch.randint(0, 6, (pictures, 1, 4, 8), generator=generator)
+    label = blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    inst = label * 1000 + (torch.arange(WIDTH) // 20)
+    image = torch.rand(shape[0], 3, *shape[2:], generator=generator) * 2 - 1
+    feat = torch.rand(shape[0], 3, *shape[2:], generator=generator) * 2 - 1
+    return {"label": label.byte(), "inst": inst.int(), "image": image, "feat": feat}
+
+
+class PlainStep:
+    """What the paper describes, as one would first write it; on copies of a model's networks."""
+
+    def __init__(self, model: Pix2PixHDModel) -> None:
+        self.opt = opt = model.opt
+        self.G, self.D = copy.deepcopy(model.netG), copy.deepcopy(model.netD)
+        self.E = copy.deepcopy(model.netE)
+        self.vgg = None if opt.no_vgg_loss else load_vgg19(opt.vgg_weights).features.eval()
+        of_G = [*self.G.parameters(), *(self.E.parameters() if self.E else [])]
+        self.optimizer_G = torch.optim.Adam(of_G, lr=opt.lr, betas=(0.5, 0.999))
+        self.optimizer_D = torch.optim.Adam(self.D.parameters(), lr=opt.lr, betas=(0.5, 0.999))
+        self.pool = ImagePool(opt.pool_size, opt.seed)
+
+    def gan(self, outputs: list[list[Tensor]], target: float) -> Tensor:
+        loss = nn.BCEWithLogitsLoss() if self.opt.no_lsgan else nn.MSELoss()
+        return sum(loss(scale[-1], torch.ones_like(scale[-1]) * target) for scale in outputs)
+
+    def perceptual(self, fake: Tensor, real: Tensor) -> Tensor:
+        total, taken = 0.0, {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0}
+        for number, layer in enumerate(self.vgg):
+            if isinstance(layer, nn.ReLU):
+                fake, real = fake.relu(), real.relu()
+            else:
+                fake, real = layer(fake), layer(real)
+            if number in taken:
+                total = total + taken[number] * F.l1_loss(fake, real.detach())
+        return total
+
+    def inputs(self, batch: dict) -> tuple[Tensor, Tensor]:
+        label, opt = batch["label"].long(), self.opt
+        x = F.one_hot(label[:, 0], opt.label_nc).permute(0, 3, 1, 2).float()
+        if not opt.no_instance:
+            inst = batch["inst"].float()
+            padded = F.pad(inst, (1, 1, 1, 1), mode="replicate")
+            edge = torch.zeros_like(inst, dtype=torch.bool)
+            for down, right in ((0, 1), (2, 1), (1, 0), (1, 2)):
+                edge |= padded[..., down : down + HEIGHT, right : right + WIDTH] != inst
+            x = torch.cat([x, edge.float()], 1)
+        if self.E:
+            regions = batch["label" if opt.label_feat else "inst"]
+            return x, torch.cat([x, self.E(batch["image"], regions)], 1)
+        return x, torch.cat([x, batch["feat"]], 1) if opt.load_features else x
+
+    def __call__(self, batch: dict) -> dict[str, float]:
+        opt, real, losses = self.opt, batch["image"], {}
+        x, into_G = self.inputs(batch)
+        fake = self.G(into_G)
+        old = self.pool.query(torch.cat([x, fake.detach()], 1))
+        losses["D_fake"] = self.gan(self.D(old), 0.0)
+        real_outputs = self.D(torch.cat([x, real], 1))
+        losses["D_real"] = self.gan(real_outputs, 1.0)
+        outputs = self.D(torch.cat([x, fake], 1))
+        losses["G_GAN"] = self.gan(outputs, 1.0)
+        if not opt.no_ganFeat_loss:
+            weight = 4 / (opt.n_layers_D + 1) / opt.num_D * opt.lambda_feat
+            losses["G_GAN_Feat"] = weight * sum(
+                F.l1_loss(a, b.detach())
+                for fake_maps, real_maps in zip(outputs, real_outputs)
+                for a, b in zip(fake_maps[:-1], real_maps[:-1])
+            )
+        if self.vgg is not None:
+            losses["G_VGG"] = opt.lambda_feat * self.perceptual(fake, real)
+        self.optimizer_G.zero_grad()
+        sum(loss for name, loss in losses.items() if name.startswith("G_")).backward()
+        self.optimizer_D.zero_grad()
+        ((losses["D_fake"] + losses["D_real"]) * 0.5).backward()
+        self.optimizer_G.step()
+        self.optimizer_D.step()
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"G": self.G, "D": self.D, **({"E": self.E} if self.E else {})}
+
+
+def gradients(networks: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": parameter.grad
+        for name, net in networks.items()
+        for key, parameter in net.named_parameters()
+    }
+
+
+def assert_gradients_close(found: dict, expected: dict, tolerance: float = 2e-4) -> None:
+    """Each tensor within a share of its network's largest gradient.
+
+    (Alone, some have nothing but rounding: a bias in front of a normalization has gradient 0.)
+    """
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] is not None, name
+        of_net = [g for other, g in expected.items() if other[0] == name[0]]
+        largest = max(g.abs().max() for g in of_net)
+        assert largest > 0
+        difference = (found[name] - value).abs().max()
+        assert difference <= tolerance * largest, (name, difference, largest)
+
+
+FLAGS = [
+    "--no_vgg_loss",
+    "--no_vgg_loss --no_ganFeat_loss",
+    "--no_vgg_loss --no_lsgan",
+    "--no_vgg_loss --no_lsgan --no_ganFeat_loss",
+    "--no_vgg_loss --instance_feat",
+    "--no_vgg_loss --label_feat --no_instance",
+    "--no_vgg_loss --instance_feat --load_features",
+    "--no_vgg_loss --num_D 3 --n_layers_D 3 --lambda_feat 3",
+    "--no_vgg_loss --norm batch",
+    "--no_vgg_loss --netG local --n_downsample_global 1 --n_blocks_local 1",
+    "VGG",
+    "VGG --instance_feat --no_lsgan",
+]
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_step_equals_the_plain_step(flags: str, request: pytest.FixtureRequest) -> None:
+    if "VGG" in flags:
+        flags = flags.replace("VGG", f"--vgg_weights {request.getfixturevalue('vgg_file')}")
+    model = make_model(flags)
+    plain = PlainStep(model)
+    for number in range(2):
+        batch = make_batch(number)
+        if model.opt.no_instance:
+            del batch["inst"]
+        losses = model.step(batch)
+        expected = plain(batch)
+        assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
+        assert_gradients_close(gradients(model.networks()), gradients(plain.networks()))
+        assert model.finite
+        for name, net in plain.networks().items():  # the next step starts from the same weights
+            model.networks()[name].load_state_dict(net.state_dict())
+
+
+def test_updates_equal_those_of_plain_adam() -> None:
+    model = make_model("--no_vgg_loss --instance_feat --lr 0.001")
+    plain, before = PlainStep(model), copy.deepcopy(model.networks())
+    model.step(make_batch())
+    plain(make_batch())
+    for name, net in plain.networks().items():
+        for key, expected in net.named_parameters():
+            found, old = dict(model.networks()[name].named_parameters())[key], before[name]
+            grad = expected.grad.abs()
+            clear = grad > 1e-3 * grad.max()  # Adam's first step is the sign: not of rounding
+            if key.endswith("weight"):
+                assert not torch.equal(found, dict(old.named_parameters())[key])
+                torch.testing.assert_close(found[clear], expected[clear], rtol=1e-4, atol=2e-6)
+
+
+def test_step_with_a_pool() -> None:
+    """D learns from older pictures, G from the newest; weights rest, so that steps compare."""
+    model = make_model("--no_vgg_loss --pool_size 3 --lr 0")
+    plain = PlainStep(model)
+    for number in range(6):
+        losses = model.step(make_batch(number))
+        expected = plain(make_batch(number))
+        assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
+        assert_gradients_close(gradients(model.networks()), gradients(plain.networks()))
+    no_pool = make_model("--no_vgg_loss --lr 0")
+    assert no_pool.step(make_batch(5))["D_fake"].item() != pytest.approx(
+        expected["D_fake"], rel=1e-6
+    )
+
+
+def test_weight_scales_the_gradients_only() -> None:
+    model, half = make_model("--no_vgg_loss --lr 0"), make_model("--no_vgg_loss --lr 0")
+    losses, same = model.step(make_batch()), half.step(make_batch(), weight=0.5)
+    assert losses == same
+    scaled = {name: 2 * grad for name, grad in gradients(half.networks()).items()}
+    assert_gradients_close(scaled, gradients(model.networks()), 1e-5)
+
+
+def test_pictures_of_any_size_are_padded_and_cropped() -> None:
+    model = make_model("--no_vgg_loss --instance_feat")
+    batch = {kind: value[..., :27, :45] for kind, value in make_batch().items()}
+    losses = model.step(batch)
+    assert model.fake.shape == (2, 3, 27, 45)
+    assert all(value.isfinite() for value in losses.values())
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        "--n_blocks_global 9",
+        "--netG local --n_downsample_global 1 --n_blocks_local 4",
+        "--n_blocks_global 9 --norm batch",
+        "VGG",
+    ],
+)
+def test_recomputation_changes_memory_alone(net: str, vgg_file: Path) -> None:
+    flags = f"--instance_feat {net.replace('VGG', '')}"
+    flags += f" --vgg_weights {vgg_file}" if "VGG" in net else " --no_vgg_loss"
+    plain, saving = make_model(flags), make_model(f"{flags} --checkpoint_activations")
+    peaks, losses = [], []
+    for model in (plain, saving):
+        with SavedBytes(list(model.parameters())) as saved:
+            losses.append(model.step(make_batch()))
+        peaks.append(saved.peak)
+        assert saved.now == 0
+    assert losses[0] == losses[1]
+    assert_gradients_close(gradients(saving.networks()), gradients(plain.networks()), 1e-6)
+    for name, buffer in plain.named_buffers():  # running statistics moved once, not twice
+        torch.testing.assert_close(dict(saving.named_buffers())[name], buffer)
+    assert peaks[1] < 0.9 * peaks[0]
+
+
+@pytest.mark.parametrize(("amp", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_stays_close(amp: str, tolerance: float, vgg_file: Path) -> None:
+    flags = f"--vgg_weights {vgg_file} --instance_feat"
+    full, half = make_model(flags), make_model(f"{flags} --amp {amp}")
+    if amp == "fp16":
+        half.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    expected, losses = full.step(make_batch()), half.step(make_batch())
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}, rel=tolerance
+    )
+    assert all(value.dtype == torch.float32 for value in losses.values())
+    assert half.finite and half.scaler.get_scale() in (1.0, 1024.0)  # no step was skipped
+    for name, net in full.networks().items():
+        a = torch.cat([p.grad.flatten() for p in half.networks()[name].parameters()])
+        b = torch.cat([p.grad.flatten() for p in net.parameters()])
+        assert F.cosine_similarity(a, b, dim=0) > 0.95
+        assert a.norm().item() == pytest.approx(b.norm().item(), rel=0.1)  # unscaled again
+
+
+def test_an_overflow_in_fp16_skips_the_update_and_lowers_the_scale() -> None:
+    model = make_model("--no_vgg_loss --amp fp16")
+    model.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = copy.deepcopy(model.netG.state_dict())
+    model.step(make_batch())
+    assert model.scaler.get_scale() == 2.0**39 and model.finite
+    assert all(torch.equal(before[key], value) for key, value in model.netG.state_dict().items())
+
+
+def test_a_loss_that_is_no_number_is_noticed() -> None:
+    model = make_model("--no_vgg_loss")
+    with torch.no_grad():
+        next(model.netG.parameters()).fill_(float("nan"))
+    model.step(make_batch())
+    assert not model.finite
+
+
+def test_graphs_never_stand_together(vgg_file: Path) -> None:
+    """What D and VGG save is gone before the next of them begins; G's graph alone remains."""
+    model = make_model(f"--vgg_weights {vgg_file} --ndf 16")
+    begun, ended = {}, {}
+    with SavedBytes(list(model.parameters())) as saved:
+        for name in ("VGG", "D"):
+            called = model.call[name]
+
+            def watched(*args, name=name, called=called):
+                number = name + str(sum(key.startswith(name) for key in begun))
+                begun[number] = saved.now
+                outputs = called(*args)
+                ended[number] = saved.now
+                return outputs
+
+            model.call[name] = watched
+        model.step(make_batch())
+    assert list(begun) == ["VGG0", "D0", "D1"] and saved.now == 0
+    of_G = begun["VGG0"]
+    assert of_G > 0
+    for name in begun:
+        # inputs that a pass still to come needs may be noted once more, whole graphs may not
+        assert begun[name] == of_G
+        assert ended[name] > 1.2 * of_G
+
+
+def test_no_gradient_is_computed_to_be_thrown_away() -> None:
+    """Each convolution of D computes its weight's gradient twice (real, fake), never thrice."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution_backward.default:
+                self.weights += bool(args[-1][1])
+            return func(*args, **(kwargs or {}))
+
+    model = make_model("--no_vgg_loss")
+    convolutions = {
+        name: sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in net.modules())
+        for name, net in model.networks().items()
+    }
+    with Count() as count:
+        model.step(make_batch())
+    assert count.weights == convolutions["G"] + 2 * convolutions["D"]

@@ -28,7 +28,7 @@ from util import distributed
 from util.colours import label_picture, to_image
 from util.errors import UserError, run
 from util.progress import Pace, bar, peak_memory, say, surviving
-from util.resume import Position, load_weights, make_folder, save
+from util.resume import Position, cannot_write, load_weights, make_folder, save
 from util.setup import seed_everything, set_up_torch
 from util.stop import Stop
 from util.visualizer import Visualizer
@@ -120,15 +120,18 @@ def start_records(
     """Open the run's logs and page and write down its options, in the main process alone."""
     if not distributed.is_main():
         return None
-    visualizer = Visualizer(
-        run_dir(opt),
-        write_html=not opt.no_html,
-        tf_log=opt.tf_log,
-        display_winsize=opt.display_winsize,
-        resume=at.step > 0,
-    )
-    visualizer.truncate_after(at.step)
-    write_options(opt)
+    try:
+        visualizer = Visualizer(
+            run_dir(opt),
+            write_html=not opt.no_html,
+            tf_log=opt.tf_log,
+            display_winsize=opt.display_winsize,
+            resume=at.step > 0,
+        )
+        visualizer.truncate_after(at.step)
+        write_options(opt)
+    except OSError as error:
+        raise cannot_write(run_dir(opt), error) from error
     say(f"{scenes} scenes, epoch {at.epoch} of {opt.niter + opt.niter_decay}, on {device}")
     return visualizer
 

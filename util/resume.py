@@ -61,18 +61,26 @@ def make_folder(folder: Path) -> Path:
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written to ({error.strerror}); choose another "
-            "--checkpoints_dir or --name"
-        ) from error
+        raise cannot_write(folder, error) from error
     return folder
+
+
+def cannot_write(folder: Path, error: OSError) -> UserError:
+    """The error for a run's folder that lacks room or rights."""
+    return UserError(
+        f"{folder}: cannot be written to ({error.strerror or error}); make room or give rights "
+        "there, or choose another --checkpoints_dir or --name"
+    )
 
 
 def load_weights(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     """Load what --continue_train or --load_pretrain ask for; where training starts."""
     if opt.continue_train:
         if distributed.is_main():
-            recover(folder)
+            try:
+                recover(folder)
+            except OSError as error:
+                raise cannot_write(folder, error) from error
         distributed.wait_for_all()
         if (folder / "latest_state.pth").is_file():
             return _resume(model, opt, folder, scenes)

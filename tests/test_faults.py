@@ -1,0 +1,365 @@
+"""Kills and full disks: what is on disk stays whole, and training goes on from it."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from trainer import Training, assert_same, outcome, train
+
+from util import checkpoints
+from util.checkpoints import link_or_copy, load_file, recover, save_set, write_bytes
+from util.visualizer import _append, read_rows
+
+# every step is logged, shown and saved: most of the time goes by in saving
+FLAGS = ["--print_freq", 1, "--display_freq", 1, "--save_latest_freq", 1, "--save_epoch_freq", 1]
+FLAGS += ["--niter", 1, "--niter_decay", 2, "--pool_size", 2, "--use_dropout"]
+
+# Kills at every file operation of a save ---------------------------------------------------------
+
+OPERATIONS = ("replace", "link", "fsync", "unlink", "open")
+NAMES = ("a.pth", "b.pth", "c.txt")
+COPIES = {"7_a.pth": "a.pth"}
+
+
+def save_generation(folder: Path, number: int) -> None:
+    tensors = {name: {"x": torch.full((100,), float(number))} for name in NAMES[:2]}
+    save_set(folder, {**tensors, "c.txt": str(number)}, COPIES if number > 1 else None)
+
+
+def generation(folder: Path) -> set[int]:
+    """The numbers found in the files, as a reader sees them who changes nothing."""
+    found = {int(load_file(folder / name)["x"][0]) for name in NAMES[:2]}
+    assert all(load_file(folder / name)["x"].unique().numel() == 1 for name in NAMES[:2])
+    return found
+
+
+def save_until_killed(folder: str, number: int, operation: int) -> None:
+    """Save, but die by SIGKILL before the n-th file operation; a write before it is cut in two."""
+    left = operation
+
+    def dying(original):
+        def call(*args, **more):
+            nonlocal left
+            if left == 0:
+                if original is fsync:  # the file's content has not all arrived
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return original(*args, **more)
+
+        return call
+
+    fsync = os.fsync
+    for name in OPERATIONS:
+        setattr(os, name, dying(getattr(os, name)))
+    save_generation(Path(folder), number)
+
+
+def in_child(work, *args: object) -> int:
+    process = multiprocessing.get_context("fork").Process(target=work, args=args)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def test_a_kill_before_any_file_operation_leaves_one_whole_set(tmp_path):
+    outcomes = []
+    for operation in range(100):
+        folder = tmp_path / str(operation)
+        folder.mkdir()
+        save_generation(folder, 1)
+        status = in_child(save_until_killed, str(folder), 2, operation)
+        seen = generation(folder)
+        recover(folder)
+        assert generation(folder) == seen and len(seen) == 1, (operation, seen)
+        assert {int((folder / "c.txt").read_text())} == seen
+        assert (folder / "7_a.pth").exists() == (seen == {2})
+        outcomes.append(seen.pop())
+        save_generation(folder, 3)  # leftovers are not in the way
+        assert generation(folder) == {3}
+        expected = {*NAMES, *COPIES}
+        assert {p.name for p in folder.iterdir() if not p.name.endswith(".part")} == expected
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert status == 0 and operation > 10
+    assert outcomes == sorted(outcomes) and set(outcomes) == {1, 2}  # old, and from then on new
+
+
+def test_save_set_raises_and_keeps_the_old_set(tmp_path, monkeypatch):
+    """An error at any file operation before the marker."""
+    save_generation(tmp_path, 1)
+    for operation in range(7):
+        calls = [operation]
+
+        def failing(descriptor, calls=calls):
+            calls[0] -= 1
+            if calls[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(checkpoints.os, "fsync", failing)
+        try:
+            save_generation(tmp_path, 2)
+            raised = False
+        except OSError:
+            raised = True
+        monkeypatch.undo()
+        recover(tmp_path)
+        found = generation(tmp_path)
+        assert found == ({1} if operation < 5 else {2}), operation
+        assert raised == (operation < 7)
+        if operation < 5:  # three files, their names, the marker
+            assert not list(tmp_path.glob("*.new"))
+
+
+def test_link_or_copy_where_links_are_not_possible(tmp_path, monkeypatch):
+    write_bytes(tmp_path / "a", b"1")
+
+    def refuse(*args):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    write_bytes(tmp_path / "a", b"2")
+    assert (tmp_path / "b").read_bytes() == b"1"
+
+
+# Kills of training at random moments --------------------------------------------------------------
+
+
+PLACES = ("before the first save", "between saves", "while writing", "while renaming")
+
+
+def kill_at_random(folder: Path, data: Path, step: float, seed: int, kills: int) -> dict[str, int]:
+    """Train with so many kills on the way, then to the end; where the kills hit.
+
+    Every other kill comes at a random moment of the first six steps, the rest at a random moment
+    of the few milliseconds from the beginning of one of the first saves on.
+    """
+    rng = random.Random(seed)
+    hits = dict.fromkeys(PLACES, 0)
+    flags = ["--dataroot", data, *FLAGS, "--continue_train"]
+    while sum(hits.values()) < kills:
+        leftovers = unfinished(folder)
+        training = Training(folder, *flags)
+        training.wait_for("scenes, epoch")
+        if sum(hits.values()) % 2:
+            for _ in range(rng.randint(1, 3)):
+                wait_for_save(folder, training)
+            pass_time(rng.uniform(0, 0.01))
+        else:
+            pass_time(rng.uniform(0, 6 * step))
+        training.process.kill()
+        if training.end() == 0:
+            break  # it was faster
+        hits[where(folder, leftovers)] += 1
+        consistent(folder)
+    train(folder, *flags)
+    return hits
+
+
+def wait_for_save(folder: Path, training: Training) -> None:
+    """Wait until the next save begins."""
+    leftovers = unfinished(folder)
+    while unfinished(folder) <= leftovers and training.process.is_alive():
+        pass
+
+
+def pass_time(seconds: float) -> None:
+    """time.sleep, but exact."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+def unfinished(folder: Path) -> set[tuple[str, int]]:
+    """The files of a save in progress: name and time."""
+    found = set()
+    for path in folder.glob("*.new"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def where(folder: Path, leftovers: set[tuple[str, int]]) -> str:
+    """What a kill interrupted, by the files that it left besides those of earlier kills."""
+    if (folder / "save_complete.txt").exists():
+        return "while renaming"
+    if unfinished(folder) - leftovers:
+        return "while writing"
+    return "between saves" if (folder / "latest_state.pth").exists() else "before the first save"
+
+
+def consistent(folder: Path) -> None:
+    """All files of the newest save can be read and are those of one save."""
+    if (folder / "latest_state.pth").exists() or (folder / "save_complete.txt").exists():
+        step = load_file(folder / "latest_state.pth")["position"]["step"]
+        assert step > 0
+        for net in "GD":
+            load_file(folder / f"latest_net_{net}.pth")
+
+
+@pytest.fixture(scope="module")
+def whole(toy_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults") / "whole"
+    train(folder, "--dataroot", toy_data, *FLAGS)
+    return folder
+
+
+def many_kills(total: int, whole: Path, data: Path, tmp_path: Path, each: int) -> dict[str, int]:
+    rows = read_rows(whole / "metrics.jsonl")
+    step = sum(row["time"] for row in rows) / len(rows)
+    hits = dict.fromkeys(PLACES, 0)
+    run = 0
+    while sum(hits.values()) < total:
+        folder = tmp_path / f"run{run}"
+        for place, count in kill_at_random(folder, data, step, seed=run, kills=each).items():
+            hits[place] += count
+        assert_same(whole, folder)
+        shutil.rmtree(folder)
+        run += 1
+    print(f"{sum(hits.values())} kills in {run} trainings: {json.dumps(hits)}")
+    return hits
+
+
+def test_twenty_kills_change_nothing(whole, toy_data, tmp_path):
+    hits = many_kills(20, whole, toy_data, tmp_path, each=10)
+    assert hits["while writing"] + hits["while renaming"] >= 3
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_change_nothing(whole, toy_data, tmp_path):
+    hits = many_kills(200, whole, toy_data, tmp_path, each=10)
+    assert min(hits["while writing"], hits["between saves"]) >= 20
+
+
+# Full disks ---------------------------------------------------------------------------------------
+
+
+class AfterFirstSave:
+    """Something that happens in a training process right behind its first save."""
+
+    def __init__(self, happen: Callable[..., None], *args: object) -> None:
+        self.happen, self.args = happen, args
+
+    def __call__(self) -> None:
+        import train as module
+
+        original = module.save
+
+        def save(*args, **more):
+            module.save = original
+            done = original(*args, **more)
+            self.happen(*self.args)
+            return done
+
+        module.save = save
+
+
+def limit_files(size: int) -> None:
+    """No file may grow beyond a size: saves fail, the logs do not."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def fill(filler: Path) -> None:
+    """Leave no byte of a disk free."""
+    with filler.open("wb", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"x" * size) == size:
+                    pass
+
+
+def test_a_save_that_fails_is_one_line_and_training_goes_on(whole, toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *FLAGS, "--no_html"]
+    training = Training(tmp_path / "run", *flags, prepare=AfterFirstSave(limit_files, 20_000))
+    assert training.end() == 2
+    lines = training.told().splitlines()
+    warnings = [line for line in lines if line.startswith("warning: saving after")]
+    assert len(warnings) == 11 and "File too large" in warnings[0] and "is kept" in warnings[0]
+    assert lines[-1].startswith("error: ") and "--continue_train" in lines[-1]
+    assert "Traceback" not in training.told()
+    assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 1
+    assert not list((tmp_path / "run").glob("*.new"))
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 12  # training went on
+    train(tmp_path / "run", *flags, "--continue_train")
+    same = outcome(whole)
+    found = outcome(tmp_path / "run")
+    assert all(found[name] == same[name] for name in found)
+
+
+def append_without_room(path: Path) -> None:
+    limit_files(path.stat().st_size + 5)
+    try:
+        _append(path, '{"step": 2, "loss": 0.5}')
+    except OSError:
+        os._exit(7)
+
+
+def test_a_log_never_keeps_half_a_line(tmp_path):
+    """A line that does not fit leaves the file as it was, so that the next one stays readable."""
+    path = tmp_path / "metrics.jsonl"
+    _append(path, '{"step": 1}')
+    assert in_child(append_without_room, path) == 7
+    _append(path, '{"step": 3}')
+    assert [row["step"] for row in read_rows(path)] == [1, 3]
+
+
+def test_stopping_without_room_says_where_it_goes_on(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *FLAGS, "--niter", 500]
+    training = Training(tmp_path / "run", *flags, prepare=AfterFirstSave(limit_files, 20_000))
+    training.wait_for("warning: saving after")
+    os.kill(training.process.pid, signal.SIGTERM)
+    assert training.end() == 143
+    assert "goes on from the last checkpoint" in training.told().splitlines()[-1]
+    assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root's rights")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(whole, toy_data, small_disk):
+    """Pictures, logs and saves all fail; what was there stays, and room lets training go on."""
+    flags = ["--dataroot", toy_data, *FLAGS]
+    folder, filler, out = small_disk / "run", small_disk / "filler", whole.parent / "out"
+    training = Training(folder, *flags, prepare=AfterFirstSave(fill, filler), out=out)
+    assert training.end() == 2
+    told = training.told()
+    assert "warning: saving after 2 pictures failed" in told
+    assert "warning: the pictures could not be written" in told
+    assert "No space left on device" in told and "Traceback" not in told
+    assert told.splitlines()[-1].startswith("error: ")
+    assert load_file(folder / "latest_state.pth")["position"]["step"] == 1
+
+    training = Training(folder, *flags, "--continue_train", out=out)
+    assert training.end() == 2
+    assert training.told().count("\n") <= 2 and "No space left" in training.told()
+    consistent(folder)
+
+    filler.unlink()
+    training = Training(folder, *flags, "--continue_train", out=out)
+    assert training.end() == 0, training.told()
+    assert_same(whole, folder)

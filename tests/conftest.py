@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tiny pictures, few cores
 
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 from data.toy_cityscapes import write_dataset
@@ -52,6 +54,24 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_command("prepare_cityscapes.py", "--raw", raw, "--out", out)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VGG19 with random features; its unused classifier, half a gigabyte, is one zero."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        state = torchvision.models.vgg19(weights=None).state_dict()
+    for name, value in state.items():
+        if not name.startswith("features."):
+            state[name] = torch.zeros(()).expand(value.shape)
+        elif name.endswith("weight"):
+            state[name] = torch.randn(value.shape) * (2 / value[0].numel()) ** 0.5
+        else:
+            state[name] = torch.randn(value.shape) * 0.1
+    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
+    torch.save(state, path)
+    return path
 
 
 @pytest.fixture

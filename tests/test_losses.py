@@ -80,24 +80,6 @@ def test_feature_matching_trains_the_fake_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VGG19 with random features; its unused classifier, half a gigabyte, is one zero."""
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        state = torchvision.models.vgg19(weights=None).state_dict()
-    for name, value in state.items():
-        if not name.startswith("features."):
-            state[name] = torch.zeros(()).expand(value.shape)
-        elif name.endswith("weight"):
-            state[name] = torch.randn(value.shape) * (2 / value[0].numel()) ** 0.5
-        else:
-            state[name] = torch.randn(value.shape) * 0.1
-    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def vgg(vgg_file: Path) -> VGGLoss:
     return VGGLoss(str(vgg_file))
 

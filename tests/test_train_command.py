@@ -7,6 +7,7 @@ by the command line itself.
 import json
 import math
 import re
+import urllib.error
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import TINY, one_line, run_command, save_png
 from PIL import Image
 
 import train
 from models.instance_maps import network_input
+from models.losses import VGGLoss
 from models.networks import define_D, define_G
 
 EPOCH = ["--niter", 1, "--niter_decay", 0]
@@ -159,22 +162,22 @@ def test_options_of_a_run(whole_run: tuple[Path, str]) -> None:
 # The first loss of every kind, by hand -----------------------------------------------------------
 
 
+def read_map(data: Path, kind: str, batch: int = 1) -> torch.Tensor:
+    """The first files of a kind: integers (B, 1, H, W), or pictures (B, 3, H, W) in [-1, 1]."""
+    paths = sorted((data / f"train_{kind}").iterdir())[:batch]
+    stack = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths]))
+    if stack.ndim == 4:
+        return stack.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return stack.int()[:, None]
+
+
 def first_losses(run: Path, data: Path, batch: int = 1, **flags) -> dict[str, float]:
     """The losses of the first batch, in plain torch, by the weights of a run with --lr 0."""
     label_nc = flags.get("label_nc", 35)
-    folders = {"label": "train_label", "image": "train_img", "inst": "train_inst"}
-    if label_nc == 0:
-        folders |= {"label": "train_A", "image": "train_B"}
-
-    def read(kind: str) -> torch.Tensor:
-        paths = sorted((data / folders[kind]).iterdir())[:batch]
-        stack = torch.from_numpy(np.stack([np.asarray(Image.open(p)) for p in paths]))
-        if stack.ndim == 4:
-            return stack.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return stack.int()[:, None]
-
-    inst = None if flags.get("no_instance") else read("inst")
-    x, real = network_input(read("label"), inst, label_nc), read("image")
+    inst = None if flags.get("no_instance") else read_map(data, "inst", batch)
+    label = read_map(data, "label" if label_nc else "A", batch)
+    real = read_map(data, "img" if label_nc else "B", batch)
+    x = network_input(label, inst, label_nc)
     norm = flags.get("norm", "instance")
     G = define_G(x.shape[1], 3, 4, "global", 1, 1, norm=norm)
     n_layers, num_D = flags.get("n_layers_D", 3), flags.get("num_D", 2)
@@ -255,6 +258,44 @@ def test_losses_are_those_that_the_flags_ask_for(
 
 
 # What other flags do ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_vgg_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TINY's flags, also in the trained fixture, but for --no_vgg_loss."""
+    monkeypatch.setattr(f"{__name__}.TINY", [flag for flag in TINY if flag != "--no_vgg_loss"])
+
+
+def test_vgg_loss_is_added(
+    without_vgg_flag: None, trained: Callable, toy_data: Path, vgg_file: Path
+) -> None:
+    flags = ["--max_dataset_size", 1, "--lr", 0, "--lambda_feat", 3]
+    run = trained(*EPOCH, *PLAIN, *flags, "--vgg_weights", vgg_file)
+    (row,) = rows(run)
+    assert list(row)[6:] == ["G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake"]
+    x = network_input(read_map(toy_data, "label"), read_map(toy_data, "inst"), 35)
+    net = define_G(36, 3, 4, "global", 1, 1)
+    net.load_state_dict(weights(run, "G"))
+    with torch.no_grad():
+        distance = VGGLoss(str(vgg_file))(net(x), read_map(toy_data, "img"))
+    assert row["G_VGG"] == pytest.approx(3 * distance.item(), rel=1e-4)
+
+
+def test_no_vgg_and_no_network_names_both_ways_out(
+    without_vgg_flag: None,
+    refused: Callable,
+    toy_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.VGG19_Weights, "get_state_dict", fail)
+    where = ["--checkpoints_dir", tmp_path / "runs", "--dataroot", toy_data]
+    line = refused(train.main, *where, *TINY, *EPOCH)
+    assert "no route to host" in line and "--vgg_weights" in line and "--no_vgg_loss" in line
+    assert not files_of(tmp_path / "runs")
 
 
 def test_image_pool_shows_older_pictures_to_the_discriminator(trained: Callable) -> None:

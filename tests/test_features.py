@@ -1,0 +1,318 @@
+"""Instance features: encoding, clustering, styles, feature maps, and the 1024p stage."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, TINY, one_line, run_command
+from PIL import Image
+
+from models.styles import (
+    StyleChooser,
+    cluster,
+    instance_classes,
+    instance_rows,
+    load_styles,
+    paint,
+    styles_to_rows,
+)
+from util.errors import UserError
+
+FEATURES = ["--instance_feat", "--nef", "4", "--n_downsample_E", "1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Path:
+    """A folder with a tiny run "feat" trained and encoded, and a copy of the toy data."""
+    folder = tmp_path_factory.mktemp("features")
+    shutil.copytree(toy_data, folder / "data")
+    commands = [
+        ["train.py", *TINY, *FEATURES, "--niter", 1, "--niter_decay", 0, "--loadSize", 32],
+        ["encode_features.py", "--nThreads", 0],
+        ["precompute_feature_maps.py", "--nThreads", 0],
+    ]
+    for command in commands:
+        done = run_command(
+            *(command[0], "--name", "feat", "--checkpoints_dir", folder / "ck"),
+            *("--dataroot", folder / "data", "--gpu_ids", -1, *command[1:]),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def render(run: Path, *args: object):
+    return run_command(
+        *("test.py", "--name", "feat", "--checkpoints_dir", run / "ck", "--gpu_ids", -1),
+        *("--results_dir", run / "results", "--nThreads", 0, *args),
+    )
+
+
+def test_features_file(run: Path) -> None:
+    """One row an instance, checked against the instance maps at the size of training."""
+    rows = np.load(run / "ck" / "feat" / "features.npy", allow_pickle=False)
+    expected = []
+    for path in sorted((run / "data" / "train_inst").iterdir()):
+        inst = np.asarray(Image.open(path).resize((32, 16), Image.Resampling.NEAREST)).astype(int)
+        ids, areas = np.unique(inst, return_counts=True)
+        labels = np.where(ids < 1000, ids, ids // 1000)
+        order = np.argsort(labels, kind="stable")
+        expected.append(np.column_stack([labels, areas * 32 / inst.size])[order])
+    expected = np.concatenate(expected)
+    assert rows.dtype == np.float32 and rows.shape == (len(expected), 2 + 3)
+    np.testing.assert_allclose(rows[:, [0, -1]], expected, rtol=1e-6)
+    assert np.abs(rows[:, 1:-1]).max() <= 1
+
+
+def test_clusters_file(run: Path) -> None:
+    rows = np.load(run / "ck" / "feat" / "features.npy")
+    styles = np.load(run / "ck" / "feat" / "features_clustered_010.npy", allow_pickle=False)
+    large = rows[rows[:, -1] > 0.5]
+    assert set(styles[:, 0]) == set(large[:, 0])
+    for label in set(large[:, 0]):
+        count = (styles[:, 0] == label).sum()
+        assert count == min(10, len(np.unique(large[large[:, 0] == label, 1:-1], axis=0)))
+
+
+def test_feature_maps(run: Path) -> None:
+    """train_feat has the label maps' names and twice the size that the encoder saw."""
+    for path in (run / "data" / "train_label").iterdir():
+        feat = np.asarray(Image.open(run / "data" / "train_feat" / path.name))
+        assert feat.shape == (32, 64, 3) and feat.dtype == np.uint8
+        assert (feat[::2, ::2] == feat[1::2, 1::2]).all()
+
+
+def test_other_n_clusters_does_not_encode_again(run: Path) -> None:
+    before = (run / "ck" / "feat" / "features.npy").stat().st_mtime_ns
+    done = run_command(
+        *("encode_features.py", "--name", "feat", "--checkpoints_dir", run / "ck"),
+        *("--dataroot", run / "missing", "--gpu_ids", -1, "--n_clusters", 2),
+    )
+    assert done.returncode == 0, done.stderr  # it did not even look for the pictures
+    assert (run / "ck" / "feat" / "features.npy").stat().st_mtime_ns == before
+    assert (run / "ck" / "feat" / "features_clustered_002.npy").is_file()
+
+
+def test_all_styles_and_warning(run: Path) -> None:
+    styles = load_styles(run / "ck" / "feat" / "features_clustered_010.npy", 3)
+    done = render(run, "--all_styles", "road", "--results_dir", run / "all")
+    assert done.returncode == 0, done.stderr
+    images = run / "all" / "feat" / "test_latest" / "images"
+    for stem in (path.stem for path in (run / "data" / "test_label").iterdir()):
+        assert len(list(images.glob(f"{stem}_style_*.png"))) == len(styles[7])
+    assert "warning: no styles for" in done.stdout  # things are too small at 32x16
+    assert "rider (25)" in done.stdout or "bicycle (33)" in done.stdout or "person" in done.stdout
+
+
+def test_style_changes_the_picture(run: Path) -> None:
+    pictures = []
+    for flags in (["--style", "sky=0"], ["--style", "23=0"], ["--style", "sky=1"]):
+        done = render(run, *flags, "--results_dir", run / "one")
+        assert done.returncode == 0, done.stderr
+        images = sorted((run / "one").rglob("*_synthesized_image.png"))
+        pictures.append(np.stack([np.asarray(Image.open(path)) for path in images]))
+    assert (pictures[0] == pictures[1]).all()
+    assert (pictures[0] != pictures[2]).any()
+
+
+def test_style_from_another_photograph(run: Path) -> None:
+    scene = sorted((run / "data" / "train_label").iterdir())[0].stem
+    done = render(run, "--style_from", f"{scene},7")
+    assert done.returncode == 0, done.stderr
+    refused = render(run, "--style_from", f"{scene},12345")
+    assert "no instance 12345" in one_line(refused)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--style", "car=99"], "class car has"),
+        (["--style", "carr=0"], "unknown class"),
+        (["--cluster_path", "nothing.npy"], "no such file"),
+        (["--feat_num", "4"], "expected"),
+        (["--all_styles", "rider"], "has no styles"),
+    ],
+)
+def test_refusals(run: Path, flags: list[str], message: str) -> None:
+    assert message in one_line(render(run, *flags))
+
+
+def test_no_encoder_no_features(toy_data: Path, tmp_path: Path) -> None:
+    for command in ("encode_features.py", "precompute_feature_maps.py"):
+        done = run_command(
+            *(command, "--name", "none", "--checkpoints_dir", tmp_path),
+            *("--dataroot", toy_data, "--gpu_ids", -1),
+        )
+        assert "encoder" in one_line(done)
+    assert not (toy_data / "train_feat").exists()
+
+
+def test_local_stage(run: Path) -> None:
+    """Coarse to fine: what starts fresh is said, frozen parts stay, later all is trained."""
+    common = [
+        *("--name", "local", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"),
+        *(*TINY, *FEATURES, "--netG", "local", "--ngf", 2, "--n_blocks_local", 1),
+        *("--load_features", "--load_pretrain", run / "ck" / "feat"),
+        *("--print_freq", 1, "--no_html", "--niter_fix_global", 1, "--save_epoch_freq", 1),
+    ]
+    done = run_command("train.py", *common, "--niter", 2, "--niter_decay", 0)
+    assert done.returncode == 0, done.stderr
+    assert "starts fresh: G: model1_1.1.weight" in done.stdout
+    below = torch.load(run / "ck" / "feat" / "latest_net_G.pth", weights_only=True)
+    first, second = (
+        torch.load(run / "ck" / "local" / f"{epoch}_net_G.pth", weights_only=True)
+        for epoch in (1, 2)
+    )
+    shared = [name for name in first if name in below]
+    assert len(shared) > 5
+    for name in shared:
+        assert torch.equal(first[name], below[name]), name
+        if name.endswith("weight"):
+            assert not torch.equal(second[name], below[name]), name
+    # a test finds encoder and styles of the stage below
+    for flags in (["--use_encoded_image"], ["--style", "road=0"]):
+        tested = run_command(
+            *("test.py", "--name", "local", "--checkpoints_dir", run / "ck", "--gpu_ids", -1),
+            *("--results_dir", run / "local_results", "--nThreads", 0, *flags),
+        )
+        assert tested.returncode == 0, tested.stderr
+
+
+def test_lr_zero_keeps_pretrained_tensors(run: Path, tmp_path: Path) -> None:
+    done = run_command(
+        *("train.py", "--name", "still", "--checkpoints_dir", tmp_path),
+        *("--dataroot", run / "data", *TINY, *FEATURES, "--netG", "local", "--ngf", 2),
+        *("--n_blocks_local", 1, "--load_features", "--load_pretrain", run / "ck" / "feat"),
+        *("--lr", 0, "--niter", 1, "--niter_decay", 0, "--no_html", "--max_dataset_size", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    below = torch.load(run / "ck" / "feat" / "latest_net_G.pth", weights_only=True)
+    saved = torch.load(tmp_path / "still" / "latest_net_G.pth", weights_only=True)
+    assert all(torch.equal(saved[name], below[name]) for name in below if name in saved)
+
+
+def test_feature_maps_of_wrong_size_or_missing(own_data: Path, tmp_path: Path) -> None:
+    command = [
+        *("train.py", "--name", "x", "--checkpoints_dir", tmp_path, "--dataroot", own_data),
+        *(*TINY, *FEATURES, "--load_features"),
+    ]
+    assert "train_feat" in one_line(run_command(*command))
+    for path in (own_data / "train_label").iterdir():
+        (own_data / "train_feat").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 10)).save(own_data / "train_feat" / path.name)
+    assert "is 20x10" in one_line(run_command(*command))
+
+
+# -- the parts, against hand-made values -----------------------------------------------------
+
+
+def test_instance_rows_by_hand() -> None:
+    inst = np.array([[7, 7, 26001, 26001], [7, 7, 7, 33000]])
+    features = np.where(inst == 7, 0.5, np.where(inst == 33000, -1.0, 0.25))[None]
+    rows = instance_rows(
+        np.tile(features, (1, 8, 1)), np.tile(inst, (8, 1)), instance_classes(inst)
+    )
+    expected = [[7, 0.5, 40 * 32 / 64], [26, 0.25, 16 * 32 / 64], [33, -1.0, 8 * 32 / 64]]
+    np.testing.assert_allclose(rows, expected)
+
+
+def test_classes_come_from_the_label_map() -> None:
+    inst = np.array([[1, 1, 2], [1, 70000, 2]])
+    label = np.array([[5, 5, 6], [4, 7, 6]])
+    assert instance_classes(inst, label) == {1: 5, 2: 6, 70000: 7}
+
+
+def test_clusters_are_the_groups() -> None:
+    rng = np.random.default_rng(0)
+    centres = {26: [[0.9, 0, 0], [-0.9, 0, 0], [0, 0.9, 0]], 24: [[0, 0, 0.5]]}
+    rows = [
+        [label, *(np.array(centre) + rng.normal(0, 0.01, 3)), 1.0]
+        for label, group in centres.items()
+        for centre in group
+        for _ in range(20)
+    ]
+    rows += [[26, 0.3, 0.3, 0.3, 0.4]] * 50  # too small to count
+    styles = cluster(np.array(rows, np.float32), 3)
+    found = sorted(styles[26].tolist())
+    np.testing.assert_allclose(found, sorted(centres[26]), atol=0.02)
+    assert len(styles[24]) == 3
+
+
+def test_reference_clusters_are_read(tmp_path: Path) -> None:
+    old = {0: [], 26: np.array([[0.1, 0.2, 0.3], [1, 2, 3]]), 7: np.ones((1, 3), np.float64)}
+    np.save(tmp_path / "old.npy", old, allow_pickle=True)
+    styles = load_styles(tmp_path / "old.npy", 3)
+    assert sorted(styles) == [7, 26]
+    np.testing.assert_allclose(styles[26], old[26])
+    np.save(tmp_path / "new.npy", styles_to_rows(styles))
+    again = load_styles(tmp_path / "new.npy", 3)
+    assert all((again[label] == styles[label]).all() for label in styles)
+    with pytest.raises(UserError, match="feat_num"):
+        load_styles(tmp_path / "new.npy", 4)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_pickle_bomb_is_refused(tmp_path: Path) -> None:
+    bomb = np.empty((), object)
+    bomb[()] = {26: Bomb(tmp_path / "exploded")}
+    np.save(tmp_path / "bomb.npy", bomb, allow_pickle=True)
+    with pytest.raises(UserError, match="not a readable feature file"):
+        load_styles(tmp_path / "bomb.npy", 3)
+    assert not (tmp_path / "exploded").exists()
+    np.load(tmp_path / "bomb.npy", allow_pickle=True)  # it would have gone off
+    assert (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", pickle.dumps({1: 2}), b"x" * 1000])
+def test_damaged_cluster_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.npy"):
+        load_styles(tmp_path / "bad.npy", 3)
+
+
+def test_paint_and_missing_classes() -> None:
+    inst = np.array([[7, 26001], [33000, 26001]])
+    chooser = StyleChooser({26: np.array([[1.0, 2.0]])}, {7: np.array([3.0, 4.0])}, seed=1)
+    features = chooser.choose(instance_classes(inst), "scene")
+    painted = paint(inst, features, 2)
+    np.testing.assert_array_equal(painted, [[[3, 1], [0, 1]], [[4, 2], [0, 2]]])
+    assert chooser.missing == {33}
+
+
+@pytest.mark.skipif(
+    not (SHARED / "golden").is_dir() or not (SHARED / "cityscapes_sample").is_dir(),
+    reason="no ../shared/golden or ../shared/cityscapes_sample",
+)
+def test_golden_features(tmp_path: Path) -> None:
+    golden = np.load(SHARED / "golden" / "features_512p" / "features.npz")
+    shutil.copytree(SHARED / "golden" / "features_512p" / "init", tmp_path / "ck" / "feat")
+    data = tmp_path / "data"
+    data.mkdir()
+    for folder in (SHARED / "cityscapes_sample").iterdir():
+        (data / folder.name).symlink_to(folder)
+    for command in ("encode_features.py", "precompute_feature_maps.py"):
+        done = run_command(
+            *(command, "--name", "feat", "--checkpoints_dir", tmp_path / "ck"),
+            *("--dataroot", data, *str(golden["args"]).split(), "--gpu_ids", -1, "--nThreads", 0),
+        )
+        assert done.returncode == 0, done.stderr
+    rows = np.load(tmp_path / "ck" / "feat" / "features.npy")
+    np.testing.assert_allclose(rows, golden["rows"][:, 1:], atol=1e-5)
+    for stem in set(golden) - {"rows", "args"}:
+        found = np.asarray(Image.open(data / "train_feat" / f"{stem}.png")).astype(int)
+        assert np.abs(found - golden[stem]).max() <= 1
+
+
+def test_option_file_tells_features(run: Path) -> None:
+    options = json.loads((run / "ck" / "feat" / "opt.json").read_text())
+    assert options["instance_feat"] is True and options["nef"] == 4

@@ -1,0 +1,151 @@
+"""test.py through its command line: pages, names, architectures, sizes."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, TINY, one_line, run_command, save_png
+from PIL import Image
+
+from models.networks import define_G
+from options.test_options import TestOptions
+
+ARCHITECTURE = TINY[:8]
+
+
+def write_generator(folder: Path, channels: int = 36, **flags) -> Path:
+    """Random weights of a small generator as a run's folder holds them, without opt.json."""
+    torch.manual_seed(0)
+    net = define_G(channels, 3, 4, flags.pop("netG", "global"), 1, 1, n_blocks_local=1, **flags)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), folder / "latest_net_G.pth")
+    return folder
+
+
+def test_page(toy_data: Path, tmp_path: Path) -> None:
+    trained = run_command(
+        *("train.py", "--name", "small", "--dataroot", toy_data, "--checkpoints_dir", tmp_path),
+        *(*TINY, "--niter", 1, "--niter_decay", 0, "--no_html"),
+    )
+    assert trained.returncode == 0, trained.stderr
+    done = run_command(
+        *("test.py", "--name", "small", "--checkpoints_dir", tmp_path, "--nThreads", 0),
+        *("--results_dir", tmp_path / "results"),
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / "small" / "test_latest"
+    page = (folder / "index.html").read_text()
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) == 6  # two scenes: label map, generated, real
+    assert all((folder / source).is_file() for source in sources)
+    stems = sorted(path.stem for path in (toy_data / "test_label").iterdir())
+    for stem in stems:
+        generated = Image.open(folder / "images" / f"{stem}_synthesized_image.png")
+        assert generated.size == (64, 32)
+
+
+@pytest.fixture
+def odd_data(tmp_path: Path) -> Path:
+    """Two scenes of sizes that are no multiple of anything, without photographs."""
+    rng = np.random.default_rng(0)
+    for name, (height, width) in {"wide": (19, 37), "high": (41, 21)}.items():
+        label = rng.integers(0, 35, (height, width)).astype(np.uint8)
+        save_png(tmp_path / "odd" / "test_label" / f"{name}.png", label)
+        save_png(tmp_path / "odd" / "test_inst" / f"{name}.png", label.astype(np.uint16) * 1000)
+    return tmp_path / "odd"
+
+
+@pytest.mark.parametrize("netG", ["global", "local"])
+def test_output_size_is_input_size(odd_data: Path, tmp_path: Path, netG: str) -> None:
+    write_generator(tmp_path / "odd_run", netG=netG)
+    done = run_command(
+        *("test.py", "--name", "odd_run", "--checkpoints_dir", tmp_path, "--dataroot", odd_data),
+        *(*ARCHITECTURE[:2], *ARCHITECTURE[4:], "--n_blocks_local", 1, "--netG", netG),
+        *("--resize_or_crop", "none", "--nThreads", 0, "--gpu_ids", -1, "--image_format", "jpg"),
+        *("--results_dir", tmp_path / "results"),
+    )
+    assert done.returncode == 0, done.stderr
+    images = tmp_path / "results" / "odd_run" / "test_latest" / "images"
+    assert Image.open(images / "wide_synthesized_image.jpg").size == (37, 19)
+    assert Image.open(images / "high_synthesized_image.jpg").size == (21, 41)
+
+
+def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:
+    write_generator(tmp_path / "run", norm="batch")
+    pictures = []
+    for batch in (1, 2):
+        done = run_command(
+            *("test.py", "--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
+            *(*ARCHITECTURE[:2], *ARCHITECTURE[4:], "--loadSize", 64, "--norm", "batch"),
+            *("--nThreads", 0, "--gpu_ids", -1, "--batchSize", batch, "--phase", "train"),
+            *("--how_many", 3, "--results_dir", tmp_path / f"results{batch}"),
+        )
+        assert done.returncode == 0, done.stderr
+        images = tmp_path / f"results{batch}" / "run" / "train_latest" / "images"
+        paths = sorted(images.glob("*_synthesized_image.png"))
+        assert len(paths) == 3
+        pictures.append([np.asarray(Image.open(path)).astype(int) for path in paths])
+    # with --norm batch each picture has its own statistics, whatever the batch
+    assert max(np.abs(a - b).max() for a, b in zip(*pictures)) <= 1
+
+
+def test_other_architecture_is_refused(toy_data: Path, tmp_path: Path) -> None:
+    write_generator(tmp_path / "run")
+    done = run_command(
+        *("test.py", "--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
+        *("--ngf", 8, *ARCHITECTURE[4:], "--gpu_ids", -1, "--results_dir", tmp_path / "results"),
+    )
+    message = one_line(done)
+    assert "model.1.weight is [4, 36, 7, 7], expected [8, 36, 7, 7]" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_missing_weights(toy_data: Path, tmp_path: Path) -> None:
+    done = run_command("test.py", "--name", "none", "--checkpoints_dir", tmp_path, "--gpu_ids", -1)
+    assert "latest_net_G.pth" in one_line(done)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--data_type", "8"], ["--engine", "x"], ["--style", "car=1"], ["--name", "../x"]]
+)
+def test_refused_flags(flags: list[str]) -> None:
+    from util.errors import UserError
+
+    with pytest.raises(UserError):
+        TestOptions().parse(flags)
+
+
+@pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="no ../shared/golden")
+@pytest.mark.parametrize(
+    ("case", "data"),
+    [("labels_512p", "golden/data"), ("features_512p", "cityscapes_sample")],
+)
+def test_golden_pictures(case: str, data: str, tmp_path: Path) -> None:
+    """Pictures from the golden starting weights, to one grey level; label colours exactly."""
+    import json
+
+    if not (SHARED / data).is_dir():
+        pytest.skip(f"{case} needs ../shared/{data}")
+    shutil.copytree(SHARED / "golden" / case / "init", tmp_path / "ck" / case)
+    record = json.loads((SHARED / "golden" / case / "case.json").read_text())
+    done = run_command(
+        *("test.py", "--name", case, "--checkpoints_dir", tmp_path / "ck"),
+        *("--dataroot", SHARED / data, *record["test_args"].split(), "--gpu_ids", -1),
+        *("--results_dir", tmp_path, "--nThreads", 0, "--how_many", 3),
+    )
+    assert done.returncode == 0, done.stderr
+    images = next((tmp_path / case).iterdir()) / "images"
+    golden = np.load(SHARED / "golden" / case / "images.npz")
+    compared = 0
+    for key in golden:
+        kind, stem = key.split("/")
+        if kind == "trained":
+            continue
+        ending = {"init": "synthesized_image", "label": "input_label"}[kind]
+        found = np.asarray(Image.open(images / f"{stem}_{ending}.png")).astype(int)
+        assert np.abs(found - golden[key]).max() <= (1 if kind == "init" else 0), key
+        compared += 1
+    assert compared == 6

@@ -22,6 +22,7 @@ from models.instance_maps import edges, one_hot
 from models.masks import Box, Point, box_of, centred, components, nearest, pasted, scaled, stroke
 from models.pix2pixHD_model import uses_features
 from models.styles import StyleChooser, Styles, instance_classes, paint
+from util.colours import label_picture
 from util.errors import UserError
 
 LEVELS = 1000  # edits that can be undone
@@ -63,6 +64,7 @@ class UIModel:
     features    region id -> (feat_num,) float32; a region is an instance, or with --label_feat a
                 class. Empty for a model without features.
     edits   the edits since open(), as dictionaries that apply() takes
+    drawn   how often the photograph was drawn since open()
 
     Networks may be shared by any number of scenes (see another); one at a time draws with them.
     A scene itself must not be used by two threads at once.
@@ -110,6 +112,7 @@ class UIModel:
         self.label = label.astype(np.uint8 if small else np.int32)
         self.inst = inst.astype(np.int32) if self.has_instances else components(self.label)
         self.name = name
+        self.drawn = 0
         self.edits: list[dict] = []
         self._done: deque[Change] = deque(maxlen=LEVELS)
         self._undone: list[tuple[dict, Change]] = []
@@ -361,7 +364,13 @@ class UIModel:
         """The photograph of the scene, (H, W, 3) uint8; drawn again only after a change."""
         if self._picture is None:
             self._picture = self._draw(self._x)[0]
+            self.drawn += 1
         return self._picture
+
+    def label_picture(self) -> np.ndarray:
+        """The label map in its classes' colours, (H, W, 3) uint8."""
+        label = torch.from_numpy(self.label)[None]
+        return label_picture(label, self._opt.label_nc, self._opt.ignore_label)
 
     def previews(self, instance: int, features: np.ndarray) -> np.ndarray:
         """The photograph with an instance in other looks: (K, feat_num) -> (K, H, W, 3) uint8.

@@ -1,0 +1,56 @@
+"""Steer single objects of a scene in a browser.
+
+    python edit.py --name toy_features
+    python edit.py --name toy_features --replay edits.json --out results/edited
+
+The first line opens the editor at http://127.0.0.1:7860 (pip install -r requirements-ui.txt). The
+second renders an edit list that was downloaded there, without a browser. docs/editor.md shows the
+tools one by one.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from models import create_model
+from models.ui_model import UIModel
+from options.edit_options import EditOptions
+from util.errors import UserError, run
+from util.progress import say
+from util.setup import seed_everything, set_up_torch
+
+
+def edit(ui: UIModel, opt: argparse.Namespace) -> None:
+    """Serve the editor's page until interrupted."""
+    try:
+        from editor.page import Page, serve
+    except ImportError as error:  # only the editor needs its packages
+        raise UserError(f"{error}; pip install -r requirements-ui.txt") from error
+    from editor.library import FILE, load_library
+    from editor.scenes import Scenes
+
+    folder = ui.networks.folder
+    objects = load_library(folder / FILE, opt.label_nc, opt.feat_num if ui.has_features else 0)
+    serve(Page(ui, Scenes(opt), objects), opt.host, opt.port)
+
+
+def replay(ui: UIModel, opt: argparse.Namespace) -> None:
+    """Render an edit list again."""
+    from editor.record import replay_file
+
+    for path in replay_file(ui, Path(opt.replay), Path(opt.out)):
+        say(str(path))
+
+
+def main() -> None:
+    opt = EditOptions().parse()
+    set_up_torch(opt.deterministic, opt.tf32)
+    seed_everything(opt.seed)
+    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    ui = create_model(opt, device)
+    (replay if opt.replay else edit)(ui, opt)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""The editor in a browser: scenes, sessions, the page, edit lists, the object library."""

@@ -1,0 +1,217 @@
+"""Objects to add to scenes: cut from the instance maps of a data set, with their features.
+
+    python -m editor.library --name NAME
+
+Writes checkpoints/NAME/object_library.npz; edit.py offers what it holds.
+"""
+
+import argparse
+import io
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from data.create import create_dataset, photographs
+from data.loader import batches_in_order
+from models.inference_model import InferenceModel
+from models.masks import components
+from models.pix2pixHD_model import uses_features
+from options.base_options import run_dir
+from options.edit_options import LibraryOptions
+from util.checkpoints import write_bytes
+from util.colours import CITYSCAPES_NAMES, palette
+from util.errors import UserError, run
+from util.progress import bar, say
+from util.setup import seed_everything, set_up_torch
+
+FILE = "object_library.npz"
+THUMBNAIL = 64  # pixels each way
+LEAST, MOST = 1 / 2000, 1 / 6  # of the picture's area
+LEAST_PIXELS = 24
+# Cityscapes: poles, lights, signs, trees and things; a piece of road or wall is no object
+_CITYSCAPES_OBJECTS = {17, 18, 19, 20, 21, *range(24, 34)}
+WHOLE = 0.9  # of an instance must be in one piece: no car behind a pole
+
+
+@dataclass
+class LibraryObject:
+    """label: its class; mask (h, w) bool; feature (feat_num,) float32, or None for a model without;
+    thumbnail (64, 64, 4) uint8, transparent around the object."""
+
+    label: int
+    mask: np.ndarray
+    feature: np.ndarray | None
+    thumbnail: np.ndarray
+
+
+def build(opt: argparse.Namespace, device: torch.device) -> list[LibraryObject]:
+    """At most opt.per_class objects of every class, drawn evenly from all scenes."""
+    encoder = None
+    if uses_features(opt):
+        encoder = InferenceModel(opt, device, run_dir(opt), with_generator=False)
+        encoder.load_encoder()
+    dataset = create_dataset(opt, training=False, load_photos=bool(photographs(opt)))
+    loader = batches_in_order(dataset, 1, opt.nThreads, bool(opt.gpu_ids))
+    rng = random.Random(opt.seed)
+    seen: dict[int, int] = {}
+    kept: dict[int, list[LibraryObject]] = {}
+    for batch in bar(loader, total=len(dataset), desc="cutting", unit="picture"):
+        for found in objects_of(batch, encoder, opt):
+            of_class = kept.setdefault(found.label, [])
+            seen[found.label] = seen.get(found.label, 0) + 1
+            if len(of_class) < opt.per_class:
+                of_class.append(found)
+            elif (place := rng.randrange(seen[found.label])) < opt.per_class:
+                of_class[place] = found  # each of all seen is kept with the same chance
+    return [one for label in sorted(kept) for one in kept[label]]
+
+
+def objects_of(
+    batch: dict, encoder: InferenceModel | None, opt: argparse.Namespace
+) -> Iterator[LibraryObject]:
+    """The objects of a scene (a batch of one) that are whole and neither tiny nor huge."""
+    label = batch["label"][0, 0].numpy()
+    inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
+    pieces = whole_objects(label, inst)
+    if not pieces:
+        return
+    photo = features = None
+    if "image" in batch:
+        photo = ((batch["image"][0].permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
+    if encoder is not None:
+        if photo is None:
+            raise UserError(f"{opt.dataroot}: no photographs of --phase {opt.phase} to encode")
+        regions = encoder.regions(batch["label"], batch.get("inst"))
+        features = encoder.encode(batch["image"], regions)[0].cpu().numpy()
+    for place, mask in pieces:
+        classes, counts = np.unique(label[place][mask], return_counts=True)
+        kind = int(classes[counts.argmax()])
+        if kind == opt.ignore_label or (opt.label_nc == 35 and kind not in _CITYSCAPES_OBJECTS):
+            continue
+        if photo is None:
+            colours = np.broadcast_to(palette(opt.label_nc)[kind], (*mask.shape, 3))
+        else:
+            colours = photo[place]
+        feature = None if features is None else features[(slice(None), *place)][:, mask][:, 0]
+        yield LibraryObject(kind, mask, feature, thumbnail(colours, mask))
+
+
+def whole_objects(
+    label: np.ndarray, inst: np.ndarray | None
+) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+    """Where the objects of a scene are, with their masks: connected, inside the picture, and if
+    they are numbered instances, (nearly) all that is seen of one."""
+    ids = label if inst is None else inst
+    pieces = components(ids)
+    height, width = pieces.shape
+    areas = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True))))
+    found = []
+    for number, place in enumerate(ndimage.find_objects(pieces), start=1):
+        rows, columns = place
+        if rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width:
+            continue
+        mask = pieces[place] == number
+        area = int(mask.sum())
+        own = int(ids[place][mask][0])
+        numbered = inst is not None and own >= 1000
+        if numbered and area < WHOLE * areas[own]:
+            continue
+        least = max(LEAST_PIXELS, LEAST * height * width)
+        if least <= area <= MOST * height * width:
+            found.append((place, mask))
+    return found
+
+
+def thumbnail(colours: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An object as a small picture: (h, w, 3) uint8 and (h, w) bool -> (64, 64, 4) uint8."""
+    cut = Image.fromarray(np.dstack([colours, mask.astype(np.uint8) * 255]))
+    scale = THUMBNAIL / max(cut.size)
+    width, height = (max(1, round(side * scale)) for side in cut.size)
+    picture = Image.new("RGBA", (THUMBNAIL, THUMBNAIL))
+    corner = (THUMBNAIL - width) // 2, (THUMBNAIL - height) // 2
+    # with colours multiplied by their opacity: what surrounded the object must not bleed in
+    small = cut.convert("RGBa").resize((width, height), Image.Resampling.BICUBIC)
+    picture.paste(small.convert("RGBA"), corner)
+    return np.asarray(picture)
+
+
+def write_library(path: Path, objects: list[LibraryObject]) -> None:
+    """Keep objects as an .npz file: masks as bits, one after the other."""
+    features = [() if one.feature is None else one.feature for one in objects]
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        label=np.array([one.label for one in objects], np.int32),
+        shape=np.array([one.mask.shape for one in objects], np.int32).reshape(-1, 2),
+        bits=np.packbits(np.concatenate([one.mask.ravel() for one in objects])),
+        feature=np.array(features, np.float32),
+        thumbnail=np.array([one.thumbnail for one in objects]),
+    )
+    write_bytes(path, buffer.getvalue())
+
+
+def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject]:
+    """Read objects back; none if the file is not there. feat_num: 0 for a model without features.
+
+    Raises UserError for a damaged file, or one made with another model.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            label, shape = file["label"], file["shape"]
+            bits, feature, pictures = file["bits"], file["feature"], file["thumbnail"]
+        count = len(label)
+        sizes = shape.prod(1)
+        flat = np.unpackbits(bits)[: sizes.sum()].astype(bool)
+        if len(flat) != sizes.sum() or pictures.shape != (count, THUMBNAIL, THUMBNAIL, 4):
+            raise ValueError("its arrays do not belong together")
+        masks = np.split(flat, np.cumsum(sizes)[:-1])
+    except Exception as error:  # a damaged file fails in many ways
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not an object library ({text}); make it anew") from error
+    if feature.shape != (count, feat_num) or not 0 <= label.min() <= label.max() < label_nc:
+        raise UserError(
+            f"{path}: features {feature.shape} and classes to {label.max()} of another model; "
+            "make it anew with python -m editor.library"
+        )
+    return [
+        LibraryObject(
+            int(label[k]),
+            masks[k].reshape(shape[k]),
+            feature[k] if feat_num else None,
+            pictures[k],
+        )
+        for k in range(count)
+    ]
+
+
+def main() -> None:
+    opt = LibraryOptions().parse()
+    set_up_torch(opt.deterministic, opt.tf32)
+    seed_everything(opt.seed)
+    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    with torch.inference_mode():
+        objects = build(opt, device)
+    if not objects:
+        raise UserError(
+            f"{opt.dataroot}: no object of --phase {opt.phase} is whole, inside its picture, and "
+            f"between {LEAST:.2%} and {MOST:.0%} of its area"
+        )
+    path = run_dir(opt) / FILE
+    write_library(path, objects)
+    names = CITYSCAPES_NAMES if opt.label_nc == 35 else []
+    for label in sorted({one.label for one in objects}):
+        name = names[label] if names else f"class {label}"
+        say(f"  {name}: {sum(one.label == label for one in objects)} objects")
+    say(f"{len(objects)} objects in {path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,96 @@
+// The page's pictures and tiles. Each function is handed to a component of the page, with its
+// element, trigger (to send an event) and watch (to hear of new content).
+
+// A pointer's place in a picture as [y, x] in pixels; the first pixel's centre is [0, 0].
+function place(event, image, width, height) {
+  const box = image.getBoundingClientRect();
+  const x = ((event.clientX - box.left) / box.width) * width - 0.5;
+  const y = ((event.clientY - box.top) / box.height) * height - 0.5;
+  const inside = (value, most) => Math.min(Math.max(value, -0.49), most - 0.51);
+  return [inside(y, height), inside(x, width)].map((value) => Math.round(value * 100) / 100);
+}
+
+// Both pictures: clicks, brush strokes, and dragging.
+function stage(element, trigger, watch) {
+  let points = null; // of the stroke that is being drawn
+  let target = null;
+  const sheet = () => element.querySelector(".pictures");
+  const size = () => [Number(sheet().dataset.width), Number(sheet().dataset.height)];
+
+  function show() {
+    const tool = sheet().dataset.tool;
+    const drawn = tool === "Move" ? [points[0], points[points.length - 1]] : points;
+    const path = drawn.map(([y, x]) => `${x + 0.5} ${y + 0.5}`).join("L");
+    element.querySelectorAll(".live").forEach((live) => {
+      live.setAttribute("d", `M${path}L${path.split("L").pop()}`);
+      live.setAttribute("stroke-width", tool === "Paint" ? 2 * sheet().dataset.radius + 1 : 1);
+    });
+    if (tool !== "Move") return;
+    const [from, to] = drawn;
+    element.querySelectorAll(".under, .over").forEach((shape) => {
+      const box = shape.getBBox();
+      const within = box.x <= from[1] && from[1] <= box.x + box.width &&
+        box.y <= from[0] && from[0] <= box.y + box.height;
+      const shift = within ? `translate(${to[1] - from[1]} ${to[0] - from[0]})` : "";
+      shape.setAttribute("transform", shift);
+    });
+  }
+
+  element.addEventListener("pointerdown", (event) => {
+    target = event.target.closest(".canvas");
+    if (!target || event.button !== 0) return;
+    event.preventDefault();
+    target.setPointerCapture(event.pointerId);
+    points = [place(event, target.querySelector("img"), ...size())];
+    if (["Paint", "Move"].includes(sheet().dataset.tool)) show();
+  });
+  element.addEventListener("pointermove", (event) => {
+    if (!points || !["Paint", "Move"].includes(sheet().dataset.tool)) return;
+    points.push(place(event, target.querySelector("img"), ...size()));
+    show();
+  });
+  element.addEventListener("pointerup", () => {
+    if (!points) return;
+    element.dataset.busy = "yes";
+    trigger("draw", { points: points.slice(0, 10000) });
+    points = null;
+  });
+  element.addEventListener("pointercancel", () => { points = null; });
+  watch("value", () => {
+    delete element.dataset.busy;
+    element.querySelectorAll(".live").forEach((live) => live.setAttribute("d", ""));
+    element.querySelectorAll(".under, .over").forEach((one) => one.removeAttribute("transform"));
+  });
+}
+
+// Tiles to choose from: styles, classes, objects.
+function tiles(element, trigger) {
+  element.addEventListener("click", (event) => {
+    const tile = event.target.closest("button[data-number]");
+    if (tile) trigger("choose", { number: Number(tile.dataset.number) });
+  });
+}
+
+// A photograph in which one place is clicked.
+function photograph(element, trigger) {
+  element.addEventListener("click", (event) => {
+    const canvas = event.target.closest(".canvas");
+    if (!canvas) return;
+    const size = [Number(canvas.dataset.width), Number(canvas.dataset.height)];
+    trigger("draw", { points: [place(event, canvas.querySelector("img"), ...size)] });
+  });
+}
+
+// Saves what arrives: a name, a type and base64.
+function download(props, watch) {
+  watch("value", () => {
+    const file = props.value;
+    if (!file) return;
+    const bytes = Uint8Array.from(atob(file.content), (sign) => sign.charCodeAt(0));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([bytes], { type: file.type }));
+    link.download = file.name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  });
+}

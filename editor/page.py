@@ -1,0 +1,430 @@
+"""The editor's page and its server: a Gradio app over sessions."""
+
+import base64
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # both are read on import
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+from starlette.middleware import Middleware
+
+from editor import markup, record
+from editor.library import LibraryObject
+from editor.scenes import MOST_BYTES, Scenes
+from editor.session import HINTS, Session
+from models.ui_model import UIModel
+from util.errors import UserError
+from util.progress import say
+
+HERE = Path(__file__).parent
+MOST_SESSIONS = 64  # scenes in memory; the one that was not used for longest gives way
+ENDED = "This session has ended; reload the page to begin again."
+
+# The browser itself refuses to send anything anywhere else
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self'; object-src 'none'; frame-ancestors 'self'; form-action 'self'"
+)
+
+
+class Page:
+    """The components and what happens on their events."""
+
+    def __init__(self, ui: UIModel, scenes: Scenes, objects: list[LibraryObject]) -> None:
+        self.ui = ui
+        self.scenes = scenes
+        self.objects = objects
+        self.has_encoder = ui.has_features and _has_encoder(ui)
+
+    def build(self) -> gr.Blocks:
+        name = self.ui.networks.folder.name
+        with gr.Blocks(
+            title=f"{name} · editor",
+            analytics_enabled=False,
+            delete_cache=(600, 3600),
+            fill_width=True,
+        ) as app:
+            self.session = gr.State()
+            self._layout(name)
+            self._wire(app)
+        return app
+
+    # -- what is on the page -----------------------------------------------------------------
+
+    def _layout(self, name: str) -> None:
+        script = (HERE / "page.js").read_text()
+
+        def part(call: str = "", **settings: object) -> gr.HTML:
+            code = f"{script}\n{call}" if call else None
+            return gr.HTML(
+                "", js_on_load=code, apply_default_css=False, elem_classes="bare", **settings
+            )
+
+        tiles = "tiles(element, trigger);"
+        with gr.Row(elem_id="bar"):
+            gr.HTML(
+                f"<h1>pix2pixHD editor</h1><p>Steer single objects of a scene · {escape(name)}</p>",
+                elem_id="title",
+                elem_classes="bare",
+                apply_default_css=False,
+                min_width=280,
+            )
+            self.scene = gr.Dropdown(
+                min_width=280,
+                choices=self.scenes.names,
+                label="Scene",
+                value=self.scenes.names[0] if self.scenes.names else None,
+                interactive=bool(self.scenes.names),
+                elem_id="scene",
+            )
+        with gr.Accordion("Open your own maps", open=not self.scenes.names, elem_id="own"):
+            with gr.Row():
+                self.label_file = gr.File(label="Label map (PNG)", height=120, elem_id="own-label")
+                self.inst_file = gr.File(
+                    label="Instance map (PNG)",
+                    height=120,
+                    visible=self.ui.has_instances,
+                    elem_id="own-inst",
+                )
+            self.open_own = gr.Button("Open these maps", elem_id="open-own")
+        with gr.Row(elem_id="controls"):
+            self.tool = gr.Radio(
+                list(HINTS),
+                value="Select",
+                show_label=False,
+                container=False,
+                scale=1,
+                min_width=300,
+                elem_id="tools",
+            )
+            self.undo = gr.Button("Undo", scale=0, min_width=90, elem_id="undo")
+            self.redo = gr.Button("Redo", scale=0, min_width=90, elem_id="redo")
+            self.reset = gr.Button("Reset", scale=0, min_width=90, elem_id="reset")
+        self.hint = part(elem_id="hint")
+        self.stage = part("stage(element, trigger, watch);", elem_id="stage")
+        self.status = part(elem_id="status")
+        with gr.Column() as self.style_panel:
+            self.gallery = part(tiles, elem_id="gallery")
+            self.whole_class = gr.Checkbox(
+                label="Give the style to all objects of the class",
+                visible=self.ui.has_features,
+                elem_id="whole-class",
+            )
+            with gr.Accordion(
+                "Style from a photograph",
+                open=False,
+                visible=self.has_encoder,
+                elem_id="from-photo",
+            ):
+                with gr.Row():
+                    self.photo_scene = gr.Dropdown(
+                        self.scenes.photos, label="Photograph of", value=None, elem_id="photo-scene"
+                    )
+                    self.photo_file = gr.UploadButton(
+                        "Upload a photograph", file_types=["image"], elem_id="photo-file"
+                    )
+                    self.all_styles = gr.Button(
+                        "All styles from this scene's photograph", elem_id="all-styles"
+                    )
+                self.photo = part("photograph(element, trigger);", elem_id="photo")
+        with gr.Column(visible=False) as self.class_panel:
+            with gr.Row():
+                self.radius = gr.Slider(
+                    0, 32, value=3, step=0.5, label="Brush radius in pixels", elem_id="radius"
+                )
+                self.like = gr.Button("Make it like another object ...", elem_id="like")
+            self.classes = part(tiles, elem_id="classes")
+        with gr.Column(visible=False) as self.add_panel:
+            self.scale = gr.Slider(0.25, 4, value=1, step=0.05, label="Size", elem_id="scale")
+            self.library = part(tiles, elem_id="library")
+        with gr.Row(elem_id="downloads"):
+            self.downloads = {
+                "photograph": gr.Button("Save photograph", size="md", min_width=150),
+                "label": gr.Button("Save label map", size="md", min_width=150),
+                "inst": gr.Button(
+                    "Save instance map", size="md", min_width=150, visible=self.ui.has_instances
+                ),
+                "edits": gr.Button("Save edit list", size="md", min_width=150),
+            }
+        self.file = part("download(props, watch);", visible="hidden", html_template="")
+
+    # -- events ------------------------------------------------------------------------------
+
+    def _wire(self, app: gr.Blocks) -> None:
+        self.view_of = [
+            *(self.hint, self.stage, self.status, self.gallery, self.classes, self.library),
+            *(self.photo, self.undo, self.redo, self.reset, self.radius, self.like),
+            *(self.style_panel, self.class_panel, self.add_panel),
+        ]
+
+        def on(event: Callable, action: Callable, *inputs: gr.components.Component) -> None:
+            """Let an event carry out an action on the session, then draw missing previews."""
+            event(
+                action,
+                [self.session, *inputs],
+                self.view_of,
+                show_progress="hidden",
+                trigger_mode="multiple",
+                api_visibility="private",
+            ).then(
+                self.draw_gallery,
+                [self.session],
+                [self.gallery],
+                show_progress="hidden",
+                api_visibility="private",
+            )
+
+        app.load(
+            self.begin,
+            None,
+            [self.session, *self.view_of],
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        on(self.scene.input, self._simple(Session.open_scene), self.scene)
+        on(
+            self.open_own.click,
+            self._simple(Session.open_upload),
+            self.label_file,
+            self.inst_file,
+        )
+        on(self.tool.input, self._simple(Session.choose_tool), self.tool)
+        on(self.undo.click, self._simple(Session.undo))
+        on(self.redo.click, self._simple(Session.redo))
+        on(self.reset.click, self._simple(Session.reset))
+        on(self.like.click, self._simple(Session.ask_for_model))
+        on(self.stage.draw, self.drawn, self.radius, self.scale)
+        on(self.radius.release, self.brushed, self.radius)
+        on(self.gallery.choose, self.style_chosen, self.whole_class)
+        on(self.classes.choose, self.class_chosen)
+        on(self.library.choose, self.object_chosen)
+        on(self.photo_scene.input, self._simple(Session.open_photo), self.photo_scene)
+        on(self.photo_file.upload, self._simple(Session.upload_photo), self.photo_file)
+        on(self.all_styles.click, self._simple(Session.take_all_styles))
+        on(self.photo.draw, self.photo_clicked)
+        for kind, button in self.downloads.items():
+            button.click(
+                self._downloader(kind),
+                [self.session],
+                [self.file, self.status],
+                show_progress="hidden",
+                api_visibility="private",
+            )
+
+    def begin(self) -> dict:
+        """A new browser window: its own session, on the first scene."""
+        session = Session(self.ui.another(), self.scenes, self.objects)
+        if self.scenes.names:
+            view = self._act(session, lambda: session.open_scene(self.scenes.names[0]))
+        else:
+            view = self._act(session, lambda: self.scenes.missing)
+        return {self.session: session, **view}
+
+    def _simple(self, action: Callable[..., str]) -> Callable:
+        """A handler that hands its inputs to an action of the session."""
+
+        def handler(session: Session | None, *inputs: object) -> dict:
+            return self._act(session, lambda: action(session, *inputs))
+
+        return handler
+
+    def drawn(
+        self, session: Session | None, radius: float, scale: float, event: gr.EventData
+    ) -> dict:
+        def work() -> str:
+            session.radius, session.scale = radius, scale
+            return session.pointer(_points(event))
+
+        return self._act(session, work)
+
+    def brushed(self, session: Session | None, radius: float) -> dict:
+        def work() -> str:
+            session.radius = radius
+            return f"The brush has a radius of {radius:g} pixels."
+
+        return self._act(session, work)
+
+    def style_chosen(self, session: Session | None, whole_class: bool, event: gr.EventData) -> dict:
+        return self._act(session, lambda: session.choose_style(_number(event), whole_class))
+
+    def class_chosen(self, session: Session | None, event: gr.EventData) -> dict:
+        return self._act(session, lambda: session.choose_label(_number(event)))
+
+    def object_chosen(self, session: Session | None, event: gr.EventData) -> dict:
+        return self._act(session, lambda: session.choose_object(_number(event)))
+
+    def photo_clicked(self, session: Session | None, event: gr.EventData) -> dict:
+        return self._act(session, lambda: session.take_style(_points(event)[0]))
+
+    def draw_gallery(self, session: Session | None) -> object:
+        """Replace the waiting tiles by previews. Beside actions, so that these answer at once."""
+        if session is None:
+            return gr.skip()
+        with session.lock:
+            if not session.wants_gallery:
+                return gr.skip()
+            session.draw_gallery()
+            return markup.gallery(session)
+
+    def _act(self, session: Session | None, work: Callable[[], str]) -> dict:
+        """Carry out an action, draw, and show what changed; a wrong request becomes its message."""
+        if session is None:
+            return {self.status: markup.status(ENDED, error=True)}
+        with session.lock:
+            start = time.perf_counter()
+            error = False
+            before = session.ui.drawn if session.is_open else -1
+            try:
+                text = work()
+            except UserError as problem:
+                text, error = str(problem), True
+            if session.is_open:
+                session.ui.picture()
+                if not error and session.ui.drawn != before:
+                    text += f" Drawn in {time.perf_counter() - start:.2f} s."
+            return self._view(session, text, error)
+
+    def _view(self, session: Session, text: str, error: bool) -> dict:
+        session.turn += 1
+        view = {
+            self.hint: markup.hint(session, HINTS),
+            self.stage: markup.stage(session, session.turn),
+            self.gallery: markup.gallery(session),
+            self.classes: markup.classes(session),
+            self.library: markup.library(session),
+            self.photo: markup.photo(session),
+            self.undo: gr.Button(interactive=session.is_open and session.ui.can_undo),
+            self.redo: gr.Button(interactive=session.is_open and session.ui.can_redo),
+            self.reset: gr.Button(interactive=session.is_open and session.ui.can_undo),
+            self.radius: gr.Slider(visible=session.tool == "Paint"),
+            self.like: gr.Button(visible=session.tool == "Change class"),
+            self.style_panel: gr.Column(visible=session.tool == "Select"),
+            self.class_panel: gr.Column(visible=markup.needs_class(session)),
+            self.add_panel: gr.Column(visible=session.tool == "Add"),
+        }
+        if text:
+            view[self.status] = markup.status(text, error)
+        return view
+
+    def _downloader(self, kind: str) -> Callable:
+        def handler(session: Session | None) -> dict:
+            if session is None:
+                return {self.status: markup.status(ENDED, error=True)}
+            with session.lock:
+                if not session.is_open:
+                    return {self.status: markup.status("open a scene first", error=True)}
+                try:
+                    name, media, content = contents(session.ui, kind)
+                except UserError as problem:
+                    return {self.status: markup.status(str(problem), error=True)}
+                session.turn += 1
+            file = {"name": name, "type": media, "turn": session.turn}
+            file["content"] = base64.b64encode(content).decode()
+            return {self.file: file, self.status: markup.status(f"Saved {name}.", error=False)}
+
+        return handler
+
+
+def contents(ui: UIModel, kind: str) -> tuple[str, str, bytes]:
+    """A download's file name, media type and bytes: "photograph", "label", "inst" or "edits"."""
+    if kind == "edits":
+        text = json.dumps(record.edit_list(ui))
+        return f"{ui.name}_edits.json", "application/json", text.encode()
+    buffer = io.BytesIO()
+    Image.fromarray(record.pictures(ui)[f"{kind}.png"]).save(buffer, "PNG")
+    return f"{ui.name}_{kind}.png", "image/png", buffer.getvalue()
+
+
+def serve(page: Page, host: str, port: int) -> None:
+    """Answer on host:port until interrupted. Raises UserError if the port is taken."""
+    with tempfile.TemporaryDirectory(prefix="editor_") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # what is uploaded goes with the server
+        app = page.build()
+        app.queue(default_concurrency_limit=8, max_size=256, api_open=False)
+        try:
+            _, address, _ = app.launch(
+                server_name=host,
+                server_port=port or None,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=MOST_BYTES,
+                state_session_capacity=MOST_SESSIONS,
+                ssr_mode=False,
+                footer_links=[],
+                theme=theme(),
+                css_paths=HERE / "page.css",
+                app_kwargs={"middleware": [Middleware(Headers)]},
+            )
+        except OSError as error:
+            raise UserError(
+                f"--port {port}: cannot be used ({error}); --port 0 takes any"
+            ) from error
+        say(f"the editor is open at {address} (Ctrl+C ends it)")
+        try:
+            app.block_thread()
+        finally:
+            app.close(verbose=False)
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's default with the system's own fonts: none is fetched."""
+    return gr.themes.Default(
+        primary_hue="blue",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+
+
+class Headers:
+    """Middleware that adds the page's policy to every answer."""
+
+    def __init__(self, app: Callable) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        async def send_with_policy(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", []), policy]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def _has_encoder(ui: UIModel) -> bool:
+    try:
+        ui.networks.load_encoder()
+    except UserError as problem:
+        say(f"styles cannot be taken from photographs: {problem}")
+        return False
+    return True
+
+
+def _points(event: gr.EventData) -> list[tuple[float, float]]:
+    """The points of an event; what a browser sends may be anything."""
+    try:
+        points = np.array(event._data["points"], float)
+    except (KeyError, TypeError, ValueError):
+        points = np.zeros(0)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise UserError("the page sent something that is not a list of points")
+    return [tuple(point) for point in points.tolist()]
+
+
+def _number(event: gr.EventData) -> int:
+    number = event._data.get("number") if isinstance(event._data, dict) else None
+    if type(number) is not int or number < 0:
+        raise UserError("the page sent something that is not a number")
+    return number

@@ -1,0 +1,116 @@
+"""Edit lists: a scene as it was opened and every edit since, as JSON; and rendering them again."""
+
+import base64
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from models.ui_model import UIModel
+from util.colours import save_image
+from util.errors import UserError
+
+FORMAT = "pix2pixHD edit list 1"
+MOST_BYTES = 256 << 20  # of an edit list's file
+MOST_PIXELS = 64 << 20
+
+
+def edit_list(ui: UIModel) -> dict:
+    """All that replay needs besides the network: maps and features at first, and the edits."""
+    label, inst, features = ui.first
+    return {
+        "format": FORMAT,
+        "scene": ui.name,
+        "label_nc": ui.networks.opt.label_nc,
+        "feat_num": ui.networks.opt.feat_num if ui.has_features else 0,
+        "label": packed(label),
+        "inst": packed(inst) if ui.has_instances else None,
+        "features": {str(i): vector.tolist() for i, vector in sorted(features.items())},
+        "edits": ui.edits,
+    }
+
+
+def replay(ui: UIModel, record: dict) -> None:
+    """Open an edit list's scene and apply its edits. Raises UserError if it does not fit."""
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UserError(f"not an edit list of the editor: expected the format {FORMAT!r}")
+    own = {"label_nc": ui.networks.opt.label_nc}
+    own["feat_num"] = ui.networks.opt.feat_num if ui.has_features else 0
+    for key, value in own.items():
+        if record.get(key) != value:
+            raise UserError(f"made with {key} {record.get(key)!r}, but this model has {value}")
+    features, edits = record.get("features"), record.get("edits")
+    if not isinstance(features, dict) or not isinstance(edits, list):
+        raise UserError("expected features by region and a list of edits")
+    try:
+        features = {int(i): vector for i, vector in features.items()}
+    except ValueError as error:
+        raise UserError(f"features: expected region ids ({error})") from error
+    inst = unpacked(record.get("inst"), "inst") if ui.has_instances else None
+    ui.open(unpacked(record.get("label"), "label"), inst, str(record.get("scene")), features)
+    for number, edit in enumerate(edits, start=1):
+        try:
+            ui.apply(edit)
+        except UserError as error:
+            raise UserError(f"edit {number}: {error}") from error
+
+
+def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
+    """Render an edit list's file into a folder: the photograph, both maps, the map in colours."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB: not an edit list")
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # a wrong encoding is a ValueError too
+        raise UserError(f"{path}: not an edit list ({str(error).splitlines()[0]})") from error
+    try:
+        replay(ui, record)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, picture in pictures(ui).items():
+        save_image(picture, out / name)
+        written.append(out / name)
+    return written
+
+
+def pictures(ui: UIModel) -> dict[str, np.ndarray]:
+    """What can be taken away, by file name."""
+    found = {
+        "photograph.png": ui.picture(),
+        "label.png": file_integers(ui.label),
+        "label_colours.png": ui.label_picture(),
+    }
+    return found | ({"inst.png": file_integers(ui.inst)} if ui.has_instances else {})
+
+
+def file_integers(array: np.ndarray) -> np.ndarray:
+    """A map as a PNG holds it: uint8 if that suffices, else uint16."""
+    if array.min() < 0 or array.max() > 65535:
+        raise UserError(f"values {array.min()} to {array.max()} do not fit into a PNG")
+    return array.astype(np.uint8 if array.max() < 256 else np.uint16)
+
+
+def packed(array: np.ndarray) -> dict:
+    """A map (H, W) for JSON, exactly."""
+    data = zlib.compress(array.astype("<i4").tobytes(), 9)
+    return {"shape": list(array.shape), "int32": base64.b64encode(data).decode()}
+
+
+def unpacked(content: object, what: str) -> np.ndarray:
+    """The reverse of packed. Raises UserError; nothing larger than it should be is unpacked."""
+    try:
+        height, width = (int(side) for side in content["shape"])
+        if not 0 < height * width <= MOST_PIXELS:
+            raise ValueError(f"{width}x{height} pixels")
+        bytes_there = 4 * height * width
+        data = zlib.decompressobj().decompress(
+            base64.b64decode(content["int32"], validate=True), bytes_there + 1
+        )
+        if len(data) != bytes_there:
+            raise ValueError(f"not {height}x{width} values")
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise UserError(f"{what}: not a map of an edit list ({error})") from error
+    return np.frombuffer(data, "<i4").reshape(height, width)

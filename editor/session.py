@@ -1,0 +1,336 @@
+"""One user's session: a scene, a tool, a selection, and what to say after each action.
+
+It knows nothing of the page; every action returns one line for the status, or raises UserError.
+"""
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from editor.library import LibraryObject
+from editor.scenes import Scenes
+from models.masks import Point
+from models.styles import style
+from models.ui_model import Selection, UIModel, shape_rows
+from util.colours import CITYSCAPES_NAMES
+from util.errors import UserError
+
+HINTS = {
+    "Select": "Click an object, in either picture; then choose one of its styles below.",
+    "Paint": "Choose a class below, then draw in either picture.",
+    "Change class": "Click an object, then the class that it shall become.",
+    "Add": "Choose an object below, then click where it shall stand.",
+    "Move": "Drag an object to its new place.",
+    "Delete": "Click an object: it goes, and what is around it fills the gap.",
+}
+NEEDS_CLASS = ("Paint", "Change class")
+
+
+@dataclass
+class Gallery:
+    """The styles of the selected object: (K, feat_num) and their pictures, (h, w, 3) uint8 each."""
+
+    features: np.ndarray
+    pictures: list[np.ndarray]
+
+
+@dataclass
+class Session:
+    """What one user sees and has chosen. lock: hold it during an action, with its drawing."""
+
+    ui: UIModel
+    scenes: Scenes
+    objects: list[LibraryObject]
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    tool: str = "Select"
+    label: int = 0
+    radius: float = 3.0
+    scale: float = 1.0
+    object: int | None = None
+    scene: str | None = None  # of the data set; None for uploaded maps
+    selected: Selection | None = None
+    gallery: Gallery | None = None
+    photo: np.ndarray | None = None  # to take styles from, (H, W, 3) uint8
+    photo_inst: np.ndarray | None = None
+    turn: int = 0  # counts what the page was sent
+    wants_model: bool = False  # the next click shows what the selected object shall become
+
+    @property
+    def is_open(self) -> bool:
+        return hasattr(self.ui, "label")
+
+    def name_of(self, label: int) -> str:
+        if self.ui.networks.opt.label_nc == len(CITYSCAPES_NAMES) > label >= 0:
+            return CITYSCAPES_NAMES[label]
+        return f"class {label}"
+
+    def name_of_selected(self) -> str:
+        return self._name(self.selected.instance, self.selected.label)
+
+    def _name(self, instance: int, label: int) -> str:
+        numbered = instance != label and self.ui.has_instances
+        return f"{self.name_of(label)} {instance}" if numbered else self.name_of(label)
+
+    # -- scenes ------------------------------------------------------------------------------
+
+    def open_scene(self, name: str) -> str:
+        label, inst, stem = self.scenes.load(name)
+        self._open(label, inst, stem)
+        self.scene = name
+        return f"Opened the scene {name}, {self._size()}."
+
+    def open_upload(self, label_path: str | None, inst_path: str | None) -> str:
+        if label_path is None:
+            raise UserError("choose a label map first")
+        maps = self.scenes.uploaded_maps(Path(label_path), Path(inst_path) if inst_path else None)
+        self._open(*maps)
+        self.scene = None
+        return f"Opened your maps {maps[2]}, {self._size()}."
+
+    def _open(self, label: np.ndarray, inst: np.ndarray | None, name: str) -> None:
+        fresh = self.ui.another()  # the old scene stays if this one is refused
+        fresh.open(label, inst, name)
+        self.ui = fresh
+        if not self.label:  # nothing chosen yet, and class 0 is seldom what one paints
+            self.label = int(np.bincount(fresh.label[fresh.label >= 0]).argmax())
+        self._select(None)
+
+    def _size(self) -> str:
+        height, width = self.ui.shape
+        return f"{width}x{height}"
+
+    # -- tools -------------------------------------------------------------------------------
+
+    def choose_tool(self, tool: str) -> str:
+        if tool not in HINTS:
+            raise UserError(f"tool {tool!r}: expected one of {', '.join(HINTS)}")
+        self.tool, self.wants_model = tool, False
+        return ""
+
+    def choose_label(self, label: int) -> str:
+        """A click on the palette: the class to paint with, or for the selected object."""
+        if not 0 <= label < self.ui.networks.opt.label_nc:
+            raise UserError(f"class {label}: the model does not know it")
+        self.label = label
+        name = self.name_of(label)
+        if self.tool != "Change class":
+            return f"Painting {name}."
+        if self.selected is None:
+            return f"Click the object that shall become {name}."
+        return self._change_class(label=label)
+
+    def choose_object(self, number: int) -> str:
+        if not 0 <= number < len(self.objects):
+            raise UserError(f"object {number}: the library does not have it")
+        self.object = number
+        return f"Click where the {self.name_of(self.objects[number].label)} shall stand."
+
+    def ask_for_model(self) -> str:
+        if self.selected is None:
+            raise UserError("click an object first, then the one that it shall be like")
+        self.wants_model = True
+        return f"Click the object that {self.name_of_selected()} shall be like."
+
+    def pointer(self, points: list[Point]) -> str:
+        """What the pointer drew on a picture, (y, x) in pixels: a click is a single point."""
+        self._needs_scene()
+        return {
+            "Select": self._click,
+            "Paint": self._paint,
+            "Change class": self._click_to_change,
+            "Add": self._add,
+            "Move": self._move,
+            "Delete": self._delete,
+        }[self.tool](points)
+
+    def _needs_scene(self) -> None:
+        if not self.is_open:
+            raise UserError("open a scene first")
+
+    def _at(self, point: Point) -> Selection:
+        return self.ui.select(*pixel(point, self.ui.shape))
+
+    def _select(self, selection: Selection | None) -> None:
+        self.selected, self.gallery, self.wants_model = selection, None, False
+
+    def _click(self, points: list[Point]) -> str:
+        self._select(self._at(points[-1]))
+        return f"Selected {self.name_of_selected()}."
+
+    def _click_to_change(self, points: list[Point]) -> str:
+        if self.wants_model:
+            return self._change_class(like=self._at(points[-1]).instance)
+        return self._click(points)
+
+    def _change_class(self, **target: int) -> str:
+        old = self.name_of_selected()
+        where = np.argwhere(self.selected.mask)[0]
+        changed = self.ui.set_class(self.selected.instance, **target)
+        self._select(self.ui.select(*map(int, where)))
+        return f"{old} became {self.name_of_selected()}." if changed else "It is one already."
+
+    def _paint(self, points: list[Point]) -> str:
+        changed = self.ui.paint([list(point) for point in points], self.label, self.radius)
+        self._select(None)
+        name = self.name_of(self.label)
+        return f"Painted {name}." if changed else f"There was {name} already."
+
+    def _add(self, points: list[Point]) -> str:
+        if self.object is None:
+            raise UserError("choose an object below first")
+        one = self.objects[self.object]
+        y, x = points[-1]
+        feature = None if one.feature is None else one.feature.tolist()
+        self.ui.add(shape_rows(one.mask), one.label, y, x, self.scale, feature)
+        self._select(self._at(points[-1]))
+        return f"Added a {self.name_of(one.label)}."
+
+    def _move(self, points: list[Point]) -> str:
+        (y0, x0), (y1, x1) = points[0], points[-1]
+        chosen = self._at(points[0])
+        changed = self.ui.move(chosen.instance, round(y1 - y0), round(x1 - x0))
+        self._select(self.ui.selection(chosen.instance))
+        name = self.name_of_selected()
+        return f"Moved {name}." if changed else f"Selected {name}: drag it to its new place."
+
+    def _delete(self, points: list[Point]) -> str:
+        chosen = self._at(points[-1])
+        self.ui.delete(chosen.instance)
+        self._select(None)
+        return f"Deleted {self._name(chosen.instance, chosen.label)}."
+
+    # -- styles ------------------------------------------------------------------------------
+
+    @property
+    def wants_gallery(self) -> bool:
+        """Whether previews of the selected object's styles are to be drawn."""
+        return self.gallery is None and self.has_styles
+
+    @property
+    def has_styles(self) -> bool:
+        known = self.selected is not None and self.ui.has_features
+        return known and self.selected.label in self.ui.styles
+
+    def draw_gallery(self) -> None:
+        """Draw the selected object in every style of its class, cut out with its surroundings."""
+        features = self.ui.styles[self.selected.label]
+        pictures = self.ui.previews(self.selected.instance, features)
+        top, bottom, left, right = surroundings(self.selected.mask)
+        self.gallery = Gallery(features, list(pictures[:, top:bottom, left:right]))
+
+    def chosen_style(self) -> int | None:
+        """The number of the style that the selected object has, if it is one of its class's."""
+        if not self.has_styles:
+            return None
+        own = self.ui.feature(self.selected.instance)
+        if own is None:
+            return None
+        same = (self.ui.styles[self.selected.label] == own).all(1)
+        return int(same.argmax()) if same.any() else None
+
+    def choose_style(self, number: int, whole_class: bool) -> str:
+        if not self.has_styles:
+            raise UserError("click an object that has styles first")
+        name = self.name_of_selected()
+        vector = style(self.ui.styles, self.selected.label, number, name)
+        self.ui.set_style(self.selected.instance, vector, whole_class)
+        who = f"Every {self.name_of(self.selected.label)}" if whole_class else name
+        return f"{who} has style {number} now."
+
+    def open_photo(self, name: str) -> str:
+        self.photo = self.scenes.photo(name)
+        _, self.photo_inst, _ = self.scenes.load(name)
+        return f"Click in the photograph of {name} what {self._receiver()} shall look like."
+
+    def upload_photo(self, path: str) -> str:
+        self.photo, self.photo_inst = self.scenes.uploaded_photo(Path(path)), None
+        return f"Click in your photograph what {self._receiver()} shall look like."
+
+    def _receiver(self) -> str:
+        return "the selected object" if self.selected is None else self.name_of_selected()
+
+    def take_style(self, point: Point) -> str:
+        """A click on the photograph: its look there goes to the selected object."""
+        if self.selected is None:
+            raise UserError("select an object in the scene first, then click in the photograph")
+        if self.photo is None:
+            raise UserError("choose a photograph first")
+        y, x = pixel(point, self.photo.shape[:2])
+        feature = self.ui.photo_feature(self.photo, y, x, self.photo_inst)
+        self.ui.set_style(self.selected.instance, feature)
+        return f"{self.name_of_selected()} looks like the photograph there now."
+
+    def take_all_styles(self) -> str:
+        self._needs_scene()
+        if self.scene is None or self.scene not in self.scenes.photos:
+            raise UserError("this scene has no photograph")
+        changed = self.ui.set_styles(self.ui.photo_features(self.scenes.photo(self.scene)))
+        return (
+            "Every object has its look in the photograph." if changed else "They have it already."
+        )
+
+    # -- undo --------------------------------------------------------------------------------
+
+    def undo(self) -> str:
+        return self._stepped(self.ui.undo, "Undid", "Nothing to undo.")
+
+    def redo(self) -> str:
+        return self._stepped(self.ui.redo, "Did again", "Nothing to redo.")
+
+    def reset(self) -> str:
+        self._needs_scene()
+        changed = self.ui.reset()
+        self._reselect()
+        return "The scene is as it was opened." if changed else "Nothing was changed."
+
+    def _stepped(self, step: Callable[[], dict | None], done: str, nothing: str) -> str:
+        self._needs_scene()
+        edit = step()
+        if edit is None:
+            return nothing
+        self._reselect()
+        return f"{done}: {TITLES[edit['tool']]}."
+
+    def _reselect(self) -> None:
+        """Keep the selection if its instance is still there."""
+        instance = None if self.selected is None else self.selected.instance
+        there = instance is not None and (self.ui.inst == instance).any()
+        self._select(self.ui.selection(instance) if there else None)
+
+
+TITLES = {
+    "set_style": "a style",
+    "set_styles": "the styles of the photograph",
+    "set_class": "a change of class",
+    "paint": "a brush stroke",
+    "add": "an added object",
+    "move": "a move",
+    "delete": "a deletion",
+    "reset": "a reset",
+}
+
+
+def pixel(point: Point, shape: tuple[int, int]) -> tuple[int, int]:
+    """The pixel (y, x) at a point, the nearest one of the picture (height, width) if outside."""
+    y, x = (min(max(math.floor(v + 0.5), 0), side - 1) for v, side in zip(point, shape))
+    return y, x
+
+
+def surroundings(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """A cut-out (top, bottom, left, right) of a picture around a mask (H, W), of 2:1 if it fits."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height = max(1.5 * (rows[-1] - rows[0] + 1), 0.75 * (columns[-1] - columns[0] + 1))
+    height = min(max(height, mask.shape[0] / 4), mask.shape[0])
+    width = min(2 * height, mask.shape[1])
+    spans = []
+    for middle, side, limit in (
+        (rows[[0, -1]].mean(), round(height), mask.shape[0]),
+        (columns[[0, -1]].mean(), round(width), mask.shape[1]),
+    ):
+        start = min(max(round(middle - side / 2), 0), limit - side)
+        spans += [int(start), int(start) + side]
+    return spans[0], spans[1], spans[2], spans[3]

@@ -11,7 +11,7 @@ fi
 
 need() {
   local stamp file
-  stamp="$(python -c 'import sys; print(sys.prefix)')/.pix2pixHD-$(cat "$@" | cksum | tr ' ' '-')"
+  stamp="$(python -c 'import sys; print(sys.prefix)')/.pix2pixHD-$(cat requirements*.txt | cksum | tr ' ' '-')"
   [ -e "$stamp" ] && return
   echo "installing $*"
   for file in "$@"; do python -m pip install --quiet --disable-pip-version-check -r "$file"; done

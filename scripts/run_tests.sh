@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.."
 need requirements.txt requirements-test.txt
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# two processes; each test has files of its own
+python -m pytest -n 2 --dist loadscope "$@"

@@ -8,6 +8,7 @@ layer tables. Parameter names and shapes equal those of the released checkpoints
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -273,14 +274,11 @@ def recomputed(layers: nn.Sequential, x: Tensor) -> Tensor:
 
     Running statistics are updated by the first run alone, and dropout repeats its choice.
     """
+    more = {}
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers):
+        more["context_fn"] = lambda: (nullcontext(), _statistics_rest(layers))
     draws = any(isinstance(layer, nn.Dropout) for layer in layers)
-    return checkpoint(
-        layers,
-        x,
-        use_reentrant=False,
-        preserve_rng_state=draws,
-        context_fn=lambda: (nullcontext(), _statistics_rest(layers)),
-    )
+    return checkpoint(layers, x, use_reentrant=False, preserve_rng_state=draws, **more)
 
 
 @contextmanager
@@ -295,6 +293,19 @@ def _statistics_rest(layers: nn.Sequential) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before):
             norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def rest_idle_biases(net: nn.Module) -> None:
+    """Give the biases in front of normalizations, which take them away again, gradient zero.
+
+    What is computed for them is rounding, which Adam would scale up to full steps: a random walk
+    that differs with every machine and number of processes, and changes no picture.
+    """
+    for layers in net.modules():
+        if isinstance(layers, nn.Sequential):
+            for layer, following in pairwise(layers):
+                if isinstance(following, NORM_LAYERS):
+                    layer.bias.register_hook(torch.zeros_like)
 
 
 def recompute_blocks(net: nn.Module, on: bool = True) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.instance_maps import network_input, pad_to_multiple
 from models.losses import VGGLoss, feature_matching_loss, gan_loss
-from models.networks import define_D, define_G, recompute_blocks
+from models.networks import define_D, define_G, recompute_blocks, rest_idle_biases
 from util import distributed
 from util.checkpoints import load_network, load_pretrained
 from util.image_pool import ImagePool
@@ -109,11 +109,10 @@ class Pix2PixHDModel(nn.Module):
             recompute_blocks(self.netG)
             if self.vgg is not None:
                 self.vgg.recompute = True
-        if opt.norm == "batch" and distributed.world() > 1:
-            for name in self.network_names():
-                net = getattr(self, f"net{name}")
-                setattr(self, f"net{name}", nn.SyncBatchNorm.convert_sync_batchnorm(net))
+        distributed.share_statistics(self)
         self.to(device)
+        for net in self.networks().values():
+            rest_idle_biases(net)
 
         self.pool = ImagePool(opt.pool_size, opt.seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.amp == "fp16")
@@ -209,6 +208,7 @@ class Pix2PixHDModel(nn.Module):
         stand in memory together. All losses are those of the state before the update.
         """
         opt, scale = self.opt, self.scaler.scale
+        distributed.count_statistics(self, weight > 0)
         self.optimizer_G.zero_grad(set_to_none=True)
         self.optimizer_D.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}

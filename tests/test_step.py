@@ -216,6 +216,25 @@ def test_updates_equal_those_of_plain_adam() -> None:
                 torch.testing.assert_close(found[clear], expected[clear], rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_biases_that_a_normalization_takes_away_rest(norm: str) -> None:
+    """Adam would turn their rounding errors into steps as large as all others'."""
+    model = make_model(f"--no_vgg_loss --instance_feat --norm {norm}")
+    before = copy.deepcopy(model.networks())
+    model.step(make_batch())
+    resting = 0
+    for name, net in model.networks().items():
+        moved = {k for k, v in net.named_parameters() if not v.equal(before[name].get_parameter(k))}
+        for module_name, layers in net.named_modules():
+            if isinstance(layers, nn.Sequential):
+                for i, layer in enumerate(layers[1:]):
+                    if isinstance(layer, (nn.InstanceNorm2d, nn.BatchNorm2d)):
+                        key = f"{module_name}.{i}"
+                        assert f"{key}.bias" not in moved and f"{key}.weight" in moved
+                        resting += 1
+    assert resting > 10
+
+
 def test_step_with_a_pool() -> None:
     """D learns from older pictures, G from the newest; weights rest, so that steps compare."""
     model = make_model("--no_vgg_loss --pool_size 3 --lr 0")

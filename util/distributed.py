@@ -1,12 +1,17 @@
 """Several processes, one for each GPU: the only place that knows what "distributed" means."""
 
+import logging
 import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
 from util.errors import UserError
@@ -69,33 +74,48 @@ def launch(work: Callable, opt) -> object:
     """Call work(opt, device) in this process, or in one process for each of several GPUs.
 
     Under torchrun this process is one of them. --gpu_ids 0,1 without torchrun starts one process
-    for each GPU through torch's own launcher. A UserError of process 0 is raised here.
+    for each GPU through torch's own launcher. A UserError of any process ends all of them and is
+    shown once.
     """
     if "WORLD_SIZE" not in os.environ and len(opt.gpu_ids) > 1:
-        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=len(opt.gpu_ids),
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            run_id=str(os.getpid()),
-            max_restarts=0,
-        )
-        answer = elastic_launch(config, _launched)(work, opt)[0]
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
+        return start(len(opt.gpu_ids), work, opt)
     return _process(work, opt)
 
 
+def start(processes: int, work: Callable, opt) -> object:
+    """Call work(opt, device) in so many processes of this machine; the answer of the first.
+
+    work and opt must be picklable. Ends with exit status 2 where a process had a UserError, which
+    it has shown by then, and with 128 + the signal's number where one asked to end.
+    """
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # how processes end is said below
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=str(os.getpid()),
+        max_restarts=0,
+    )
+    try:
+        return elastic_launch(config, _launched)(work, opt)[0]
+    except ChildFailedError as error:
+        if any(failure.exitcode == 2 for failure in error.failures.values()):
+            sys.exit(2)
+        raise
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+
+
 def _launched(work: Callable, opt) -> object:
-    """In a launched process: an error that a user can mend goes home as an answer."""
+    """In a launched process: an error that a user can mend is one line here as well."""
     try:
         return _process(work, opt)
     except UserError as error:
-        return error
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def _process(work: Callable, opt) -> object:
@@ -110,16 +130,28 @@ def _process(work: Callable, opt) -> object:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return work(opt, device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return _joined(work, opt, device)
+
+
+def _joined(work: Callable, opt, device: torch.device) -> object:
+    """Do the work as one of several processes. Of their UserErrors the first one is raised, the
+    others end in silence: most often all found the same."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=number, world_size=count)
     try:
-        if opt.batchSize % world():
+        if opt.batchSize % count:
             raise UserError(
-                f"--batchSize {opt.batchSize} is the batch of all {world()} processes together "
+                f"--batchSize {opt.batchSize} is the batch of all {count} processes together "
                 "and must be a multiple of their number"
             )
-        return work(opt, device)
-    finally:
-        dist.destroy_process_group()
+        answer = work(opt, device)
+    except UserError:
+        if store.add("user_errors", 1) > 1:
+            sys.exit(2)
+        raise
+    dist.destroy_process_group()
+    return answer
 
 
 def wrap(net: nn.Module, device: torch.device) -> nn.Module:
@@ -127,7 +159,9 @@ def wrap(net: nn.Module, device: torch.device) -> nn.Module:
     if world() == 1 or not any(p.requires_grad for p in net.parameters()):
         return net
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+    return DistributedDataParallel(
+        net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
 
 
 def unsynced(net: nn.Module):
@@ -135,3 +169,66 @@ def unsynced(net: nn.Module):
     if isinstance(net, DistributedDataParallel):
         return net.no_sync()
     return nullcontext()
+
+
+# -- batch normalization over all processes ---------------------------------------------------
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization whose mean and variance are those of all processes' pictures.
+
+    torch's own SyncBatchNorm runs on CUDA alone, and counts the stand-in of a process that has no
+    picture of a last batch; here has_pictures = False leaves it out.
+    """
+
+    has_pictures = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape and dtype."""
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        share = float(self.has_pictures)
+        area = values.new_full((1,), share * values[:, 0].numel())
+        sums = _Sum.apply(torch.cat([share * values.sum((0, 2, 3)), area]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = values - mean[:, None, None]
+        variance = _Sum.apply(share * centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        factor = self.weight * (variance + self.eps).rsqrt()
+        return (centred * factor[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes; so is its gradient, as all of them used the sum."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
+
+
+def share_statistics(net: nn.Module) -> None:
+    """Make the batch normalizations of a network count the pictures of all processes."""
+    if world() == 1:
+        return
+    for layer in net.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = SharedBatchNorm2d  # the same state, another forward
+
+
+def count_statistics(net: nn.Module, has_pictures: bool) -> None:
+    """Say whether this process's next pictures count in shared batch normalizations."""
+    for layer in net.modules():
+        if isinstance(layer, SharedBatchNorm2d):
+            layer.has_pictures = has_pictures

@@ -73,9 +73,14 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
         problems += scene.problems
     scheme_problems, notes = _judge_instances(scenes)
     problems += scheme_problems
-    sizes = {scene.size for scene in scenes if scene.size}
-    if opt.resize_or_crop == "none" and len(sizes) > 1 and opt.batchSize > 1:
-        problems.append("pictures of several sizes cannot share a batch: --batchSize 1, or crop")
+    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
+    sizes = {geometry.final(scene.size) for scene in scenes if scene.size}
+    if len(sizes) > 1:
+        several = f"pictures of {len(sizes)} sizes, which cannot share a batch"
+        if opt.batchSize > 1:
+            problems.append(f"{several}: give --batchSize 1, or crop them to one size")
+        else:
+            notes.append(several)
     return Report(scenes, problems, notes)
 
 

@@ -18,7 +18,7 @@ from models.pix2pixHD_model import (
     size_multiple,
     uses_features,
 )
-from util.checkpoints import load_network, recover
+from util.checkpoints import load_network, newest
 from util.errors import UserError
 
 Map = np.ndarray | Image.Image | Tensor
@@ -47,7 +47,6 @@ class InferenceModel(nn.Module):
         self.folder = folder
         self.multiple = size_multiple(opt)
         self.least = _least_side(self.multiple)
-        recover(folder)
         self.netE: nn.Module | None = None
         self.dtype = torch.float16 if opt.data_type == 16 else torch.float32
         if with_generator:
@@ -76,7 +75,7 @@ class InferenceModel(nn.Module):
             return
         for number, folder in enumerate(run_and_pretrained(self.folder)):
             path = folder / f"{self.opt.which_epoch if number == 0 else 'latest'}_net_E.pth"
-            if path.is_file():
+            if newest(path).is_file():
                 trained = argparse.Namespace(**vars(self.opt))
                 if number > 0:  # its own architecture, not that of the stage above
                     vars(trained).update(saved_options(folder))

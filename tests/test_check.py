@@ -128,6 +128,25 @@ def test_small_pictures_features_folders_and_turned_photographs(own_data, tmp_pa
     assert [p for p in problems(own_data) if "EXIF" in p and str(image.with_suffix(".jpg")) in p]
 
 
+def test_pictures_of_several_sizes_cannot_share_a_batch(own_data):
+    for kind in ("label", "inst", "img"):
+        path = files(own_data, kind)[0]
+        Image.open(path).crop((0, 0, 64, 20)).save(path)
+    report = check(options(own_data))
+    assert report.problems == [] and "2 sizes" in report.notes[0]
+    assert "2 sizes" in problems(own_data, "--batchSize", 2)[0]
+    crop = ["--resize_or_crop", "crop", "--fineSize", 16]
+    assert problems(own_data, "--batchSize", 2, *crop) == []
+
+
+def test_pictures_to_pictures(tmp_path):
+    for kind in "AB":
+        save_png(tmp_path / f"train_{kind}" / "x.png", np.zeros((32, 64, 3), np.uint8))
+    assert problems(tmp_path, "--label_nc", 0, "--no_instance") == []
+    save_png(tmp_path / "train_B" / "y.png", np.zeros((32, 64, 3), np.uint8))
+    assert "no label for the image" in problems(tmp_path, "--label_nc", 0, "--no_instance")[0]
+
+
 def test_the_command_and_its_exit_status(own_data, refused):
     flags = [*FLAGS, "--nThreads", 2, "--dataroot", own_data]
     assert run_command("-m", "data.check", *flags).returncode == 0

@@ -99,6 +99,18 @@ def test_a_kill_before_any_file_operation_leaves_one_whole_set(tmp_path):
     assert outcomes == sorted(outcomes) and set(outcomes) == {1, 2}  # old, and from then on new
 
 
+def test_readers_see_a_finished_save_and_change_nothing(tmp_path):
+    """test.py may read while training writes, and where it may not write itself."""
+    save_generation(tmp_path, 1)
+    for operation in range(100):
+        in_child(save_until_killed, str(tmp_path), 2, operation)
+        if (tmp_path / "save_complete.txt").exists():
+            break
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert generation(tmp_path) == {2} and "a.pth.new" in before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_save_set_raises_and_keeps_the_old_set(tmp_path, monkeypatch):
     """An error at any file operation before the marker."""
     save_generation(tmp_path, 1)

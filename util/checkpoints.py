@@ -81,7 +81,7 @@ def _serialized(content: object) -> bytes | memoryview:
 def recover(folder: Path) -> None:
     """Finish a save that was cut off behind its marker; do nothing otherwise.
 
-    For the one who writes to the folder: readers need it not, see load_file.
+    For the one who writes to the folder; readers, who must not, look at newest().
     """
     marker = folder / _MARKER
     if not marker.is_file():
@@ -106,7 +106,7 @@ def _flush_names(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _newest(path: Path) -> Path:
+def newest(path: Path) -> Path:
     """The file that holds path's content: itself, or a finished save's that was cut off."""
     new = path.with_name(path.name + _NEW)
     try:
@@ -132,14 +132,14 @@ def load_file(path: Path) -> dict:
 
     Raises UserError if it is missing, damaged or not a checkpoint.
     """
-    newest = _newest(path)
-    if not newest.is_file():
+    file = newest(path)
+    if not file.is_file():
         raise UserError(f"{path}: no such file; train first, or check --name and --which_epoch")
     try:
-        damaged = _damaged_part(newest)
+        damaged = _damaged_part(file)
         if damaged:
             raise ValueError(f"the checksum of {damaged} is wrong")
-        content = torch.load(newest, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's message advises to run the code
         raise UserError(
             f"{path}: not a readable checkpoint, or it holds more than tensors and plain values, "

@@ -1,0 +1,152 @@
+"""Watchful training: what is not finite stops it before anything is overwritten."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from trainer import Training, outcome, train
+
+from util.checkpoints import load_file
+from util.watch import NonFinite, Watch
+
+STEPS = ["--print_freq", 1, "--save_latest_freq", 1]
+
+
+class Poison:
+    """From a step on, the photographs that the model is given are NaN."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self) -> None:
+        from models.pix2pixHD_model import Pix2PixHDModel
+
+        original, count = Pix2PixHDModel.step, 0
+
+        def step(model, batch, weight=1.0):
+            nonlocal count
+            count += 1
+            if count >= self.step:
+                batch["image"] = torch.full_like(batch["image"], math.nan)
+            return original(model, batch, weight)
+
+        Pix2PixHDModel.step = step
+
+
+def finite(folder: Path) -> bool:
+    files = [load_file(path) for path in folder.glob("*_net_*.pth")]
+    return bool(files) and all(v.isfinite().all() for state in files for v in state.values())
+
+
+@pytest.mark.parametrize("flags", [[], ["--amp", "bf16"], ["--nThreads", 1]])
+def test_nan_stops_with_step_losses_and_files(flags, toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *STEPS, "--niter", 3, "--serial_batches", *flags]
+    training = Training(tmp_path / "run", *flags, prepare=Poison(6))
+    assert training.end() == 2
+    last = training.told().splitlines()[-1]
+    assert last.startswith("error: step 6: a loss or gradient is not finite")
+    second = sorted((toy_data / "train_label").iterdir())[1]  # of the second epoch
+    assert str(second) in last and "G_GAN" in last and "D_real nan" in last
+    assert "Traceback" not in training.told()
+    assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 5
+    assert finite(tmp_path / "run")
+    assert "continuing" in train(tmp_path / "run", *flags, "--niter_decay", 0, "--continue_train")
+
+
+def test_nan_between_saves_is_not_saved(toy_data, tmp_path):
+    """Where nothing is looked at between two saves, the second is not made."""
+    flags = ["--dataroot", toy_data, "--niter", 3, "--save_epoch_freq", 1]
+    training = Training(tmp_path / "run", *flags, prepare=Poison(7))
+    assert training.end() == 2
+    assert {path.name for path in (tmp_path / "run").glob("*_net_G.pth")} == {
+        "1_net_G.pth",
+        "latest_net_G.pth",
+    }
+    assert finite(tmp_path / "run")
+
+
+def test_weights_that_are_no_numbers_are_never_saved(toy_data, tmp_path):
+    """Even if every loss and gradient so far was finite, or fp16 hides that they are not."""
+    flags = ["--dataroot", toy_data, *STEPS, "--fp16", "--niter", 3]
+    training = Training(tmp_path / "run", *flags, prepare=_break_a_weight)
+    assert training.end() == 2
+    assert "weights of G are not finite" in training.told().splitlines()[-1]
+    assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 1
+    assert finite(tmp_path / "run")
+
+
+def _break_a_weight() -> None:
+    import train as module
+
+    original = module.save
+
+    def save(model, *args, **more):
+        done = original(model, *args, **more)
+        with torch.no_grad():
+            next(model.netG.parameters()).flatten()[0] = math.inf
+        return done
+
+    module.save = save
+
+
+def test_a_rate_that_is_far_too_high_ends_clearly(toy_data, tmp_path):
+    """By flags alone: it stops in one line, or goes on; what is on disk is finite either way."""
+    flags = ["--dataroot", toy_data, *STEPS, "--niter", 3, "--niter_decay", 0, "--lr", 1e6]
+    training = Training(tmp_path / "run", *flags)
+    status = training.end()
+    assert status in (0, 2) and "Traceback" not in training.told()
+    assert status == 0 or "not finite" in training.told().splitlines()[-1]
+    assert finite(tmp_path / "run")
+
+
+def test_skipped_steps_of_fp16_are_no_errors(toy_data, tmp_path):
+    """The first scale may be too high: the step is skipped and the scale falls."""
+    flags = ["--dataroot", toy_data, *STEPS, "--fp16", "--niter", 1, "--niter_decay", 0]
+    training = Training(tmp_path / "run", *flags, prepare=_high_scale)
+    assert training.end() == 0, training.told()
+    state = load_file(tmp_path / "run" / "latest_state.pth")
+    assert state["model"]["scaler"]["scale"] < 2.0**80
+    assert finite(tmp_path / "run") and len(outcome(tmp_path / "run")["metrics.jsonl"]) == 4
+
+
+def _high_scale() -> None:
+    original = torch.amp.GradScaler.__init__
+
+    def init(self, *args, **more):
+        original(self, *args, init_scale=2.0**80, **more)
+
+    torch.amp.GradScaler.__init__ = init
+
+
+def test_fp16_that_is_lost_stops(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *STEPS, "--fp16", "--niter", 30]
+    training = Training(tmp_path / "run", *flags, prepare=Poison(3))
+    assert training.end() == 2
+    assert "not finite" in training.told().splitlines()[-1]
+    assert finite(tmp_path / "run")
+
+
+def test_watch_names_the_first_bad_step():
+    watch = Watch()
+    for step in range(1, 6):
+        good = step not in (3, 4)
+        watch.add(torch.tensor(good), step, {"G": torch.tensor(float(step))}, [f"file{step}"])
+    with pytest.raises(NonFinite, match=r"step 3: .*G 3.*file3"):
+        watch.check()
+    watch.check()  # each step is looked at once
+
+
+@pytest.mark.parametrize(
+    "loss, grey, word", [(0.001, 0.0, "discriminator"), (0.5, 1.0, "saturated"), (0.5, 0.0, None)]
+)
+def test_warnings_come_once_and_only_after_long(loss, grey, word):
+    watch, said = Watch(), []
+    for look in range(100):
+        if look == 10:  # an interruption starts the count over
+            said += watch.warnings({"D_real": 0.5, "D_fake": 0.5}, torch.zeros(1, 3, 4, 4))
+        losses = {"D_real": loss, "D_fake": loss}
+        found = watch.warnings(losses, torch.full((1, 3, 4, 4), grey))
+        assert look >= 29 or not found
+        said += found
+    assert [word in warning for warning in said] == ([True] if word else [])

@@ -527,6 +527,7 @@ def test_damaged_weights_are_refused_or_whole(network):
     assert refused > 100
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")  # torch's own, on the way to refusal
 def test_foreign_contents_are_refused(network):
     net, path = network
     state = net.state_dict()
@@ -564,6 +565,7 @@ def bombs(sign: Path) -> list[bytes]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pickle_bombs_do_not_go_off(tmp_path):
     sign = tmp_path / "it went off"
     for content in bombs(sign):

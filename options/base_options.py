@@ -147,6 +147,7 @@ class BaseOptions:
         """Refuse flags that contradict each other."""
         check_relative("--name", opt.name)
         check_relative("--phase", opt.phase)
+        check_relative("--which_epoch", opt.which_epoch)
         if opt.fp16 and opt.amp == "bf16":
             raise UserError("--fp16 and --amp bf16 exclude each other; give one of them")
         if opt.instance_feat and opt.no_instance:

@@ -13,7 +13,9 @@ from trainer import Training, outcome, train
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.create import count_labels
 from models.instance_maps import network_input, pad_to_multiple
-from options.test_options import TestOptions
+from options.test_options import EncoderOptions, TestOptions
+from options.train_options import TrainOptions
+from util.errors import UserError
 
 RUN = ["--niter", 1, "--niter_decay", 0, "--print_freq", 1, "--display_freq", 1]
 
@@ -113,3 +115,11 @@ def test_instance_ids_mean_nothing_to_training(flags, own_data, tmp_path):
     one, other = outcome(tmp_path / "cityscapes"), outcome(tmp_path / "own")
     for first, second in zip(one["metrics.jsonl"], other["metrics.jsonl"]):
         assert first == pytest.approx(second, rel=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["--name", "--phase", "--which_epoch"])
+@pytest.mark.parametrize("value", ["../out", "/etc", "", "a/../../b"])
+@pytest.mark.parametrize("options", [TrainOptions, TestOptions, EncoderOptions])
+def test_no_flag_leads_out_of_its_folder(flag, value, options):
+    with pytest.raises(UserError, match=flag):
+        options().parse(["--gpu_ids", "-1", flag, value])

@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from editor.session import NEEDS_CLASS, Session
+from editor.session import Session
 from models.masks import outline
 from util.colours import palette
 
@@ -19,8 +19,8 @@ def data_uri(picture: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def stage(session: Session, turn: int) -> str:
-    """The photograph and the label map side by side, the selection outlined on both."""
+def stage(session: Session, pictures: tuple[str, str]) -> str:
+    """The photograph and the label map (their addresses) side by side, the selection outlined."""
     if not session.is_open:
         return '<div class="empty">No scene is open. Choose one above, or upload your maps.</div>'
     height, width = session.ui.shape
@@ -28,25 +28,20 @@ def stage(session: Session, turn: int) -> str:
     colour = "#ffffff"
     if session.tool == "Paint":
         colour = "#" + bytes(palette(session.ui.networks.opt.label_nc)[session.label]).hex()
-    pictures = (
-        ("photograph", "Generated photograph", session.ui.picture()),
-        ("map", "Label map", session.ui.label_picture()),
-    )
+    parts = zip(("photograph", "map"), ("Generated photograph", "Label map"), pictures)
     return (
-        f'<div class="pictures" data-turn="{turn}" data-tool="{session.tool}" '
+        f'<div class="pictures" data-turn="{session.turn}" data-tool="{session.tool}" '
         f'data-width="{width}" data-height="{height}" data-radius="{session.radius}" '
         f'style="--brush: {colour}">'
-        + "".join(_picture(*one, width, height, selected) for one in pictures)
+        + "".join(_picture(*one, width, height, selected) for one in parts)
         + "</div>"
     )
 
 
-def _picture(
-    kind: str, title: str, picture: np.ndarray, width: int, height: int, selected: str
-) -> str:
+def _picture(kind: str, title: str, address: str, width: int, height: int, selected: str) -> str:
     return (
         f'<figure class="{kind}"><figcaption>{title}</figcaption><div class="canvas">'
-        f'<img src="{data_uri(picture)}" alt="{title}" draggable="false">'
+        f'<img src="{address}" alt="{title}" draggable="false">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
         f'<path class="under" d="{selected}"></path><path class="over" d="{selected}"></path>'
         '<path class="live" d=""></path></svg></div></figure>'
@@ -113,8 +108,8 @@ def classes(session: Session) -> str:
     return "".join(parts)
 
 
-def library(session: Session) -> str:
-    """The objects to add, by class."""
+def library(session: Session, thumbnails: list[str]) -> str:
+    """The objects to add, by class. thumbnails: their pictures' addresses."""
     if not session.objects:
         name = escape(session.ui.networks.folder.name)
         return _note(
@@ -125,7 +120,7 @@ def library(session: Session) -> str:
     for label in sorted({one.label for one in session.objects}):
         buttons = "".join(
             f'<button class="object{" chosen" if k == session.object else ""}" data-number="{k}" '
-            f'title="{escape(session.name_of(label))}"><img src="{data_uri(one.thumbnail)}" '
+            f'title="{escape(session.name_of(label))}"><img src="{thumbnails[k]}" '
             f'alt="{escape(session.name_of(label))} {k}"></button>'
             for k, one in enumerate(session.objects)
             if one.label == label
@@ -145,10 +140,6 @@ def photo(session: Session) -> str:
         f'<img src="{data_uri(session.photo)}" alt="Photograph to take a style from" '
         'draggable="false"></div>'
     )
-
-
-def needs_class(session: Session) -> bool:
-    return session.tool in NEEDS_CLASS
 
 
 def _note(text: str) -> str:

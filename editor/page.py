@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from editor import markup, record
 from editor.library import LibraryObject
 from editor.scenes import MOST_BYTES, Scenes
-from editor.session import HINTS, Session
+from editor.session import HINTS, NEEDS_CLASS, Session
 from models.ui_model import UIModel
 from util.errors import UserError
 from util.progress import say
@@ -45,6 +45,7 @@ class Page:
         self.ui = ui
         self.scenes = scenes
         self.objects = objects
+        self.thumbnails = [markup.data_uri(one.thumbnail) for one in objects]
         self.has_encoder = ui.has_features and _has_encoder(ui)
 
     def build(self) -> gr.Blocks:
@@ -237,6 +238,7 @@ class Page:
         def handler(session: Session | None, *inputs: object) -> dict:
             return self._act(session, lambda: action(session, *inputs))
 
+        handler.__name__ = action.__name__  # what the server calls it
         return handler
 
     def drawn(
@@ -299,23 +301,43 @@ class Page:
         session.turn += 1
         view = {
             self.hint: markup.hint(session, HINTS),
-            self.stage: markup.stage(session, session.turn),
+            self.stage: markup.stage(session, self._pictures(session)),
             self.gallery: markup.gallery(session),
             self.classes: markup.classes(session),
-            self.library: markup.library(session),
-            self.photo: markup.photo(session),
             self.undo: gr.Button(interactive=session.is_open and session.ui.can_undo),
             self.redo: gr.Button(interactive=session.is_open and session.ui.can_redo),
             self.reset: gr.Button(interactive=session.is_open and session.ui.can_undo),
             self.radius: gr.Slider(visible=session.tool == "Paint"),
             self.like: gr.Button(visible=session.tool == "Change class"),
             self.style_panel: gr.Column(visible=session.tool == "Select"),
-            self.class_panel: gr.Column(visible=markup.needs_class(session)),
+            self.class_panel: gr.Column(visible=session.tool in NEEDS_CLASS),
             self.add_panel: gr.Column(visible=session.tool == "Add"),
         }
+        # these hold many pictures, and seldom change
+        if self._is_news(session, "library", session.object):
+            view[self.library] = markup.library(session, self.thumbnails)
+        if self._is_news(session, "photo", session.photo):
+            view[self.photo] = markup.photo(session)
         if text:
             view[self.status] = markup.status(text, error)
         return view
+
+    def _is_news(self, session: Session, part: str, content: object) -> bool:
+        """Whether a part's content is not what the page has."""
+        if part in session.shown and session.shown[part] is content:
+            return False
+        session.shown[part] = content
+        return True
+
+    def _pictures(self, session: Session) -> tuple[str, str]:
+        """The photograph and the label map as addresses, made anew only if drawn anew."""
+        if not session.is_open:
+            return "", ""
+        picture = session.ui.picture()
+        if self._is_news(session, "picture", picture):
+            uris = markup.data_uri(picture), markup.data_uri(session.ui.label_picture())
+            session.shown["addresses"] = uris
+        return session.shown["addresses"]
 
     def _downloader(self, kind: str) -> Callable:
         def handler(session: Session | None) -> dict:

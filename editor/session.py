@@ -57,6 +57,7 @@ class Session:
     photo: np.ndarray | None = None  # to take styles from, (H, W, 3) uint8
     photo_inst: np.ndarray | None = None
     turn: int = 0  # counts what the page was sent
+    shown: dict[str, object] = field(default_factory=dict)  # what the page has, by part
     wants_model: bool = False  # the next click shows what the selected object shall become
 
     @property

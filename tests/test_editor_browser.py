@@ -1,0 +1,483 @@
+"""The editor as its users meet it: its page in a browser, its server, its downloads."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import struct
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import one_line, run_command
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the editor's packages (requirements-ui.txt) are missing")
+
+from editor_server import CAR, Client, running, write_project
+
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+CHROMIUM = shutil.which("chromium")
+TRAIN, TRAIN_COLOUR = 31, (0, 80, 100)  # in no toy scene
+SCENE = "toyville_000000_000019"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("editor")
+    write_project(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(project: Path):
+    with running(project) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as p, tempfile.TemporaryDirectory() as profile:
+        context = p.chromium.launch_persistent_context(
+            profile,
+            executable_path=CHROMIUM,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1200, "height": 1000},
+        )
+        context.set_default_timeout(20000)
+        yield context
+        context.close()
+
+
+class Window:
+    """A page of the editor, handled by what a user sees."""
+
+    def __init__(self, browser, url: str) -> None:
+        self.page = browser.new_page()
+        self.asked: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        self.page.wait_for_selector(".pictures")
+
+    def turn(self) -> str:
+        return self.page.locator(".pictures").get_attribute("data-turn")
+
+    def after(self, action) -> None:
+        """Do something and wait until the page has the answer."""
+        turn = self.turn()
+        action()
+        self.page.wait_for_function(
+            "turn => document.querySelector('.pictures').dataset.turn != turn", arg=turn
+        )
+
+    def picture(self, kind: str = "photograph") -> np.ndarray:
+        """The photograph, or the label "map", (H, W, 3)."""
+        address = self.page.locator(f"figure.{kind} img").get_attribute("src")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
+
+    def at(self, y: float, x: float, kind: str = "photograph") -> tuple[float, float]:
+        """Where the pixel (y, x) of a picture is on the page."""
+        canvas = self.page.locator(f"figure.{kind} .canvas")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        height, width = self.picture(kind).shape[:2]
+        return (
+            box["x"] + (x + 0.5) * box["width"] / width,
+            box["y"] + (y + 0.5) * box["height"] / height,
+        )
+
+    def click(self, y: float, x: float, kind: str = "photograph") -> None:
+        place = self.at(y, x, kind)
+        self.after(lambda: self.page.mouse.click(*place))
+
+    def drag(self, *points: tuple[float, float], kind: str = "map") -> None:
+        places = [self.at(y, x, kind) for y, x in points]
+
+        def draw() -> None:
+            self.page.mouse.move(*places[0])
+            self.page.mouse.down()
+            for place in places[1:]:
+                self.page.mouse.move(*place, steps=3)
+            self.page.mouse.up()
+
+        self.after(draw)
+
+    def tool(self, name: str) -> None:
+        tool = self.page.locator("#tools").get_by_text(name, exact=True)
+        self.after(tool.click)
+
+    def press(self, name: str) -> None:
+        self.after(self.page.get_by_role("button", name=name, exact=True).click)
+
+    def choose_class(self, name: str) -> None:
+        tile = self.page.locator("#classes").get_by_role("button", name=name, exact=True)
+        self.after(tile.click)
+
+    def status(self) -> str:
+        return self.page.locator("#status").inner_text()
+
+    def save(self, name: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=name, exact=True).click()
+        return Path(download.value.path()).read_bytes()
+
+    def close(self) -> None:
+        assert not self.errors
+        self.page.close()
+
+
+@pytest.fixture
+def window(browser, url: str):
+    window = Window(browser, url)
+    yield window
+    window.close()
+
+
+def scene_maps(project: Path) -> tuple[np.ndarray, np.ndarray]:
+    files = [
+        next((project / "toy" / f"test_{kind}").glob(f"{SCENE}*")) for kind in ("label", "inst")
+    ]
+    return tuple(np.asarray(Image.open(path)).astype(int) for path in files)
+
+
+def car(project: Path) -> tuple[int, int, int, np.ndarray]:
+    """A car's id, a pixel well inside it, and its mask."""
+    label, inst = scene_maps(project)
+    ids, areas = np.unique(inst[label == CAR], return_counts=True)
+    mask = inst == ids[areas.argmax()]
+    ys, xs = np.nonzero(mask)
+    nearest = ((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2).argmin()
+    return int(ids[areas.argmax()]), int(ys[nearest]), int(xs[nearest]), mask
+
+
+def far_from(mask: np.ndarray, pixels: int = 8) -> np.ndarray:
+    near = np.zeros_like(mask)
+    for y, x in np.argwhere(mask):
+        near[max(0, y - pixels) : y + pixels + 1, max(0, x - pixels) : x + pixels + 1] = True
+    return ~near
+
+
+def test_another_style_changes_the_car_and_hardly_anything_else(window, project: Path) -> None:
+    number, y, x, mask = car(project)
+    before = window.picture().astype(int)
+    window.click(y, x)
+    assert window.status() == f"Selected car {number}."
+    outlined = window.page.locator("figure .over")
+    assert outlined.count() == 2 and all(
+        outlined.nth(k).get_attribute("d").startswith("M") for k in range(2)
+    )
+    styles = window.page.locator("#gallery .style img")
+    styles.first.wait_for()
+    assert styles.count() == 5
+    other = window.page.locator("#gallery button:not(.chosen)").first
+    window.after(other.click)
+    assert re.fullmatch(r"car \d+ has style \d now. Drawn in \d+\.\d\d s.", window.status())
+    change = np.abs(window.picture().astype(int) - before).mean(2)
+    assert change[mask].mean() > 10
+    assert change[far_from(mask)].mean() < change[mask].mean() / 5
+    window.press("Undo")
+    assert np.array_equal(window.picture(), before)
+
+
+def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) -> None:
+    number, y, x, mask = car(project)
+    first = window.picture(), window.picture("map")
+    sky, red_person, blue_car = (70, 130, 180), (220, 20, 60), (0, 0, 142)
+
+    window.tool("Paint")
+    window.choose_class("sky")
+    window.drag((40, 10), (40, 30))
+    assert (window.picture("map")[40, 10:31] == sky).all()
+    assert "Painted sky." in window.status()
+
+    window.tool("Change class")
+    window.click(y, x, "map")
+    window.choose_class("person")
+    assert (window.picture("map")[mask] == red_person).all()
+    assert re.match(rf"car {number} became person 24\d\d\d\.", window.status())
+
+    window.tool("Add")
+    window.after(window.page.locator("#library button").first.click)
+    window.click(10, 64)
+    assert (window.picture("map")[8:12, 60:68] == blue_car).all()
+
+    window.tool("Move")
+    window.drag((10, 64), (20, 100))
+    assert (window.picture("map")[18:22, 96:104] == blue_car).all()
+    assert not (window.picture("map")[8:12, 60:68] == blue_car).all(2).any()
+
+    window.tool("Delete")
+    window.click(20, 100)
+    assert not (window.picture("map")[18:22, 96:104] == blue_car).all(2).any()
+
+    edited = window.picture()
+    for _ in range(5):
+        window.press("Undo")
+    assert window.page.get_by_role("button", name="Undo", exact=True).is_disabled()
+    assert np.array_equal(window.picture(), first[0])
+    assert np.array_equal(window.picture("map"), first[1])
+    for _ in range(5):
+        window.press("Redo")
+    assert np.array_equal(window.picture(), edited)
+    window.press("Reset")
+    assert np.array_equal(window.picture(), first[0])
+
+
+def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path: Path) -> None:
+    number, y, x, _ = car(project)
+    window.tool("Delete")
+    window.click(y, x)
+    window.tool("Paint")
+    window.choose_class("vegetation")
+    window.drag((20, 20), (30, 60))
+    photograph = Image.open(io.BytesIO(window.save("Save photograph")))
+    assert np.array_equal(np.asarray(photograph), window.picture())
+    assert window.status().startswith("Saved ")
+    label = np.asarray(Image.open(io.BytesIO(window.save("Save label map"))))
+    inst = np.asarray(Image.open(io.BytesIO(window.save("Save instance map"))))
+    assert label.dtype == np.uint8 and label[20, 20] == 21
+    assert not (inst == number).any() and inst.max() > 255
+    edits = tmp_path / "edits.json"
+    edits.write_bytes(window.save("Save edit list"))
+    assert [edit["tool"] for edit in json.loads(edits.read_text())["edits"]] == ["delete", "paint"]
+
+    done = run_command(
+        *("edit.py", "--name", "tiny", "--checkpoints_dir", project / "checkpoints"),
+        *("--gpu_ids", "-1", "--replay", edits, "--out", tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    again = np.asarray(Image.open(tmp_path / "out" / "photograph.png"))
+    assert np.array_equal(again, np.asarray(photograph))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "label.png")), label)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "inst.png")), inst)
+
+
+def test_two_windows_do_not_see_each_others_edits(browser, url: str, project: Path) -> None:
+    _, y, x, _ = car(project)
+    one, two = Window(browser, url), Window(browser, url)
+    before = two.picture()
+    one.tool("Delete")
+    one.click(y, x)
+    two.click(y, x)
+    assert two.status().startswith("Selected car")
+    assert np.array_equal(two.picture(), before)
+    assert not np.array_equal(one.picture(), before)
+    one.close()
+    two.close()
+
+
+def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_path: Path) -> None:
+    label, inst = scene_maps(project)
+    page = window.page
+    page.get_by_text("Open your own maps").click()
+
+    def upload(label_file: Path, inst_file: Path) -> None:
+        for part, path in (("label", label_file), ("inst", inst_file)):
+            clear = page.locator(f"#own-{part}").get_by_label("Clear")
+            if clear.count():
+                clear.click()
+            page.locator(f"#own-{part} input[type=file]").set_input_files(path)
+            page.locator(f"#own-{part}").get_by_text(path.stem[:8]).first.wait_for()
+        window.after(page.locator("#open-own button, button#open-own").first.click)
+
+    good_label, good_inst = tmp_path / "mine_label.png", tmp_path / "mine_inst.png"
+    Image.fromarray(label[:, ::-1].astype(np.uint8)).save(good_label)
+    Image.fromarray(inst[:, ::-1].astype(np.uint16)).save(good_inst)
+    upload(good_label, good_inst)
+    assert window.status().startswith("Opened your maps mine_label, 128x64.")
+    opened = window.picture("map")
+
+    text = tmp_path / "text_label.png"
+    text.write_text("not a picture")
+    too_large = tmp_path / "bomb_label.png"
+    too_large.write_bytes(bomb(8000, 8000))
+    wrong_label = tmp_path / "high_label.png"
+    Image.fromarray((label + 100).astype(np.uint8)).save(wrong_label)
+    for path, said in (
+        (text, "cannot be read as a picture"),
+        (too_large, "8000x8000 pixels"),
+        (wrong_label, "--label_nc 35 allows 0 to 34"),
+    ):
+        upload(path, good_inst)
+        assert said in window.status() and path.name in window.status()
+        assert "Traceback" not in page.content() and str(tmp_path) not in window.status()
+        assert "editor_" not in window.status()  # nor where the server keeps uploads
+    assert np.array_equal(window.picture("map"), opened)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG that says it is huge."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(width + 1) * 10)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
+    number, y, x, _ = car(project)
+    page = window.page
+    window.click(y, x)
+    page.get_by_text("Style from a photograph").click()
+    before = window.picture()
+    page.locator("#photo-scene input").click()
+    window.after(page.get_by_role("option", name=SCENE).click)
+    canvas = page.locator("#photo .canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    window.after(lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5))
+    assert f"car {number} looks like the photograph there now." in window.status()
+    assert not np.array_equal(window.picture(), before)
+    window.press("All styles from this scene's photograph")
+    assert "Every object has its look in the photograph." in window.status()
+
+
+def test_no_request_leaves_and_the_page_fits_narrow_windows(browser, url: str) -> None:
+    window = Window(browser, url)
+    for width in (1400, 900, 500):
+        window.page.set_viewport_size({"width": width, "height": 900})
+        assert window.page.evaluate("document.documentElement.scrollWidth") <= width
+        for kind in ("photograph", "map"):
+            box = window.page.locator(f"figure.{kind} .canvas").bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    outside = [a for a in window.asked if not a.startswith((url, "data:", "blob:"))]
+    assert not outside
+    window.close()
+
+
+# -- the server alone ------------------------------------------------------------------------
+
+
+def test_the_server_gives_no_file_away(url: str, project: Path) -> None:
+    secret = project / "checkpoints" / "tiny" / "opt.json"
+    for path in (
+        f"/gradio_api/file={secret}",
+        f"/file={secret}",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=edit.py",
+        "/static/../../../edit.py",
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(url.rstrip("/") + path, timeout=10)
+        assert refused.value.code in (403, 404, 422), path
+    assert url.startswith("http://127.0.0.1:")
+
+
+def test_garbage_from_a_browser_is_refused_and_the_session_goes_on(url: str) -> None:
+    client = Client(url, "garbage")
+    client.call("begin")
+    for event in ({"points": "no"}, {"points": [[1, 2, 3]]}, {"points": [["a", 1]]}, {"y": 1}):
+        answer = client.call("drawn", 3, 1, event=event)
+        assert "the page sent something" in answer["status"] and "error" in answer["status"]
+    answer = client.call("class_chosen", event={"number": 99})
+    assert "the model does not know it" in answer["status"]
+    answer = client.call("drawn", 3, 1, event={"points": [[1, 2]]})
+    assert "Selected" in answer["status"]
+
+
+def test_a_session_that_never_began_is_told_to_reload(url: str) -> None:
+    answer = Client(url, "never-began").call("drawn", 3, 1, event={"points": [[1, 2]]})
+    assert "reload the page" in answer["status"]
+
+
+def test_fifty_requests_of_five_sessions_are_all_answered_and_none_mixed_up(url: str) -> None:
+    """Each session paints a column of dots of its own; its map shows these and no other's."""
+    answers: dict[int, list[dict]] = {number: [] for number in range(5)}
+    clients = [Client(url, f"stress{number}") for number in range(5)]
+    for client in clients:
+        client.call("begin")
+        client.call("choose_tool", "Paint")
+        client.call("class_chosen", event={"number": TRAIN})
+
+    threads = []
+    for client, answered in zip(clients, answers.values()):
+        dots = [[4 + step * 5, 5 + 20 * len(threads)] for step in range(10)]
+        threads.append(threading.Thread(target=paint_at_once, args=(client, dots, answered)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for number, answered in answers.items():
+        assert len(answered) == 10
+        whole = np.zeros((64, 128), bool)
+        for step in range(10):
+            whole[3 + step * 5 : 6 + step * 5, 4 + number * 20 : 7 + number * 20] = True
+        painted = [(label_map(answer["stage"]) == TRAIN_COLOUR).all(2) for answer in answered]
+        assert all("Painted train." in answer["status"] for answer in answered)
+        assert sorted(int(dots.sum()) for dots in painted) == [9 * k for k in range(1, 11)]
+        assert not any((dots & ~whole).any() for dots in painted)
+
+
+def paint_at_once(client: Client, dots: list[list[int]], answered: list[dict]) -> None:
+    sent = [client.send("drawn", 1.5, 1, event={"points": [dot]}) for dot in dots]
+    answered += client.answers(sent).values()
+
+
+def label_map(stage: str) -> np.ndarray:
+    address = re.findall(r'src="data:image/png;base64,([^"]+)"', stage)[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address))))
+
+
+# -- the command line ------------------------------------------------------------------------
+
+
+REPLAYS = {
+    "not JSON": "{",
+    "not an edit list": "[]",
+    "another format": '{"format": "else"}',
+    "another model": '{"format": "pix2pixHD edit list 1", "label_nc": 7}',
+    "no maps": '{"format": "pix2pixHD edit list 1", "label_nc": 35, "feat_num": 3, '
+    '"features": {}, "edits": []}',
+    "maps too large": '{"format": "pix2pixHD edit list 1", "label_nc": 35, "feat_num": 3, '
+    '"features": {}, "edits": [], "inst": {"shape": [1000000, 1000000], "int32": ""}}',
+}
+
+
+@pytest.mark.parametrize("text", REPLAYS.values(), ids=REPLAYS)
+def test_wrong_edit_lists_are_refused_in_one_line(
+    text: str, project: Path, tmp_path: Path, refused
+) -> None:
+    import edit
+
+    path = tmp_path / "edits.json"
+    path.write_text(text)
+    line = refused(
+        edit.main,
+        *("--name", "tiny", "--checkpoints_dir", project / "checkpoints", "--gpu_ids", "-1"),
+        *("--replay", path, "--out", tmp_path / "out"),
+    )
+    assert str(path) in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", ["--replay x.json", "--port 70000", "--label_nc 0"])
+def test_wrong_flags_are_refused_in_one_line(flags: str, project: Path, refused) -> None:
+    import edit
+
+    checkpoints = project / "checkpoints"
+    refused(edit.main, "--name", "tiny", "--checkpoints_dir", checkpoints, *flags.split())
+
+
+def test_a_run_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
+    line = one_line(run_command("edit.py", "--name", "none", "--checkpoints_dir", tmp_path))
+    assert "none" in line

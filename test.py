@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from data.create import create_dataset, photographs
-from data.files import read_rgb
+from data.files import picture_names, read_rgb
 from data.loader import batches_in_order
 from models import create_model
 from models.inference_model import InferenceModel, cluster_path, to_pictures
@@ -54,7 +54,8 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
     dataset = create_dataset(opt, training=False, load_photos=opt.use_encoded_image)
     dataset.scenes = dataset.scenes[: opt.how_many]
     photos = photographs(opt)
-    names = picture_names(dataset)
+    names_of_scenes = picture_names(dataset.files["label"])
+    names = [names_of_scenes[scene] for scene in dataset.scenes]
     looks = looks_of_styles(model, opt)
 
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
@@ -118,15 +119,6 @@ def batches(dataset, opt: argparse.Namespace, mine: range) -> Iterator[tuple[lis
     groups = [mine[i : i + opt.batchSize] for i in range(0, len(mine), opt.batchSize)]
     loader = batches_in_order(share, opt.batchSize, opt.nThreads, bool(opt.gpu_ids))
     return zip(map(list, groups), loader)
-
-
-def picture_names(dataset) -> list[str]:
-    """A file name for each scene: its label map's stem, with its folder where stems repeat."""
-    paths = [dataset.files["label"][scene] for scene in dataset.scenes]
-    stems = [path.stem for path in paths]
-    if len(set(stems)) == len(stems):
-        return stems
-    return [f"{scene.replace('/', '__')}" for scene in dataset.scenes]
 
 
 def fit(photo: Image.Image, width: int, height: int) -> np.ndarray:

@@ -67,6 +67,15 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return found, problems
 
 
+def picture_names(labels: dict[str, Path]) -> dict[str, str]:
+    """What test.py calls a scene's pictures: the label map's stem, or, where stems repeat in
+    several folders, the scene key. labels: scene key -> label map."""
+    stems = {scene: path.stem for scene, path in labels.items()}
+    if len(set(stems.values())) == len(stems):
+        return stems
+    return {scene: scene.replace("/", "__") for scene in labels}
+
+
 def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:
     """One line for each file that a kind lacks or has too many, against the union of all kinds.
 

@@ -28,6 +28,9 @@ img { display: block; width: 100%; height: auto; border-radius: 4px;
   background: color-mix(in srgb, CanvasText 8%, Canvas); }
 img.enlarged { image-rendering: pixelated; }
 figcaption { font-size: 0.8rem; opacity: 0.75; margin-top: 0.2rem; overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 1rem 0.2rem 0; text-align: left; vertical-align: top; }
+tbody th { font-weight: normal; }
 @media (max-width: 600px) { .row { grid-template-columns: minmax(0, var(--width)); } }
 """
 
@@ -62,6 +65,12 @@ class Page:
     def header(self, text: str) -> None:
         """Add a paragraph of plain text."""
         self._document.body.add(tags.p(text))
+
+    def table(self, head: list[str], rows: list[list[str]]) -> None:
+        """Add a table of plain text; the first column names the rows."""
+        titles = tags.thead(tags.tr(*[tags.th(text) for text in head]))
+        body = [tags.tr(tags.th(row[0]), *[tags.td(text) for text in row[1:]]) for row in rows]
+        self._document.body.add(tags.section(tags.table(titles, tags.tbody(*body))))
 
     def row(self, pictures: list[Picture], *, heading: str = "", width: int = 512) -> None:
         """Add pictures side by side, each shown width pixels wide, less where the window is."""

@@ -1,0 +1,167 @@
+"""Train a small segmentation network on the toy photographs, to judge generated ones by.
+
+    python -m benchmarks.toy_segmenter --dataroot datasets/toy
+    python evaluate.py --name toy_labels --segmenter torchscript:checkpoints/toy_segmenter.pt
+
+A minute or two on two cores. It sees real training photographs alone, blurred, noisy and in other
+brightness, so that it goes by what is in a picture and not by its finest grain. The file is a
+torch.jit module: (B, 3, H, W) RGB in [0, 1] -> (B, 19, H, W) scores, in Cityscapes' train ids.
+"""
+
+import argparse
+import time
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from data.aligned_dataset import find_files
+from data.files import read_integers, read_rgb
+from evaluate import evaluation_classes
+from options.base_options import Parser, integer
+from util.colours import replacing
+from util.errors import UserError, run
+from util.progress import bar, say
+
+CLASSES = 19
+NOT_JUDGED = -1
+
+
+class UNet(nn.Module):
+    """(B, 3, H, W) in [0, 1] -> (B, classes, H, W) scores; any size of at least 8 pixels."""
+
+    def __init__(self, classes: int, channels: tuple[int, ...] = (16, 32, 64, 96)) -> None:
+        super().__init__()
+        self.first = _block(3, channels[0])
+        pairs = list(pairwise(channels))
+        self.down = nn.ModuleList(_block(a, b) for a, b in pairs)
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in reversed(pairs))
+        self.last = nn.Conv2d(channels[0], classes, 1)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        x = self.first(picture * 2 - 1)
+        kept: list[Tensor] = []
+        for block in self.down:
+            kept.append(x)
+            x = block(F.max_pool2d(x, 2))
+        for block in self.up:
+            skip = kept.pop()
+            x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = block(torch.cat([x, skip], 1))
+        return self.last(x)
+
+
+def _block(in_nc: int, out_nc: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for nc in (in_nc, out_nc):
+        layers += [nn.Conv2d(nc, out_nc, 3, padding=1, bias=False), nn.BatchNorm2d(out_nc)]
+        layers += [nn.ReLU(True)]
+    return nn.Sequential(*layers)
+
+
+def train(opt: argparse.Namespace) -> Path:
+    """Train on DATAROOT/train_* and write opt.out, whole or not at all."""
+    begin = time.perf_counter()
+    torch.manual_seed(opt.seed)
+    draw = np.random.default_rng(opt.seed)
+    scenes = read_scenes(opt.dataroot)
+    net = UNet(CLASSES)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=opt.steps)
+    weights = class_weights([truth for _, truth in scenes])
+    for _ in bar(range(opt.steps), desc="steps"):
+        chosen = draw.choice(len(scenes), opt.batch)
+        cuts = [cut(*scenes[k], opt.width, draw) for k in chosen]
+        pictures = spoil(torch.stack([picture for picture, _ in cuts]))
+        truth = torch.stack([truth for _, truth in cuts])
+        loss = F.cross_entropy(net(pictures), truth, weights, ignore_index=NOT_JUDGED)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    opt.out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(opt.out) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript's format stays readable
+        torch.jit.script(net.eval()).save(str(temporary))
+    seconds = time.perf_counter() - begin
+    say(f"{opt.out}: loss {loss.item():.3f} after {opt.steps} steps, {seconds:.0f} s")
+    return opt.out
+
+
+def read_scenes(dataroot: str) -> list[tuple[Image.Image, Image.Image]]:
+    """The training photographs and their classes (train ids, NOT_JUDGED for the rest)."""
+    classes = evaluation_classes(35, None, "trainIds")
+    files = find_files(dataroot, "train", 35, use_instances=False)
+    scenes = []
+    for scene, path in sorted(files["label"].items()):
+        if scene not in files["image"]:
+            raise UserError(f"{path}: no photograph of this scene")
+        truth = classes.of_label[np.asarray(read_integers(path, "label"))]
+        scenes.append((read_rgb(files["image"][scene]), Image.fromarray(truth.astype(np.int32))))
+    return scenes
+
+
+def class_weights(truths: list[Image.Image]) -> Tensor:
+    """Rare classes count more, by the square root of their rarity: (CLASSES,) of mean about 1."""
+    all_pixels = np.concatenate([np.asarray(truth).ravel() for truth in truths])
+    counts = np.bincount(all_pixels[all_pixels >= 0], minlength=CLASSES)
+    rarity = np.sqrt(counts.sum() / np.maximum(counts, 1))
+    occurring = counts > 0
+    weights = np.where(occurring, rarity / np.average(rarity, weights=counts), 0)
+    return torch.from_numpy(np.minimum(weights, 10)).float()
+
+
+def cut(
+    picture: Image.Image, truth: Image.Image, width: int, draw: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A random half-high part of a scene, width x width/2, at a random scale from the one at which
+    the scene just fills it up to twice that; flipped or not."""
+    size = width, width // 2
+    fits = max(size[0] / picture.width, size[1] / picture.height)
+    scale = fits * 2 ** draw.uniform(0, 1)
+    scaled = [max(least, round(side * scale)) for side, least in zip(picture.size, size)]
+    left, top = (int(draw.integers(0, a - b + 1)) for a, b in zip(scaled, size))
+    box = left, top, left + size[0], top + size[1]
+    photo = np.asarray(picture.resize(scaled, Image.Resampling.BICUBIC).crop(box))
+    classes = np.asarray(truth.resize(scaled, Image.Resampling.NEAREST).crop(box))
+    if draw.random() < 0.5:
+        photo, classes = photo[:, ::-1], classes[:, ::-1]
+    chw = torch.from_numpy(photo.copy()).permute(2, 0, 1).float() / 255
+    return chw, torch.from_numpy(classes.astype(np.int64))
+
+
+def spoil(pictures: Tensor) -> Tensor:
+    """Brightness, contrast, blur and noise at random for each picture, as no photographer would."""
+    count = len(pictures)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(count, 1, 1, 1).uniform_(low, high)
+
+    pictures = (pictures - 0.5) * uniform(0.85, 1.15) + 0.5 + uniform(-0.08, 0.08)
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    pictures = torch.lerp(pictures, blurred, uniform(0, 1))
+    return (pictures + torch.randn_like(pictures) * uniform(0, 0.05)).clamp(0, 1)
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description="Train a segmentation network on the toy photographs.")
+    parser.add_argument("--dataroot", default="datasets/toy", help="train_img/ and train_label/")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/toy_segmenter.pt"))
+    parser.add_argument("--width", type=integer(16), default=128, help="of what it is trained on")
+    parser.add_argument("--steps", type=integer(1), default=300)
+    parser.add_argument("--batch", type=integer(1), default=8)
+    parser.add_argument("--seed", type=integer(0), default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    train(parse())
+
+
+if __name__ == "__main__":
+    run(main)

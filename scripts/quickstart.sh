@@ -13,8 +13,9 @@ need requirements.txt
 
 step() { printf '\n== %s\n' "$*"; }
 begin=$SECONDS
-small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --n_downsample_global 3
-  --n_blocks_global 4 --no_vgg_loss --print_freq 200 --display_freq 200)
+small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --n_downsample_global 2
+  --n_blocks_global 4 --no_vgg_loss --lambda_feat 50 --lr 0.001 --cache ram --print_freq 200
+  --display_freq 200)
 
 step "drawing toy scenes"
 [ -e datasets/toy_raw/val.list ] ||
@@ -22,7 +23,7 @@ step "drawing toy scenes"
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 step "training on label maps, 128 pixels wide"
-python train.py --name toy_labels "${small[@]}" --niter 6 --niter_decay 6 --continue_train
+python train.py --name toy_labels "${small[@]}" --niter 5 --niter_decay 5 --continue_train
 
 step "photographs of the validation scenes"
 python test.py --name toy_labels
@@ -33,8 +34,8 @@ if [ "${1:-}" = --labels-only ]; then
 fi
 
 step "training with instance features, 128 pixels wide"
-features=(--instance_feat --nef 8 --n_downsample_E 3)
-python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 8 --niter_decay 8 \
+features=(--instance_feat --nef 16 --n_downsample_E 2)
+python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 7 --niter_decay 7 \
   --continue_train
 
 step "encoding all instances, clustering their features to styles"
@@ -47,7 +48,7 @@ python -m benchmarks.style_control --name toy_features --labels_name toy_labels
 
 step "the next stage: twice the size, with the features written as maps"
 python precompute_feature_maps.py --name toy_features
-python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 --num_D 2 \
+python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
   --loadSize 256 --load_features --load_pretrain checkpoints/toy_features \
   --niter_fix_global 1 --niter 2 --niter_decay 2 --continue_train
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded

@@ -83,7 +83,7 @@ class Loader:
             collate_fn=collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_interrupts,
+            worker_init_fn=_leave_signals,
             # the loader's own: else each epoch would draw from the generator that dropout uses,
             # and a resumed run, which starts one more, would differ
             generator=torch.Generator(),
@@ -112,9 +112,11 @@ class Loader:
         return self.epoch(1)
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C goes to all processes of a terminal; what it means is the main process's business."""
+def _leave_signals(worker: int) -> None:
+    """Terminals and schedulers signal all processes at once; what it means is the main process's
+    business, and it needs its workers for the step in hand. They end when it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def batches_in_order(

@@ -11,9 +11,12 @@ fi
 
 need() {
   local stamp file
-  stamp="$(python -c 'import sys; print(sys.prefix)')/.pix2pixHD-$(cat requirements*.txt | cksum | tr ' ' '-')"
+  stamp="$(python -c 'import sys; print(sys.prefix)')/.pix2pixHD-$({ echo "$@"; cat requirements*.txt; } | cksum | tr ' ' '-')"
   [ -e "$stamp" ] && return
   echo "installing $*"
   for file in "$@"; do python -m pip install --quiet --disable-pip-version-check -r "$file"; done
   touch "$stamp"
 }
+
+# Threads that spin while they wait cost others, and on a busy machine themselves, most of the time.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"

@@ -73,7 +73,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
                 watch.check()
 
             if at.passed(opt.print_freq):
-                values = mean_over_processes(losses)
+                values = mean_over_processes(losses, batch["weight"])
                 watch.check()
                 if visualizer:
                     with surviving("the logs"):
@@ -160,9 +160,9 @@ def current_visuals(model: torch.nn.Module, batch: dict, opt: argparse.Namespace
     }
 
 
-def mean_over_processes(losses: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The losses as numbers, averaged over all processes."""
-    values = distributed.mean(torch.stack(list(losses.values())))
+def mean_over_processes(losses: dict[str, torch.Tensor], weight: float) -> dict[str, float]:
+    """The losses as numbers, averaged over the pictures of all processes."""
+    values = distributed.mean(weight * torch.stack(list(losses.values())))
     return dict(zip(losses, values.tolist()))
 
 

@@ -30,6 +30,28 @@ def instance_average(features: Tensor, inst: Tensor) -> Tensor:
     return means
 
 
+def labels_and_edges(label: Tensor, inst: Tensor, label_nc: int) -> Tensor:
+    """One-hot labels and instance edges of float maps (B, 1, H, W): (B, label_nc + 1, H, W)."""
+    shape = (len(label), label_nc, *label.shape[2:])
+    hot = torch.zeros(shape, device=label.device).scatter_(1, label.long(), 1.0)
+    edge = torch.zeros_like(inst, dtype=torch.bool)
+    edge[..., 1:] |= inst[..., 1:] != inst[..., :-1]
+    edge[..., :-1] |= inst[..., 1:] != inst[..., :-1]
+    edge[..., 1:, :] |= inst[..., 1:, :] != inst[..., :-1, :]
+    edge[..., :-1, :] |= inst[..., 1:, :] != inst[..., :-1, :]
+    return torch.cat([hot, edge.float()], 1)
+
+
+def plain_generate(
+    net: nn.Module, label: Tensor, inst: Tensor, label_nc: int, device: torch.device
+) -> np.ndarray:
+    """Float maps to 8-bit pictures (B, H, W, 3), in float32, scaled on the CPU."""
+    with torch.no_grad():
+        picture = net(labels_and_edges(label.to(device), inst.to(device), label_nc))
+    pixels = np.transpose(picture.cpu().float().numpy(), (0, 2, 3, 1))
+    return np.clip((pixels + 1) / 2.0 * 255.0, 0, 255).round().astype(np.uint8)
+
+
 class TrainStep(nn.Module):
     """One update of all networks. Takes a batch of float32 maps; gives the losses by name."""
 
@@ -75,16 +97,8 @@ class TrainStep(nn.Module):
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(what D sees beside a picture, what G sees)"""
-        label = batch["label"].to(self.device)
         inst = batch["inst"].to(self.device)
-        shape = (len(label), self.opt.label_nc, *label.shape[2:])
-        hot = torch.zeros(shape, device=self.device).scatter_(1, label.long(), 1.0)
-        edge = torch.zeros_like(inst, dtype=torch.bool)
-        edge[..., 1:] |= inst[..., 1:] != inst[..., :-1]
-        edge[..., :-1] |= inst[..., 1:] != inst[..., :-1]
-        edge[..., 1:, :] |= inst[..., 1:, :] != inst[..., :-1, :]
-        edge[..., :-1, :] |= inst[..., 1:, :] != inst[..., :-1, :]
-        x = torch.cat([hot, edge.float()], 1)
+        x = labels_and_edges(batch["label"].to(self.device), inst, self.opt.label_nc)
         if self.netE is None:
             return x, x
         features = self.netE.model(batch["image"].to(self.device))

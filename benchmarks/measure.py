@@ -70,7 +70,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, parameters: list[Tensor]) -> None:
         self.now = self.peak = 0
-        self._free = {p.untyped_storage().data_ptr() for p in parameters}
+        self._free = {p.untyped_storage()._cdata for p in parameters}
         self._holders: Counter[int] = Counter()
         super().__init__(self._pack, lambda kept: kept.tensor)
 
@@ -80,18 +80,18 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def _pack(self, tensor: Tensor) -> "_Kept":
         storage = tensor.untyped_storage()
-        if storage.data_ptr() in self._free:
+        if storage._cdata in self._free:  # its identity; on the meta device it has no address
             return _Kept(tensor.detach(), lambda: None)
-        address, size = storage.data_ptr(), storage.nbytes()
-        self._holders[address] += 1
-        if self._holders[address] == 1:
+        identity, size = storage._cdata, storage.nbytes()
+        self._holders[identity] += 1
+        if self._holders[identity] == 1:
             self.now += size
             self.peak = max(self.peak, self.now)
-        return _Kept(tensor.detach(), lambda: self._release(address, size))
+        return _Kept(tensor.detach(), lambda: self._release(identity, size))
 
-    def _release(self, address: int, size: int) -> None:
-        self._holders[address] -= 1
-        if self._holders[address] == 0:
+    def _release(self, identity: int, size: int) -> None:
+        self._holders[identity] -= 1
+        if self._holders[identity] == 0:
             self.now -= size
 
 

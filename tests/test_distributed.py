@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from distributed_work import CASES
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "tests" / "distributed_work.py"
@@ -97,8 +96,9 @@ def test_a_batch_that_does_not_divide_is_one_line(data: Path, tmp_path: Path) ->
     assert done.returncode != 0 and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("what", ["error_of_one", "error_of_all"])
-@pytest.mark.parametrize("launcher", ["torchrun", "own"])
+@pytest.mark.parametrize(
+    ("launcher", "what"), [("torchrun", "error_of_one"), ("own", "error_of_all")]
+)
 def test_an_error_is_shown_once_and_ends_all(
     data: Path, tmp_path: Path, what: str, launcher: str
 ) -> None:

@@ -1,0 +1,64 @@
+"""Reading scenes: the plain data set, the project's, and the project's caches.
+
+    python -m benchmarks.loader
+    python -m benchmarks.loader --workers 4 --scenes 32
+
+Writes PNGs of street-like noise into a temporary folder and reads them one epoch at a time.
+"""
+
+import argparse
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks import baseline, scene
+from benchmarks.measure import add_common_flags, alternate, compare, report
+from data.create import create_loader
+from util.errors import run
+
+
+def read(batches: Iterable) -> None:
+    deque(batches, maxlen=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Items a second of data loaders.")
+    add_common_flags(parser)
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--width", type=int, default=2048, help="of the files")
+    parser.add_argument("--height", type=int, default=1024)
+    parser.add_argument("--loadSize", type=int, default=1024)
+    parser.add_argument("--workers", type=int, default=0)
+    given = parser.parse_args()
+    device = torch.device(given.device)
+
+    with scene.temporary_folder() as folder:
+        root = Path(folder)
+        scene.write_scenes(root, given.scenes, given.width, given.height)
+        flags = f"--dataroot {root} --loadSize {given.loadSize} --nThreads {given.workers}".split()
+        plain = DataLoader(
+            baseline.Scenes(root, given.loadSize),
+            num_workers=given.workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=given.workers > 0,
+        )
+        loaders = {"baseline": plain}
+        for kind in ("none", "ram", "disk"):
+            name = "project" if kind == "none" else f"--cache {kind}"
+            opt = scene.options(given.device, [*flags, "--cache", kind, "--no_vgg_loss"])
+            loaders[name] = create_loader(opt)
+        ways = {name: lambda one=one: read(one) for name, one in loaders.items()}
+        rows = compare(alternate(ways, device, given.repeat), "baseline")
+        uncached = next(row["median"] for row in rows if row["way"] == "project")
+        for row in rows:
+            row["items/s"] = given.scenes / row["median"]
+            row["times baseline"] = 1 / row["ratio"]
+            row["times project"] = uncached / row["median"]
+    report("loader", rows, device, given.json, size=f"{given.width}x{given.height}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,96 @@
+"""Memory of a training step by stage, size and flag, beside the plain step.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --device cuda --amp bf16
+
+Bytes saved for backward depend on shapes alone, so on a CPU they are counted without computing
+anything (meta tensors), for the networks in their full size. On CUDA the step is run, and its
+peak of allocated memory is told as well. Both ways average features as the project does, as a
+loop over instances needs their values; what the loop keeps is left out.
+"""
+
+import argparse
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from benchmarks import baseline, scene
+from benchmarks.measure import add_common_flags, peak_saved_bytes, report
+from models.networks import instance_average
+from models.pix2pixHD_model import AMP_TYPES, Pix2PixHDModel
+from util.errors import run
+
+LOCAL = "--netG local --ngf 32 --num_D 3"
+STAGES = {
+    "512p": ("", 1024, 512),
+    "512p, features": ("--instance_feat", 1024, 512),
+    "1024p, 12 GB recipe": (f"{LOCAL} --no_vgg_loss", 1024, 1024),
+    "1024p": (LOCAL, 2048, 1024),
+    "1024p, outer part alone": (f"{LOCAL} --niter_fix_global 1", 2048, 1024),
+}
+
+
+def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
+    """GB of one way: saved for backward and, on CUDA, allocated at most."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    step = make()
+    parameters = list(step.parameters())
+    step.step(batch)  # the optimizers' state, as in every later step
+    row = {"saved GB": peak_saved_bytes(lambda: step.step(batch), parameters) / 1e9}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step.step(batch)
+        row["allocated GB"] = torch.cuda.max_memory_allocated() / 1e9
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Memory of the training step.")
+    add_common_flags(parser)
+    parser.add_argument("--stage", action="append", choices=list(STAGES), help="default: all")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
+    given = parser.parse_args()
+    device = torch.device("cuda" if given.device == "cuda" else "meta")
+    if device.type == "meta" and given.amp != "off":
+        parser.error("--amp is measured with --device cuda")
+
+    rows = []
+    amp = ["--amp", given.amp]
+    average = patch("benchmarks.baseline.instance_average", instance_average)
+    with scene.temporary_folder() as folder, average:
+        vgg = scene.vgg_flags(True, Path(folder))
+        for stage in given.stage or STAGES:
+            flags, width, height = STAGES[stage]
+            flags = flags.split() if "--no_vgg_loss" in flags else [*flags.split(), *vgg]
+            batch = scene.batch(width, height, given.batch)
+            batch = {kind: value.to(device) for kind, value in batch.items()}
+
+            def plain(flags=flags):
+                return baseline.TrainStep(scene.options(given.device, flags), device)
+
+            def ours(*more, flags=flags):
+                return Pix2PixHDModel(scene.options(given.device, [*flags, *more]), device)
+
+            ways = {
+                "baseline": (plain, "off"),
+                "project": (lambda: ours(*amp), given.amp),
+                "--checkpoint_activations": (
+                    lambda: ours(*amp, "--checkpoint_activations"),
+                    given.amp,
+                ),
+            }
+            base = None
+            for way, (make, precision) in ways.items():
+                row = measure(make, batch, device)
+                base = base or row["saved GB"]
+                size = f"{width}x{height}"
+                head = {"stage": stage, "size": size, "precision": precision, "way": way}
+                rows.append({**head, **row, "ratio": row["saved GB"] / base})
+    report("memory", rows, torch.device(given.device), given.json, batch=given.batch)
+
+
+if __name__ == "__main__":
+    run(main)

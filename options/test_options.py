@@ -70,6 +70,8 @@ class TestOptions(BaseOptions):
 
     def check(self, opt: argparse.Namespace) -> None:
         super().check(opt)
+        if opt.model == "ui":
+            raise UserError(f"--model ui: the editor is python edit.py --name {opt.name}")
         if opt.data_type == 8:
             raise UserError("--data_type 8: PyTorch has no 8-bit generator; use 16 or 32")
         if opt.engine:

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -370,6 +372,7 @@ def contents(ui: UIModel, kind: str) -> tuple[str, str, bytes]:
 
 def serve(page: Page, host: str, port: int) -> None:
     """Answer on host:port until interrupted. Raises UserError if the port is taken."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the block below is left
     with tempfile.TemporaryDirectory(prefix="editor_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # what is uploaded goes with the server
         app = page.build()

@@ -38,12 +38,15 @@ def write_project(folder: Path) -> None:
 
 @contextmanager
 def running(folder: Path, *flags: str) -> Iterator[str]:
-    """The address of an editor on the run "tiny" below folder; it ends with the block."""
+    """The address of an editor on the run "tiny" below folder; it ends with the block, and takes
+    what was uploaded to it along."""
+    uploads = folder / "uploads"
+    uploads.mkdir(exist_ok=True)
     command = [sys.executable, "edit.py", "--name", "tiny", "--gpu_ids", "-1", "--port", "0"]
     process = subprocess.Popen(
         [*command, "--checkpoints_dir", str(folder / "checkpoints"), *flags],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GRADIO_NODE_PATH": "", "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(uploads)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -55,6 +58,7 @@ def running(folder: Path, *flags: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(20)
+    assert not list(uploads.glob("editor_*"))
 
 
 def read(process: subprocess.Popen, lines: queue.Queue) -> None:

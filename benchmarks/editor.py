@@ -1,0 +1,73 @@
+"""How long the editor takes: an edit with its drawing, and a gallery of ten styles.
+
+python -m benchmarks.editor --name toy_features
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from data.create import create_dataset
+from models import create_model
+from models.ui_model import UIModel
+from options.edit_options import EditOptions
+from util.errors import UserError, run
+from util.setup import seed_everything, set_up_torch
+
+REPEAT = 20
+
+
+def main() -> None:
+    opt = EditOptions().parse(sys.argv[1:])
+    set_up_torch(opt.deterministic, opt.tf32)
+    seed_everything(opt.seed)
+    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    ui = create_model(opt, device)
+    item = create_dataset(opt, training=False, load_photos=False)[0]
+    if isinstance(item, UserError):
+        raise item
+    inst = item["inst"][0].numpy() if "inst" in item else None
+    ui.open(item["label"][0].numpy(), inst)
+    height, width = ui.shape
+    print(f"{width}x{height} on {device}, {torch.get_num_threads()} threads")
+    middle = ui.select(height // 2, width // 2).instance
+    rng = np.random.default_rng(0)
+
+    def paint() -> None:
+        points = (rng.random((4, 2)) * ui.shape).tolist()
+        ui.paint(points, int(rng.integers(opt.label_nc)), max(1, height // 32))
+        ui.picture()
+
+    report("select", lambda: ui.select(height // 3, width // 3))
+    report("paint, without drawing", lambda: ui.paint([(9, 9)], int(rng.integers(11, 24)), 3))
+    report("paint and draw", paint)
+    ui.reset()
+    if ui.has_features:
+        report("style and draw", lambda: restyle(ui, middle, rng))
+        looks = rng.normal(size=(10, opt.feat_num)).astype(np.float32)
+        report("gallery of 10 styles", lambda: ui.previews(middle, looks))
+
+
+def restyle(ui: UIModel, instance: int, rng: np.random.Generator) -> None:
+    ui.set_style(instance, rng.normal(size=ui.networks.opt.feat_num))
+    ui.picture()
+
+
+def report(what: str, work: Callable[[], object]) -> None:
+    """Print the median and the slowest of REPEAT calls; the pictures come back to the host, so a
+    GPU has finished by then."""
+    work()
+    times = []
+    for _ in range(REPEAT):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    print(f"{what}: median {1000 * statistics.median(times):.1f} ms, most {1000 * max(times):.1f}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,152 @@
+"""Make the pictures of docs/editor.md from a running editor.
+
+    python -m scripts.editor_screenshots --name toy_features
+
+Needs what edit.py needs, playwright, and chromium. Further flags go to edit.py.
+"""
+
+import argparse
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from util.errors import UserError, run
+
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", default="toy_features", help="the run to show")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--scene", default=None, help="the scene to show; default: the first")
+    arguments, others = parser.parse_known_args()
+    if shutil.which("chromium") is None:
+        raise UserError("chromium is not installed: the pictures are taken with it")
+    command = [sys.executable, "-u", "edit.py", "--name", arguments.name, "--port", "0", *others]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    editor = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        opened = next((line for line in editor.stdout if "open at " in line), None)
+        if opened is None:
+            raise UserError("edit.py did not start; its message is above")
+        address = opened.split("open at ")[1].split()[0]
+        with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+            browser = playwright.chromium.launch_persistent_context(
+                profile, executable_path=shutil.which("chromium"), headless=True, args=FLAGS
+            )
+            page = browser.new_page()
+            page.set_viewport_size({"width": 1300, "height": 800})
+            page.goto(address)
+            page.wait_for_selector(".pictures")
+            show_all(page, arguments.out, arguments.scene)
+            browser.close()
+    finally:
+        editor.terminate()
+        editor.wait()
+
+
+def show_all(page: Page, out: Path, scene: str | None) -> None:
+    """Use each tool once and take a picture of it."""
+    if scene:
+        page.locator("#scene input").click()
+        after(page, page.get_by_role("option", name=scene, exact=True).click)
+    y, x = middle_of(page, (0, 0, 142))  # a car, by its class's colour
+
+    after(page, lambda: page.mouse.click(*on_page(page, y, x)))
+    styles = page.locator("#gallery button:not(.chosen)")
+    styles.first.wait_for()
+    after(page, styles.nth(styles.count() // 2).click)
+    save(page, out / "editor.png")
+
+    page.set_viewport_size({"width": 500, "height": 800})
+    save(page, out / "editor_narrow.png")
+    page.set_viewport_size({"width": 1300, "height": 800})
+
+    tool(page, "Paint")
+    after(page, page.locator("#classes").get_by_role("button", name="vegetation", exact=True).click)
+    start, end = on_page(page, 0.62, 0.04), on_page(page, 0.5, 0.14)
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=8)
+    save(page, out / "editor_paint.png")
+    after(page, page.mouse.up)
+
+    tool(page, "Change class")
+    after(page, lambda: page.mouse.click(*on_page(page, y, x)))
+    after(page, page.locator("#classes").get_by_role("button", name="bus", exact=True).click)
+    save(page, out / "editor_class.png")
+    after(page, page.get_by_role("button", name="Undo", exact=True).click)
+
+    tool(page, "Add")
+    objects = page.locator("#library button[title=person]")
+    if objects.count():
+        after(page, objects.first.click)
+        after(page, lambda: page.mouse.click(*on_page(page, 0.78, 0.3)))
+    save(page, out / "editor_add.png")
+
+
+def tool(page: Page, name: str) -> None:
+    after(page, page.locator("#tools").get_by_text(name, exact=True).click)
+
+
+def after(page: Page, action) -> None:
+    """Do something and wait until the page has the answer."""
+    turn = page.locator(".pictures").get_attribute("data-turn")
+    action()
+    page.wait_for_function(
+        "turn => document.querySelector('.pictures').dataset.turn != turn", arg=turn
+    )
+
+
+def on_page(page: Page, y: float, x: float) -> tuple[float, float]:
+    """Where a place of the photograph, each way from 0 to 1, is on the page."""
+    box = page.locator("figure.photograph .canvas").bounding_box()
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+def middle_of(page: Page, colour: tuple[int, int, int]) -> tuple[float, float]:
+    """The middle, each way from 0 to 1, of the widest run of a colour in the label map."""
+    found = page.evaluate(
+        """colour => {
+          const image = document.querySelector("figure.map img");
+          const sheet = document.createElement("canvas");
+          [sheet.width, sheet.height] = [image.naturalWidth, image.naturalHeight];
+          const paper = sheet.getContext("2d");
+          paper.drawImage(image, 0, 0);
+          const { data } = paper.getImageData(0, 0, sheet.width, sheet.height);
+          let best = [0, 0, 0];
+          for (let y = 0; y < sheet.height; y++)
+            for (let x = 0, run = 0; x < sheet.width; x++) {
+              const at = 4 * (y * sheet.width + x);
+              run = colour.every((value, k) => data[at + k] === value) ? run + 1 : 0;
+              if (run > best[0]) best = [run, y, x - run / 2];
+            }
+          return [(best[1] + 0.5) / sheet.height, (best[2] + 0.5) / sheet.width, best[0]];
+        }""",
+        list(colour),
+    )
+    if not found[2]:
+        raise UserError("the scene shows no car; choose another with --scene")
+    return found[0], found[1]
+
+
+def save(page: Page, path: Path) -> None:
+    """The page as a PNG of few colours: small, and sharp where a page is."""
+    page.wait_for_function("() => !document.querySelector('.waiting')")
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size // 1024} kB")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,102 @@
+"""The object library: what is cut, what is kept, what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_command
+from tiny_run import write_run
+
+from editor.library import LibraryObject, load_library, thumbnail, whole_objects, write_library
+from util.errors import UserError
+
+ROAD, CAR = 7, 26
+
+
+def test_objects_are_whole_inside_the_picture_and_neither_tiny_nor_huge() -> None:
+    label = np.full((40, 60), ROAD, np.uint8)
+    inst = label.astype(np.int32)
+
+    def put(rows: slice, columns: slice, number: int) -> None:
+        label[rows, columns], inst[rows, columns] = CAR, number
+
+    put(slice(5, 10), slice(5, 15), 26000)  # a good one
+    put(slice(5, 10), slice(0, 8), 26001)  # touches the border, and hides part of 26000
+    put(slice(20, 26), slice(20, 40), 26002)
+    put(slice(20, 26), slice(29, 31), 26003)  # cuts 26002 in two; has too few pixels itself
+    put(slice(30, 32), slice(50, 52), 26004)  # 4 pixels
+    found = {int(inst[place][mask][0]): (place, mask) for place, mask in whole_objects(label, inst)}
+    assert set(found) == {26000}
+    place, mask = found[26000]
+    assert place == (slice(5, 10), slice(8, 15)) and mask.all()
+
+
+def test_without_instances_connected_pieces_are_objects() -> None:
+    label = np.full((40, 60), ROAD, np.uint8)
+    label[5:15, 5:15] = label[20:30, 30:40] = CAR
+    places = [place for place, _ in whole_objects(label, None)]
+    assert places == [(slice(5, 15), slice(5, 15)), (slice(20, 30), slice(30, 40))]
+
+
+def objects() -> list[LibraryObject]:
+    rng = np.random.default_rng(0)
+    made = []
+    for label, shape in ((CAR, (3, 7)), (CAR, (5, 2)), (24, (9, 4))):
+        mask = rng.random(shape) < 0.6
+        colours = rng.integers(0, 256, (*shape, 3), np.uint8)
+        made.append(
+            LibraryObject(label, mask, rng.normal(size=3).astype("f4"), thumbnail(colours, mask))
+        )
+    return made
+
+
+def test_a_library_reads_back_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "library.npz"
+    write_library(path, objects())
+    for one, two in zip(objects(), load_library(path, 35, 3), strict=True):
+        assert one.label == two.label
+        for name in ("mask", "feature", "thumbnail"):
+            assert np.array_equal(getattr(one, name), getattr(two, name))
+    assert load_library(tmp_path / "none.npz", 35, 3) == []
+
+
+def test_a_library_of_another_model_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "library.npz"
+    write_library(path, objects())
+    for label_nc, feat_num in ((20, 3), (35, 5), (35, 0)):
+        with pytest.raises(UserError, match="another model"):
+            load_library(path, label_nc, feat_num)
+    content = path.read_bytes()
+    for wrong in (content[: len(content) // 2], b"", b"no library"):
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match="not an object library"):
+            load_library(path, 35, 3)
+
+
+def test_thumbnail_is_transparent_around_the_object() -> None:
+    mask = np.zeros((8, 16), bool)
+    mask[:, :8] = True
+    colours = np.full((8, 16, 3), 255, np.uint8)
+    colours[:, :8] = (10, 200, 30)
+    picture = thumbnail(colours, mask)
+    assert picture.shape == (64, 64, 4)
+    assert picture[32, 10].tolist() == [10, 200, 30, 255]
+    assert picture[32, 60, 3] == 0 and picture[2, 10, 3] == 0
+
+
+@pytest.mark.parametrize("flags", [{}, {"instance_feat": False}], ids=["features", "none"])
+def test_the_command_cuts_objects_with_the_encoders_features(
+    toy_data: Path, tmp_path: Path, flags: dict
+) -> None:
+    run = write_run(tmp_path, "run", dataroot=str(toy_data), **flags)
+    command = ["-m", "editor.library", "--name", "run", "--checkpoints_dir", tmp_path]
+    command += ["--gpu_ids", "-1", "--nThreads", "0", "--per_class", "3"]
+    done = run_command(*command)
+    assert done.returncode == 0, done.stderr
+    found = load_library(run / "object_library.npz", 35, 0 if flags else 3)
+    labels = [one.label for one in found]
+    assert found and max(map(labels.count, labels)) <= 3 and ROAD not in labels
+    assert all(np.isfinite(one.feature).all() for one in found if not flags)
+    again = (run / "object_library.npz").read_bytes()
+    assert run_command(*command).returncode == 0
+    assert (run / "object_library.npz").read_bytes() == again  # the same choice each time

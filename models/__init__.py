@@ -27,21 +27,36 @@ def create_model(opt: argparse.Namespace, device: torch.device) -> nn.Module | U
 
 
 def load_generator(
-    folder: str | Path, *, epoch: str = "latest", device: str = "cpu", **flags: object
+    folder: str | Path,
+    *,
+    epoch: str | int = "latest",
+    device: str | torch.device = "cpu",
+    data_type: int = 32,
+    **flags: object,
 ) -> InferenceModel:
     """A trained generator to call from Python: G = load_generator("checkpoints/NAME").
 
     picture = G(label, inst) then gives (H, W, 3) uint8 for maps (H, W) as arrays, tensors or PIL
     images; see InferenceModel.forward. The architecture is read from the folder's opt.json;
     flags override it, or tell it where there is none: load_generator(folder, ngf=32).
-    Raises UserError if weights or architecture are not there or do not agree.
+    data_type 16 computes in half precision. Raises UserError if weights, architecture or device
+    are not there or do not agree, TypeError for an unknown flag.
     """
     folder = Path(folder)
+    unknown = sorted(set(flags) - set(DEFAULTS))
+    if unknown:
+        raise TypeError(f"load_generator: no flag {unknown[0]}; there are {', '.join(DEFAULTS)}")
+    if data_type not in (16, 32):
+        raise UserError(f"data_type {data_type}: expected 16 or 32")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected checkpoints/NAME of a trained run")
+    device = torch.device(device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'device {device}: not there; device="cpu" works everywhere')
     options = {**DEFAULTS, **saved_options(folder), **flags}
-    options.update(which_epoch=epoch, data_type=32, compile=False, amp="off", load_features=False)
-    return InferenceModel(argparse.Namespace(**options), torch.device(device), folder)
+    options.update(which_epoch=epoch, data_type=data_type, compile=False, amp="off")
+    options.update(load_features=False)
+    return InferenceModel(argparse.Namespace(**options), device, folder)
 
 
 DEFAULTS = {  # of the flags that tell an architecture, for checkpoints of the 2018 code

@@ -22,6 +22,7 @@ from util.checkpoints import load_network, newest
 from util.errors import UserError
 
 Map = np.ndarray | Image.Image | Tensor
+Maps = Map | list[Map]  # a list is a batch
 
 
 class InferenceModel(nn.Module):
@@ -150,38 +151,55 @@ class InferenceModel(nn.Module):
         """What features are averaged over: instances, or classes with --label_feat."""
         return label if self.opt.label_feat or inst is None else inst
 
-    def forward(self, label: Map, inst: Map | None = None, feat: Map | None = None) -> np.ndarray:
+    def forward(
+        self, label: Maps, inst: Maps | None = None, feat: Maps | None = None
+    ) -> np.ndarray:
         """The photograph of a label map, as a picture.
 
-        label: (H, W) integers 0 .. label_nc-1 as array, tensor or PIL image; with label_nc 0 an
-        RGB picture (H, W, 3) uint8. inst: (H, W) integers (not for --no_instance). feat:
-        (feat_num, H, W) floats, for models with features. All may have a leading batch dimension.
-        Returns (H, W, 3) uint8, or (B, H, W, 3). Raises UserError for maps that do not fit.
+        label: (H, W) integers 0 .. label_nc-1; with label_nc 0 an RGB picture (H, W, 3) uint8.
+        inst: (H, W) integers, unless the model is one of --no_instance, which looks at none.
+        feat: (feat_num, H, W) floats, for models with features. Each as array, tensor or PIL
+        image, any H and W. Several at once: a leading batch dimension (for integers also the data
+        set's (B, 1, H, W)), or a list. Returns (H, W, 3) uint8, or (B, H, W, 3).
+        Raises UserError for maps that do not fit.
         """
-        if inst is None and not self.opt.no_instance:
-            raise UserError("this model needs an instance map as well: G(label, inst)")
-        spatial = 2 if self.opt.label_nc else 3
-        label_array = _array(label)
-        single = label_array.ndim == spatial
-        batched = label_array[None] if single else label_array
-        if batched.ndim != spatial + 1:
-            raise UserError(
-                f"a label map of shape {label_array.shape}: expected (H, W) or (B, H, W)"
-                + ("" if self.opt.label_nc else " with 3 colours last")
-            )
-        label_t = torch.from_numpy(np.ascontiguousarray(batched))
-        if self.opt.label_nc:
-            _check_labels(batched, self.opt)
-            label_t = label_t[:, None]
-        else:
-            label_t = label_t.permute(0, 3, 1, 2).float() / 127.5 - 1
-        size = label_t.shape[-2:]
-        inst_t = None if self.opt.no_instance else _planes(inst, single, 1, size, "instance")
-        feat_t = None
+        label_t, single = self._label(label)
+        shape = len(label_t), *label_t.shape[-2:]
+        inst_t = feat_t = None
+        if not self.opt.no_instance:
+            if inst is None:
+                raise UserError("this model needs an instance map as well: G(label, inst)")
+            inst_t = _integers(inst, "instance map")
+            if inst_t.shape != (shape[0], 1, *shape[1:]):
+                raise UserError(f"instance maps {_sizes(inst_t)} beside label maps {shape}")
+        if uses_features(self.opt) != (feat is not None):
+            has = f"needs a feature map ({self.opt.feat_num}, H, W): G(label, inst, feat)"
+            raise UserError(f"this model {'takes no feature map' if feat is not None else has}")
         if feat is not None:
-            feat_t = _planes(feat, single, self.opt.feat_num, size, "feature").float()
+            feat_t = torch.from_numpy(_array(feat)).float()
+            feat_t = feat_t[None] if feat_t.ndim == 3 else feat_t
+            if feat_t.shape != (shape[0], self.opt.feat_num, *shape[1:]):
+                raise UserError(
+                    f"feature maps {_sizes(feat_t)} beside label maps {shape}, expected "
+                    f"{self.opt.feat_num} features"
+                )
         pictures = to_pictures(self.generate(label_t, inst_t, feat_t))
         return pictures[0] if single else pictures
+
+    def _label(self, label: Maps) -> tuple[Tensor, bool]:
+        """What generate takes, and whether it was a single one."""
+        if self.opt.label_nc:
+            maps = _integers(label, "label map")
+            _check_labels(maps, self.opt)
+            return maps, _array(label).ndim == 2
+        pictures = _array(label)
+        if pictures.ndim not in (3, 4) or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
+            raise UserError(
+                f"input pictures of shape {pictures.shape} and type {pictures.dtype}: expected "
+                "(H, W, 3) or (B, H, W, 3) uint8"
+            )
+        rgb = torch.from_numpy(pictures if pictures.ndim == 4 else pictures[None])
+        return rgb.permute(0, 3, 1, 2).float() / 127.5 - 1, pictures.ndim == 3
 
 
 def _own_statistics(norm: nn.BatchNorm2d) -> nn.InstanceNorm2d:
@@ -197,31 +215,39 @@ def _least_side(multiple: int) -> int:
     return max(4, 2 * multiple)
 
 
-def _array(maps: Map) -> np.ndarray:
-    if isinstance(maps, Tensor):
-        maps = maps.cpu().numpy()
-    array = np.asarray(maps)
+def _array(maps: Maps) -> np.ndarray:
+    """Any maps as one writable array of a type that torch knows."""
+    if isinstance(maps, (list, tuple)):
+        arrays = [_array(one) for one in maps]
+        if len({array.shape for array in arrays}) != 1:
+            raise UserError(f"maps of shapes {[array.shape for array in arrays]} in one batch")
+        return np.stack(arrays)
+    array = np.array(maps.cpu().numpy() if isinstance(maps, Tensor) else maps, order="C")
     wide = array.dtype in (np.uint16, np.uint32, np.uint64)  # torch knows few unsigned types
     return array.astype(np.int64) if wide else array
 
 
-def _planes(maps: Map, single: bool, channels: int, size: torch.Size, what: str) -> Tensor:
-    """A map as (B, channels, H, W)."""
+def _integers(maps: Maps, what: str) -> Tensor:
+    """Label or instance maps as (B, 1, H, W) integers."""
     array = _array(maps)
-    array = array[None] if single else array
-    array = array[:, None] if channels == 1 and array.ndim == 3 else array
-    if array.ndim != 4 or array.shape[1] != channels or array.shape[-2:] != tuple(size):
-        raise UserError(
-            f"a {what} map of shape {_array(maps).shape} beside a label map of {tuple(size)}"
-        )
-    return torch.from_numpy(np.ascontiguousarray(array))
+    if array.dtype.kind not in "iub":
+        raise UserError(f"a {what} of {array.dtype}: expected integers")
+    images = maps if isinstance(maps, (list, tuple)) else [maps]
+    colours = any(isinstance(one, Image.Image) and len(one.getbands()) > 1 for one in images)
+    if array.ndim == 4 and array.shape[1] == 1:
+        array = array[:, 0]
+    if colours or array.ndim not in (2, 3) or not array.size:
+        raise UserError(f"a {what} of shape {array.shape}: expected (H, W) or (B, H, W)")
+    return torch.from_numpy(array).reshape(-1, 1, *array.shape[-2:])
 
 
-def _check_labels(label: np.ndarray, opt: argparse.Namespace) -> None:
+def _sizes(maps: Tensor) -> tuple[int, int, int]:
+    return len(maps), *maps.shape[-2:]
+
+
+def _check_labels(label: Tensor, opt: argparse.Namespace) -> None:
     known = label[label != opt.ignore_label] if opt.ignore_label is not None else label
-    if not np.issubdtype(label.dtype, np.integer):
-        raise UserError(f"a label map of {label.dtype}: expected integers")
-    if known.size and not 0 <= known.min() <= known.max() < opt.label_nc:
+    if known.numel() and not 0 <= known.min() <= known.max() < opt.label_nc:
         raise UserError(
             f"labels {known.min()} to {known.max()}, but the model knows 0 to {opt.label_nc - 1}"
         )

@@ -1,0 +1,209 @@
+"""The generator as a library: any kind of map, one or many, any size, and what is refused."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import test as test_command  # test.py
+from models import DEFAULTS, load_generator
+from models.inference_model import InferenceModel
+from models.pix2pixHD_model import build_generator
+from models.styles import StyleChooser, instance_classes, paint
+from util.errors import UserError
+
+SMALL = {"ngf": 4, "n_downsample_global": 1, "n_blocks_global": 1, "n_blocks_local": 1}
+
+
+def save_run(folder: Path, epoch: str = "latest", **flags: object) -> Path:
+    """A run with random weights."""
+    opt = argparse.Namespace(**{**DEFAULTS, **SMALL, **flags, "load_features": False})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "opt.json").write_text(json.dumps(vars(opt)))
+    torch.manual_seed(len(epoch))
+    torch.save(build_generator(opt).state_dict(), folder / f"{epoch}_net_G.pth")
+    return folder
+
+
+@pytest.fixture
+def G(tmp_path: Path) -> InferenceModel:
+    return load_generator(save_run(tmp_path / "run"))
+
+
+def maps(height: int = 17, width: int = 22, batch: tuple = ()) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(3)
+    size = (*batch, height, width)
+    return draw.integers(0, 35, size, np.uint8), draw.integers(24_000, 24_004, size, np.int32)
+
+
+KINDS = {
+    "arrays": lambda label, inst: (label, inst),
+    "16 bit": lambda label, inst: (label.astype(np.uint16), inst.astype(np.uint16)),
+    "tensors": lambda label, inst: (torch.from_numpy(label), torch.from_numpy(inst)),
+    "pictures": lambda label, inst: (Image.fromarray(label), Image.fromarray(inst)),
+    "read-only": lambda label, inst: (np.broadcast_to(label, label.shape), inst[::-1][::-1]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_of_map_gives_the_same_picture(G: InferenceModel, kind: Callable) -> None:
+    label, inst = maps()
+    tensors = [torch.from_numpy(m)[None, None] for m in (label, inst)]
+    drawn = (G.generate(*tensors)[0].permute(1, 2, 0).numpy() + 1) / 2 * 255
+    picture = G(*kind(label, inst))
+    assert picture.shape == (17, 22, 3) and picture.dtype == np.uint8
+    assert picture.std() > 5
+    np.testing.assert_array_equal(picture, np.clip(drawn, 0, 255).astype(np.uint8))
+
+
+def test_a_batch_is_its_pictures(G: InferenceModel) -> None:
+    label, inst = maps(batch=(3,))
+    singles = np.stack([G(*pair) for pair in zip(label, inst)]).astype(int)
+    as_data_set = [torch.from_numpy(m)[:, None] for m in (label, inst)]
+    listed = [list(label), [Image.fromarray(one) for one in inst]]
+    for batch in ((label, inst), as_data_set, listed):
+        pictures = G(*batch)
+        assert pictures.shape == (3, 17, 22, 3)
+        assert np.abs(pictures - singles).max() <= 1
+    assert G(label[:1], inst[:1]).shape == (1, 17, 22, 3)
+
+
+@pytest.mark.parametrize("flags", [{}, {"netG": "local"}, {"n_downsample_global": 4}])
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (16, 32), (33, 31)])
+def test_any_size(tmp_path: Path, flags: dict, size: tuple) -> None:
+    G = load_generator(save_run(tmp_path / "run", **flags))
+    assert G(*maps(*size)).shape == (*size, 3)
+
+
+def test_batch_norm_takes_each_pictures_own_statistics(tmp_path: Path) -> None:
+    """Against torch's own batch norm in training mode, one picture at a time."""
+    folder = save_run(tmp_path / "run", norm="batch")
+    G = load_generator(folder)
+    label, inst = maps(16, 32, (2,))
+    net = build_generator(G.opt)
+    net.load_state_dict(torch.load(folder / "latest_net_G.pth"))
+    tensors = [torch.from_numpy(m)[:, None] for m in (label, inst)]
+    x = G.generator_input(*tensors, None)
+    with torch.no_grad():
+        expected = torch.cat([net.train()(one) for one in x.split(1)])
+    torch.testing.assert_close(G.generate(*tensors), expected, atol=1e-5, rtol=0)
+
+
+def test_half_precision_and_epochs(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "run")
+    save_run(folder, epoch="10")
+    pair = maps()
+    exact, half = (load_generator(folder, data_type=bits)(*pair) for bits in (32, 16))
+    assert 0 < np.abs(exact.astype(int) - half).max() <= 2
+    assert np.abs(load_generator(folder, epoch=10)(*pair).astype(int) - exact).max() > 10
+
+
+def test_models_of_other_inputs(tmp_path: Path) -> None:
+    label, inst = maps()
+    plain = load_generator(save_run(tmp_path / "plain", no_instance=True))
+    np.testing.assert_array_equal(plain(label), plain(label, inst))
+    rgb = load_generator(save_run(tmp_path / "rgb", label_nc=0, no_instance=True))
+    drawing = np.random.default_rng(0).integers(0, 256, (17, 22, 3), np.uint8)
+    assert rgb(drawing).shape == (17, 22, 3)
+    np.testing.assert_array_equal(rgb(Image.fromarray(drawing)), rgb(drawing[None])[0])
+    ignoring = load_generator(save_run(tmp_path / "ignoring", ignore_label=255))
+    label[0] = 255
+    assert ignoring(label, inst).shape == (17, 22, 3)
+
+
+def test_features_choose_the_look(tmp_path: Path) -> None:
+    G = load_generator(save_run(tmp_path / "run", instance_feat=True))
+    styles = {k: np.float32([[0, 0, 0], [1, -1, 1]]) for k in range(35)}
+    label, inst = maps()
+    inst[:, :8] = 24_000
+    label[:, :8] = 24
+    looks = []
+    for number in (0, 1):
+        fixed = {24: styles[24][number]}
+        chosen = StyleChooser({}, fixed).choose(instance_classes(inst, label), "scene")
+        looks.append(G(label, inst, paint(inst, chosen, G.opt.feat_num)))
+    assert np.abs(looks[0].astype(int) - looks[1]).max() > 10
+    batch = G([label] * 2, [inst] * 2, np.zeros((2, 3, 17, 22)))
+    np.testing.assert_allclose(batch[1].astype(int), looks[0].astype(int), atol=1)
+
+
+def test_the_command_draws_what_the_library_draws(
+    tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """test.py's picture of a scene is G(label, inst) of the scene's files."""
+    save_run(tmp_path / "run")
+    flags = f"--name run --checkpoints_dir {tmp_path} --results_dir {tmp_path / 'results'}"
+    flags += f" --dataroot {toy_data} --resize_or_crop none --gpu_ids -1 --nThreads 0"
+    monkeypatch.setattr("sys.argv", ["test.py", *flags.split()])
+    test_command.main()
+    G = load_generator(tmp_path / "run")
+    drawn = sorted((tmp_path / "results").rglob("*_synthesized_image.png"))
+    assert len(drawn) == 2
+    for path in drawn:
+        stem = path.name.removesuffix("_synthesized_image.png")
+        label = Image.open(toy_data / "test_label" / f"{stem}.png")
+        inst_name = f"{stem.replace('labelIds', 'instanceIds')}.png"
+        inst = Image.open(toy_data / "test_inst" / inst_name)
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), G(label, inst))
+
+
+LABEL, INST = maps()
+REFUSED = {
+    "no instances": ((LABEL,), "needs an instance map"),
+    "other size": ((LABEL, INST[1:]), r"instance maps \(1, 16, 22\) beside label maps \(1, 17"),
+    "other count": ((LABEL, np.stack([INST] * 2)), "instance maps"),
+    "floats": ((LABEL / 2, INST), "label map of float64: expected integers"),
+    "colours": ((Image.fromarray(LABEL).convert("RGB"), INST), r"expected \(H, W\) or"),
+    "one row": ((LABEL[0], INST[0]), r"shape \(22,\)"),
+    "nothing": ((LABEL[:0], INST[:0]), "shape"),
+    "too large a label": ((LABEL + 1, INST), "labels 1 to 35, but the model knows 0 to 34"),
+    "features": ((LABEL, INST, np.zeros((3, 17, 22))), "takes no feature map"),
+    "mixed sizes": (([LABEL, LABEL[1:]], [INST, INST[1:]]), "in one batch"),
+}
+
+
+@pytest.mark.parametrize("given, told", REFUSED.values(), ids=REFUSED)
+def test_maps_that_do_not_fit(G: InferenceModel, given: tuple, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        G(*given)
+
+
+def test_inputs_of_other_models_that_do_not_fit(tmp_path: Path) -> None:
+    rgb = load_generator(save_run(tmp_path / "rgb", label_nc=0, no_instance=True))
+    for picture in (LABEL, np.zeros((17, 22, 4), np.uint8), np.zeros((17, 22, 3))):
+        with pytest.raises(UserError, match=r"expected \(H, W, 3\)"):
+            rgb(picture)
+    styled = load_generator(save_run(tmp_path / "styled", instance_feat=True))
+    with pytest.raises(UserError, match="needs a feature map"):
+        styled(LABEL, INST)
+    with pytest.raises(UserError, match=r"feature maps \(1, 17, 22\) beside .* expected 3 feat"):
+        styled(LABEL, INST, np.zeros((2, 17, 22)))
+
+
+def test_loading_refuses(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "run")
+    with pytest.raises(UserError, match="no such folder"):
+        load_generator(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"7_net_G\.pth: no such file"):
+        load_generator(folder, epoch=7)
+    with pytest.raises(UserError, match="weights of another architecture"):
+        load_generator(folder, ngf=8)
+    with pytest.raises(TypeError, match="no flag ngff; there are"):
+        load_generator(folder, ngff=8)
+    with pytest.raises(UserError, match="data_type 8: expected 16 or 32"):
+        load_generator(folder, data_type=8)
+    with pytest.raises(UserError, match="device cuda:99: not there"):
+        load_generator(folder, device="cuda:99")
+
+
+def test_weights_alone_need_flags(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "run")
+    pair = maps()
+    expected = load_generator(folder)(*pair)
+    (folder / "opt.json").unlink()
+    np.testing.assert_array_equal(load_generator(folder, **SMALL)(*pair), expected)

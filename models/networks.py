@@ -364,7 +364,7 @@ def instance_average(features: Tensor, inst: Tensor) -> Tensor:
 def _segments(inst: Tensor) -> tuple[Tensor, int]:
     """Number the instances of each picture: (B, 1, H, W) -> (B, H*W) int64 and an upper bound."""
     ids = inst.flatten(1)  # (B, H*W)
-    if ids.device.type == "cpu":
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = ids.aminmax()
         if low >= 0 and high <= 0xFFFF:  # 16-bit files: the ids themselves are small enough
             return ids.long(), 0x10000

@@ -69,6 +69,11 @@ class TrainOptions(BaseOptions):
             raise UserError(f"--model {opt.model}: only pix2pixHD can be trained")
         if opt.data_type != 32:
             raise UserError(f"--data_type {opt.data_type} is for tests; train with --amp or --fp16")
+        if opt.compile and opt.checkpoint_activations and opt.norm == "batch":
+            raise UserError(
+                "--compile, --checkpoint_activations and --norm batch do not go together: the "
+                "compiler cannot keep running statistics from being updated twice; leave one out"
+            )
         if opt.niter + opt.niter_decay == 0:
             raise UserError("--niter 0 --niter_decay 0: no epoch to train")
         if opt.continue_train and opt.which_epoch != "latest":

@@ -311,6 +311,28 @@ def test_half_precision_stays_close(amp: str, tolerance: float, vgg_file: Path) 
         assert a.norm().item() == pytest.approx(b.norm().item(), rel=0.1)  # unscaled again
 
 
+@pytest.mark.parametrize("flags", ["--instance_feat", "--checkpoint_activations"])
+def test_compiled_networks_give_the_same_step(flags: str, monkeypatch) -> None:
+    """As the compiler's front end traces them; generating code for a device takes minutes."""
+    plain = make_model(f"--no_vgg_loss {flags}")
+    traced = []
+
+    def trace(net: nn.Module):
+        traced.append(net)
+        return compile_network(net, backend="aot_eager", fullgraph=True)
+
+    compile_network = torch.compile
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", trace)
+        compiled = make_model(f"--no_vgg_loss {flags} --compile")
+    assert traced == list(compiled.networks().values())
+    losses, expected = compiled.step(make_batch()), plain.step(make_batch())
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}, rel=1e-4
+    )
+    assert_gradients_close(gradients(compiled.networks()), gradients(plain.networks()))
+
+
 def test_an_overflow_in_fp16_skips_the_update_and_lowers_the_scale() -> None:
     model = make_model("--no_vgg_loss --amp fp16")
     model.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

@@ -58,15 +58,23 @@ def restyle(ui: UIModel, instance: int, rng: np.random.Generator) -> None:
 
 
 def report(what: str, work: Callable[[], object]) -> None:
-    """Print the median and the slowest of REPEAT calls; the pictures come back to the host, so a
-    GPU has finished by then."""
+    """Print the median and the slowest of REPEAT calls, and the processor time of one on average.
+
+    The pictures come back to the host, so a GPU has finished by then. On a machine with other work,
+    processor time on one thread (OMP_NUM_THREADS=1) tells more than the clock.
+    """
     work()
     times = []
+    begin = time.process_time()
     for _ in range(REPEAT):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    print(f"{what}: median {1000 * statistics.median(times):.1f} ms, most {1000 * max(times):.1f}")
+    busy = (time.process_time() - begin) / REPEAT
+    print(
+        f"{what}: median {1000 * statistics.median(times):.1f} ms, most {1000 * max(times):.1f}, "
+        f"processor {1000 * busy:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def data_uri(picture: np.ndarray) -> str:
 def stage(session: Session, pictures: tuple[str, str]) -> str:
     """The photograph and the label map (their addresses) side by side, the selection outlined."""
     if not session.is_open:
-        return '<div class="empty">No scene is open. Choose one above, or upload your maps.</div>'
+        return _note("No scene is open. Choose one above, or open your own maps.")
     height, width = session.ui.shape
     selected = "" if session.selected is None else outline_path(session.selected.mask)
     colour = "#ffffff"

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -88,7 +89,7 @@ class Page:
                 choices=self.scenes.names,
                 label="Scene",
                 value=self.scenes.names[0] if self.scenes.names else None,
-                interactive=bool(self.scenes.names),
+                visible=bool(self.scenes.names),
                 elem_id="scene",
             )
         with gr.Accordion("Open your own maps", open=not self.scenes.names, elem_id="own"):
@@ -111,9 +112,11 @@ class Page:
                 min_width=300,
                 elem_id="tools",
             )
-            self.undo = gr.Button("Undo", scale=0, min_width=90, elem_id="undo")
-            self.redo = gr.Button("Redo", scale=0, min_width=90, elem_id="redo")
-            self.reset = gr.Button("Reset", scale=0, min_width=90, elem_id="reset")
+            self.undo = gr.Button("Undo", interactive=False, scale=0, min_width=90, elem_id="undo")
+            self.redo = gr.Button("Redo", interactive=False, scale=0, min_width=90, elem_id="redo")
+            self.reset = gr.Button(
+                "Reset", interactive=False, scale=0, min_width=90, elem_id="reset"
+            )
         self.hint = part(elem_id="hint")
         self.stage = part("stage(element, trigger, watch);", elem_id="stage")
         self.status = part(elem_id="status")
@@ -130,15 +133,21 @@ class Page:
                 visible=self.has_encoder,
                 elem_id="from-photo",
             ):
-                with gr.Row():
+                with gr.Row(elem_id="photo-sources"):
                     self.photo_scene = gr.Dropdown(
-                        self.scenes.photos, label="Photograph of", value=None, elem_id="photo-scene"
+                        self.scenes.photos,
+                        label="Photograph of",
+                        value=None,
+                        visible=bool(self.scenes.photos),
+                        elem_id="photo-scene",
                     )
                     self.photo_file = gr.UploadButton(
                         "Upload a photograph", file_types=["image"], elem_id="photo-file"
                     )
                     self.all_styles = gr.Button(
-                        "All styles from this scene's photograph", elem_id="all-styles"
+                        "All styles from this scene's photograph",
+                        visible=bool(self.scenes.photos),
+                        elem_id="all-styles",
                     )
                 self.photo = part("photograph(element, trigger);", elem_id="photo")
         with gr.Column(visible=False) as self.class_panel:
@@ -321,6 +330,7 @@ class Page:
         if self._is_news(session, "photo", session.photo):
             view[self.photo] = markup.photo(session)
         if text:
+            text = text if error else text[0].upper() + text[1:]
             view[self.status] = markup.status(text, error)
         return view
 
@@ -371,36 +381,44 @@ def contents(ui: UIModel, kind: str) -> tuple[str, str, bytes]:
 
 
 def serve(page: Page, host: str, port: int) -> None:
-    """Answer on host:port until interrupted. Raises UserError if the port is taken."""
+    """Answer on host:port until interrupted. Raises UserError if that cannot be had."""
+    check_address(host, port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the block below is left
     with tempfile.TemporaryDirectory(prefix="editor_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # what is uploaded goes with the server
         app = page.build()
         app.queue(default_concurrency_limit=8, max_size=256, api_open=False)
-        try:
-            _, address, _ = app.launch(
-                server_name=host,
-                server_port=port or None,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=MOST_BYTES,
-                state_session_capacity=MOST_SESSIONS,
-                ssr_mode=False,
-                footer_links=[],
-                theme=theme(),
-                css_paths=HERE / "page.css",
-                app_kwargs={"middleware": [Middleware(Headers)]},
-            )
-        except OSError as error:
-            raise UserError(
-                f"--port {port}: cannot be used ({error}); --port 0 takes any"
-            ) from error
+        _, address, _ = app.launch(
+            server_name=host,
+            server_port=port or None,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MOST_BYTES,
+            state_session_capacity=MOST_SESSIONS,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme(),
+            css_paths=HERE / "page.css",
+            app_kwargs={"middleware": [Middleware(Headers)]},
+        )
         say(f"the editor is open at {address} (Ctrl+C ends it)")
         try:
             app.block_thread()
         finally:
             app.close(verbose=False)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise UserError if nothing can listen on host:port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: cannot be listened on ({error.strerror}); --port 0 "
+            "takes any free port"
+        ) from error
 
 
 def theme() -> gr.themes.Base:

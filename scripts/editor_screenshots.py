@@ -144,7 +144,7 @@ def save(page: Page, path: Path) -> None:
     """The page as a PNG of few colours: small, and sharp where a page is."""
     page.wait_for_function("() => !document.querySelector('.waiting')")
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1024} kB")
 
 

@@ -186,7 +186,7 @@ def test_another_style_changes_the_car_and_hardly_anything_else(window, project:
     assert styles.count() == 5
     other = window.page.locator("#gallery button:not(.chosen)").first
     window.after(other.click)
-    assert re.fullmatch(r"car \d+ has style \d now. Drawn in \d+\.\d\d s.", window.status())
+    assert re.fullmatch(r"Car \d+ has style \d now. Drawn in \d+\.\d\d s.", window.status())
     change = np.abs(window.picture().astype(int) - before).mean(2)
     assert change[mask].mean() > 10
     assert change[far_from(mask)].mean() < change[mask].mean() / 5
@@ -209,7 +209,7 @@ def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) 
     window.click(y, x, "map")
     window.choose_class("person")
     assert (window.picture("map")[mask] == red_person).all()
-    assert re.match(rf"car {number} became person 24\d\d\d\.", window.status())
+    assert re.match(rf"Car {number} became person 24\d\d\d\.", window.status())
 
     window.tool("Add")
     window.after(window.page.locator("#library button").first.click)
@@ -347,7 +347,7 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     window.after(lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5))
-    assert f"car {number} looks like the photograph there now." in window.status()
+    assert f"Car {number} looks like the photograph there now." in window.status()
     assert not np.array_equal(window.picture(), before)
     window.press("All styles from this scene's photograph")
     assert "Every object has its look in the photograph." in window.status()
@@ -476,6 +476,14 @@ def test_wrong_flags_are_refused_in_one_line(flags: str, project: Path, refused)
 
     checkpoints = project / "checkpoints"
     refused(edit.main, "--name", "tiny", "--checkpoints_dir", checkpoints, *flags.split())
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line(url: str, project: Path, refused) -> None:
+    import edit
+
+    port = url.rstrip("/").rpartition(":")[2]
+    command = ["--name", "tiny", "--checkpoints_dir", project / "checkpoints", "--gpu_ids", "-1"]
+    assert f"--port {port}" in refused(edit.main, *command, "--port", port)
 
 
 def test_a_run_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""The documents: links lead somewhere, and commands have flags that exist."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_command
+
+from options import evaluate_options
+from options.edit_options import EditOptions
+from options.test_options import EncoderOptions, TestOptions
+from options.train_options import TrainOptions
+
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PARSERS: dict[str, Callable] = {
+    "train.py": TrainOptions().parse,
+    "test.py": TestOptions().parse,
+    "encode_features.py": EncoderOptions().parse,
+    "precompute_feature_maps.py": EncoderOptions().parse,
+    "evaluate.py": evaluate_options.parse,
+    "edit.py": EditOptions().parse,
+}
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The words of each command in a document's bash blocks and in its inline code."""
+    text = document.read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines += [code for code in re.findall(r"`([^`\n]+)`", text) if code.startswith("python ")]
+    parts = [part for line in lines for part in line.split("&&")]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links(document: Path) -> None:
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags of the large commands are parsed; scripts and modules exist."""
+    monkeypatch.setattr("options.base_options.gpu_list", lambda text: [])
+    for words in commands(document):
+        scripts = [word for word in words if word.endswith((".py", ".sh"))]
+        modules = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "-m"]
+        for module in modules:
+            if module.split(".")[0] in ("data", "benchmarks", "util"):
+                assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), words
+        if not scripts:
+            continue
+        assert (ROOT / scripts[0]).is_file(), words
+        parse = PARSERS.get(scripts[0])
+        arguments = words[words.index(scripts[0]) + 1 :]
+        if parse is None or "..." in arguments or "--help" in arguments:
+            continue
+        if any(flag.startswith("--style") or flag == "--all_styles" for flag in arguments):
+            arguments.append("--instance_feat")  # which opt.json would tell
+        parse(arguments)
+
+
+def test_every_module_has_a_line_in_the_architecture() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("models/*.py")]:
+        assert path.name == "__init__.py" or path.name in text, path
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda p: p.name)
+def test_scripts_are_sound(script: Path) -> None:
+    """The shell accepts them, and the flags they give to the commands exist."""
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    text = re.sub(r"\\\n", " ", script.read_text())
+    found = re.findall(r"(?:python|torchrun.*?) (train|test)\.py ([^\n]*?)\"\$@\"", text)
+    for command, arguments in found:
+        words = [word for word in shlex.split(arguments) if word != "exec"]
+        parser = {"train": TrainOptions, "test": TestOptions}[command]()
+        if "--gpu_ids" in words:  # this machine may have none
+            del words[words.index("--gpu_ids") : words.index("--gpu_ids") + 2]
+        parser.parse(words)
+
+
+def test_quickstart_refuses_unknown_arguments() -> None:
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "quickstart.sh", "--nonsense"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "usage" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["train.py", "test.py", "encode_features.py"])
+def test_help(command: str) -> None:
+    done = run_command(command, "--help")
+    assert done.returncode == 0 and "--label_nc" in done.stdout

@@ -35,7 +35,8 @@ def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
     """GB of one way: saved for backward and, on CUDA, allocated at most."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    step = make()
+    with torch.device(device):  # no weights are drawn where nothing is computed
+        step = make()
     parameters = list(step.parameters())
     step.step(batch)  # the optimizers' state, as in every later step
     row = {"saved GB": peak_saved_bytes(lambda: step.step(batch), parameters) / 1e9}

@@ -79,7 +79,8 @@ def main() -> None:
         row["saved ratio"] = saved[way] / saved["baseline"]
         row["TFLOP"] = done / 1e12
         row["share of peak"] = done / row["median"] / peaks[way]
-    report("train_step", rows, device, given.json, flags=" ".join(ours), size=vars(given).copy())
+    size = f"{given.batch}x{given.width}x{given.height}"
+    report("train_step", rows, device, given.json, flags=" ".join(ours), size=size)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""The benchmarks: each runs at a small size and tells what it should; the yardsticks are right."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import (
+    baseline,
+    inference,
+    instance_pooling,
+    loader,
+    measure,
+    memory,
+    scene,
+)
+from models.networks import instance_average
+from models.pix2pixHD_model import Pix2PixHDModel
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+TINY = (
+    "--ndf 4 --nef 4 --label_nc 35 --n_downsample_global 1 --n_blocks_global 2 --n_downsample_E 1"
+    " --n_layers_D 2"
+)
+
+
+def result(main, flags: str, monkeypatch, capsys) -> dict:
+    """What a benchmark prints as JSON in its last line."""
+    monkeypatch.setattr(sys, "argv", ["benchmark", *flags.split()])
+    main()
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_train_step_by_its_command_line(tmp_path: Path) -> None:
+    flags = f"--device cpu --width 64 --height 32 --ngf 4 --no_vgg --repeat 2 {TINY}"
+    command = [sys.executable, "-m", "benchmarks.train_step", *flags.split()]
+    command += ["--json", str(tmp_path / "result.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told == json.loads((tmp_path / "result.json").read_text())
+    base, project = told["rows"]
+    assert (base["way"], project["way"]) == ("baseline", "project")
+    assert project["ratio"] == pytest.approx(project["median"] / base["median"])
+    assert 0 < project["saved MB"] < 0.65 * base["saved MB"]
+    assert 0 < project["TFLOP"] < base["TFLOP"]
+    assert "baseline" in done.stdout.splitlines()[2]
+
+
+def test_the_other_benchmarks(monkeypatch, capsys) -> None:
+    told = result(
+        instance_pooling.main,
+        "--device cpu --width 64 --height 32 --instances 5 --repeat 1",
+        monkeypatch,
+        capsys,
+    )
+    assert told["largest_difference"] < 1e-6
+    assert [row["way"] for row in told["rows"]] == ["loop", "project"]
+
+    flags = "--device cpu --scenes 2 --width 64 --height 32 --loadSize 32 --repeat 1"
+    told = result(loader.main, flags, monkeypatch, capsys)
+    ways = [row["way"] for row in told["rows"]]
+    assert ways == ["baseline", "project", "--cache ram", "--cache disk"]
+    assert all(row["items/s"] == pytest.approx(2 / row["median"]) for row in told["rows"])
+
+    flags = "--device cpu --width 64 --height 64 --ngf 2 --repeat 1"
+    told = result(inference.main, flags, monkeypatch, capsys)
+    assert told["mean_grey_levels_apart"] < 0.5 and told["TFLOP"] > 0
+
+
+def test_memory_of_the_full_networks(monkeypatch, capsys) -> None:
+    """Computed on shapes alone; the figures that the project promises."""
+    told = result(memory.main, "--device cpu --stage 512p", monkeypatch, capsys)
+    base, project, least = told["rows"]
+    assert base["ratio"] == 1 and project["ratio"] <= 0.65 and least["ratio"] <= 0.35
+
+
+def test_the_baseline_computes_the_same_losses() -> None:
+    flags = f"--ngf 4 --no_vgg_loss --instance_feat {TINY}".split()
+    options = scene.options("cpu", flags)
+    torch.manual_seed(0)
+    model, plain = Pix2PixHDModel(options, CPU), baseline.TrainStep(options, CPU)
+    for name in ("netG", "netD", "netE"):
+        getattr(plain, name).load_state_dict(getattr(model, name).state_dict())
+    batch = scene.batch(64, 32, 2)
+    expected = {k: v.item() for k, v in plain.step(baseline.float_batch(batch)).items()}
+    found = {k: v.item() for k, v in model.step(batch).items()}
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_baseline_reads_the_same_scenes(tmp_path: Path) -> None:
+    scene.write_scenes(tmp_path, 2, 64, 32)
+    options = scene.options("cpu", f"--dataroot {tmp_path} --loadSize 32 --no_flip".split())
+    from data.create import create_dataset
+
+    ours, plain = create_dataset(options, training=True), baseline.Scenes(tmp_path, 32)
+    for index in range(2):
+        for kind, value in plain[index].items():
+            torch.testing.assert_close(ours[index][kind].float(), value)
+
+
+def test_the_loop_averages_like_the_project() -> None:
+    features, inst = torch.randn(2, 3, 16, 32), scene.batch(32, 16, 2)["inst"]
+    found = baseline.instance_average(features, inst)
+    torch.testing.assert_close(found, instance_average(features, inst))
+
+
+def test_saved_bytes_by_hand() -> None:
+    x, weight = torch.randn(10, 4, requires_grad=True), nn.Parameter(torch.randn(4, 4))
+    with measure.SavedBytes([weight]) as saved:
+        y = x @ weight  # keeps x and the weight: 160 bytes besides the parameter
+        assert saved.now == 160
+        z = y.exp()  # keeps its result
+        assert saved.now == 320
+        w = z * z.detach()  # keeps what is kept already
+        assert saved.now == 320
+        w.sum().backward()
+        assert (saved.now, saved.peak) == (0, 320)
+
+
+def test_saved_bytes_do_not_depend_on_the_device() -> None:
+    flags = f"--ngf 4 --no_vgg_loss {TINY}".split()
+    peaks = []
+    for device in ("cpu", "meta"):
+        model = Pix2PixHDModel(scene.options("cpu", flags), torch.device(device))
+        batch = {k: v.to(device) for k, v in scene.batch(64, 32, 1).items()}
+        step = lambda model=model, batch=batch: model.step(batch)  # noqa: E731
+        peaks.append(measure.peak_saved_bytes(step, list(model.parameters())))
+    assert peaks[0] == peaks[1] > 0
+
+
+def test_operations_times_and_tables_by_hand() -> None:
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert measure.flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert measure.summary([2.0, 1.0, 5.0]) == {"median": 2.0, "spread": 2.0, "best": 1.0}
+    order = []
+    ways = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = measure.alternate(ways, CPU, repeat=3)
+    assert order == ["a", "b"] * 4 and all(len(values) == 3 for values in times.values())
+    rows = measure.compare({"a": [2.0], "b": [1.0]}, "a")
+    assert [row["ratio"] for row in rows] == [1, 0.5]
+    assert measure.table([{"way": "a", "n": 0.123456}]).splitlines()[1] == "a    0.1235"
+    assert np.isfinite(measure.matmul_peak(CPU, torch.float32))

@@ -3,9 +3,9 @@
     python -m benchmarks.toy_segmenter --dataroot datasets/toy
     python evaluate.py --name toy_labels --segmenter torchscript:checkpoints/toy_segmenter.pt
 
-A minute or two on two cores. It sees real training photographs alone, blurred, noisy and in other
-brightness, so that it goes by what is in a picture and not by its finest grain. The file is a
-torch.jit module: (B, 3, H, W) RGB in [0, 1] -> (B, 19, H, W) scores, in Cityscapes' train ids.
+About a minute on two cores. It is taught on the real training photographs alone, blurred, noisy and
+in other brightness, so that it goes by what is in a picture and not by its finest grain. The file
+is a torch.jit module: (B, 3, H, W) RGB in [0, 1] -> (B, 19, H, W) scores, in Cityscapes' train ids.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def train(opt: argparse.Namespace) -> Path:
     torch.manual_seed(opt.seed)
     draw = np.random.default_rng(opt.seed)
     scenes = read_scenes(opt.dataroot)
-    net = UNet(CLASSES)
+    net = UNet(CLASSES).to(memory_format=torch.channels_last)  # a fifth faster
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=opt.steps)
     weights = class_weights([truth for _, truth in scenes])
@@ -78,6 +78,7 @@ def train(opt: argparse.Namespace) -> Path:
         chosen = draw.choice(len(scenes), opt.batch)
         cuts = [cut(*scenes[k], opt.width, draw) for k in chosen]
         pictures = spoil(torch.stack([picture for picture, _ in cuts]))
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
         truth = torch.stack([truth for _, truth in cuts])
         loss = F.cross_entropy(net(pictures), truth, weights, ignore_index=NOT_JUDGED)
         optimizer.zero_grad()
@@ -136,16 +137,29 @@ def cut(
 
 
 def spoil(pictures: Tensor) -> Tensor:
-    """Brightness, contrast, blur and noise at random for each picture, as no photographer would."""
-    count = len(pictures)
+    """What generated pictures do and photographs do not, at random for each (B, 3, H, W): another
+    brightness, detail lost, noise, patches of false colour, and the tiles that transposed
+    convolutions leave."""
+    count, _, height, width = pictures.shape
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(count, 1, 1, 1).uniform_(low, high)
 
-    pictures = (pictures - 0.5) * uniform(0.85, 1.15) + 0.5 + uniform(-0.08, 0.08)
-    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    pictures = torch.lerp(pictures, blurred, uniform(0, 1))
-    return (pictures + torch.randn_like(pictures) * uniform(0, 0.05)).clamp(0, 1)
+    def noise(cell: int) -> Tensor:
+        coarse = torch.randn(count, 3, height // cell + 1, width // cell + 1)
+        smooth = F.interpolate(coarse, scale_factor=cell, mode="bilinear")
+        return smooth[..., :height, :width]
+
+    tile = torch.randn(count, 3, 8, 8).repeat(1, 1, height // 8 + 1, width // 8 + 1)
+    pictures = (pictures - 0.5) * uniform(0.8, 1.2) + 0.5 + uniform(-0.1, 0.1)
+    for factor in (2, 3):
+        small = F.interpolate(pictures, scale_factor=1 / factor, mode="area")
+        blurred = F.interpolate(small, (height, width), mode="bilinear")
+        pictures = torch.where(uniform(0, 1) < 0.35, blurred, pictures)
+    pictures = pictures + torch.randn_like(pictures) * uniform(0, 0.06)
+    pictures = pictures + noise(4) * uniform(0, 0.12)
+    pictures = pictures + tile[..., :height, :width] * uniform(0, 0.06)
+    return pictures.clamp(0, 1)
 
 
 def parse() -> argparse.Namespace:
@@ -153,7 +167,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataroot", default="datasets/toy", help="train_img/ and train_label/")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/toy_segmenter.pt"))
     parser.add_argument("--width", type=integer(16), default=128, help="of what it is trained on")
-    parser.add_argument("--steps", type=integer(1), default=300)
+    parser.add_argument("--steps", type=integer(1), default=500)
     parser.add_argument("--batch", type=integer(1), default=8)
     parser.add_argument("--seed", type=integer(0), default=0)
     return parser.parse_args()

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import test as test_command  # test.py
@@ -207,3 +209,33 @@ def test_weights_alone_need_flags(tmp_path: Path) -> None:
     expected = load_generator(folder)(*pair)
     (folder / "opt.json").unlink()
     np.testing.assert_array_equal(load_generator(folder, **SMALL)(*pair), expected)
+
+
+def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of docs/library.md, from top to bottom."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/library.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    label, inst = maps()
+    label[:, :8], inst[:, :8] = 26, 26_000
+    Image.fromarray(label).save("label.png")
+    Image.fromarray(inst.astype(np.uint16)).save("inst.png")
+    plain = save_run(tmp_path / "checkpoints" / "label2city_512p")
+    styled = save_run(tmp_path / "checkpoints" / "label2city_512p_feat", instance_feat=True)
+    np.save(styled / "features_clustered_010.npy", np.float32([[26, 1, -1, 1]]))
+    scope: dict = {}
+    exec(blocks[0], scope)
+    written = Path("picture.png")
+    drawn = np.asarray(Image.open(written)).astype(int)
+    assert drawn.shape == (17, 22, 3)
+    exec(blocks[1], scope)
+    assert scope["picture"].shape == (17, 22, 3)
+
+    pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
+    pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
+    from models.export import export_onnx
+
+    export_onnx(load_generator(plain), Path("label2city.onnx"))
+    written.unlink()
+    exec(blocks[2], {})
+    assert np.abs(np.asarray(Image.open(written)).astype(int) - drawn).max() <= 1

@@ -111,6 +111,9 @@ class Pix2PixHDModel(nn.Module):
                 self.vgg.recompute = True
         distributed.share_statistics(self)
         self.to(device)
+        if opt.compile and device.type == "cuda":
+            # for tensor cores; eager instance normalization would copy back and forth
+            self.to(memory_format=torch.channels_last)
         for net in self.networks().values():
             rest_idle_biases(net)
 

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
 from util import distributed
 from util.errors import UserError, run
+from util.stop import Stop
 
 STEPS = 10
 TINY = (
@@ -79,6 +81,16 @@ def error_of_one(opt: argparse.Namespace, device: torch.device) -> None:
 
 def error_of_all(opt: argparse.Namespace, device: torch.device) -> None:
     raise UserError("all found a bad flag")
+
+
+def until_stopped(opt: argparse.Namespace, device: torch.device) -> int:
+    """Work that ends as training does when it is asked to."""
+    stop = Stop()
+    (Path(opt.out) / f"ready{distributed.rank()}").touch()
+    while not stop.asked():
+        time.sleep(0.1)
+    (Path(opt.out) / f"saved{distributed.rank()}").touch()
+    return stop.status
 
 
 def options(data: str, flags: str = "") -> argparse.Namespace:

@@ -1,8 +1,10 @@
 """Several processes on the CPU (gloo): the same weights as one, one-line errors, the launcher."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,21 @@ def test_the_launcher_gives_the_first_answer(data: Path, tmp_path: Path) -> None
     """--gpu_ids 0,1 starts its processes by this function."""
     done = start(1, WORK, "start:answers", data, tmp_path)
     assert done.returncode == 42, done.stderr
+
+
+@pytest.mark.slow  # the launcher takes half a minute to end
+def test_a_signal_to_the_launcher_reaches_all(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, WORK, "start:until_stopped", data, tmp_path]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launcher = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env)
+    ready = [tmp_path / "ready0", tmp_path / "ready1"]
+    for _ in range(1200):
+        if all(path.exists() for path in ready) or launcher.poll() is not None:
+            break
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=120) == 128 + signal.SIGTERM
+    assert (tmp_path / "saved0").exists() and (tmp_path / "saved1").exists()
 
 
 def test_several_gpus_are_started_one_process_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def _joined(work: Callable, opt, device: torch.device) -> object:
     store, number, count = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
     try:
-        if opt.batchSize % count:
+        if opt.is_train and opt.batchSize % count:  # at test time it is each process's own
             raise UserError(
                 f"--batchSize {opt.batchSize} is the batch of all {count} processes together "
                 "and must be a multiple of their number"

@@ -18,5 +18,6 @@ need() {
   touch "$stamp"
 }
 
-# Threads that spin while they wait cost others, and on a busy machine themselves, most of the time.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+# Threads that wait for each other spin for a moment and then sleep: without the limit they would
+# hold a core that someone else needs, and on a busy machine training would crawl.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"

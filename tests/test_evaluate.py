@@ -19,6 +19,7 @@ pytest.importorskip("torchmetrics", reason="needs requirements-eval.txt")
 pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
 
 import evaluate
+from benchmarks import toy_segmenter
 from util import scores
 
 
@@ -339,3 +340,38 @@ class Evil:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.marker,)
+
+
+# -- the toy segmenter -----------------------------------------------------------------------
+
+
+def test_the_toy_segmenter_learns_and_is_read(
+    call: Callable, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few steps on four scenes: better than always answering the most frequent class."""
+    monkeypatch.setattr(evaluate, "Perceptual", NoWeights)
+    file = tmp_path / "made" / "net.pt"
+    flags = ["--dataroot", toy_data, "--out", file, "--width", 32, "--steps", 40, "--batch", 4]
+    call(toy_segmenter.main, *flags)
+    common = ["--dataroot", toy_data, "--phase", "train", "--out", tmp_path / "out"]
+    segmenter = ["--segmenter", f"torchscript:{file}", "--gpu_ids", -1, "--worst", 0]
+    call(evaluate.main, *common, "--images", toy_data / "train_img", *segmenter)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    classes = evaluate.evaluation_classes(35, None, "trainIds")
+    labels = [np.array(Image.open(p)) for p in (toy_data / "train_label").glob("*.png")]
+    truth = classes.of_label[np.stack(labels)]
+    most = np.bincount(truth[truth >= 0]).max() / (truth >= 0).sum()
+    assert found["pixel_accuracy"] > most + 0.1
+
+
+class NoWeights:
+    """LPIPS, FID and KID where no weights are."""
+
+    def __init__(self, *args: object) -> None:
+        self.reasons = dict.fromkeys(scores.PERCEPTUAL, "no weights")
+
+    def add(self, *args: object) -> None:
+        """Count nothing."""
+
+    def compute(self) -> dict:
+        return dict.fromkeys(scores.PERCEPTUAL)

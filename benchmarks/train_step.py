@@ -64,12 +64,10 @@ def main() -> None:
         "project": peak_saved_bytes(ways["project"], list(model.parameters())),
     }
     work = flops(ways["baseline"])
+    dtypes = {"baseline": torch.float32, "project": AMP_TYPES.get(given.amp, torch.float32)}
+    before = {way: matmul_peak(device, dtype) for way, dtype in dtypes.items()}
     times = alternate(ways, device, given.repeat)
-    dtype = AMP_TYPES.get(given.amp, torch.float32)
-    peaks = {
-        "baseline": matmul_peak(device, torch.float32),
-        "project": matmul_peak(device, dtype),
-    }
+    peaks = {way: max(before[way], matmul_peak(device, dtypes[way])) for way in ways}
     eager = work if given.compile else flops(ways["project"])
     rows = compare(times, "baseline")
     for row in rows:

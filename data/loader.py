@@ -1,5 +1,6 @@
 """From a dataset to batches: in an order that seed and epoch fix, from any position, over ranks."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -113,10 +114,12 @@ class Loader:
 
 
 def _leave_signals(worker: int) -> None:
-    """Terminals and schedulers signal all processes at once; what it means is the main process's
-    business, and it needs its workers for the step in hand. They end when it does."""
+    """Terminals and tools like timeout signal a whole group of processes; what that means is the
+    main process's business, and it needs its workers for the step in hand. So they form groups of
+    their own; the main process still ends them by name."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
 
 
 def batches_in_order(
@@ -152,4 +155,6 @@ def collate(items: list[dict | UserError]) -> dict | UserError:
             f"the pictures of a batch must have one size, but {listed}; crop them to one "
             "(--resize_or_crop scale_width_and_crop) or use --batchSize 1"
         )
+    if len(items) == 1:  # nothing to stack: spare the copy
+        return {k: v[None] if torch.is_tensor(v) else [v] for k, v in items[0].items()}
     return default_collate(items)

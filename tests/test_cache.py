@@ -275,7 +275,7 @@ def test_the_flag_reaches_the_loader(root: Path) -> None:
 
 def test_an_unusable_folder_is_one_line(root: Path) -> None:
     (root / ".cache").write_text("in the way")
-    flags = f"--dataroot {root} --loadSize 24 --gpu_ids -1 --cache disk --no_vgg_loss"
+    flags = f"--dataroot {root} --loadSize 64 --gpu_ids -1 --cache disk --no_vgg_loss"
     command = [sys.executable, "train.py", *flags.split(), "--checkpoints_dir", str(root / "runs")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -139,6 +139,7 @@ def _joined(work: Callable, opt, device: torch.device) -> object:
     backend = "nccl" if device.type == "cuda" else "gloo"
     store, number, count = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
+    wait_for_all()  # a process that ended at once would break the others' connecting
     try:
         if opt.is_train and opt.batchSize % count:  # at test time it is each process's own
             raise UserError(

@@ -49,6 +49,8 @@ def main() -> None:
     seed_everything(opt.seed)
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     ui = create_model(opt, device)
+    if opt.verbose:
+        say(str(ui.networks))
     (replay if opt.replay else edit)(ui, opt)
 
 

@@ -20,7 +20,7 @@ from models.styles import cluster, instance_classes, instance_rows, load_rows, s
 from options.base_options import run_dir
 from options.test_options import EncoderOptions, weights_folder
 from util import distributed
-from util.checkpoints import write_bytes
+from util.checkpoints import make_folder, write_bytes
 from util.colours import CITYSCAPES_NAMES
 from util.errors import UserError, run
 from util.progress import bar, say
@@ -31,11 +31,13 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     folder = run_dir(opt)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "features.npy"
     if needs_encoding(opt, folder, path):
         model = InferenceModel(opt, device, weights_folder(opt), with_generator=False)
         model.load_encoder()
+        if opt.verbose and distributed.is_main():
+            say(str(model))
+        make_folder(folder, "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
             write_array(path, rows)
@@ -62,9 +64,11 @@ def needs_encoding(opt: argparse.Namespace, folder: Path, path: Path) -> bool:
     if opt.reencode or not path.is_file():
         return True
     if encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime:
-        say(f"{encoder} is newer than {path}: encoding again")
+        if distributed.is_main():
+            say(f"{encoder} is newer than {path}: encoding again")
         return True
-    say(f"clustering {path} as it is (--reencode encodes again)")
+    if distributed.is_main():
+        say(f"clustering {path} as it is (--reencode encodes again, e.g. after other data flags)")
     return False
 
 
@@ -79,7 +83,7 @@ def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarr
     loader = batches_in_order(share, 1, opt.nThreads, bool(opt.gpu_ids))
     found: dict[int, np.ndarray] = {}
     for index, batch in zip(mine, bar(loader, total=len(mine), desc="encoding", unit="picture")):
-        regions = model.regions(batch["label"], batch.get("inst"))
+        regions = batch.get("inst", batch["label"])  # instances, with --label_feat too
         features = model.encode(batch["image"], regions)[0].cpu().numpy()
         label = batch["label"][0, 0].numpy() if opt.label_nc else None
         inst = regions[0, 0].numpy()

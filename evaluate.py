@@ -26,7 +26,7 @@ from data.aligned_dataset import find_files
 from data.files import label_problem, list_files, picture_names, read_integers, read_rgb
 from models.segmenters import Segmenter, load_segmenter
 from options import evaluate_options
-from util.checkpoints import write_text
+from util.checkpoints import make_folder, write_text
 from util.colours import palette, save_image
 from util.errors import UserError, run
 from util.html import Page, Picture
@@ -38,6 +38,7 @@ def evaluate(opt: argparse.Namespace) -> dict:
     """Measure opt.images, write metrics.json and the page, and return what metrics.json holds."""
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     scenes = find_scenes(opt)
+    make_folder(opt.out / "images", "--out")
     judge = Judge(opt, device) if opt.segmenter else None
     perceptual = Perceptual(len(scenes), opt.weights_dir, device)
     measured, ssim_missing = [], missing_package("torchmetrics")
@@ -63,7 +64,6 @@ def evaluate(opt: argparse.Namespace) -> dict:
         **(judge.figures() if judge else {}),
         "pictures": measured,
     }
-    opt.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(jsonable(metrics), indent=1, allow_nan=False)
     write_text(opt.out / "metrics.json", text + "\n")
     page = write_page(opt, metrics, scenes, judge)
@@ -105,7 +105,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     pictures = find_pictures(opt.images, names)
     missing = [str(files["label"][scene]) for scene in pictures if scene not in files["image"]]
     if missing:
-        raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} and {len(missing)} in all")
+        raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} ({len(missing)} in all)")
     scenes = [
         Scene(names[scene], pictures[scene], files["image"][scene], files["label"][scene])
         for scene in sorted(pictures)
@@ -351,7 +351,6 @@ def write_page(
     opt: argparse.Namespace, metrics: dict, scenes: list[Scene], judge: Judge | None
 ) -> Path:
     """The table, the confusion matrices and the worst pictures. Returns the page's path."""
-    (opt.out / "images").mkdir(exist_ok=True)
     page = Page(opt.out, f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}: evaluation")
     for key, value in metrics["protocol"].items():
         page.header(f"{key.replace('_', ' ')}: {value}")
@@ -419,7 +418,7 @@ def confusion_picture(matrix: np.ndarray, names: list[str]) -> np.ndarray:
         ImageDraw.Draw(text).text((0, 2), name, 255, font)
         text = text.rotate(45, expand=True)
         corner = left + j * cell + cell // 3, top - text.height
-        picture.paste("black", (corner[0], corner[1] + 0), text)
+        picture.paste("black", (corner[0], corner[1]), text)
     for i, name in enumerate(names):
         y = top + i * cell
         draw.text((left - 6, y + cell // 2), name, "black", font, anchor="rm")

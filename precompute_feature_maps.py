@@ -17,6 +17,7 @@ from data.loader import batches_in_order
 from models.inference_model import InferenceModel, to_pictures
 from options.test_options import EncoderOptions, weights_folder
 from util import distributed
+from util.checkpoints import make_folder
 from util.colours import save_image
 from util.errors import UserError, run
 from util.progress import bar, say
@@ -33,18 +34,16 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
         raise UserError(f"{encoder}: no trained encoder; train with --instance_feat first")
     model = InferenceModel(opt, device, weights_folder(opt), with_generator=False)
     model.load_encoder()
+    if opt.verbose and distributed.is_main():
+        say(str(model))
 
     dataset = create_dataset(opt, training=False)
-    folder = Path(opt.dataroot) / f"{opt.phase}_feat"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
+    folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
     mine = list(range(distributed.rank(), len(dataset), distributed.world()))
     share = torch.utils.data.Subset(dataset, mine)
     loader = batches_in_order(share, 1, opt.nThreads, bool(opt.gpu_ids))
     for index, batch in zip(mine, bar(loader, total=len(mine), desc="features", unit="picture")):
-        feat = model.encode(batch["image"], model.regions(batch["label"], batch.get("inst")))
+        feat = model.encode(batch["image"], batch.get("inst", batch["label"]))
         doubled = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         below = Path(dataset.scenes[index]).parent  # a folder inside train_label/, or "."
         target = folder / below / f"{Path(batch['path'][0]).stem}.png"

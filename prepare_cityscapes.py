@@ -182,7 +182,7 @@ def make(job: Job, link: bool, width: int | None) -> bool:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         write(job, link, width)
     # Pillow reports a damaged file by OSError or SyntaxError
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         if getattr(error, "errno", None) == errno.EXDEV:
             fail("--link: --out must be on the same file system as --raw; copy without --link")
         raise UserError(f"cannot make {job.target} from {job.source}: {error}") from error

@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from models.styles import (
 from options.base_options import run_dir
 from options.test_options import TestOptions
 from util import distributed
+from util.checkpoints import make_folder
 from util.colours import CITYSCAPES_NAMES, class_id, label_picture, save_image
 from util.errors import UserError, run
 from util.html import Page, Picture
@@ -51,6 +53,8 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     model = create_generator(opt, device)
+    if opt.verbose and distributed.is_main():
+        say(str(model))
     dataset = create_dataset(opt, training=False, load_photos=opt.use_encoded_image)
     dataset.scenes = dataset.scenes[: opt.how_many]
     photos = photographs(opt)
@@ -59,7 +63,7 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
     looks = looks_of_styles(model, opt)
 
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "images", "--results_dir")
     rank, world = distributed.rank(), distributed.world()
     mine = range(rank, len(dataset), world)
     rows: dict[int, list[Picture]] = {}
@@ -73,7 +77,7 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
                 pictures |= {name: images[k] for name, images in rendered}
                 photo = photos.get(dataset.scenes[index])
                 if photo is not None:
-                    pictures["real_image"] = fit(read_rgb(photo), label.shape[-1], label.shape[-2])
+                    pictures["real_image"] = partial(fit, photo, label.shape[-1], label.shape[-2])
                 rows[index] = writer.write(names[index], pictures)
                 progress.update()
         progress.close()
@@ -121,9 +125,9 @@ def batches(dataset, opt: argparse.Namespace, mine: range) -> Iterator[tuple[lis
     return zip(map(list, groups), loader)
 
 
-def fit(photo: Image.Image, width: int, height: int) -> np.ndarray:
-    """A photograph at the size of its label map on the page."""
-    return np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
+def fit(photo: Path, width: int, height: int) -> np.ndarray:
+    """A photograph at the size of its label map on the page, (H, W, 3) uint8."""
+    return np.asarray(read_rgb(photo).resize((width, height), Image.Resampling.BICUBIC))
 
 
 # -- styles ----------------------------------------------------------------------------------
@@ -207,7 +211,7 @@ def look_of_instance(
     """--style_from SCENE,ID as class -> the feature that the encoder finds in that instance."""
     scene, _, number = request.rpartition(",")
     if not scene or not number.isdigit():
-        raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. {'aachen_0_19'},26001")
+        raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. aachen_0_19,26001")
     item = find_scene(scene, opt)
     batch = {kind: value[None] for kind, value in item.items() if isinstance(value, torch.Tensor)}
     regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
@@ -241,7 +245,8 @@ def find_scene(name: str, opt: argparse.Namespace) -> dict:
 
 
 def warn_missing(looks: list[Look], model: InferenceModel) -> None:
-    missing = set().union(*(look.chooser.missing for look in looks if look.chooser))
+    mine = set().union(*(look.chooser.missing for look in looks if look.chooser))
+    missing = set().union(*distributed.gather(mine))
     names = CITYSCAPES_NAMES if model.opt.label_nc == 35 else []
     if missing and distributed.is_main():
         say(
@@ -273,18 +278,19 @@ class Writer:
         finally:
             self.pool.shutdown()
 
-    def write(self, name: str, pictures: dict[str, np.ndarray]) -> list[Picture]:
-        """Queue the pictures of a scene; returns them as a row of the page."""
+    def write(self, name: str, pictures: dict[str, np.ndarray | Callable]) -> list[Picture]:
+        """Queue the pictures of a scene, or functions that give them; returns a row of the page."""
         row = []
-        for kind, array in pictures.items():
+        for kind, picture in pictures.items():
             path = Path("images") / f"{name}_{kind}.{self.suffix}"
-            self.pending.append(self.pool.submit(self._save, array, self.folder / path))
+            self.pending.append(self.pool.submit(self._save, picture, self.folder / path))
             row.append(Picture(path, kind))
         while len(self.pending) > 64:  # keep memory bounded when disks are slow
             self.pending.pop(0).result()
         return row
 
-    def _save(self, array: np.ndarray, path: Path) -> None:
+    def _save(self, picture: np.ndarray | Callable, path: Path) -> None:
+        array = picture() if callable(picture) else picture
         if self.aspect_ratio != 1:
             height, width = array.shape[:2]
             size = max(1, round(width * self.aspect_ratio)), height

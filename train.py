@@ -25,10 +25,11 @@ from models.pix2pixHD_model import smallest_side
 from options.base_options import run_dir, write_options
 from options.train_options import TrainOptions
 from util import distributed
+from util.checkpoints import cannot_write, make_folder
 from util.colours import label_picture, to_image
 from util.errors import UserError, run
 from util.progress import Pace, bar, peak_memory, say, surviving
-from util.resume import Position, cannot_write, load_weights, make_folder, save
+from util.resume import FOLDER_FLAGS, Position, load_weights, save
 from util.setup import seed_everything, set_up_torch
 from util.stop import Stop
 from util.visualizer import Visualizer
@@ -43,7 +44,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
         opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
         say_main(f"--label_nc {opt.label_nc}")
     loader = create_loader(opt, smallest_side(opt))
-    folder = make_folder(run_dir(opt))
+    folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device)
     scenes = len(loader.dataset)
     at = load_weights(model, opt, folder, scenes)
@@ -88,6 +89,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
                 if stopping or at.passed(opt.save_latest_freq):
                     saved = save(model, watch, opt, folder, at, scenes)
                 if stopping:
+                    close(visualizer)
                     say_main(f"stopped at step {at.step}; {how_to_go_on(saved)}")
                     return stop.status
             waiting = time.perf_counter()
@@ -102,13 +104,14 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
         elif crossed or stopping:
             saved = save(model, watch, opt, folder, at, scenes)
         if stopping:
+            close(visualizer)
             say_main(f"stopped behind epoch {ended}; {how_to_go_on(saved)}")
             return stop.status
 
     if not saved:
         raise UserError(f"{folder}: the end of training could not be saved; {how_to_go_on(saved)}")
+    close(visualizer)
     if visualizer:
-        visualizer.close()
         page = "" if opt.no_html else f", pictures in {folder / 'web' / 'index.html'}"
         say(f"done: weights in {folder}{page}")
     return 0
@@ -131,9 +134,15 @@ def start_records(
         visualizer.truncate_after(at.step)
         write_options(opt)
     except OSError as error:
-        raise cannot_write(run_dir(opt), error) from error
+        raise cannot_write(run_dir(opt), error, FOLDER_FLAGS) from error
     say(f"{scenes} scenes, epoch {at.epoch} of {opt.niter + opt.niter_decay}, on {device}")
     return visualizer
+
+
+def close(visualizer: Visualizer | None) -> None:
+    """Let TensorBoard's last rows reach the disk."""
+    if visualizer:
+        visualizer.close()
 
 
 def report(
@@ -148,7 +157,9 @@ def report(
     seconds, waited, left = pace.look(at.step)
     line = visualizer.log(at.epoch, at.pictures, at.step, seconds, waited, rate, losses)
     memory = peak_memory(device)
-    say(f"{line}  [{1 / seconds:.3g} it/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]")
+    say(
+        f"{line}  [{1 / seconds:.3g} pictures/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]"
+    )
 
 
 def current_visuals(model: torch.nn.Module, batch: dict, opt: argparse.Namespace) -> dict:

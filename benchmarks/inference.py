@@ -17,6 +17,7 @@ from benchmarks.baseline import plain_generate
 from benchmarks.measure import add_common_flags, alternate, compare, flops, matmul_peak, report
 from models.inference_model import InferenceModel
 from models.pix2pixHD_model import AMP_TYPES, build_generator
+from options.base_options import integer
 from options.test_options import TestOptions
 from util.checkpoints import save_set
 from util.errors import run
@@ -26,11 +27,11 @@ from util.setup import set_up_torch
 def main() -> None:
     parser = argparse.ArgumentParser(description="Inference beside the plain way.")
     add_common_flags(parser)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--height", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--width", type=integer(1), default=2048)
+    parser.add_argument("--height", type=integer(1), default=1024)
+    parser.add_argument("--batch", type=integer(1), default=1)
     parser.add_argument("--netG", default="local", choices=["global", "local"])
-    parser.add_argument("--ngf", type=int, default=32)
+    parser.add_argument("--ngf", type=integer(1), default=32)
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()

@@ -1,4 +1,5 @@
-"""The encoder's instance-wise average pooling, forward and backward, beside a loop.
+"""The encoder's instance-wise average pooling, forward and backward, beside a loop; and whether its
+time grows with the number of instances.
 
 python -m benchmarks.instance_pooling
 python -m benchmarks.instance_pooling --device cuda
@@ -12,27 +13,31 @@ from torch import Tensor
 from benchmarks import baseline, scene
 from benchmarks.measure import add_common_flags, alternate, compare, report
 from models.networks import instance_average
+from options.base_options import integer
 from util.errors import run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Instance pooling beside a loop.")
     add_common_flags(parser)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--height", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--instances", type=int, default=60)
-    parser.add_argument("--channels", type=int, default=3)
+    parser.add_argument("--width", type=integer(1), default=2048)
+    parser.add_argument("--height", type=integer(1), default=1024)
+    parser.add_argument("--batch", type=integer(1), default=2)
+    parser.add_argument("--instances", type=integer(1), default=60)
+    parser.add_argument("--channels", type=integer(1), default=3)
     parser.set_defaults(repeat=3)  # the loop takes long
     given = parser.parse_args()
     device = torch.device(given.device)
 
-    inst = scene.batch(given.width, given.height, given.batch, given.instances)["inst"].to(device)
+    def instance_maps(instances: int) -> Tensor:
+        return scene.batch(given.width, given.height, given.batch, instances)["inst"].to(device)
+
+    inst = instance_maps(given.instances)
     shape = (given.batch, given.channels, given.height, given.width)
     features = torch.randn(shape, device=device, requires_grad=True)
     upstream = torch.randn(shape, device=device)
 
-    def both(average) -> Tensor:
+    def both(average, inst: Tensor = inst) -> Tensor:
         return torch.autograd.grad(average(features, inst), features, upstream)[0]
 
     difference = (both(baseline.instance_average) - both(instance_average)).abs().max().item()
@@ -43,6 +48,12 @@ def main() -> None:
     rows = compare(alternate(ways, device, given.repeat), "loop")
     for row in rows:
         row["times as fast"] = 1 / row["ratio"]
+    few, many = instance_maps(10), instance_maps(1000)
+    numbers = {
+        "project, 10 instances": lambda: both(instance_average, few),
+        "project, 1000 instances": lambda: both(instance_average, many),
+    }
+    growth = compare(alternate(numbers, device, 5 * given.repeat), "project, 10 instances")
     found = [len(one.unique()) for one in inst]
     report(
         "instance_pooling",
@@ -51,6 +62,8 @@ def main() -> None:
         given.json,
         shape=list(shape),
         instances=found,
+        most_instances=[len(one.unique()) for one in many],
+        times_of_1000_instances_to_10=growth[1]["ratio"],
         largest_difference=difference,
     )
 

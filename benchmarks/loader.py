@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from benchmarks import baseline, scene
 from benchmarks.measure import add_common_flags, alternate, compare, report
 from data.create import create_loader
+from options.base_options import integer
 from util.errors import run
 
 
@@ -27,11 +28,11 @@ def read(batches: Iterable) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Items a second of data loaders.")
     add_common_flags(parser)
-    parser.add_argument("--scenes", type=int, default=8)
-    parser.add_argument("--width", type=int, default=2048, help="of the files")
-    parser.add_argument("--height", type=int, default=1024)
-    parser.add_argument("--loadSize", type=int, default=1024)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--scenes", type=integer(1), default=8)
+    parser.add_argument("--width", type=integer(1), default=2048, help="of the files")
+    parser.add_argument("--height", type=integer(1), default=1024)
+    parser.add_argument("--loadSize", type=integer(1), default=1024)
+    parser.add_argument("--workers", type=integer(0), default=0)
     given = parser.parse_args()
     device = torch.device(given.device)
 

@@ -15,15 +15,25 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from options.base_options import integer
+
 Work = Callable[[], object]
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """--device, --repeat and --json, which every benchmark has."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, choices=["cpu", "cuda"])
-    parser.add_argument("--repeat", type=int, default=5, help="measurements of each way")
+    parser.add_argument("--device", type=_device, default=default, help="cpu or cuda")
+    parser.add_argument("--repeat", type=integer(1), default=5, help="measurements of each way")
     parser.add_argument("--json", type=Path, default=None, help="write the results here as well")
+
+
+def _device(name: str) -> str:
+    if name not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{name!r}: expected cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("no CUDA device was found")
+    return name
 
 
 def synchronize(device: torch.device) -> None:

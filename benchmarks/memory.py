@@ -19,13 +19,15 @@ from benchmarks import baseline, scene
 from benchmarks.measure import add_common_flags, peak_saved_bytes, report
 from models.networks import instance_average
 from models.pix2pixHD_model import AMP_TYPES, Pix2PixHDModel
+from options.base_options import integer
 from util.errors import run
+from util.setup import set_up_torch
 
 LOCAL = "--netG local --ngf 32 --num_D 3"
 STAGES = {
     "512p": ("", 1024, 512),
     "512p, features": ("--instance_feat", 1024, 512),
-    "1024p, 12 GB recipe": (f"{LOCAL} --no_vgg_loss", 1024, 1024),
+    "1024p on crops": (LOCAL, 1024, 1024),
     "1024p": (LOCAL, 2048, 1024),
     "1024p, outer part alone": (f"{LOCAL} --niter_fix_global 1", 2048, 1024),
 }
@@ -51,13 +53,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory of the training step.")
     add_common_flags(parser)
     parser.add_argument("--stage", action="append", choices=list(STAGES), help="default: all")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=integer(1), default=1)
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     given = parser.parse_args()
     device = torch.device("cuda" if given.device == "cuda" else "meta")
     if device.type == "meta" and given.amp != "off":
         parser.error("--amp is measured with --device cuda")
 
+    set_up_torch(deterministic=False, tf32=False)  # cudnn chooses as it does in training
     rows = []
     amp = ["--amp", given.amp]
     average = patch("benchmarks.baseline.instance_average", instance_average)
@@ -65,7 +68,7 @@ def main() -> None:
         vgg = scene.vgg_flags(True, Path(folder))
         for stage in given.stage or STAGES:
             flags, width, height = STAGES[stage]
-            flags = flags.split() if "--no_vgg_loss" in flags else [*flags.split(), *vgg]
+            flags = [*flags.split(), *vgg]
             batch = scene.batch(width, height, given.batch)
             batch = {kind: value.to(device) for kind, value in batch.items()}
 

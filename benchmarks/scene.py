@@ -22,10 +22,11 @@ def options(device: str, flags: Sequence[str]) -> argparse.Namespace:
 
 
 def batch(width: int, height: int, pictures: int, instances: int = 60) -> dict[str, Tensor]:
-    """A batch as the loader gives it: columns of random widths, each an instance, and noise."""
+    """A batch as the loader gives it: tiles, each of one of so many instances, and noise."""
     generator = torch.Generator().manual_seed(0)
     shape = (pictures, 1, height, width)
-    number = torch.randint(0, instances, (pictures, 1, 8, 32), generator=generator)
+    rows, columns = (8, 32) if instances <= 100 else (32, 128)
+    number = torch.randint(0, instances, (pictures, 1, rows, columns), generator=generator)
     number = torch.nn.functional.interpolate(number.float(), (height, width)).int()
     return {
         "label": (number % LABELS).to(torch.uint8),

@@ -28,7 +28,7 @@ from models.instance_maps import instance_class
 from models.styles import load_styles
 from options.base_options import Parser
 from options.test_options import TestOptions
-from util.checkpoints import write_text
+from util.checkpoints import make_folder, write_text
 from util.colours import label_picture, save_image, to_image
 from util.errors import UserError, run
 from util.html import Page, Picture
@@ -63,13 +63,14 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
         errors += colour_errors(picture, real, ids)
         if plain is not None:
             plain_errors += colour_errors(to_pictures(plain.generate(label, inst))[0], real, ids)
-        for car in [i for i in np.unique(ids).tolist() if i >= 1000 and instance_class(i) == CAR]:
+        cars = [i for i in np.unique(ids).tolist() if i >= 1000 and instance_class(i) == CAR]
+        for car in cars:
             mask = ids == car
             shown = restyled(model, label, inst, features, mask, styles[CAR])
             for styled, colour in zip(shown, colours):
                 hits.append(nearest_style(CAR, styled[mask].mean(0)) == colour)
                 changes.append(np.abs(styled.astype(int) - picture)[~mask].mean())
-        if index < 8:
+        if index < 8 and cars:
             page_row(page, dataset.scenes[index], label, real, shown, mask, opt.label_nc)
     page.save()
     figures = {
@@ -88,7 +89,7 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
 
 def folder_of(opt: argparse.Namespace) -> Path:
     folder = Path(opt.results_dir) / opt.name / "style_control"
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "images", "--results_dir")
     return folder
 
 
@@ -168,7 +169,9 @@ def page_row(
 
 def main() -> None:
     opt = Options().parse()
-    figures = measure(opt, torch.device("cuda" if opt.gpu_ids else "cpu"))
+    figures = measure(
+        opt, torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    )
     compared = figures["colour_error_labels_only"]
     say(
         f"(a) mean colour error inside {figures['things']} things: "

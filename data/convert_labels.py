@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from data.files import MOST_CLASSES, open_image, read_rgb, scan_folder
+from util.checkpoints import make_folder
 from util.colours import palette, replacing
 from util.errors import UserError, run, some
 from util.parallel import parallel
@@ -157,7 +158,7 @@ def main() -> int:
     if problems:
         raise UserError(some(problems))
     paths = list(files.values())
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output, "--output")
     colours = None
     if not args.from_indexed:
         automatic = args.palette == "auto"

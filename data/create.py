@@ -7,10 +7,10 @@ import numpy as np
 
 from data.aligned_dataset import AlignedDataset, Geometry, find_files
 from data.cache import create_cache
-from data.files import list_files, read_integers
+from data.files import read_integers, scan_folder
 from data.loader import Loader
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, some
 
 
 def create_dataset(
@@ -60,11 +60,14 @@ def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
 
 
 def photographs(opt: argparse.Namespace) -> dict[str, Path]:
-    """The photographs of opt.phase by scene; empty where there is no folder of them."""
+    """The photographs of opt.phase by scene; empty where there are none."""
     names = [f"{opt.phase}_img"] if opt.label_nc else [f"{opt.phase}_B", f"{opt.phase}B"]
     folders = [Path(opt.dataroot) / name for name in names]
     there = [folder for folder in folders if folder.is_dir() and any(folder.iterdir())]
-    return list_files(there[0]) if there else {}
+    found, problems = scan_folder(there[0]) if there else ({}, [])
+    if found and problems:
+        raise UserError(some(problems))
+    return found
 
 
 def count_labels(dataroot: str, phase: str, ignore_label: int | None = None) -> int:

@@ -197,6 +197,8 @@ def main() -> None:
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    if not run_dir(opt).is_dir():
+        raise UserError(f"{run_dir(opt)}: no such run; check --name and --checkpoints_dir")
     with torch.inference_mode():
         objects = build(opt, device)
     if not objects:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from models.ui_model import UIModel
+from util.checkpoints import make_folder
 from util.colours import save_image
 from util.errors import UserError
 
@@ -68,7 +69,7 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
         replay(ui, record)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     written = []
     for name, picture in pictures(ui).items():
         save_image(picture, out / name)
@@ -103,7 +104,7 @@ def unpacked(content: object, what: str) -> np.ndarray:
     """The reverse of packed. Raises UserError; nothing larger than it should be is unpacked."""
     try:
         height, width = (int(side) for side in content["shape"])
-        if not 0 < height * width <= MOST_PIXELS:
+        if min(height, width) < 1 or height * width > MOST_PIXELS:
             raise ValueError(f"{width}x{height} pixels")
         bytes_there = 4 * height * width
         data = zlib.decompressobj().decompress(

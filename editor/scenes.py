@@ -56,7 +56,9 @@ class Scenes:
         """The photograph of a scene at the size of its maps, (H, W, 3) uint8."""
         if name not in self._photos:
             raise UserError(f"scene {name!r}: it has no photograph")
-        return self._scaled_photo(self._photos[name])
+        photo = read_rgb(self._photos[name])
+        size = self.geometry.scaled(self.dataset.sizes[name])
+        return np.asarray(photo.resize(size, Image.Resampling.BICUBIC))
 
     def uploaded_photo(self, path: Path) -> np.ndarray:
         """A user's photograph, scaled like those of the data set, (H, W, 3) uint8."""

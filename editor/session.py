@@ -97,7 +97,8 @@ class Session:
         fresh.open(label, inst, name)
         self.ui = fresh
         if not self.label:  # nothing chosen yet, and class 0 is seldom what one paints
-            self.label = int(np.bincount(fresh.label[fresh.label >= 0]).argmax())
+            known = fresh.label[fresh.label != fresh.networks.opt.ignore_label]
+            self.label = int(np.bincount(known).argmax()) if known.size else 0
         self._select(None)
 
     def _size(self) -> str:
@@ -186,8 +187,10 @@ class Session:
         one = self.objects[self.object]
         y, x = points[-1]
         feature = None if one.feature is None else one.feature.tolist()
+        before = set(np.unique(self.ui.inst).tolist())
         self.ui.add(shape_rows(one.mask), one.label, y, x, self.scale, feature)
-        self._select(self._at(points[-1]))
+        new = set(np.unique(self.ui.inst).tolist()) - before  # none where stuff joins its like
+        self._select(self.ui.selection(new.pop()) if new else self._at(points[-1]))
         return f"Added a {self.name_of(one.label)}."
 
     def _move(self, points: list[Point]) -> str:

@@ -21,7 +21,7 @@ def create_model(opt: argparse.Namespace, device: torch.device) -> nn.Module | U
     networks = InferenceModel(opt, device, folder)
     if opt.model != "ui":
         return networks
-    styled = uses_features(opt)
+    styled = uses_features(opt) and not opt.replay  # an edit list holds the looks it needs
     styles = load_styles(cluster_path(folder, opt.cluster_path), opt.feat_num) if styled else {}
     return UIModel(networks, styles)
 

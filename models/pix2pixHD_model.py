@@ -14,6 +14,7 @@ from models.networks import define_D, define_G, recompute_blocks, rest_idle_bias
 from util import distributed
 from util.checkpoints import load_network, load_pretrained
 from util.image_pool import ImagePool
+from util.setup import set_up_compiler
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -149,6 +150,8 @@ class Pix2PixHDModel(nn.Module):
         plain networks that are saved.
         """
         self.call = {}
+        if self.opt.compile:
+            set_up_compiler()
         for name, net in self.networks().items():
             if self.opt.compile:
                 net = torch.compile(net)
@@ -303,10 +306,26 @@ class Pix2PixHDModel(nn.Module):
     def load_training_state(self, state: dict) -> None:
         if state["fixes_global"] != self.fixes_global:
             self.start_stage(state["fixes_global"])
-        self.optimizer_G.load_state_dict(state["optimizer_G"])
-        self.optimizer_D.load_state_dict(state["optimizer_D"])
+        for name in ("optimizer_G", "optimizer_D"):
+            optimizer = getattr(self, name)
+            optimizer.load_state_dict(state[name])
+            self._adopt(optimizer)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+    def _adopt(self, optimizer: torch.optim.Adam) -> None:
+        """Give a loaded state this run's kind of Adam and its weights' layout in memory: it may
+        have been saved on another device, or without --compile."""
+        fused = self.device.type == "cuda"
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+            for weight in group["params"]:
+                state = optimizer.state.get(weight, {})
+                for key in ("exp_avg", "exp_avg_sq"):
+                    if key in state:
+                        state[key] = torch.empty_like(weight).copy_(state[key])
+                if "step" in state:
+                    state["step"] = state["step"].to(self.device if fused else "cpu")
 
 
 LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")  # the order in logs

@@ -73,9 +73,14 @@ def _from_torchscript(file: str, device: torch.device) -> Segmenter:
 
 
 def _from_onnx(file: str, device: torch.device) -> Segmenter:
+    import onnxruntime
+
     from models.export import open_session
 
-    provider = "cuda" if device.type == "cuda" else "cpu"
+    # many have the package that runs on CPUs alone
+    known = onnxruntime.get_available_providers()
+    on_gpu = device.type == "cuda" and "CUDAExecutionProvider" in known
+    provider = "cuda" if on_gpu else "cpu"
     session = open_session(_existing(file), provider, device.index or 0)
     taken, *others = session.get_inputs()
     if others or taken.type != "tensor(float)" or len(taken.shape) != 4:
@@ -89,7 +94,11 @@ def _from_onnx(file: str, device: torch.device) -> Segmenter:
                 f"--segmenter {file}: takes {taken.shape}, but there is {_size(picture)}; "
                 "see --segmenter_width"
             )
-        output = session.run(None, {taken.name: given})[0]
+        try:
+            output = session.run(None, {taken.name: given})[0]
+        except Exception as error:  # ONNX Runtime's own kinds of errors
+            line = str(error).strip().splitlines()[0]
+            raise UserError(f"--segmenter {file}: {_size(picture)}: {line}") from error
         return _classes(torch.from_numpy(output), picture)
 
     return segment

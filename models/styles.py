@@ -38,11 +38,12 @@ def instance_classes(inst: np.ndarray, label: np.ndarray | None = None) -> dict[
     """
     if label is None:
         return {i: instance_class(i) for i in np.unique(inst).tolist()}
-    pairs, counts = np.unique(
-        np.stack([inst.ravel(), label.ravel()]).astype(np.int64), axis=1, return_counts=True
-    )
+    # one number for each pair, as numbers are sorted faster; labels may be negative
+    pairs = inst.astype(np.int64) * 2**32 + label.astype(np.int64) + 2**31
+    pairs, counts = np.unique(pairs, return_counts=True)
     order = np.argsort(counts, kind="stable")  # the most frequent label of an id comes last
-    return {int(pairs[0, k]): int(pairs[1, k]) for k in order}
+    ids, labels = np.divmod(pairs[order], 2**32)
+    return dict(zip(ids.tolist(), (labels - 2**31).tolist()))
 
 
 def cluster(rows: np.ndarray, n_clusters: int, seed: int = 0) -> Styles:
@@ -76,6 +77,8 @@ def styles_to_rows(styles: Styles) -> np.ndarray:
 def load_rows(path: Path) -> np.ndarray:
     """Read features.npy: (instances, 2 + feat_num) float32. Raises UserError if damaged."""
     rows = _load_array(path)
+    if isinstance(rows, dict):  # the 2018 code's: class -> (instances, feature and weight)
+        rows = np.concatenate([np.column_stack([np.full(len(v), c), v]) for c, v in rows.items()])
     if rows.ndim != 2 or rows.shape[1] < 3 or not np.isfinite(rows).all():
         raise UserError(f"{path}: not the features of instances; encode again with --reencode")
     return rows
@@ -89,17 +92,15 @@ def load_styles(path: Path, feat_num: int) -> Styles:
     if not path.is_file():
         raise UserError(
             f"{path}: no such file; make it with encode_features.py, take styles from photographs "
-            "(--use_encoded_image), or name another file with --cluster_path"
+            "(test.py --use_encoded_image), or name another file with --cluster_path"
         )
     content = _load_array(path)
     if isinstance(content, dict):
-        styles = {int(label): np.atleast_2d(v).astype(np.float32) for label, v in content.items()}
         # a class without large instances has an empty list there
-        styles = {label: vectors for label, vectors in styles.items() if vectors.size}
+        styles = {label: vectors for label, vectors in content.items() if vectors.size}
     else:
-        rows = np.atleast_2d(content).astype(np.float32)
-        labels = rows[:, 0].astype(int)
-        styles = {label: rows[labels == label, 1:] for label in sorted(set(labels.tolist()))}
+        labels = content[:, 0].astype(int)
+        styles = {label: content[labels == label, 1:] for label in sorted(set(labels.tolist()))}
     for label, vectors in styles.items():
         if vectors.shape[1] != feat_num:
             raise UserError(
@@ -141,18 +142,29 @@ def _load_array(path: Path) -> np.ndarray | dict:
             _, _, dtype = read_header(file)
             if not dtype.hasobject:
                 file.seek(0)
-                return np.load(file, allow_pickle=False)
+                return _numbers(np.load(file, allow_pickle=False))
             content = _ArraysOnly(file, encoding="latin1").load()
         content = content.item() if isinstance(content, np.ndarray) else content
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected class to array")
-        for label, vectors in content.items():
-            if not np.issubdtype(np.asarray(vectors).dtype, np.number):
-                raise ValueError(f"class {label} does not hold numbers")
-        return content
+        return {_whole(label): _numbers(vectors) for label, vectors in content.items()}
     except Exception as error:  # a foreign file fails in many ways
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable feature file ({text}); encode again") from error
+
+
+def _whole(label: object) -> int:
+    if not isinstance(label, (int, np.integer)):
+        raise ValueError(f"class {label!r:.40}: expected an integer")
+    return int(label)
+
+
+def _numbers(vectors: object) -> np.ndarray:
+    """Rows of numbers as float32."""
+    array = np.asarray(vectors)
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+        raise ValueError(f"it holds {array.dtype} {array.shape}, expected rows of numbers")
+    return np.atleast_2d(array).astype(np.float32)
 
 
 def paint(inst: np.ndarray, features: Mapping[int, np.ndarray], feat_num: int) -> np.ndarray:

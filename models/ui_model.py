@@ -195,15 +195,22 @@ class UIModel:
         plain = {str(i): vector.tolist() for i, vector in vectors.items()}
         return self._commit({"tool": "set_styles", "features": plain}, features=vectors)
 
-    def set_class(self, instance: int, label: int | None = None, like: int | None = None) -> bool:
+    def set_class(
+        self,
+        instance: int,
+        label: int | None = None,
+        like: int | None = None,
+        feature: Sequence[float] | None = None,
+    ) -> bool:
         """Turn an instance into one of another class.
 
-        Of the class label, with a style of that class; or of the class of the instance like, with
-        its feature. Where objects of the class are told apart, it gets a fresh id.
+        Of the class label, looking like feature or else a style of that class; or of the class of
+        the instance like, with its feature. Where objects of the class are told apart, it gets a
+        fresh id.
         """
         chosen = self.selection(instance)
         edit = {"tool": "set_class", "instance": chosen.instance}
-        vector = None
+        vector = self._given(feature)
         if like is None:
             label = self._known_class(label)
             new, edit["label"] = self._id_for(label), label
@@ -216,15 +223,23 @@ class UIModel:
             return False
         box = box_of(chosen.mask)
         mask = chosen.mask[box.slices]
-        return self._commit(
-            edit, box, *self._stamped(box, mask, label, new), self._look(new, label, vector)
-        )
+        look = self._look(new, label, vector)
+        if like is None:
+            edit = _with_look(edit, look)
+        return self._commit(edit, box, *self._stamped(box, mask, label, new), look)
 
-    def paint(self, points: Sequence[Point], label: int, radius: float) -> bool:
+    def paint(
+        self,
+        points: Sequence[Point],
+        label: int,
+        radius: float,
+        feature: Sequence[float] | None = None,
+    ) -> bool:
         """Draw a line of a class through points (y, x) with a round brush.
 
         A line that begins on an instance of the class extends it. Else, where objects of the class
-        are told apart, it becomes one of its own.
+        are told apart, it becomes one of its own, looking like feature or else one of its class's
+        styles.
         """
         label = self._known_class(label)
         radius = _number(radius, "radius", 0, max(self.shape))
@@ -235,13 +250,10 @@ class UIModel:
         under = self._instance_under(path[0])
         extends = under is not None and self._class_of(self.inst == under) == label
         new = under if extends else self._id_for(label)
+        look = self._look(new, label, self._given(feature))
         edit = {"tool": "paint", "points": [list(point) for point in path], "label": label}
-        return self._commit(
-            {**edit, "radius": radius},
-            box,
-            *self._stamped(box, mask, label, new),
-            self._look(new, label),
-        )
+        edit = _with_look({**edit, "radius": radius}, look)
+        return self._commit(edit, box, *self._stamped(box, mask, label, new), look)
 
     def add(
         self,
@@ -262,20 +274,16 @@ class UIModel:
         largest = 2 * max(self.shape) / max(mask.shape)
         scale = _number(scale, "scale", 0.01, max(0.01, largest))
         y, x = (_number(v, n, -1e6, 1e6) for v, n in ((y, "y"), (x, "x")))
-        vector = None
-        if feature is not None and self.has_features:
-            vector = self._vector(feature)
+        vector = self._given(feature)
         large = scaled(mask, scale)
         box, part = pasted(large, centred(large.shape, y, x), self.shape)
         if not part.any():
             raise UserError("add: the object would lie outside of the picture")
         new = self._id_for(label)
+        look = self._look(new, label, vector)
         edit = {"tool": "add", "shape": list(shape), "label": label, "y": y, "x": x, "scale": scale}
-        if vector is not None:
-            edit["feature"] = vector.tolist()
-        return self._commit(
-            edit, box, *self._stamped(box, part, label, new), self._look(new, label, vector)
-        )
+        edit = _with_look(edit, look)
+        return self._commit(edit, box, *self._stamped(box, part, label, new), look)
 
     def move(self, instance: int, dy: int, dx: int) -> bool:
         """Shift an instance; its surroundings fill what it uncovers.
@@ -656,6 +664,10 @@ class UIModel:
             )
         return vector
 
+    def _given(self, feature: Sequence[float] | None) -> np.ndarray | None:
+        """An optional feature; models without features pass it over."""
+        return self._vector(feature) if feature is not None and self.has_features else None
+
     def _points(self, points: object) -> list[Point]:
         if not isinstance(points, Sequence) or not 1 <= len(points) <= MOST_POINTS:
             raise UserError(f"points: expected 1 to {MOST_POINTS} of (y, x), found {points!r:.40}")
@@ -683,6 +695,12 @@ EDITS = ("set_style", "set_styles", "set_class", "paint", "add", "move", "delete
 def shape_rows(mask: np.ndarray) -> list[str]:
     """A mask (h, w) bool as the rows that UIModel.add takes."""
     return ["".join(row) for row in np.where(mask, "#", ".").tolist()]
+
+
+def _with_look(edit: dict, look: Mapping[int, np.ndarray | None]) -> dict:
+    """The edit with the look that was chosen for what it makes: apply() then needs no styles."""
+    vectors = [vector for vector in look.values() if vector is not None]
+    return {**edit, "feature": vectors[0].tolist()} if vectors else edit
 
 
 def _offset(box: Box, old: Box, dy: int, dx: int) -> tuple[slice, slice]:

@@ -57,7 +57,10 @@ class BaseOptions:
         run.add_argument("--model", default="pix2pixHD", choices=["pix2pixHD", "ui"])
         run.add_argument("--verbose", action="store_true", help="print the networks")
         run.add_argument(
-            "--local_rank", type=integer(0), default=0, help="set by launchers; torchrun needs none"
+            *("--local_rank", "--local-rank"),
+            type=integer(0),
+            default=0,
+            help="set by torch.distributed.launch; torchrun needs none",
         )
         run.add_argument("--seed", type=integer(0), default=0, help="of every random choice")
         run.add_argument(
@@ -148,6 +151,10 @@ class BaseOptions:
         check_relative("--name", opt.name)
         check_relative("--phase", opt.phase)
         check_relative("--which_epoch", opt.which_epoch)
+        if opt.label_nc == "auto" and not self.is_train:
+            raise UserError(
+                f"--label_nc auto: {run_dir(opt)} has no opt.json with a count; give the number"
+            )
         if opt.fp16 and opt.amp == "bf16":
             raise UserError("--fp16 and --amp bf16 exclude each other; give one of them")
         if opt.instance_feat and opt.no_instance:
@@ -174,8 +181,11 @@ class BaseOptions:
         self.declare(parser)
         opt = parser.parse_args(argv)
         if not self.is_train:
-            parser.set_defaults(**inherited(run_dir(opt)))
+            known = inherited(run_dir(opt))
+            parser.set_defaults(**known)
             opt = parser.parse_args(argv)
+            if opt.label_nc == "auto":
+                opt.label_nc = known.get("label_nc", "auto")  # what training counted
         opt.is_train = self.is_train
         opt.gpu_ids = gpu_list(opt.gpu_ids)
         self.check(opt)

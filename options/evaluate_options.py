@@ -90,10 +90,13 @@ def check(opt: argparse.Namespace) -> None:
     """Refuse flags that contradict each other."""
     check_relative("--name", opt.name)
     check_relative("--phase", opt.phase)
+    check_relative("--which_epoch", opt.which_epoch)
     if opt.label_nc == "auto":
         raise UserError("--label_nc auto: give the number of classes of the label maps")
     if opt.segmenter and opt.label_nc == 0:
         raise UserError("--segmenter needs label maps: --label_nc above 0")
+    if opt.segmenter and opt.label_nc == 1 and opt.ignore_label == 0:
+        raise UserError("--label_nc 1 --ignore_label 0: no class is left to judge")
     if opt.segmenter_width and not opt.segmenter:
         raise UserError("--segmenter_width needs --segmenter")
     if opt.weights_dir and not Path(opt.weights_dir).is_dir():

@@ -85,6 +85,8 @@ class TestOptions(BaseOptions):
         chooses = opt.style or opt.style_from or opt.all_styles or opt.use_encoded_image
         if chooses and not (opt.instance_feat or opt.label_feat):
             raise UserError("styles need a model trained with --instance_feat or --label_feat")
+        if chooses and opt.load_features:
+            raise UserError("--load_features reads all features from files: leave styles out")
         if opt.use_encoded_image and (opt.style or opt.style_from or opt.all_styles):
             raise UserError("--use_encoded_image leaves no style to choose: leave one of them out")
 

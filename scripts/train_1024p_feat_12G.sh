@@ -5,5 +5,5 @@ set -e
 cd "$(dirname "$0")/.."
 [ "${PRECOMPUTE:-yes}" = no ] || python precompute_feature_maps.py --name label2city_512p_feat
 exec python train.py --name label2city_1024p_feat --netG local --ngf 32 --num_D 3 \
-  --load_pretrain checkpoints/label2city_512p_feat --niter 50 --niter_decay 50 \
-  --niter_fix_global 10 --resize_or_crop crop --fineSize 1024 --instance_feat --load_features "$@"
+  --load_pretrain checkpoints/label2city_512p_feat --niter_fix_global 20 \
+  --resize_or_crop crop --fineSize 896 --instance_feat --load_features "$@"

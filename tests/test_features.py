@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,21 @@ import pytest
 import torch
 from conftest import SHARED, TINY, one_line, run_command
 from PIL import Image
+from tiny_run import write_run
 
 from models.styles import (
     StyleChooser,
     cluster,
     instance_classes,
     instance_rows,
+    load_rows,
     load_styles,
     paint,
     styles_to_rows,
 )
 from util.errors import UserError
 
+BOX = np.ones((2, 3, 4))
 FEATURES = ["--instance_feat", "--nef", "4", "--n_downsample_E", "1"]
 
 
@@ -225,6 +229,32 @@ def test_classes_come_from_the_label_map() -> None:
     assert instance_classes(inst, label) == {1: 5, 2: 6, 70000: 7}
 
 
+def test_classes_of_many_scenes_by_hand() -> None:
+    """Against a loop; labels below zero, as an --ignore_label may be, included."""
+    rng = np.random.default_rng(0)
+    inst = rng.integers(0, 40, (20, 30)).astype(np.int32) * 1500
+    label = rng.integers(-2, 5, inst.shape).astype(np.int32)
+    found = instance_classes(inst, label)
+    assert sorted(found) == np.unique(inst).tolist()
+    for i, chosen in found.items():
+        counts = Counter(label[inst == i].tolist())
+        assert counts[chosen] == max(counts.values())
+
+
+def test_class_features_are_encoded_by_instance_as_the_reference_does(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    write_run(tmp_path, "run", instance_feat=False, label_feat=True)
+    done = run_command(
+        *("encode_features.py", "--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1),
+        *("--dataroot", toy_data, "--loadSize", 64, "--nThreads", 0),
+    )
+    assert done.returncode == 0, done.stderr
+    inst = [np.asarray(Image.open(path)) for path in (toy_data / "train_inst").iterdir()]
+    rows = np.load(tmp_path / "run" / "features.npy")
+    assert len(rows) == sum(len(np.unique(one)) for one in inst)
+
+
 def test_clusters_are_the_groups() -> None:
     rng = np.random.default_rng(0)
     centres = {26: [[0.9, 0, 0], [-0.9, 0, 0], [0, 0.9, 0]], 24: [[0, 0, 0.5]]}
@@ -252,6 +282,31 @@ def test_reference_clusters_are_read(tmp_path: Path) -> None:
     assert all((again[label] == styles[label]).all() for label in styles)
     with pytest.raises(UserError, match="feat_num"):
         load_styles(tmp_path / "new.npy", 4)
+
+
+def test_reference_rows_are_read(tmp_path: Path) -> None:
+    """The 2018 code's features.npy: class -> a row an instance, feature and weight."""
+    old = {7: np.array([[0.5, 0.25, 1, 2]]), 26: np.array([[1, 2, 3, 0.5], [3, 2, 1, 0.75]])}
+    np.save(tmp_path / "features.npy", old, allow_pickle=True)
+    expected = [[7, 0.5, 0.25, 1, 2], [26, 1, 2, 3, 0.5], [26, 3, 2, 1, 0.75]]
+    np.testing.assert_array_equal(load_rows(tmp_path / "features.npy"), expected)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"car": np.ones((2, 3))},
+        {26: np.ones((2, 3, 4))},
+        {26: np.array([["a"]])},
+        np.ones((2, 3, 4)),
+    ],
+    ids=["a name for a class", "a box of numbers", "text", "a box alone"],
+)
+def test_strange_feature_files_are_refused(content: object, tmp_path: Path) -> None:
+    np.save(tmp_path / "strange.npy", content, allow_pickle=True)
+    for load in (load_rows, lambda path: load_styles(path, 3)):
+        with pytest.raises(UserError, match=r"strange\.npy: not a readable feature file"):
+            load(tmp_path / "strange.npy")
 
 
 class Bomb:

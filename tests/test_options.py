@@ -12,6 +12,7 @@ from conftest import TINY, one_line, run_command
 
 import train
 from options.base_options import run_dir, write_options
+from options.edit_options import EditOptions
 from options.test_options import EncoderOptions, TestOptions
 from options.train_options import TrainOptions
 from util.errors import UserError
@@ -210,6 +211,16 @@ def test_later_commands_inherit_architecture_and_data(
     told = options().parse(["--ngf", "7", "--dataroot", "./other"])
     assert (told.ngf, told.dataroot, told.nef) == (7, "./other", 5)
     assert options().parse(["--name", "another"]).ngf == 64
+
+
+@pytest.mark.parametrize("options", [TestOptions, EncoderOptions, EditOptions])
+def test_auto_is_what_training_counted(
+    options: type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written(monkeypatch, "--label_nc", "12")
+    assert options().parse(["--label_nc", "auto"]).label_nc == 12
+    with pytest.raises(UserError, match="--label_nc auto"):
+        options().parse(["--label_nc", "auto", "--name", "another"])
 
 
 @pytest.mark.parametrize(

@@ -335,6 +335,39 @@ def test_compiled_networks_give_the_same_step(monkeypatch) -> None:
     assert_gradients_close(gradients(compiled.networks()), gradients(plain.networks()))
 
 
+def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch) -> None:
+    """The last batch of an epoch is smaller: then the compiler makes graphs for any size."""
+    with monkeypatch.context() as patch:
+        compile_network = torch.compile
+        patch.setattr(torch, "compile", lambda net: compile_network(net, backend="aot_eager"))
+        model = make_model("--no_vgg_loss --n_blocks_global 1 --num_D 1 --compile")
+    whole = make_batch()
+    for pictures in (2, 1, 2):
+        batch = {k: v[:pictures] for k, v in whole.items() if isinstance(v, Tensor)}
+        losses = model.step(batch)
+        assert all(value.isfinite() for value in losses.values())
+
+
+def test_a_state_is_adopted_by_another_kind_of_run() -> None:
+    """Adam's moments take the layout of the weights that they belong to, and its settings ours."""
+    first, second = make_model("--no_vgg_loss"), make_model("--no_vgg_loss")
+    first.to(memory_format=torch.channels_last)
+    first.step(make_batch())
+    state = first.training_state()
+    for group in state["optimizer_G"]["param_groups"]:
+        group["fused"] = True  # as saved on a GPU
+    second.load_state_dict(first.state_dict())
+    second.load_training_state(state)
+    for optimizer in (second.optimizer_G, second.optimizer_D):
+        assert not any(group["fused"] for group in optimizer.param_groups)
+        for weight, values in optimizer.state.items():
+            assert values["exp_avg"].stride() == weight.stride()
+    losses, expected = second.step(make_batch()), first.step(make_batch())
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}, rel=1e-4
+    )
+
+
 def test_an_overflow_in_fp16_skips_the_update_and_lowers_the_scale() -> None:
     model = make_model("--no_vgg_loss --amp fp16")
     model.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

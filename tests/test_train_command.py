@@ -113,7 +113,9 @@ def test_loss_log_and_printed_lines(whole_run: tuple[Path, str]) -> None:
     assert all(list(m.groups()[2::2]) == LOSSES for m in found)
     for line in lines:
         tail = re.search(re.escape(line) + r"  \[(.*)\]\n", printed)
-        assert re.fullmatch(r"[\d.e+]+ it/s, data [\d.]+ s, [\d.]+ GB, \d+:\d\d:\d\d left", tail[1])
+        assert re.fullmatch(
+            r"[\d.e+]+ pictures/s, data [\d.]+ s, [\d.]+ GB, \d+:\d\d:\d\d left", tail[1]
+        )
     assert "4 scenes, epoch 1 of 4, on cpu" in printed
 
 

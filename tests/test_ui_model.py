@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_run import write_run
 
+from editor.record import edit_list, replay
 from models import create_model
 from models.instance_maps import network_input, pad_to_multiple
 from models.masks import box_of, outline, stroke
@@ -257,6 +258,20 @@ def test_style_from_a_photograph(ui: UIModel) -> None:
     assert ui.set_styles(every)
     assert np.allclose(ui.feature(26001), one, atol=1e-5)
     assert ui.photo_feature(photo, 3, 3).shape == (3,)
+
+
+def test_an_edit_list_needs_no_styles(ui: UIModel, tmp_path: Path) -> None:
+    """The looks that were drawn for new objects are in the list: other clusters change nothing."""
+    car = ui.select(15, 6).instance
+    ui.set_class(car, label=28)
+    ui.paint([(3, 3), (5, 9)], 24, 2)
+    ui.add(["##", "##"], 25, 20, 35)
+    record = edit_list(ui)
+    bare = UIModel(ui.networks)
+    replay(bare, record)
+    assert bare.features.keys() == ui.features.keys()
+    assert all((bare.features[i] == ui.features[i]).all() for i in ui.features)
+    np.testing.assert_array_equal(bare.picture(), ui.picture())
 
 
 def test_reset_can_be_undone(ui: UIModel) -> None:

@@ -33,6 +33,27 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="surrogateescape"))  # file names need not be Unicode
 
 
+def make_folder(folder: Path, flags: str) -> Path:
+    """Make a folder for results and try to write there. Raises UserError where that cannot be,
+    before hours are spent; flags: those that choose another folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable{os.getpid()}"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error, flags) from error
+    return folder
+
+
+def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
+    """The error for a folder that lacks room or rights."""
+    return UserError(
+        f"{folder}: cannot be written to ({error.strerror or error}); make room or give rights "
+        f"there, or choose another {flags}"
+    )
+
+
 def _write_flushed(path: Path, content: bytes | memoryview) -> None:
     try:
         with open(path, "wb") as file:

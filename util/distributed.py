@@ -47,7 +47,6 @@ def mean(values: Tensor) -> Tensor:
 def maximum(value: Tensor) -> Tensor:
     """The largest of a number (on the CPU) over the processes."""
     if dist.is_initialized():
-        value = value.cuda() if dist.get_backend() == "nccl" else value
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value
 
@@ -59,15 +58,6 @@ def gather(value: object) -> list:
     values = [None] * world()
     dist.all_gather_object(values, value)
     return values
-
-
-def broadcast(value: object) -> object:
-    """Process 0's object in every process."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
 
 
 def launch(work: Callable, opt) -> object:
@@ -125,7 +115,12 @@ def _process(work: Callable, opt) -> object:
         if "WORLD_SIZE" in os.environ and len(opt.gpu_ids) == 1:
             index = local  # torchrun without --gpu_ids: the machine's GPUs in order
         else:
-            index = opt.gpu_ids[min(local, len(opt.gpu_ids) - 1)]
+            index = opt.gpu_ids[local] if local < len(opt.gpu_ids) else torch.cuda.device_count()
+        if index >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local} of this machine has no GPU of its own: start as many processes "
+                "as there are GPUs, or in --gpu_ids"
+            )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -136,9 +131,16 @@ def _process(work: Callable, opt) -> object:
 def _joined(work: Callable, opt, device: torch.device) -> object:
     """Do the work as one of several processes. Of their UserErrors the first one is raised, the
     others end in silence: most often all found the same."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    on_gpus = device.type == "cuda"
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"  # what is on a CPU stays there
     store, number, count = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, store=store, rank=number, world_size=count)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=number,
+        world_size=count,
+        device_id=device if on_gpus else None,
+    )
     wait_for_all()  # a process that ended at once would break the others' connecting
     try:
         if opt.is_train and opt.batchSize % count:  # at test time it is each process's own

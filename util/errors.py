@@ -1,7 +1,11 @@
 """How a command ends when its input is wrong: one line on stderr and exit status 2."""
 
+import errno
 import sys
 from collections.abc import Callable
+
+# what a disk or its owner says: no mistake of the program
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -15,12 +19,20 @@ class UserError(Exception):
 def run(main: Callable[[], object]) -> None:
     """Call a command's main function; a UserError ends in its message and exit status 2.
 
+    So does a disk that is full or a file without rights, wherever it is met.
     An integer that main returns becomes the exit status.
     """
     try:
         status = main()
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = "a file" if error.filename is None else error.filename
+        advice = "make room or give rights there"
+        print(f"error: {one_line(where)}: {error.strerror}; {advice}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

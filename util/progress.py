@@ -1,5 +1,6 @@
 """Telling how far a long run is, and what it takes."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -32,8 +33,9 @@ def surviving(what: str) -> Iterator[None]:
 
 
 def bar(iterable=None, **options) -> tqdm:
-    """A progress bar on a terminal, nothing otherwise."""
-    return tqdm(iterable, disable=not sys.stderr.isatty(), dynamic_ncols=True, **options)
+    """A progress bar of the first process on a terminal, nothing otherwise."""
+    hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    return tqdm(iterable, disable=hidden, dynamic_ncols=True, **options)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -47,7 +49,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Pace:
-    """Pictures a second and the share of time spent waiting for data, since the last look."""
+    """Seconds per picture, and of these waiting for data, since the last look."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total = total

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from util import distributed
-from util.checkpoints import load_file, recover, save_set
+from util.checkpoints import cannot_write, load_file, recover, save_set
 from util.errors import UserError
 from util.progress import say
 from util.setup import random_state, set_random_state
 from util.watch import NonFinite, Watch
+
+FOLDER_FLAGS = "--checkpoints_dir or --name"  # where a run is kept
 
 # A resumed run must have the networks of the run that it continues ...
 NETWORK_FLAGS = (
@@ -53,26 +55,6 @@ class Position:
         return self.step // every > (self.step - self.newest) // every
 
 
-def make_folder(folder: Path) -> Path:
-    """Make a run's folder. Raises UserError where that cannot be, before hours are spent."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    return folder
-
-
-def cannot_write(folder: Path, error: OSError) -> UserError:
-    """The error for a run's folder that lacks room or rights."""
-    return UserError(
-        f"{folder}: cannot be written to ({error.strerror or error}); make room or give rights "
-        "there, or choose another --checkpoints_dir or --name"
-    )
-
-
 def load_weights(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     """Load what --continue_train or --load_pretrain ask for; where training starts."""
     if opt.continue_train:
@@ -80,7 +62,7 @@ def load_weights(model, opt: argparse.Namespace, folder: Path, scenes: int) -> P
             try:
                 recover(folder)
             except OSError as error:
-                raise cannot_write(folder, error) from error
+                raise cannot_write(folder, error, FOLDER_FLAGS) from error
         distributed.wait_for_all()
         if (folder / "latest_state.pth").is_file():
             return _resume(model, opt, folder, scenes)
@@ -174,7 +156,7 @@ def save(
     processes = distributed.gather({"random": random_state(), "pool": model.pool.state_dict()})
     if not distributed.is_main():
         return True
-    files: dict[str, object] = {f"latest_net_{n}.pth": net for n, net in networks.items()}
+    files: dict[str, object] = {f"latest_net_{n}.pth": portable(w) for n, w in networks.items()}
     files["latest_state.pth"] = {
         "position": vars(at),
         "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
@@ -194,6 +176,11 @@ def save(
         )
         return False
     return True
+
+
+def portable(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights as any machine loads them: in main memory, in the usual layout."""
+    return {name: value.cpu().contiguous() for name, value in weights.items()}
 
 
 def _all_finite(weights: dict[str, torch.Tensor]) -> bool:

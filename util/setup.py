@@ -24,6 +24,20 @@ def set_up_torch(deterministic: bool, tf32: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
+def set_up_compiler() -> None:
+    """What torch.compile must know of the training step.
+
+    D's graph of the generated picture is gone through twice, so that its memory may not be reused
+    in the first pass; and a network is not cut in pieces for DistributedDataParallel, which not all
+    of our layers allow.
+    """
+    import torch._dynamo  # seconds to import, and only here needed
+    import torch._functorch.config
+
+    torch._functorch.config.donated_buffer = False
+    torch._dynamo.config.optimize_ddp = False
+
+
 def random_state() -> dict:
     """The state of every generator, in types that load without running code."""
     kind, keys, position, has_gauss, cached = np.random.get_state()

@@ -1,4 +1,4 @@
-"""How commands end: wrong input and full disks in one line, mistakes of the program in a a trace."""
+"""How commands end: wrong input and full disks in one line, mistakes of the program in a trace."""
 
 import errno
 import os

@@ -55,7 +55,7 @@ def load_generator(
         raise UserError(f'device {device}: not there; device="cpu" works everywhere')
     options = {**DEFAULTS, **saved_options(folder), **flags}
     options.update(which_epoch=epoch, data_type=data_type, compile=False, amp="off")
-    options.update(load_features=False)
+    options.update(load_features=False, tf32=False)
     return InferenceModel(argparse.Namespace(**options), device, folder)
 
 

@@ -162,6 +162,7 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
     inputs = _random_scene(model.opt, 2, 2 * model.least + 1, 3 * model.least + 2)
     dims = {0: "batch", 2: "height", 3: "width"}
     free = {axis: torch.export.Dim(name) for axis, name in dims.items()}
+    model.to(memory_format=torch.contiguous_format)  # the layout that ONNX knows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own inner life
         program = torch.onnx.export(

@@ -11,10 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.instance_maps import network_input, pad_to_multiple
+from models.networks import InstanceNorm2d
 from models.pix2pixHD_model import (
     autocast,
     build_encoder,
     build_generator,
+    convolution_layout,
     size_multiple,
     uses_features,
 )
@@ -65,7 +67,8 @@ class InferenceModel(nn.Module):
             for name, layer in parent.named_children():
                 if isinstance(layer, nn.BatchNorm2d):
                     setattr(parent, name, _own_statistics(layer))
-        return net.requires_grad_(False).eval().to(self.device)
+        layout = convolution_layout(self.opt, self.device)
+        return net.requires_grad_(False).eval().to(self.device, memory_format=layout)
 
     def load_encoder(self) -> None:
         """Load E: of this run, or of the run whose features it was trained on.
@@ -202,9 +205,9 @@ class InferenceModel(nn.Module):
         return rgb.permute(0, 3, 1, 2).float() / 127.5 - 1, pictures.ndim == 3
 
 
-def _own_statistics(norm: nn.BatchNorm2d) -> nn.InstanceNorm2d:
+def _own_statistics(norm: nn.BatchNorm2d) -> InstanceNorm2d:
     """A batch norm that takes the statistics of every picture alone, whatever the batch."""
-    own = nn.InstanceNorm2d(norm.num_features, norm.eps, affine=True)
+    own = InstanceNorm2d(norm.num_features, norm.eps, affine=True)
     own.weight, own.bias = norm.weight, norm.bias
     return own
 

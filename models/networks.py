@@ -11,17 +11,40 @@ from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 NORMS = ("instance", "batch")
+SMALL = 2**18  # elements of a map that is no burden to keep: recomputing would only cost time
 NORM_LAYERS = (nn.InstanceNorm2d, nn.modules.batchnorm._BatchNorm)
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's own, but channels-last maps stay so, where torch would copy them there and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape and layout."""
+        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        if torch.compiler.is_compiling():  # which makes one kernel of it
+            variance, mean = torch.var_mean(x.float(), (2, 3), correction=0, keepdim=True)
+            y = (x - mean) * (variance + self.eps).rsqrt()
+            if self.affine:
+                y = y * self.weight[:, None, None] + self.bias[:, None, None]
+            return y.to(x.dtype)
+        # batch normalization of one picture alone
+        pictures = [
+            F.batch_norm(one, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for one in x.split(1)
+        ]
+        return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
 
 def norm_layer(kind: str) -> Callable[[int], nn.Module]:
     """The constructor of a normalization layer: "instance" (no parameters) or "batch"."""
     if kind == "instance":
-        return functools.partial(nn.InstanceNorm2d, affine=False)
+        return functools.partial(InstanceNorm2d, affine=False)
     if kind == "batch":
         return nn.BatchNorm2d
     raise ValueError(f"norm {kind!r}: expected one of {', '.join(NORMS)}")
@@ -163,7 +186,7 @@ class GlobalGenerator(nn.Module):
         ngf: int = 64,
         n_downsampling: int = 3,
         n_blocks: int = 9,
-        norm: Callable[[int], nn.Module] = nn.InstanceNorm2d,
+        norm: Callable[[int], nn.Module] = InstanceNorm2d,
         use_dropout: bool = False,
     ) -> None:
         super().__init__()
@@ -199,7 +222,7 @@ class LocalEnhancer(nn.Module):
         n_blocks_global: int = 9,
         n_local_enhancers: int = 1,
         n_blocks_local: int = 3,
-        norm: Callable[[int], nn.Module] = nn.InstanceNorm2d,
+        norm: Callable[[int], nn.Module] = InstanceNorm2d,
         use_dropout: bool = False,
     ) -> None:
         super().__init__()
@@ -246,11 +269,12 @@ def run_lean(layers: nn.Sequential, x: Tensor) -> Tensor:
     What follows an instance normalization up to and without the next convolution is cheap, and
     backward computes it again: half the memory of a generator for a few hundredths of the time.
     (The recomputation ends where its last needed tensor, the convolution's input, is there.)
+    Small maps are kept as they are.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return layers(x)  # the compiler makes this choice by itself
     for group in _groups_from_norms(layers):
-        lean = isinstance(group[0], nn.InstanceNorm2d)
+        lean = isinstance(group[0], nn.InstanceNorm2d) and x.numel() >= SMALL
         x = recomputed(group, x) if lean else group(x)
     return x
 
@@ -333,7 +357,7 @@ class Encoder(nn.Module):
         output_nc: int,
         ngf: int = 16,
         n_downsampling: int = 4,
-        norm: Callable[[int], nn.Module] = nn.InstanceNorm2d,
+        norm: Callable[[int], nn.Module] = InstanceNorm2d,
     ) -> None:
         super().__init__()
         layers = _conv7(input_nc, ngf, norm)
@@ -433,7 +457,7 @@ class NLayerDiscriminator(nn.Module):
         input_nc: int,
         ndf: int = 64,
         n_layers: int = 3,
-        norm: Callable[[int], nn.Module] = nn.InstanceNorm2d,
+        norm: Callable[[int], nn.Module] = InstanceNorm2d,
         get_features: bool = False,
     ) -> None:
         super().__init__()
@@ -468,7 +492,7 @@ class MultiscaleDiscriminator(nn.Module):
         input_nc: int,
         ndf: int = 64,
         n_layers: int = 3,
-        norm: Callable[[int], nn.Module] = nn.InstanceNorm2d,
+        norm: Callable[[int], nn.Module] = InstanceNorm2d,
         num_D: int = 3,
         get_features: bool = False,
     ) -> None:

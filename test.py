@@ -226,12 +226,14 @@ def look_of_instance(
 
 def find_scene(name: str, opt: argparse.Namespace) -> dict:
     """The scene of that name with its photograph, in this phase or in "train"."""
+    problems: list[str] = []
     for phase in dict.fromkeys([opt.phase, "train"]):
         asked = argparse.Namespace(**{**vars(opt), "phase": phase, "max_dataset_size": None})
         try:
             dataset = create_dataset(asked, training=False)
-        except UserError:
-            continue  # a phase without photographs
+        except UserError as error:  # most often a phase without photographs
+            problems.append(str(error))
+            continue
         for index, scene in enumerate(dataset.scenes):
             if name in (scene, Path(scene).name, dataset.files["label"][scene].stem):
                 item = dataset[index]
@@ -240,7 +242,7 @@ def find_scene(name: str, opt: argparse.Namespace) -> dict:
                 return item
     raise UserError(
         f"--style_from {name}: no scene of that name with a photograph in {opt.dataroot} "
-        f"({opt.phase} or train)"
+        f"({'; '.join([f'{opt.phase} or train', *problems])})"
     )
 
 

@@ -43,7 +43,7 @@ def main() -> None:
         ui.picture()
 
     report("select", lambda: ui.select(height // 3, width // 3))
-    report("paint, without drawing", lambda: ui.paint([(9, 9)], int(rng.integers(11, 24)), 3))
+    report("paint, without drawing", lambda: ui.paint([(9, 9)], int(rng.integers(opt.label_nc)), 3))
     report("paint and draw", paint)
     ui.reset()
     if ui.has_features:

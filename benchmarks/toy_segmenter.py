@@ -180,9 +180,9 @@ def spoil(pictures: Tensor) -> Tensor:
         small = F.interpolate(pictures, scale_factor=1 / factor, mode="area")
         blurred = F.interpolate(small, (height, width), mode="bilinear")
         pictures = torch.where(uniform(0, 1) < 0.35, blurred, pictures)
-    pictures = pictures + torch.randn_like(pictures) * uniform(0, 0.06)
-    pictures = pictures + noise(4) * uniform(0, 0.12)
-    pictures = pictures + tile[..., :height, :width] * uniform(0, 0.06)
+    pictures = pictures + torch.randn_like(pictures) * uniform(0, 0.1)
+    pictures = pictures + noise(4) * uniform(0, 0.15)
+    pictures = pictures + tile[..., :height, :width] * uniform(0, 0.12)
     return pictures.clamp(0, 1)
 
 

@@ -34,7 +34,8 @@ def find_folder(root: Path, names: Iterable[str]) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise UserError(f"{root}: holds no folder {' or '.join(names)}")
+    remedy = "; without instance maps give --no_instance" if names[0].endswith("_inst") else ""
+    raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")
 
 
 def list_files(folder: Path) -> dict[str, Path]:

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.inference_model import InferenceModel, cluster_path, saved_options
+from models.inference_model import InferenceModel, cluster_path
 from models.pix2pixHD_model import Pix2PixHDModel, uses_features
 from models.styles import load_styles
 from models.ui_model import UIModel
+from util.checkpoints import saved_options
 from util.errors import UserError
 
 

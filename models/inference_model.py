@@ -1,7 +1,6 @@
 """A trained generator (and encoder) at work: maps in, photographs out."""
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from models.pix2pixHD_model import (
     size_multiple,
     uses_features,
 )
-from util.checkpoints import load_network, newest
+from util.checkpoints import load_network, newest, saved_options
 from util.errors import UserError
 
 Map = np.ndarray | Image.Image | Tensor
@@ -260,20 +259,6 @@ def to_pictures(images: Tensor) -> np.ndarray:
     """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, converted on the device."""
     grey = ((images + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
     return grey.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def saved_options(folder: Path) -> dict:
-    """What a run's opt.json holds; empty if there is none. Raises UserError if it is damaged."""
-    path = folder / "opt.json"
-    if not path.is_file():
-        return {}
-    try:
-        options = json.loads(path.read_text())
-        if not isinstance(options, dict):
-            raise ValueError("not a dictionary")
-    except ValueError as error:
-        raise UserError(f"{path}: not the options of a run ({error}); delete it") from error
-    return options
 
 
 def run_and_pretrained(folder: Path) -> list[Path]:

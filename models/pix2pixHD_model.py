@@ -113,7 +113,8 @@ class Pix2PixHDModel(nn.Module):
         self.netD = build_discriminator(opt)
         makes_features = uses_features(opt) and not opt.load_features
         self.netE = build_encoder(opt) if makes_features else None
-        self.vgg = None if opt.no_vgg_loss else VGGLoss(opt.vgg_weights)
+        with distributed.one_first():
+            self.vgg = None if opt.no_vgg_loss else VGGLoss(opt.vgg_weights)
         if opt.checkpoint_activations:
             recompute_blocks(self.netG)
             if self.vgg is not None:
@@ -216,8 +217,9 @@ class Pix2PixHDModel(nn.Module):
         The generator's gradient arrives through the picture: D and VGG see a detached copy, the
         gradients of G's losses with respect to it are added up, and fake.backward(their sum)
         then trains G and E. So D runs once on each picture, none of its weight gradients is
-        computed to be thrown away, and no two of the graphs of VGG, D(real) and D(fake) ever
-        stand in memory together. All losses are those of the state before the update.
+        computed to be thrown away (but by torch.compile, which always computes all), and no two of
+        the graphs of VGG, D(real) and D(fake) ever stand in memory together. All losses are those
+        of the state before the update.
         """
         opt, scale = self.opt, self.scaler.scale
         distributed.count_statistics(self, weight > 0)

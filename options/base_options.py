@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 import torchvision
 
-from util.checkpoints import write_text
+from util.checkpoints import saved_options, write_text
 from util.errors import UserError
 
 # What test.py, encode_features.py and the editor take from a run's opt.json unless told otherwise
@@ -201,15 +201,7 @@ def run_dir(opt: argparse.Namespace) -> Path:
 
 def inherited(folder: Path) -> dict:
     """The architecture and data flags that a training run wrote to its opt.json, if it did."""
-    path = folder / "opt.json"
-    if not path.is_file():
-        return {}
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not the options of a run ({error}); delete it") from error
-    if not isinstance(saved, dict):
-        raise UserError(f"{path}: not the options of a run, but {saved!r:.40}; delete it")
+    saved = saved_options(folder)
     flags = {flag: saved[flag] for flag in (*ARCHITECTURE, *DATA) if flag in saved}
     # random crops are for training: a test shows whole pictures
     whole = {"crop": "none", "scale_width_and_crop": "scale_width"}

@@ -17,6 +17,7 @@ from models import DEFAULTS, load_generator
 from models.inference_model import InferenceModel
 from models.pix2pixHD_model import build_generator
 from models.styles import StyleChooser, instance_classes, paint
+from options.test_options import TestOptions
 from util.errors import UserError
 
 SMALL = {"ngf": 4, "n_downsample_global": 1, "n_blocks_global": 1, "n_blocks_local": 1}
@@ -201,6 +202,12 @@ def test_loading_refuses(tmp_path: Path) -> None:
         load_generator(folder, data_type=8)
     with pytest.raises(UserError, match="device cuda:99: not there"):
         load_generator(folder, device="cuda:99")
+
+
+def test_defaults_are_those_of_the_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # no run to inherit from
+    opt = vars(TestOptions().parse(["--gpu_ids", "-1"]))
+    assert {flag: opt[flag] for flag in DEFAULTS} == DEFAULTS
 
 
 def test_weights_alone_need_flags(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.networks import Encoder, define_D, define_G, instance_average, recompute_blocks
+from models.networks import (
+    Encoder,
+    InstanceNorm2d,
+    define_D,
+    define_G,
+    instance_average,
+    recompute_blocks,
+)
 
 LAYOUTS = json.loads((Path(__file__).parent / "checkpoint_layouts.json").read_text())
 
@@ -282,3 +289,26 @@ def test_encoder_alone_is_the_networks_output_averaged() -> None:
     with torch.no_grad():
         expected = average_by_loop(net.model(image).numpy(), inst.numpy())
         np.testing.assert_allclose(net(image, inst), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm_keeps_channels_last(pictures: int, affine: bool) -> None:
+    """torch's own values and gradients, without a change of layout; also when compiled."""
+    torch.manual_seed(0)
+    plain, ours = (kind(5, affine=affine) for kind in (nn.InstanceNorm2d, InstanceNorm2d))
+    if affine:
+        nn.init.normal_(plain.weight)
+        ours.load_state_dict(plain.state_dict())
+    x = torch.randn(pictures, 5, 6, 7, requires_grad=True)
+    last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected = plain(x)
+    weights = torch.randn_like(expected)
+    (expected * weights).sum().backward()
+    for run in (ours, torch.compile(ours, backend="aot_eager")):
+        last.grad = None
+        found = run(last)
+        (found * weights).sum().backward()
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(last.grad, x.grad, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ the marker leaves the old set, a kill after it leaves work that recover() finish
 """
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -186,6 +187,20 @@ def _damaged_part(path: Path) -> str | None:
         return None  # an older format, or no checkpoint at all
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()
+
+
+def saved_options(folder: Path) -> dict:
+    """What a run's opt.json holds; empty if there is none. Raises UserError if it is damaged."""
+    path = folder / "opt.json"
+    if not path.is_file():
+        return {}
+    try:
+        options = json.loads(path.read_text())
+        if not isinstance(options, dict):
+            raise ValueError(f"but {options!r:.40}")
+    except ValueError as error:
+        raise UserError(f"{path}: not the options of a run ({error}); delete it") from error
+    return options
 
 
 def load_network(net: nn.Module, path: Path) -> None:

@@ -3,8 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,19 @@ def is_main() -> bool:
 def wait_for_all() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextmanager
+def one_first() -> Iterator[None]:
+    """Let one process of each machine go first: what it downloads, the others then find."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not first:
+        wait_for_all()
+    try:
+        yield
+    finally:
+        if first:
+            wait_for_all()
 
 
 def mean(values: Tensor) -> Tensor:

@@ -351,8 +351,11 @@ def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch) -> None:
 def test_a_state_is_adopted_by_another_kind_of_run() -> None:
     """Adam's moments take the layout of the weights that they belong to, and its settings ours."""
     first, second = make_model("--no_vgg_loss"), make_model("--no_vgg_loss")
-    first.to(memory_format=torch.channels_last)
     first.step(make_batch())
+    assert first.optimizer_D.state[first.netD.scale0_layer1[0].weight]["exp_avg"].is_contiguous(
+        memory_format=torch.channels_last
+    )
+    second.to(memory_format=torch.contiguous_format)  # as on a GPU without tensor cores
     state = first.training_state()
     for group in state["optimizer_G"]["param_groups"]:
         group["fused"] = True  # as saved on a GPU

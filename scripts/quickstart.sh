@@ -13,8 +13,8 @@ need requirements.txt
 
 step() { printf '\n== %s\n' "$*"; }
 begin=$SECONDS
-small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --n_downsample_global 2
-  --n_blocks_global 4 --no_vgg_loss --num_D 3 --n_layers_D 1 --lambda_feat 100 --lr 0.001 --cache ram
+small=(--dataroot datasets/toy --loadSize 128 --batchSize 4 --ngf 16 --ndf 16 --n_downsample_global 1
+  --n_blocks_global 6 --num_D 3 --n_layers_D 2 --lambda_feat 50 --no_vgg_loss --lr 0.001 --cache ram
   --print_freq 200 --display_freq 200)
 
 step "drawing toy scenes"
@@ -23,7 +23,7 @@ step "drawing toy scenes"
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 step "training on label maps, 128 pixels wide"
-python train.py --name toy_labels "${small[@]}" --niter 5 --niter_decay 9 --continue_train
+python train.py --name toy_labels "${small[@]}" --niter 22 --niter_decay 24 --continue_train
 
 step "photographs of the validation scenes"
 python test.py --name toy_labels
@@ -35,7 +35,7 @@ fi
 
 step "training with instance features, 128 pixels wide"
 features=(--instance_feat --nef 16 --n_downsample_E 2)
-python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 4 --niter_decay 7 \
+python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 8 --niter_decay 10 \
   --continue_train
 
 step "encoding all instances, clustering their features to styles"

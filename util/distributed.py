@@ -166,6 +166,7 @@ def _joined(work: Callable, opt, device: torch.device) -> object:
         if store.add("user_errors", 1) > 1:
             sys.exit(2)
         raise
+    wait_for_all()  # else PyTorch 2.6 may wait for ever in the next line, its threads for Python
     dist.destroy_process_group()
     return answer
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -166,7 +167,10 @@ def _joined(work: Callable, opt, device: torch.device) -> object:
         if store.add("user_errors", 1) > 1:
             sys.exit(2)
         raise
-    wait_for_all()  # else PyTorch 2.6 may wait for ever in the next line, its threads for Python
+    wait_for_all()
+    # PyTorch 2.6's threads need Python for a moment to drop their tensors. Destroying the group
+    # does not let go of it, and would wait for them for ever.
+    time.sleep(0.1)
     dist.destroy_process_group()
     return answer
 

@@ -158,7 +158,7 @@ def report(
     line = visualizer.log(at.epoch, at.pictures, at.step, seconds, waited, rate, losses)
     memory = peak_memory(device)
     say(
-        f"{line}  [{1 / seconds:.3g} pictures/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]"
+        f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]"
     )
 
 

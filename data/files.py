@@ -34,7 +34,11 @@ def find_folder(root: Path, names: Iterable[str]) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    remedy = "; without instance maps give --no_instance" if names[0].endswith("_inst") else ""
+    remedy = ""
+    if names[0].endswith("_inst"):
+        remedy = "; without instance maps give --no_instance"
+    elif names[0].startswith("test_"):
+        remedy = "; --phase train takes the training scenes"
     raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")
 
 

@@ -114,7 +114,7 @@ def test_loss_log_and_printed_lines(whole_run: tuple[Path, str]) -> None:
     for line in lines:
         tail = re.search(re.escape(line) + r"  \[(.*)\]\n", printed)
         assert re.fullmatch(
-            r"[\d.e+]+ pictures/s, data [\d.]+ s, [\d.]+ GB, \d+:\d\d:\d\d left", tail[1]
+            r"[\d.e+]+ iters/s, data [\d.]+ s, [\d.]+ GB, \d+:\d\d:\d\d left", tail[1]
         )
     assert "4 scenes, epoch 1 of 4, on cpu" in printed
 

@@ -7,6 +7,7 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
     python3 -m venv .venv  # on Debian and Ubuntu a package of its own: python3-venv
   fi
   . .venv/bin/activate
+  own_environment=yes
 fi
 
 need() {

@@ -11,11 +11,18 @@ case "${1:-}" in "" | --labels-only) ;; *) echo "usage: $0 [--labels-only]" >&2;
 . scripts/environment.sh
 need requirements.txt
 
+activate="" # this script's own environment is not the caller's
+[ -n "${own_environment:-}" ] && activate=". .venv/bin/activate && "
+
 step() { printf '\n== %s\n' "$*"; }
 begin=$SECONDS
-small=(--dataroot datasets/toy --loadSize 128 --batchSize 4 --ngf 16 --ndf 16 --n_downsample_global 1
-  --n_blocks_global 6 --num_D 3 --n_layers_D 2 --lambda_feat 50 --no_vgg_loss --lr 0.001 --cache ram
+small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_vgg_loss --cache ram
   --print_freq 200 --display_freq 200)
+# from labels alone D must be deep enough to make G settle for a colour; features tell it
+labels=(--batchSize 2 --lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2
+  --lambda_feat 50)
+features=(--lr 0.001 --n_downsample_global 2 --n_blocks_global 4 --n_layers_D 1 --lambda_feat 100
+  --instance_feat --nef 16 --n_downsample_E 2)
 
 step "drawing toy scenes"
 [ -e datasets/toy_raw/val.list ] ||
@@ -23,7 +30,8 @@ step "drawing toy scenes"
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 step "training on label maps, 128 pixels wide"
-python train.py --name toy_labels "${small[@]}" --niter 22 --niter_decay 24 --continue_train
+python train.py --name toy_labels "${small[@]}" "${labels[@]}" --niter 16 --niter_decay 18 \
+  --continue_train
 
 step "photographs of the validation scenes"
 python test.py --name toy_labels
@@ -34,8 +42,7 @@ if [ "${1:-}" = --labels-only ]; then
 fi
 
 step "training with instance features, 128 pixels wide"
-features=(--instance_feat --nef 16 --n_downsample_E 2)
-python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 8 --niter_decay 10 \
+python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 4 --niter_decay 8 \
   --continue_train
 
 step "encoding all instances, clustering their features to styles"
@@ -61,4 +68,4 @@ for page in toy_labels/test_latest encoded/toy_features/test_latest styles/toy_f
   echo "  $PWD/results/$page/index.html"
 done
 printf 'and steer single objects in the editor (pip install -r requirements-ui.txt):\n  %s\n' \
-  "python edit.py --name toy_features"
+  "${activate}python edit.py --name toy_features"

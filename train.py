@@ -157,9 +157,7 @@ def report(
     seconds, waited, left = pace.look(at.step)
     line = visualizer.log(at.epoch, at.pictures, at.step, seconds, waited, rate, losses)
     memory = peak_memory(device)
-    say(
-        f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]"
-    )
+    say(f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]")
 
 
 def current_visuals(model: torch.nn.Module, batch: dict, opt: argparse.Namespace) -> dict:

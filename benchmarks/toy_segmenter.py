@@ -185,10 +185,10 @@ def spoil(pictures: Tensor) -> Tensor:
     for factor in (2, 3):
         small = F.interpolate(pictures, scale_factor=1 / factor, mode="area")
         blurred = F.interpolate(small, (height, width), mode="bilinear")
-        pictures = torch.where(uniform(0, 1) < 0.35, blurred, pictures)
-    pictures = pictures + torch.randn_like(pictures) * uniform(0, 0.1)
-    pictures = pictures + noise(4) * uniform(0, 0.15)
-    pictures = pictures + tile[..., :height, :width] * uniform(0, 0.12)
+        pictures = torch.where(uniform(0, 1) < 0.5, blurred, pictures)
+    pictures = pictures + torch.randn_like(pictures) * uniform(0, 0.14)
+    pictures = pictures + noise(4) * uniform(0, 0.2)
+    pictures = pictures + tile[..., :height, :width] * uniform(0, 0.16)
     return pictures.clamp(0, 1)
 
 

@@ -38,8 +38,8 @@ def evaluate(opt: argparse.Namespace) -> dict:
     """Measure opt.images, write metrics.json and the page, and return what metrics.json holds."""
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     scenes = find_scenes(opt)
-    make_folder(opt.out / "images", "--out")
     judge = Judge(opt, device) if opt.segmenter else None
+    make_folder(opt.out / "images", "--out")
     perceptual = Perceptual(len(scenes), opt.weights_dir, device)
     measured, ssim_missing = [], missing_package("torchmetrics")
     sizes, resized = Counter(), 0

@@ -1,6 +1,7 @@
 """Label maps, instance maps, photographs and features of one scene, read and transformed alike."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,11 +154,13 @@ class AlignedDataset(Dataset):
         """
         scene = self.scenes[index]
         size = self.geometry.scaled(self.sizes[scene])
-        maps = {}
-        for kind, paths in self.files.items():
+
+        def scaled(kind: str) -> np.ndarray:
             smooth = kind == "image" or (kind == "label" and self.label_nc == 0)
-            picture = self._read(kind, paths[scene])
-            maps[kind] = np.asarray(_resize(picture, size, smooth))
+            return np.asarray(_resize(self._read(kind, self.files[kind][scene]), size, smooth))
+
+        with ThreadPoolExecutor(len(self.files)) as pool:  # decoding lets other threads run
+            maps = dict(zip(self.files, pool.map(scaled, self.files)))
         if self.label_nc:
             maps["label"] = maps["label"].astype(self._label_type, copy=False)
         if "inst" in maps:

@@ -1,7 +1,6 @@
 """Label maps, instance maps, photographs and features of one scene, read and transformed alike."""
 
 import random
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,8 +158,7 @@ class AlignedDataset(Dataset):
             smooth = kind == "image" or (kind == "label" and self.label_nc == 0)
             return np.asarray(_resize(self._read(kind, self.files[kind][scene]), size, smooth))
 
-        with ThreadPoolExecutor(len(self.files)) as pool:  # decoding lets other threads run
-            maps = dict(zip(self.files, pool.map(scaled, self.files)))
+        maps = {kind: scaled(kind) for kind in self.files}
         if self.label_nc:
             maps["label"] = maps["label"].astype(self._label_type, copy=False)
         if "inst" in maps:

@@ -2,10 +2,19 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    Sampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from data.aligned_dataset import AlignedDataset
 from util.errors import UserError
@@ -55,7 +64,8 @@ class EpochSampler(Sampler):
 
 
 class Loader:
-    """The batches of a dataset, read by worker processes that live as long as the loader.
+    """The batches of a dataset, read ahead of their use: by worker processes that live as long as
+    the loader, or, with workers 0, by threads of this process.
 
     A batch is AlignedDataset's item with a leading batch dimension; "path" is a list, "pictures"
     the size of the whole batch over all ranks, "weight" what this rank's mean loss counts in the
@@ -77,18 +87,7 @@ class Loader:
         self.sampler = EpochSampler(
             len(dataset), batch_size, shuffle=shuffle, seed=dataset.seed, rank=rank, world=world
         )
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self.sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals,
-            # the loader's own: else each epoch would draw from the generator that dropout uses,
-            # and a resumed run, which starts one more, would differ
-            generator=torch.Generator(),
-        )
+        self._batches = read_ahead(dataset, self.sampler, workers, pin_memory)
 
     def __len__(self) -> int:
         """The number of batches in a whole epoch."""
@@ -98,7 +97,7 @@ class Loader:
         """The batches of an epoch from the start-th on. Raises UserError for a bad file."""
         self.sampler.epoch, self.sampler.start = epoch, start
         wholes = self.sampler.whole_batches()[start:]
-        for whole, batch in zip(wholes, self._loader):
+        for whole, batch in zip(wholes, self._batches):
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -111,6 +110,54 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict]:
         return self.epoch(1)
+
+
+def read_ahead(
+    dataset: Dataset, sampler: Iterable[list], workers: int, pin_memory: bool
+) -> Iterable[dict | UserError]:
+    """The batches that a sampler lists, read by worker processes or, with workers 0, threads."""
+    if not workers:
+        return ThreadedBatches(dataset, sampler, pin_memory)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=True,
+        worker_init_fn=_leave_signals,
+        # the loader's own: else each epoch would draw from the generator that dropout uses, and
+        # a resumed run, which starts one more, would differ
+        generator=torch.Generator(),
+    )
+
+
+class ThreadedBatches:
+    """Batches of a dataset in the sampler's order, always two of them being read by threads."""
+
+    def __init__(self, dataset: Dataset, sampler: Iterable[list], pin_memory: bool) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.pin_memory = pin_memory
+
+    def __iter__(self) -> Iterator[dict | UserError]:
+        pool = ThreadPoolExecutor(2)
+        coming = deque()
+        try:
+            for keys in self.sampler:
+                coming.append(pool.submit(self._read, keys))
+                if len(coming) > 2:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:  # also where an epoch is left early
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, keys: list) -> dict | UserError:
+        batch = collate([self.dataset[key] for key in keys])
+        if not self.pin_memory or isinstance(batch, UserError):
+            return batch
+        return {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
 def _leave_signals(worker: int) -> None:
@@ -126,15 +173,8 @@ def batches_in_order(
     dataset: Dataset, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[dict]:
     """Every item once, in order, in batches. Raises UserError for a bad file."""
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-    )
-    for batch in loader:
+    in_order = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
+    for batch in read_ahead(dataset, in_order, workers, pin_memory):
         if isinstance(batch, UserError):
             raise batch
         yield batch

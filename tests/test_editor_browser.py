@@ -19,8 +19,10 @@ from conftest import one_line, run_command
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the editor's packages (requirements-ui.txt) are missing")
+pytest.importorskip("playwright", reason="playwright (requirements-test.txt) is missing")
 
 from editor_server import CAR, Client, running, write_project
+from playwright.sync_api import expect, sync_playwright
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
@@ -46,10 +48,9 @@ def url(project: Path):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
     if CHROMIUM is None:
         pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as p, tempfile.TemporaryDirectory() as profile:
+    with sync_playwright() as p, tempfile.TemporaryDirectory() as profile:
         context = p.chromium.launch_persistent_context(
             profile,
             executable_path=CHROMIUM,
@@ -58,6 +59,7 @@ def browser():
             viewport={"width": 1200, "height": 1000},
         )
         context.set_default_timeout(20000)
+        expect.set_options(timeout=20000)
         yield context
         context.close()
 
@@ -128,8 +130,11 @@ class Window:
         tile = self.page.locator("#classes").get_by_role("button", name=name, exact=True)
         self.after(tile.click)
 
-    def status(self) -> str:
-        return self.page.locator("#status").inner_text()
+    def says(self, pattern: str) -> str:
+        """Wait until the status line matches a pattern (in part), and return it."""
+        line = self.page.locator("#status .status")  # Gradio has text of its own beside it
+        expect(line).to_have_text(re.compile(pattern))
+        return line.inner_text()
 
     def save(self, name: str) -> bytes:
         with self.page.expect_download() as download:
@@ -176,17 +181,14 @@ def test_another_style_changes_the_car_and_hardly_anything_else(window, project:
     number, y, x, mask = car(project)
     before = window.picture().astype(int)
     window.click(y, x)
-    assert window.status() == f"Selected car {number}."
+    window.says(rf"^Selected car {number}\.$")
     outlined = window.page.locator("figure .over")
-    assert outlined.count() == 2 and all(
-        outlined.nth(k).get_attribute("d").startswith("M") for k in range(2)
-    )
-    styles = window.page.locator("#gallery .style img")
-    styles.first.wait_for()
-    assert styles.count() == 5
+    expect(outlined).to_have_count(2)
+    assert all(outlined.nth(k).get_attribute("d").startswith("M") for k in range(2))
+    expect(window.page.locator("#gallery .style img")).to_have_count(5)
     other = window.page.locator("#gallery button:not(.chosen)").first
     window.after(other.click)
-    assert re.fullmatch(r"Car \d+ has style \d now. Drawn in \d+\.\d\d s.", window.status())
+    window.says(r"^Car \d+ has style \d now\. Drawn in \d+\.\d\d s\.$")
     change = np.abs(window.picture().astype(int) - before).mean(2)
     assert change[mask].mean() > 10
     assert change[far_from(mask)].mean() < change[mask].mean() / 5
@@ -203,13 +205,13 @@ def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) 
     window.choose_class("sky")
     window.drag((40, 10), (40, 30))
     assert (window.picture("map")[40, 10:31] == sky).all()
-    assert "Painted sky." in window.status()
+    window.says(r"Painted sky\.")
 
     window.tool("Change class")
     window.click(y, x, "map")
     window.choose_class("person")
     assert (window.picture("map")[mask] == red_person).all()
-    assert re.match(rf"Car {number} became person 24\d\d\d\.", window.status())
+    window.says(rf"^Car {number} became person 24\d\d\d\.")
 
     window.tool("Add")
     window.after(window.page.locator("#library button").first.click)
@@ -228,7 +230,7 @@ def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) 
     edited = window.picture()
     for _ in range(5):
         window.press("Undo")
-    assert window.page.get_by_role("button", name="Undo", exact=True).is_disabled()
+    expect(window.page.get_by_role("button", name="Undo", exact=True)).to_be_disabled()
     assert np.array_equal(window.picture(), first[0])
     assert np.array_equal(window.picture("map"), first[1])
     for _ in range(5):
@@ -247,7 +249,7 @@ def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path:
     window.drag((20, 20), (30, 60))
     photograph = Image.open(io.BytesIO(window.save("Save photograph")))
     assert np.array_equal(np.asarray(photograph), window.picture())
-    assert window.status().startswith("Saved ")
+    window.says(r"^Saved ")
     label = np.asarray(Image.open(io.BytesIO(window.save("Save label map"))))
     inst = np.asarray(Image.open(io.BytesIO(window.save("Save instance map"))))
     assert label.dtype == np.uint8 and label[20, 20] == 21
@@ -274,7 +276,7 @@ def test_two_windows_do_not_see_each_others_edits(browser, url: str, project: Pa
     one.tool("Delete")
     one.click(y, x)
     two.click(y, x)
-    assert two.status().startswith("Selected car")
+    two.says(r"^Selected car")
     assert np.array_equal(two.picture(), before)
     assert not np.array_equal(one.picture(), before)
     one.close()
@@ -299,7 +301,7 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
     Image.fromarray(label[:, ::-1].astype(np.uint8)).save(good_label)
     Image.fromarray(inst[:, ::-1].astype(np.uint16)).save(good_inst)
     upload(good_label, good_inst)
-    assert window.status().startswith("Opened your maps mine_label, 128x64.")
+    window.says(r"^Opened your maps mine_label, 128x64\.")
     opened = window.picture("map")
 
     text = tmp_path / "text_label.png"
@@ -314,9 +316,10 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
         (wrong_label, "--label_nc 35 allows 0 to 34"),
     ):
         upload(path, good_inst)
-        assert said in window.status() and path.name in window.status()
-        assert "Traceback" not in page.content() and str(tmp_path) not in window.status()
-        assert "editor_" not in window.status()  # nor where the server keeps uploads
+        line = window.says(re.escape(said))
+        assert path.name in line and str(tmp_path) not in line
+        assert "editor_" not in line  # nor where the server keeps uploads
+        assert "Traceback" not in page.content()
     assert np.array_equal(window.picture("map"), opened)
 
 
@@ -347,10 +350,10 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     window.after(lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5))
-    assert f"Car {number} looks like the photograph there now." in window.status()
+    window.says(rf"Car {number} looks like the photograph there now\.")
     assert not np.array_equal(window.picture(), before)
     window.press("All styles from this scene's photograph")
-    assert "Every object has its look in the photograph." in window.status()
+    window.says(r"Every object has its look in the photograph\.")
 
 
 def test_no_request_leaves_and_the_page_fits_narrow_windows(browser, url: str) -> None:

@@ -103,7 +103,9 @@ class BaseOptions:
         )
         data.add_argument("--serial_batches", action="store_true", help="in order of name")
         data.add_argument("--no_flip", action="store_true", help="do not flip at random")
-        data.add_argument("--nThreads", type=integer(0), default=2, help="processes that read data")
+        data.add_argument(
+            "--nThreads", type=integer(0), default=2, help="processes that read data; 0: threads"
+        )
         data.add_argument(
             "--max_dataset_size", type=count_or_inf, default=None, help="use only so many scenes"
         )

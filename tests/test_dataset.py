@@ -1,5 +1,6 @@
 """From files to tensors: transforms against plain computations, pairing, exact ids, bad files."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -242,6 +243,24 @@ def test_order_of_name_and_partial_batches(scenes: Path) -> None:
     assert [batch["label"].shape[0] for batch in found] == [2, 1]
     paths = [Path(path).name for batch in found for path in batch["path"]]
     assert paths == [f"aachen_{i:06d}_000019_gtFine_labelIds.png" for i in range(3)]
+
+
+def test_without_workers_threads_read_ahead_a_little(scenes: Path) -> None:
+    dataset = read(scenes)
+    together, begun, before = threading.Barrier(2), [], threading.active_count()
+
+    def maps(index: int) -> dict:
+        begun.append(index)
+        if index < 2:
+            together.wait(20)  # for ever, were they read one after the other
+        return dataset.scaled_maps(index)
+
+    dataset.maps = maps
+    batches = Loader(dataset, 1).epoch(1)
+    next(batches)
+    batches.close()
+    assert sorted(begun)[:2] == [0, 1] and len(begun) < 4
+    assert threading.active_count() == before
 
 
 # Exact integers --------------------------------------------------------------------------------

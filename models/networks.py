@@ -41,6 +41,26 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
 
+class ReflectionPad2d(nn.ReflectionPad2d):
+    """torch's own, but channels-last maps on a GPU stay so, where torch would copy them there and
+    back. (The compiler needs no help, and only torch's own way has a deterministic backward.)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right) in the same layout."""
+        lasts = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        own = lasts and x.is_cuda and not torch.are_deterministic_algorithms_enabled()
+        if own and not torch.compiler.is_compiling():
+            return reflect_channels_last(x, self.padding)
+        return super().forward(x)
+
+
+def reflect_channels_last(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Reflection padding (left, right, top, bottom) of (B, C, H, W) in channels-last layout: as
+    volumes (H, W, C) that are contiguous, padded in two of three dimensions."""
+    volumes = F.pad(x.permute(0, 2, 3, 1), (0, 0, *padding), mode="reflect")
+    return volumes.permute(0, 3, 1, 2)
+
+
 def norm_layer(kind: str) -> Callable[[int], nn.Module]:
     """The constructor of a normalization layer: "instance" (no parameters) or "batch"."""
     if kind == "instance":
@@ -129,12 +149,12 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.recompute = False  # trade time for memory: keep only the input for backward
         self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1),
+            ReflectionPad2d(1),
             nn.Conv2d(dim, dim, kernel_size=3),
             norm(dim),
             nn.ReLU(True),
             *([nn.Dropout(0.5)] if use_dropout else []),
-            nn.ReflectionPad2d(1),
+            ReflectionPad2d(1),
             nn.Conv2d(dim, dim, kernel_size=3),
             norm(dim),
         )
@@ -150,7 +170,7 @@ def _conv7(
 ) -> list[nn.Module]:
     """The 7x7 convolution at full resolution: into a network (with norm) or out of it (tanh)."""
     ending = [nn.Tanh()] if norm is None else [norm(out_nc), nn.ReLU(True)]
-    return [nn.ReflectionPad2d(3), nn.Conv2d(in_nc, out_nc, kernel_size=7), *ending]
+    return [ReflectionPad2d(3), nn.Conv2d(in_nc, out_nc, kernel_size=7), *ending]
 
 
 def _halve(in_nc: int, norm: Callable[[int], nn.Module]) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from models.networks import (
     define_G,
     instance_average,
     recompute_blocks,
+    reflect_channels_last,
 )
 
 LAYOUTS = json.loads((Path(__file__).parent / "checkpoint_layouts.json").read_text())
@@ -312,3 +313,15 @@ def test_instance_norm_keeps_channels_last(pictures: int, affine: bool) -> None:
         assert found.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(last.grad, x.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6, 7), (3, 2, 4, 5)])
+def test_reflection_of_channels_last_maps(shape: tuple[int, ...]) -> None:
+    """What GPUs are given: numpy's values, the gradient of their sum, and no change of layout."""
+    x = torch.randn(shape, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    found = reflect_channels_last(x, (3, 2, 1, 3))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    margins = ((0, 0), (0, 0), (1, 3), (3, 2))
+    np.testing.assert_array_equal(found.detach(), np.pad(x.detach(), margins, mode="reflect"))
+    assert torch.autograd.gradcheck(lambda x: reflect_channels_last(x, (3, 2, 1, 3)), x)

@@ -32,11 +32,13 @@ from util.errors import UserError, run
 from util.html import Page, Picture
 from util.progress import bar, say
 from util.scores import PERCEPTUAL, Perceptual, Scores, class_scores, confusion, psnr, ssim
+from util.setup import set_up_torch
 
 
 def evaluate(opt: argparse.Namespace) -> dict:
     """Measure opt.images, write metrics.json and the page, and return what metrics.json holds."""
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    set_up_torch(deterministic=False, tf32=False)
     scenes = find_scenes(opt)
     judge = Judge(opt, device) if opt.segmenter else None
     make_folder(opt.out / "images", "--out")
@@ -49,7 +51,7 @@ def evaluate(opt: argparse.Namespace) -> dict:
         resized += real.size != drawn.shape[1::-1]
         real = np.asarray(real.resize(drawn.shape[1::-1], Image.Resampling.BICUBIC))
         row = {"name": scene.name, "psnr": psnr(drawn, real)}
-        row["ssim"] = None if ssim_missing else ssim(drawn, real)
+        row["ssim"] = None if ssim_missing else ssim(drawn, real, device)
         perceptual.add(drawn, real)
         if judge:
             row |= judge.add(drawn, real, label)

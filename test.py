@@ -12,6 +12,7 @@ say otherwise. The page is results/NAME/PHASE_EPOCH/index.html.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
             rendered = [(look.name, model_pictures(model, batch, look.choose)) for look in looks]
             for k, index in enumerate(indices):
                 label = batch["label"][k]
-                pictures = {"input_label": label_picture(label, opt.label_nc, opt.ignore_label)}
+                colours = partial(label_picture, label, opt.label_nc, opt.ignore_label)
+                pictures: dict[str, np.ndarray | Callable] = {"input_label": colours}
                 pictures |= {name: images[k] for name, images in rendered}
                 photo = photos.get(dataset.scenes[index])
                 if photo is not None:
@@ -267,7 +269,7 @@ class Writer:
         self.folder = folder
         self.suffix = opt.image_format
         self.aspect_ratio = opt.aspect_ratio
-        self.pool = ThreadPoolExecutor(max_workers=2)
+        self.pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
         self.pending: list = []
 
     def __enter__(self) -> "Writer":

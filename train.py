@@ -45,7 +45,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
         say_main(f"--label_nc {opt.label_nc}")
     loader = create_loader(opt, smallest_side(opt))
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
-    model = create_model(opt, device)
+    model = create_model(opt, device, loader.dataset.has_one_size)
     scenes = len(loader.dataset)
     at = load_weights(model, opt, folder, scenes)
     visualizer = start_records(opt, at, scenes, device)

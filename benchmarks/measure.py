@@ -43,26 +43,30 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Work, device: torch.device) -> float:
-    """The time of one call, to its very end on the device."""
+def seconds(work: Work, device: torch.device, calls: int = 1) -> float:
+    """The time of a call, as the mean of so many, to the last one's very end on the device."""
     synchronize(device)
     start = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     synchronize(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
 
 
 def alternate(
-    ways: dict[str, Work], device: torch.device, repeat: int, warm_up: int = 1
+    ways: dict[str, Work], device: torch.device, repeat: int, warm_up: int = 1, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each way, called in turns, so that a busy machine is equally hard on all."""
+    """Seconds of each way, called in turns, so that a busy machine is equally hard on all.
+
+    calls: how many times each turn calls it, for work that a GPU overlaps from call to call.
+    """
     for _ in range(warm_up):
         for work in ways.values():
             work()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeat):
         for name, work in ways.items():
-            times[name].append(seconds(work, device))
+            times[name].append(seconds(work, device, calls))
     return times
 
 

@@ -10,6 +10,7 @@ loop over instances needs their values; what the loop keeps is left out.
 """
 
 import argparse
+import math
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,7 +20,7 @@ from benchmarks import baseline, scene
 from benchmarks.measure import add_common_flags, peak_saved_bytes, report
 from models.networks import instance_average
 from models.pix2pixHD_model import AMP_TYPES, Pix2PixHDModel
-from options.base_options import integer
+from options.base_options import integer, number
 from util.errors import run
 from util.setup import set_up_torch
 
@@ -34,7 +35,7 @@ STAGES = {
 
 
 def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
-    """GB of one way: saved for backward and, on CUDA, allocated at most."""
+    """Of one way: GB saved for backward and, on CUDA, GiB allocated at most."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with torch.device(device):  # no weights are drawn where nothing is computed
@@ -45,7 +46,7 @@ def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         step.step(batch)
-        row["allocated GB"] = torch.cuda.max_memory_allocated() / 1e9
+        row["allocated GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return row
 
 
@@ -55,10 +56,21 @@ def main() -> None:
     parser.add_argument("--stage", action="append", choices=list(STAGES), help="default: all")
     parser.add_argument("--batch", type=integer(1), default=1)
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
+    parser.add_argument(
+        "--limit",
+        type=number(0.1, 1e6),
+        metavar="GIB",
+        help="use no more, as on a smaller GPU (cudnn takes what there is to be faster)",
+    )
     given = parser.parse_args()
     device = torch.device("cuda" if given.device == "cuda" else "meta")
     if device.type == "meta" and given.amp != "off":
         parser.error("--amp is measured with --device cuda")
+    if given.limit is not None:
+        if device.type == "meta":
+            parser.error("--limit needs --device cuda")
+        there = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, given.limit * 2**30 / there))
 
     set_up_torch(deterministic=False, tf32=False)  # cudnn chooses as it does in training
     rows = []
@@ -88,7 +100,10 @@ def main() -> None:
             }
             base = None
             for way, (make, precision) in ways.items():
-                row = measure(make, batch, device)
+                try:
+                    row = measure(make, batch, device)
+                except torch.OutOfMemoryError:
+                    row = {"saved GB": math.nan, "allocated GiB": math.nan}
                 base = base or row["saved GB"]
                 size = f"{width}x{height}"
                 head = {"stage": stage, "size": size, "precision": precision, "way": way}

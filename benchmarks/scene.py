@@ -35,6 +35,13 @@ def batch(width: int, height: int, pictures: int, instances: int = 60) -> dict[s
     }
 
 
+def pinned(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch as the loader gives it for that device: for a GPU in pinned memory."""
+    if device.type != "cuda":
+        return batch
+    return {kind: value.pin_memory() for kind, value in batch.items()}
+
+
 def write_random_vgg(path: Path) -> None:
     """A VGG19 state dict of random convolutions; its classifier, never used, takes no room."""
     with torch.device("meta"):

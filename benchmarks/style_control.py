@@ -33,6 +33,7 @@ from util.colours import label_picture, save_image, to_image
 from util.errors import UserError, run
 from util.html import Page, Picture
 from util.progress import bar, say
+from util.setup import set_up_torch
 
 CAR = 26
 
@@ -169,6 +170,7 @@ def page_row(
 
 def main() -> None:
     opt = Options().parse()
+    set_up_torch(deterministic=False, tf32=False)
     figures = measure(
         opt, torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     )

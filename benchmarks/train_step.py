@@ -46,7 +46,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     given, more = parse()
     device = torch.device(given.device)
-    set_up_torch(deterministic=False, tf32="--tf32" in more)
+    set_up_torch(deterministic="--deterministic" in more, tf32="--tf32" in more)
     with scene.temporary_folder() as folder:
         plain = [*scene.vgg_flags(not given.no_vgg, Path(folder)), "--ngf", str(given.ngf), *more]
         if not given.no_feat:
@@ -57,7 +57,8 @@ def main() -> None:
         base = baseline.TrainStep(scene.options(given.device, plain), device)
         model = Pix2PixHDModel(scene.options(given.device, ours), device)
     batch = scene.batch(given.width, given.height, given.batch)
-    floats = baseline.float_batch(batch)
+    floats = scene.pinned(baseline.float_batch(batch), device)
+    batch = scene.pinned(batch, device)
     ways = {"baseline": lambda: base.step(floats), "project": lambda: model.step(batch)}
 
     saved = {  # first, as a compiled network's graph is not seen by the hooks of a later call
@@ -67,7 +68,8 @@ def main() -> None:
     work = {"baseline": flops(ways["baseline"]), "project": eager_flops(model, batch)}
     dtypes = {"baseline": torch.float32, "project": AMP_TYPES.get(given.amp, torch.float32)}
     before = {way: matmul_peak(device, dtype) for way, dtype in dtypes.items()}
-    times = alternate(ways, device, given.repeat)
+    calls = 10 if device.type == "cuda" else 1  # as in training, where nothing waits between steps
+    times = alternate(ways, device, given.repeat, calls=calls)
     peaks = {way: max(before[way], matmul_peak(device, dtypes[way])) for way in ways}
     rows = compare(times, "baseline")
     for row in rows:

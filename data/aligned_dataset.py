@@ -145,6 +145,11 @@ class AlignedDataset(Dataset):
         item["path"] = str(self.files["label"][self.scenes[index]])
         return item
 
+    @property
+    def has_one_size(self) -> bool:
+        """Whether all items have the same height and width."""
+        return len({self.geometry.final(size) for size in self.sizes.values()}) == 1
+
     def scaled_maps(self, index: int) -> dict[str, np.ndarray]:
         """Read and scale the maps of a scene: what does not change from epoch to epoch.
 

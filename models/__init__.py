@@ -14,10 +14,15 @@ from util.checkpoints import saved_options
 from util.errors import UserError
 
 
-def create_model(opt: argparse.Namespace, device: torch.device) -> nn.Module | UIModel:
-    """The model that a command's flags describe: for training, for testing, or for the editor."""
+def create_model(
+    opt: argparse.Namespace, device: torch.device, one_size: bool = False
+) -> nn.Module | UIModel:
+    """The model that a command's flags describe: for training, for testing, or for the editor.
+
+    one_size: see Pix2PixHDModel.
+    """
     if opt.is_train:
-        return Pix2PixHDModel(opt, device)
+        return Pix2PixHDModel(opt, device, one_size)
     folder = Path(opt.checkpoints_dir) / opt.name
     networks = InferenceModel(opt, device, folder)
     if opt.model != "ui":
@@ -40,8 +45,9 @@ def load_generator(
     picture = G(label, inst) then gives (H, W, 3) uint8 for maps (H, W) as arrays, tensors or PIL
     images; see InferenceModel.forward. The architecture is read from the folder's opt.json;
     flags override it, or tell it where there is none: load_generator(folder, ngf=32).
-    data_type 16 computes in half precision. Raises UserError if weights, architecture or device
-    are not there or do not agree, TypeError for an unknown flag.
+    data_type 16 computes in half precision; torch's own settings (on a GPU, TF32) are left to the
+    caller. Raises UserError if weights, architecture or device are not there or do not agree,
+    TypeError for an unknown flag.
     """
     folder = Path(folder)
     unknown = sorted(set(flags) - set(DEFAULTS))

@@ -54,8 +54,9 @@ class _L1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, fake: Tensor, real: Tensor) -> Tensor:
-        difference = fake.float() - real.float()
-        ctx.save_for_backward(difference.sign().to(torch.int8))
+        difference = fake.to(torch.float32, copy=True).sub_(real)  # no other map beside it
+        positive, negative = difference > 0, difference < 0
+        ctx.save_for_backward(positive.view(torch.int8) - negative.view(torch.int8))
         ctx.dtype = fake.dtype
         return difference.abs_().mean()
 
@@ -90,22 +91,15 @@ class VGGLoss(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> the five feature maps."""
-        maps = []
-        for part in self.slices:
-            keep_less = self.recompute and torch.is_grad_enabled()
-            image = recomputed(part, image) if keep_less else part(image)
-            maps.append(image)
-        return maps
-
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        with torch.no_grad():
-            real_maps = self.features(real)
-        return sum(
-            weight * l1(fake_map, real_map)
-            for weight, fake_map, real_map in zip(VGG_WEIGHTS, self.features(fake), real_maps)
-        )
+        distances = []
+        for part in self.slices:  # both side by side, so that no map is kept longer than it need be
+            with torch.no_grad():
+                real = part(real)
+            keep_less = self.recompute and torch.is_grad_enabled()
+            fake = recomputed(part, fake) if keep_less else part(fake)
+            distances.append(l1(fake, real))
+        return sum(weight * distance for weight, distance in zip(VGG_WEIGHTS, distances))
 
 
 def vgg19_slices(layers: nn.Sequential) -> list[nn.Sequential]:

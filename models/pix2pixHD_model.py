@@ -103,9 +103,13 @@ class Pix2PixHDModel(nn.Module):
     the losses by name: G_GAN, G_GAN_Feat, G_VGG (both times lambda_feat), D_real, D_fake.
     """
 
-    def __init__(self, opt: argparse.Namespace, device: torch.device) -> None:
+    def __init__(
+        self, opt: argparse.Namespace, device: torch.device, one_size: bool = False
+    ) -> None:
+        """one_size: all pictures have one size, so that --compile need not allow for others."""
         super().__init__()
         self.opt = opt
+        self.one_size = one_size
         self.device = device
         self.multiple = size_multiple(opt)
 
@@ -157,14 +161,18 @@ class Pix2PixHDModel(nn.Module):
         plain networks that are saved.
         """
         self.call = {}
-        if self.opt.compile:
-            set_up_compiler()
         for name, net in self.networks().items():
-            if self.opt.compile:
-                net = torch.compile(net)
-            self.call[name] = distributed.wrap(net, self.device)
+            self.call[name] = distributed.wrap(self._compiled(net), self.device)
         if self.vgg is not None:
-            self.call["VGG"] = torch.compile(self.vgg) if self.opt.compile else self.vgg
+            self.call["VGG"] = self._compiled(self.vgg)
+
+    def _compiled(self, net: nn.Module) -> nn.Module:
+        """The network as a step calls it: compiled, with --compile."""
+        if not self.opt.compile:
+            return net
+        set_up_compiler()
+        # dynamic: the first batch with fewer pictures would make all later ones slower
+        return torch.compile(net, dynamic=False if self.one_size else None)
 
     def _generator_parameters(self) -> Iterator[nn.Parameter]:
         yield from (p for p in self.netG.parameters() if p.requires_grad)
@@ -208,7 +216,7 @@ class Pix2PixHDModel(nn.Module):
             inputs.append(self.call["E"](maps["image"], regions))
         elif uses_features(self.opt):
             inputs.append(maps["feat"])
-        fake = self.call["G"](torch.cat(inputs, 1))
+        fake = self.call["G"](x if len(inputs) == 1 else torch.cat(inputs, 1))
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
 
     def step(self, batch: dict, weight: float = 1.0) -> dict[str, Tensor]:

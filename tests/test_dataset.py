@@ -192,6 +192,13 @@ def test_scaled_sizes(size: tuple[int, int]) -> None:
     assert Geometry("scale_width", 1).scaled((100, 3)) == (1, 1)
 
 
+def test_one_size_of_all(own: Path) -> None:
+    assert read(own).has_one_size
+    draw_scene(own, "c", (WIDTH, HEIGHT + 2))
+    assert not read(own).has_one_size
+    assert read(own, "crop").has_one_size
+
+
 # Randomness ------------------------------------------------------------------------------------
 
 

@@ -319,7 +319,7 @@ def test_compiled_networks_give_the_same_step(monkeypatch) -> None:
     plain = make_model(f"--no_vgg_loss {flags}")
     traced = []
 
-    def trace(net: nn.Module):
+    def trace(net: nn.Module, dynamic: bool | None):
         traced.append(net)
         return compile_network(net, backend="aot_eager", fullgraph=True)
 
@@ -335,17 +335,32 @@ def test_compiled_networks_give_the_same_step(monkeypatch) -> None:
     assert_gradients_close(gradients(compiled.networks()), gradients(plain.networks()))
 
 
-def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch) -> None:
-    """The last batch of an epoch is smaller: then the compiler makes graphs for any size."""
+@pytest.mark.parametrize("one_size", [False, True])
+def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch, one_size: bool) -> None:
+    """The last batch of an epoch is smaller: then the compiler makes graphs for any size, but
+    where all pictures have one size, graphs for each of the two."""
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    for_any_size = []
+
+    def backend(graph, inputs):
+        for_any_size.append(any(isinstance(one, torch.SymInt) for one in inputs))
+        return aot_eager(graph, inputs)
+
     with monkeypatch.context() as patch:
         compile_network = torch.compile
-        patch.setattr(torch, "compile", lambda net: compile_network(net, backend="aot_eager"))
-        model = make_model("--no_vgg_loss --n_blocks_global 1 --num_D 1 --compile")
-    whole = make_batch()
-    for pictures in (2, 1, 2):
+        patch.setattr(
+            torch,
+            "compile",
+            lambda net, dynamic: compile_network(net, dynamic=dynamic, backend=backend),
+        )
+        flags = "--no_vgg_loss --n_blocks_global 1 --num_D 1 --compile"
+        model = Pix2PixHDModel(options(flags), CPU, one_size)
+    whole = make_batch(pictures=3)
+    for pictures in (3, 2, 3):
         batch = {k: v[:pictures] for k, v in whole.items() if isinstance(v, Tensor)}
         losses = model.step(batch)
         assert all(value.isfinite() for value in losses.values())
+    assert any(for_any_size) != one_size
 
 
 def test_a_state_is_adopted_by_another_kind_of_run() -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -81,7 +82,7 @@ def launch(work: Callable, opt) -> object:
     for each GPU through torch's own launcher. A UserError of any process ends all of them and is
     shown once.
     """
-    if "WORLD_SIZE" not in os.environ and len(opt.gpu_ids) > 1:
+    if _processes() == 1 and not dist.is_torchelastic_launched() and len(opt.gpu_ids) > 1:
         return start(len(opt.gpu_ids), work, opt)
     return _process(work, opt)
 
@@ -122,11 +123,16 @@ def _launched(work: Callable, opt) -> object:
         sys.exit(2)
 
 
+def _processes() -> int:
+    """The number of processes over all machines, as torchrun or a job's script has set it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def _process(work: Callable, opt) -> object:
     local = int(os.environ.get("LOCAL_RANK", opt.local_rank))
     device = torch.device("cpu")
     if opt.gpu_ids:
-        if "WORLD_SIZE" in os.environ and len(opt.gpu_ids) == 1:
+        if _processes() > 1 and len(opt.gpu_ids) == 1:
             index = local  # torchrun without --gpu_ids: the machine's GPUs in order
         else:
             index = opt.gpu_ids[local] if local < len(opt.gpu_ids) else torch.cuda.device_count()
@@ -137,7 +143,7 @@ def _process(work: Callable, opt) -> object:
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if _processes() == 1:
         return work(opt, device)
     return _joined(work, opt, device)
 
@@ -154,6 +160,7 @@ def _joined(work: Callable, opt, device: torch.device) -> object:
         rank=number,
         world_size=count,
         device_id=device if on_gpus else None,
+        timeout=timedelta(hours=2),  # while one clusters or downloads, the others wait
     )
     wait_for_all()  # a process that ended at once would break the others' connecting
     try:

@@ -93,6 +93,8 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
         mine = processes[distributed.rank() % len(processes)]
         model.pool.load_state_dict(mine["pool"], model.device)
         set_random_state(mine["random"])
+    except torch.OutOfMemoryError:  # the state is not to blame
+        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{path}: not the state of such a run ({type(error).__name__}: {error}); "

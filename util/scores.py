@@ -26,11 +26,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
+def ssim(a: np.ndarray, b: np.ndarray, device: torch.device) -> float:
     """Structural similarity of uint8 pictures (H, W, 3): 1 if they are equal."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    pair = [as_batch(picture).double() / 255 for picture in (a, b)]
+    pair = [as_batch(picture).to(device).double() / 255 for picture in (a, b)]
     return round(float(structural_similarity_index_measure(*pair, data_range=1.0)), 9)
 
 
@@ -57,6 +57,8 @@ class Perceptual:
                     self.metrics[name] = self._create(name, count).to(device)
                 except ImportError as error:
                     self.reasons[name] = f"{error}; pip install -r requirements-eval.txt"
+                except torch.OutOfMemoryError:
+                    raise
                 except (OSError, RuntimeError) as error:
                     self.reasons[name] = (
                         f"{WEIGHT_FILES[name]} could not be fetched ({_line(error)}); "

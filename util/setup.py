@@ -46,7 +46,7 @@ def random_state() -> dict:
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # by a run on a GPU
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 

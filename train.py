@@ -135,7 +135,9 @@ def start_records(
         write_options(opt)
     except OSError as error:
         raise cannot_write(run_dir(opt), error, FOLDER_FLAGS) from error
-    say(f"{scenes} scenes, epoch {at.epoch} of {opt.niter + opt.niter_decay}, on {device}")
+    epochs = opt.niter + opt.niter_decay
+    where = f"epoch {at.epoch} of {epochs}" if at.epoch <= epochs else f"all {epochs} epochs done"
+    say(f"{scenes} scenes, {where}, on {device}")
     return visualizer
 
 

@@ -135,17 +135,11 @@ def class_weights(truths: list[Image.Image]) -> Tensor:
 
 
 def repainted(scene: Scene, draw: np.random.Generator) -> np.ndarray:
-    """The photograph with half of its things in other colours, which change across them; shading
-    kept, (H, W, 3) uint8."""
-    height, width = scene.things.shape
-    coarse = Image.fromarray(draw.random((4, 8), np.float32))
-    share = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))[..., None]
+    """The photograph with half of its things in other colours, shading kept, (H, W, 3) uint8."""
     count = scene.things.max() + 1
-    painted = draw.random((count, 1)) < 0.5
-    painted[0] = False  # what is no thing
-    one, other = (draw.uniform(-100, 100, (count, 3)) * painted for _ in range(2))
-    shifts = share * one[scene.things] + (1 - share) * other[scene.things]
-    return np.clip(scene.photo + shifts, 0, 255).astype(np.uint8)
+    shifts = draw.uniform(-100, 100, (count, 3)) * (draw.random((count, 1)) < 0.5)
+    shifts[0] = 0  # what is no thing
+    return np.clip(scene.photo + shifts[scene.things], 0, 255).astype(np.uint8)
 
 
 def cut(scene: Scene, width: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -185,10 +179,10 @@ def spoil(pictures: Tensor) -> Tensor:
     for factor in (2, 3):
         small = F.interpolate(pictures, scale_factor=1 / factor, mode="area")
         blurred = F.interpolate(small, (height, width), mode="bilinear")
-        pictures = torch.where(uniform(0, 1) < 0.5, blurred, pictures)
-    pictures = pictures + torch.randn_like(pictures) * uniform(0, 0.14)
-    pictures = pictures + noise(4) * uniform(0, 0.2)
-    pictures = pictures + tile[..., :height, :width] * uniform(0, 0.16)
+        pictures = torch.where(uniform(0, 1) < 0.35, blurred, pictures)
+    pictures = pictures + torch.randn_like(pictures) * uniform(0, 0.1)
+    pictures = pictures + noise(4) * uniform(0, 0.15)
+    pictures = pictures + tile[..., :height, :width] * uniform(0, 0.12)
     return pictures.clamp(0, 1)
 
 

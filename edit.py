@@ -17,7 +17,7 @@ from models import create_model
 from models.ui_model import UIModel
 from options.edit_options import EditOptions
 from util.errors import UserError, run
-from util.progress import say
+from util.progress import log
 from util.setup import seed_everything, set_up_torch
 
 
@@ -40,7 +40,7 @@ def replay(ui: UIModel, opt: argparse.Namespace) -> None:
     from editor.record import replay_file
 
     for path in replay_file(ui, Path(opt.replay), Path(opt.out)):
-        say(str(path))
+        log(str(path))
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     ui = create_model(opt, device)
     if opt.verbose:
-        say(str(ui.networks))
+        log(str(ui.networks))
     (replay if opt.replay else edit)(ui, opt)
 
 

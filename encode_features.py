@@ -20,10 +20,10 @@ from models.styles import cluster, instance_classes, instance_rows, load_rows, s
 from options.base_options import run_dir
 from options.test_options import EncoderOptions, weights_folder
 from util import distributed
-from util.checkpoints import make_folder, write_bytes
-from util.colours import CITYSCAPES_NAMES
 from util.errors import UserError, run
-from util.progress import bar, say
+from util.files import make_folder, write_bytes
+from util.pages.colours import CITYSCAPES_NAMES
+from util.progress import bar, log
 from util.setup import seed_everything, set_up_torch
 
 
@@ -36,7 +36,7 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         model = InferenceModel(opt, device, weights_folder(opt), with_generator=False)
         model.load_encoder()
         if opt.verbose and distributed.is_main():
-            say(str(model))
+            log(str(model))
         make_folder(folder, "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
@@ -55,7 +55,7 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     clustered = folder / f"features_clustered_{opt.n_clusters:03d}.npy"
     write_array(clustered, styles_to_rows(styles))
     report(rows, styles, opt)
-    say(f"{len(rows)} instances in {path}, {sum(map(len, styles.values()))} styles in {clustered}")
+    log(f"{len(rows)} instances in {path}, {sum(map(len, styles.values()))} styles in {clustered}")
 
 
 def needs_encoding(opt: argparse.Namespace, folder: Path, path: Path) -> bool:
@@ -65,10 +65,10 @@ def needs_encoding(opt: argparse.Namespace, folder: Path, path: Path) -> bool:
         return True
     if encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime:
         if distributed.is_main():
-            say(f"{encoder} is newer than {path}: encoding again")
+            log(f"{encoder} is newer than {path}: encoding again")
         return True
     if distributed.is_main():
-        say(f"clustering {path} as it is (--reencode encodes again, e.g. after other data flags)")
+        log(f"clustering {path} as it is (--reencode encodes again, e.g. after other data flags)")
     return False
 
 
@@ -101,7 +101,7 @@ def report(rows: np.ndarray, styles: dict[int, np.ndarray], opt: argparse.Namesp
         count = len(styles.get(label, []))
         name = names[label] if label < len(names) else f"class {label}"
         note = "" if count == opt.n_clusters else f" (fewer than --n_clusters {opt.n_clusters})"
-        say(f"  {name}: {len(of_class)} instances, {large} of them large, {count} styles{note}")
+        log(f"  {name}: {len(of_class)} instances, {large} of them large, {count} styles{note}")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

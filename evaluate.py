@@ -26,11 +26,11 @@ from data.aligned_dataset import find_files
 from data.files import label_problem, list_files, picture_names, read_integers, read_rgb
 from models.segmenters import Segmenter, load_segmenter
 from options import evaluate_options
-from util.checkpoints import make_folder, write_text
-from util.colours import palette, save_image
 from util.errors import UserError, run
-from util.html import Page, Picture
-from util.progress import bar, say
+from util.files import make_folder, write_text
+from util.pages.colours import palette, save_image
+from util.pages.html import Page, Picture
+from util.progress import bar, log
 from util.scores import PERCEPTUAL, Perceptual, Scores, class_scores, confusion, psnr, ssim
 from util.setup import set_up_torch
 
@@ -70,7 +70,7 @@ def evaluate(opt: argparse.Namespace) -> dict:
     write_text(opt.out / "metrics.json", text + "\n")
     page = write_page(opt, metrics, scenes, judge)
     report(metrics)
-    say(f"{opt.out / 'metrics.json'} and {page}")
+    log(f"{opt.out / 'metrics.json'} and {page}")
     return metrics
 
 
@@ -113,7 +113,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
         for scene in sorted(pictures)
     ]
     if len(scenes) < len(names):
-        say(f"{len(scenes)} of the {len(names)} scenes of {opt.phase} have a picture")
+        log(f"{len(scenes)} of the {len(names)} scenes of {opt.phase} have a picture")
     return scenes
 
 
@@ -330,9 +330,9 @@ def figure_rows(metrics: dict) -> list[list[str]]:
 def report(metrics: dict) -> None:
     """Print the protocol and the table."""
     for key, value in metrics["protocol"].items():
-        say(f"{key.replace('_', ' ')}: {value}")
+        log(f"{key.replace('_', ' ')}: {value}")
     for row in [["", "pictures", "oracle", "ratio"], *figure_rows(metrics)]:
-        say(f"{row[0]:18} {row[1]:9} {row[2]:9} {row[3]}".rstrip())
+        log(f"{row[0]:18} {row[1]:9} {row[2]:9} {row[3]}".rstrip())
 
 
 def jsonable(value: object) -> object:

@@ -17,10 +17,10 @@ from data.loader import batches_in_order
 from models.inference_model import InferenceModel, to_pictures
 from options.test_options import EncoderOptions, weights_folder
 from util import distributed
-from util.checkpoints import make_folder
-from util.colours import save_image
 from util.errors import UserError, run
-from util.progress import bar, say
+from util.files import make_folder
+from util.pages.colours import save_image
+from util.progress import bar, log
 from util.setup import seed_everything, set_up_torch
 
 
@@ -35,7 +35,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     model = InferenceModel(opt, device, weights_folder(opt), with_generator=False)
     model.load_encoder()
     if opt.verbose and distributed.is_main():
-        say(str(model))
+        log(str(model))
 
     dataset = create_dataset(opt, training=False)
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
@@ -52,7 +52,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     distributed.wait_for_all()
     if distributed.is_main():
         width, height = feat.shape[-1] * 2, feat.shape[-2] * 2
-        say(f"{len(dataset)} feature maps of {width}x{height} in {folder}")
+        log(f"{len(dataset)} feature maps of {width}x{height} in {folder}")
 
 
 def as_picture(array: np.ndarray) -> np.ndarray:

@@ -41,11 +41,11 @@ from models.styles import (
 from options.base_options import run_dir
 from options.test_options import TestOptions
 from util import distributed
-from util.checkpoints import make_folder
-from util.colours import CITYSCAPES_NAMES, class_id, label_picture, save_image
 from util.errors import UserError, run
-from util.html import Page, Picture
-from util.progress import bar, say
+from util.files import make_folder
+from util.pages.colours import CITYSCAPES_NAMES, class_id, label_picture, save_image
+from util.pages.html import Page, Picture
+from util.progress import bar, log
 from util.setup import seed_everything, set_up_torch
 
 
@@ -55,7 +55,7 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
     seed_everything(opt.seed)
     model = create_generator(opt, device)
     if opt.verbose and distributed.is_main():
-        say(str(model))
+        log(str(model))
     dataset = create_dataset(opt, training=False, load_photos=opt.use_encoded_image)
     dataset.scenes = dataset.scenes[: opt.how_many]
     photos = photographs(opt)
@@ -90,7 +90,7 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
         page = Page(folder, f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}")
         for index in sorted(everything):
             page.row(everything[index], heading=names[index], width=opt.display_winsize)
-        say(f"{len(everything)} scenes on the page {page.save()}")
+        log(f"{len(everything)} scenes on the page {page.save()}")
 
 
 def create_generator(opt: argparse.Namespace, device: torch.device) -> InferenceModel:
@@ -110,7 +110,7 @@ def export(opt: argparse.Namespace) -> None:
     model = create_model(opt, torch.device("cpu"))
     apart = export_onnx(model, Path(opt.export_onnx))
     sizes = ", ".join("x".join(map(str, size)) for size in apart)
-    say(
+    log(
         f"{opt.export_onnx}: written; ONNX Runtime draws PyTorch's pictures, checked at {sizes}: "
         f"{max(apart.values())} grey levels apart at most"
     )
@@ -253,7 +253,7 @@ def warn_missing(looks: list[Look], model: InferenceModel) -> None:
     missing = set().union(*distributed.gather(mine))
     names = CITYSCAPES_NAMES if model.opt.label_nc == 35 else []
     if missing and distributed.is_main():
-        say(
+        log(
             f"warning: no styles for {names_of(missing, names)}: no large instance was clustered; "
             "their features are zero"
         )

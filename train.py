@@ -25,15 +25,15 @@ from models.pix2pixHD_model import smallest_side
 from options.base_options import run_dir, write_options
 from options.train_options import TrainOptions
 from util import distributed
-from util.checkpoints import cannot_write, make_folder
-from util.colours import label_picture, to_image
 from util.errors import UserError, run
-from util.progress import Pace, bar, peak_memory, say, surviving
-from util.resume import FOLDER_FLAGS, Position, load_weights, save
+from util.files import cannot_write, make_folder
+from util.pages.colours import label_picture, to_image
+from util.progress import Pace, bar, log, peak_memory, warn_if_unwritable
+from util.run.resume import FOLDER_FLAGS, Position, load_weights, save
+from util.run.stop import Stop
+from util.run.visualizer import Visualizer
+from util.run.watch import Watch
 from util.setup import seed_everything, set_up_torch
-from util.stop import Stop
-from util.visualizer import Visualizer
-from util.watch import Watch
 
 
 def train(opt: argparse.Namespace, device: torch.device) -> int:
@@ -42,7 +42,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     seed_everything(opt.seed)
     if opt.label_nc == "auto":
         opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
-        say_main(f"--label_nc {opt.label_nc}")
+        log_main(f"--label_nc {opt.label_nc}")
     loader = create_loader(opt, smallest_side(opt))
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, loader.dataset.has_one_size)
@@ -50,7 +50,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     at = load_weights(model, opt, folder, scenes)
     visualizer = start_records(opt, at, scenes, device)
     if opt.verbose:
-        say_main(str(model))
+        log_main(str(model))
 
     epochs = opt.niter + opt.niter_decay
     saved = True
@@ -59,7 +59,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     while at.epoch <= epochs:
         if model.fixes_global and at.epoch > opt.niter_fix_global:
             model.start_stage(fix_global=False)
-            say_main("from here on all of the generator is trained")
+            log_main("from here on all of the generator is trained")
         rate = model.set_learning_rate(at.epoch)
 
         progress = bar(total=len(loader), initial=at.batch, desc=f"epoch {at.epoch}/{epochs}")
@@ -77,12 +77,12 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
                 values = mean_over_processes(losses, batch["weight"])
                 watch.check()
                 if visualizer:
-                    with surviving("the logs"):
+                    with warn_if_unwritable("the logs"):
                         report(visualizer, at, rate, values, pace, device)
                     for warning in watch.warnings(values, model.fake):
-                        say(warning)
+                        log(warning)
             if visualizer and at.passed(opt.display_freq):
-                with surviving("the pictures"):
+                with warn_if_unwritable("the pictures"):
                     visualizer.display(current_visuals(model, batch, opt), at.epoch, at.step)
             if at.batch < len(loader):  # the epoch's end is saved below
                 stopping = stop.asked()
@@ -90,7 +90,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
                     saved = save(model, watch, opt, folder, at, scenes)
                 if stopping:
                     close(visualizer)
-                    say_main(f"stopped at step {at.step}; {how_to_go_on(saved)}")
+                    log_main(f"stopped at step {at.step}; {how_to_go_on(saved)}")
                     return stop.status
             waiting = time.perf_counter()
 
@@ -105,7 +105,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
             saved = save(model, watch, opt, folder, at, scenes)
         if stopping:
             close(visualizer)
-            say_main(f"stopped behind epoch {ended}; {how_to_go_on(saved)}")
+            log_main(f"stopped behind epoch {ended}; {how_to_go_on(saved)}")
             return stop.status
 
     if not saved:
@@ -113,7 +113,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     close(visualizer)
     if visualizer:
         page = "" if opt.no_html else f", pictures in {folder / 'web' / 'index.html'}"
-        say(f"done: weights in {folder}{page}")
+        log(f"done: weights in {folder}{page}")
     return 0
 
 
@@ -137,7 +137,7 @@ def start_records(
         raise cannot_write(run_dir(opt), error, FOLDER_FLAGS) from error
     epochs = opt.niter + opt.niter_decay
     where = f"epoch {at.epoch} of {epochs}" if at.epoch <= epochs else f"all {epochs} epochs done"
-    say(f"{scenes} scenes, {where}, on {device}")
+    log(f"{scenes} scenes, {where}, on {device}")
     return visualizer
 
 
@@ -159,7 +159,7 @@ def report(
     seconds, waited, left = pace.look(at.step)
     line = visualizer.log(at.epoch, at.pictures, at.step, seconds, waited, rate, losses)
     memory = peak_memory(device)
-    say(f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]")
+    log(f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]")
 
 
 def current_visuals(model: torch.nn.Module, batch: dict, opt: argparse.Namespace) -> dict:
@@ -181,9 +181,9 @@ def how_to_go_on(saved: bool) -> str:
     return f"--continue_train goes on from {'here' if saved else 'the last checkpoint'}"
 
 
-def say_main(message: str) -> None:
+def log_main(message: str) -> None:
     if distributed.is_main():
-        say(message)
+        log(message)
 
 
 def main() -> int:

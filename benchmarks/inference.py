@@ -19,8 +19,8 @@ from models.inference_model import InferenceModel
 from models.pix2pixHD_model import AMP_TYPES, build_generator
 from options.base_options import integer
 from options.test_options import TestOptions
-from util.checkpoints import save_set
 from util.errors import run
+from util.run.checkpoints import save_set
 from util.setup import set_up_torch
 
 

@@ -28,11 +28,11 @@ from models.instance_maps import instance_class
 from models.styles import load_styles
 from options.base_options import Parser
 from options.test_options import TestOptions
-from util.checkpoints import make_folder, write_text
-from util.colours import label_picture, save_image, to_image
 from util.errors import UserError, run
-from util.html import Page, Picture
-from util.progress import bar, say
+from util.files import make_folder, write_text
+from util.pages.colours import label_picture, save_image, to_image
+from util.pages.html import Page, Picture
+from util.progress import bar, log
 from util.setup import set_up_torch
 
 CAR = 26
@@ -175,17 +175,17 @@ def main() -> None:
         opt, torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     )
     compared = figures["colour_error_labels_only"]
-    say(
+    log(
         f"(a) mean colour error inside {figures['things']} things: "
         f"{figures['colour_error_encoded']:.1f} of 255 with encoded features"
         + (f", {compared:.1f} from labels alone" if compared is not None else "")
     )
-    say(
+    log(
         f"(b) {100 * figures['style_hit_share']:.1f}% of {figures['cars_times_styles']} cars set "
         "to a style have the style's colour"
     )
-    say(f"(c) pixels outside the car change by {figures['change_outside']:.2f} grey levels")
-    say(f"one car in all styles: {folder_of(opt) / 'index.html'}")
+    log(f"(c) pixels outside the car change by {figures['change_outside']:.2f} grey levels")
+    log(f"one car in all styles: {folder_of(opt) / 'index.html'}")
 
 
 if __name__ == "__main__":

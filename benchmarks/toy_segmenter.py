@@ -26,10 +26,9 @@ from data.aligned_dataset import find_files
 from data.files import read_integers, read_rgb
 from evaluate import evaluation_classes
 from options.base_options import Parser, integer
-from util.checkpoints import make_folder
-from util.colours import replacing
 from util.errors import UserError, run
-from util.progress import bar, say
+from util.files import make_folder, replacing
+from util.progress import bar, log
 
 CLASSES = 19
 NOT_JUDGED = -1
@@ -93,7 +92,7 @@ def train(opt: argparse.Namespace) -> Path:
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript's format stays readable
         torch.jit.script(net.eval()).save(str(temporary))
     seconds = time.perf_counter() - begin
-    say(f"{opt.out}: loss {loss.item():.3f} after {opt.steps} steps, {seconds:.0f} s")
+    log(f"{opt.out}: loss {loss.item():.3f} after {opt.steps} steps, {seconds:.0f} s")
     return opt.out
 
 

@@ -19,7 +19,7 @@ from data.files import (
     read_integers,
     read_rgb,
 )
-from util.errors import UserError, some
+from util.errors import UserError, brief
 
 RESIZE_OR_CROP = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 
@@ -120,7 +120,7 @@ class AlignedDataset(Dataset):
         problems = pairing_problems(self.files)
         if problems:
             raise UserError(
-                f"{dataroot}: {len(problems)} missing: {some(problems)}; "
+                f"{dataroot}: {len(problems)} missing: {brief(problems)}; "
                 "python -m data.check lists every problem"
             )
         self.scenes = sorted(self.files["label"])[:max_size]

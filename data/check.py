@@ -26,10 +26,10 @@ from data.files import (
     read_rgb,
     scan_folder,
 )
-from util.colours import CITYSCAPES_NAMES
 from util.errors import UserError, one_line, run
+from util.pages.colours import CITYSCAPES_NAMES
 from util.parallel import parallel
-from util.progress import say
+from util.progress import log
 
 _ORIENTATION = 274  # the EXIF tag: 1 is upright
 
@@ -249,7 +249,7 @@ def main() -> int:
     lines += summary(report, opt)
     lines.append(f"{len(report.problems)} problems" if report.problems else "no problems found")
     for line in lines:
-        say(one_line(line))
+        log(one_line(line))
     return 1 if report.problems else 0
 
 

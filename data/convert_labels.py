@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from data.files import MOST_CLASSES, open_image, read_rgb, scan_folder
-from util.checkpoints import make_folder
-from util.colours import palette, replacing
-from util.errors import UserError, run, some
+from util.errors import UserError, brief, run
+from util.files import make_folder, replacing
+from util.pages.colours import palette
 from util.parallel import parallel
 
 VOC_CLASSES = 256  # that many colours of VOC's palette are known
@@ -82,7 +82,7 @@ def to_labels(picture: np.ndarray, colours: np.ndarray, nearest: bool, path: Pat
             for code, count in zip(found[strange], counts[strange])
         ]
         raise UserError(
-            f"{path}: colours that are not in the palette: {some(listed)}; add them to it, or "
+            f"{path}: colours that are not in the palette: {brief(listed)}; add them to it, or "
             "give --nearest to take the nearest"
         )
     for index in np.flatnonzero(strange):
@@ -156,7 +156,7 @@ def main() -> int:
     args = parse_args()
     files, problems = scan_folder(args.input)
     if problems:
-        raise UserError(some(problems))
+        raise UserError(brief(problems))
     paths = list(files.values())
     make_folder(args.output, "--output")
     colours = None

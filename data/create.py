@@ -10,7 +10,7 @@ from data.cache import create_cache
 from data.files import read_integers, scan_folder
 from data.loader import Loader
 from util import distributed
-from util.errors import UserError, some
+from util.errors import UserError, brief
 
 
 def create_dataset(
@@ -66,7 +66,7 @@ def photographs(opt: argparse.Namespace) -> dict[str, Path]:
     there = [folder for folder in folders if folder.is_dir() and any(folder.iterdir())]
     found, problems = scan_folder(there[0]) if there else ({}, [])
     if found and problems:
-        raise UserError(some(problems))
+        raise UserError(brief(problems))
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from util.errors import UserError, some
+from util.errors import UserError, brief
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # Pillow has others that start programs
@@ -46,7 +46,7 @@ def list_files(folder: Path) -> dict[str, Path]:
     """All pictures below a folder, by scene key, sorted. Two files of one scene are an error."""
     found, problems = scan_folder(folder)
     if problems:
-        raise UserError(some(problems))
+        raise UserError(brief(problems))
     return found
 
 
@@ -174,7 +174,7 @@ def label_problem(
     enough = int(values[wrong].max()) + 1
     more = f"give --label_nc {enough}, " if label_nc < enough <= MOST_CLASSES else ""
     return (
-        f"{path}: label {some(found)}, but --label_nc {label_nc} allows 0 to {label_nc - 1}; "
+        f"{path}: label {brief(found)}, but --label_nc {label_nc} allows 0 to {label_nc - 1}; "
         f"mend the file, {more}or leave such pixels out by --ignore_label"
     )
 

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from util.errors import UserError, run, some
+from util.errors import UserError, brief, run
 
 SUPERSAMPLE = 3  # odd, so that one sample lies at the centre of the pixel
 SMALLEST, LARGEST = 32, 8192  # pixels: a person wider than one, a drawing that fits into memory
@@ -672,7 +672,7 @@ def check_request(out: Path, train: int, val: int, size: tuple[int, int], seed: 
     cities = {path.name for path in out.glob("leftImg8bit/*/*")} - set(CITIES.values())
     if cities:
         raise UserError(
-            f"--out {out} holds other pictures ({some(sorted(cities))}): give a folder of its own"
+            f"--out {out} holds other pictures ({brief(sorted(cities))}): give a folder of its own"
         )
 
 

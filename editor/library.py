@@ -24,10 +24,10 @@ from models.masks import components
 from models.pix2pixHD_model import uses_features
 from options.base_options import run_dir
 from options.edit_options import LibraryOptions
-from util.checkpoints import write_bytes
-from util.colours import CITYSCAPES_NAMES, palette
 from util.errors import UserError, run
-from util.progress import bar, say
+from util.files import write_bytes
+from util.pages.colours import CITYSCAPES_NAMES, palette
+from util.progress import bar, log
 from util.setup import seed_everything, set_up_torch
 
 FILE = "object_library.npz"
@@ -211,8 +211,8 @@ def main() -> None:
     names = CITYSCAPES_NAMES if opt.label_nc == 35 else []
     for label in sorted({one.label for one in objects}):
         name = names[label] if names else f"class {label}"
-        say(f"  {name}: {sum(one.label == label for one in objects)} objects")
-    say(f"{len(objects)} objects in {path}")
+        log(f"  {name}: {sum(one.label == label for one in objects)} objects")
+    log(f"{len(objects)} objects in {path}")
 
 
 if __name__ == "__main__":

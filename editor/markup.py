@@ -9,7 +9,7 @@ from PIL import Image
 
 from editor.session import Session
 from models.masks import outline
-from util.colours import palette
+from util.pages.colours import palette
 
 
 def data_uri(picture: np.ndarray) -> str:

@@ -27,7 +27,7 @@ from editor.scenes import MOST_BYTES, Scenes
 from editor.session import HINTS, NEEDS_CLASS, Session
 from models.ui_model import UIModel
 from util.errors import UserError
-from util.progress import say
+from util.progress import log
 
 HERE = Path(__file__).parent
 MOST_SESSIONS = 64  # scenes in memory; the one that was not used for longest gives way
@@ -402,7 +402,7 @@ def serve(page: Page, host: str, port: int) -> None:
             css_paths=HERE / "page.css",
             app_kwargs={"middleware": [Middleware(Headers)]},
         )
-        say(f"the editor is open at {address} (Ctrl+C ends it)")
+        log(f"the editor is open at {address} (Ctrl+C ends it)")
         try:
             app.block_thread()
         finally:
@@ -450,7 +450,7 @@ def _has_encoder(ui: UIModel) -> bool:
     try:
         ui.networks.load_encoder()
     except UserError as problem:
-        say(f"styles cannot be taken from photographs: {problem}")
+        log(f"styles cannot be taken from photographs: {problem}")
         return False
     return True
 

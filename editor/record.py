@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from models.ui_model import UIModel
-from util.checkpoints import make_folder
-from util.colours import save_image
 from util.errors import UserError
+from util.files import make_folder
+from util.pages.colours import save_image
 
 FORMAT = "pix2pixHD edit list 1"
 MOST_BYTES = 256 << 20  # of an edit list's file

@@ -16,8 +16,8 @@ from editor.scenes import Scenes
 from models.masks import Point
 from models.styles import style
 from models.ui_model import Selection, UIModel, shape_rows
-from util.colours import CITYSCAPES_NAMES
 from util.errors import UserError
+from util.pages.colours import CITYSCAPES_NAMES
 
 HINTS = {
     "Select": "Click an object, in either picture; then choose one of its styles below.",

@@ -10,8 +10,8 @@ from models.inference_model import InferenceModel, cluster_path
 from models.pix2pixHD_model import Pix2PixHDModel, uses_features
 from models.styles import load_styles
 from models.ui_model import UIModel
-from util.checkpoints import saved_options
 from util.errors import UserError
+from util.run.checkpoints import saved_options
 
 
 def create_model(

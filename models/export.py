@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from models.inference_model import InferenceModel, to_pictures
 from models.pix2pixHD_model import uses_features
-from util.colours import replacing
 from util.errors import UserError
+from util.files import replacing
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

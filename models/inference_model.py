@@ -19,8 +19,8 @@ from models.pix2pixHD_model import (
     size_multiple,
     uses_features,
 )
-from util.checkpoints import load_network, newest, saved_options
 from util.errors import UserError
+from util.run.checkpoints import load_network, newest, saved_options
 
 Map = np.ndarray | Image.Image | Tensor
 Maps = Map | list[Map]  # a list is a batch

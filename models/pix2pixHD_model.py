@@ -12,8 +12,8 @@ from models.instance_maps import network_input, pad_to_multiple
 from models.losses import VGGLoss, feature_matching_loss, gan_loss
 from models.networks import define_D, define_G, recompute_blocks, rest_idle_biases
 from util import distributed
-from util.checkpoints import load_network, load_pretrained
 from util.image_pool import ImagePool
+from util.run.checkpoints import load_network, load_pretrained
 from util.setup import set_up_compiler
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -117,7 +117,7 @@ class Pix2PixHDModel(nn.Module):
         self.netD = build_discriminator(opt)
         makes_features = uses_features(opt) and not opt.load_features
         self.netE = build_encoder(opt) if makes_features else None
-        with distributed.one_first():
+        with distributed.one_process_first():
             self.vgg = None if opt.no_vgg_loss else VGGLoss(opt.vgg_weights)
         if opt.checkpoint_activations:
             recompute_blocks(self.netG)

@@ -22,8 +22,8 @@ from models.instance_maps import edges, one_hot
 from models.masks import Box, Point, box_of, centred, components, nearest, pasted, scaled, stroke
 from models.pix2pixHD_model import uses_features
 from models.styles import StyleChooser, Styles, instance_classes, paint
-from util.colours import label_picture
 from util.errors import UserError
+from util.pages.colours import label_picture
 
 LEVELS = 1000  # edits that can be undone
 HISTORY_BYTES = 64 << 20  # what they may take, compressed; the oldest give way

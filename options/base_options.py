@@ -15,8 +15,9 @@ from typing import NoReturn
 import torch
 import torchvision
 
-from util.checkpoints import saved_options, write_text
 from util.errors import UserError
+from util.files import write_text
+from util.run.checkpoints import saved_options
 
 # What test.py, encode_features.py and the editor take from a run's opt.json unless told otherwise
 ARCHITECTURE = (

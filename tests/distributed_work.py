@@ -13,7 +13,7 @@ from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
 from util import distributed
 from util.errors import UserError, run
-from util.stop import Stop
+from util.run.stop import Stop
 
 STEPS = 10
 TINY = (

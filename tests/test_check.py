@@ -14,7 +14,7 @@ from data.convert_labels import main as convert_main
 from data.convert_labels import to_labels
 from data.files import read_integers
 from options.train_options import TrainOptions
-from util.colours import colour_label
+from util.pages.colours import colour_label
 
 FLAGS = TINY
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from util.colours import (
+from util.errors import UserError
+from util.files import replacing
+from util.pages.colours import (
     CITYSCAPES_NAMES,
     class_id,
     colour_label,
     palette,
-    replacing,
     save_image,
     to_image,
 )
-from util.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from util.checkpoints import make_folder
 from util.errors import UserError, run
+from util.files import make_folder
 
 
 def end(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:

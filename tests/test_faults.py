@@ -18,9 +18,10 @@ import pytest
 import torch
 from trainer import Training, assert_same, outcome, train
 
-from util import checkpoints
-from util.checkpoints import link_or_copy, load_file, recover, save_set, write_bytes
-from util.visualizer import _append, read_rows
+from util.files import link_or_copy, write_bytes
+from util.run import checkpoints
+from util.run.checkpoints import load_file, recover, save_set
+from util.run.visualizer import _append, read_rows
 
 # every step is logged, shown and saved: most of the time goes by in saving
 FLAGS = ["--print_freq", 1, "--display_freq", 1, "--save_latest_freq", 1, "--save_epoch_freq", 1]

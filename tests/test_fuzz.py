@@ -25,8 +25,8 @@ from data.aligned_dataset import AlignedDataset, Geometry
 from data.check import check
 from data.files import read_integers
 from options.train_options import TrainOptions
-from util.checkpoints import load_file, load_network, load_pretrained
 from util.errors import UserError, one_line
+from util.run.checkpoints import load_file, load_network, load_pretrained
 
 KINDS = {"label": "label", "inst": "inst", "image": "img"}
 SEEDS = range(8)

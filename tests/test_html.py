@@ -7,8 +7,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from util.colours import save_image
-from util.html import Page, Picture
+from util.pages.colours import save_image
+from util.pages.html import Page, Picture
 
 
 class Reader(HTMLParser):

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, TINY
 from trainer import Training, assert_same, outcome, train
 
-from util.checkpoints import load_file
+from util.run.checkpoints import load_file
 
 # 4 scenes an epoch; every step is logged, shown and saved
 ALL = ["--print_freq", 1, "--display_freq", 1, "--save_latest_freq", 1, "--save_epoch_freq", 1]

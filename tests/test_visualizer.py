@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from util.errors import UserError
-from util.visualizer import Visualizer, draw_curves, read_rows
+from util.run.visualizer import Visualizer, draw_curves, read_rows
 
 LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
 

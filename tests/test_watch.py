@@ -7,8 +7,8 @@ import pytest
 import torch
 from trainer import Training, outcome, train
 
-from util.checkpoints import load_file
-from util.watch import NonFinite, Watch
+from util.run.checkpoints import load_file
+from util.run.watch import NonFinite, Watch
 
 STEPS = ["--print_freq", 1, "--save_latest_freq", 1]
 

@@ -39,7 +39,7 @@ def wait_for_all() -> None:
 
 
 @contextmanager
-def one_first() -> Iterator[None]:
+def one_process_first() -> Iterator[None]:
     """Let one process of each machine go first: what it downloads, the others then find."""
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not first:

@@ -45,7 +45,7 @@ def one_line(message: object) -> str:
     return str(message).replace("\r", "\\r").replace("\n", "\\n")
 
 
-def some(names: list[str], most: int = 5) -> str:
+def brief(names: list[str], most: int = 5) -> str:
     """Join names for a one-line message: all of a few, the first ones and a count of many."""
     shown = ", ".join(str(name) for name in names[:most])
     rest = len(names) - most

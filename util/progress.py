@@ -16,7 +16,7 @@ except ImportError:  # Windows
     resource = None
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """Print a line, above a progress bar if there is one."""
     encoding = sys.stdout.encoding or "utf-8"  # a file's name may be no text in it
     tqdm.write(message.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
@@ -24,12 +24,12 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def surviving(what: str) -> Iterator[None]:
+def warn_if_unwritable(what: str) -> Iterator[None]:
     """Let a full disk or a lost right end in a warning: what could not be written."""
     try:
         yield
     except OSError as error:
-        say(f"warning: {what} could not be written ({error.strerror or error}); going on")
+        log(f"warning: {what} could not be written ({error.strerror or error}); going on")
 
 
 def bar(iterable=None, **options) -> tqdm:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from util.checkpoints import load_file
 from util.errors import UserError
+from util.run.checkpoints import load_file
 
 PERCEPTUAL = ("lpips", "fid", "kid")
 _ALEXNET = "alexnet-owt-7be5be79.pth"

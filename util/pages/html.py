@@ -9,7 +9,7 @@ from dominate import document, tags
 from dominate.util import raw
 from PIL import Image
 
-from util.colours import replacing
+from util.files import replacing
 
 # System colours (Canvas, CanvasText, ...) follow the reader's light or dark theme by themselves.
 _CSS = """

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from util.colours import replacing, save_image
 from util.errors import UserError
-from util.html import Page, Picture
+from util.files import replacing
+from util.pages.colours import save_image
+from util.pages.html import Page, Picture
 
 # The keys of a metrics row that are not losses.
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "lr")

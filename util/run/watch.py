@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from util.errors import UserError, some
+from util.errors import UserError, brief
 
 
 class NonFinite(UserError):
@@ -36,7 +36,7 @@ class Watch:
             if not good:
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
                 raise NonFinite(
-                    f"step {step}: a loss or gradient is not finite ({values}) with {some(paths)}; "
+                    f"step {step}: a loss or gradient is not finite ({values}) in {brief(paths)}; "
                     "the last checkpoint is kept: look at these files, lower --lr, or leave --amp"
                 )
 

@@ -1,8 +1,5 @@
 """From tensors and label maps to pictures: palettes, class names, image files."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import torch
 from PIL import Image
 
 from util.errors import UserError
+from util.files import replacing
 
 # Cityscapes' own definition, by id. The license plate is -1 there; an 8-bit file cannot hold
 # that, and --label_nc 35 leaves id 34 for it.
@@ -141,18 +139,3 @@ def save_image(array: np.ndarray, path: str | Path) -> None:
     name, settings = _FORMATS[path.suffix.lower()]
     with replacing(path) as temporary:
         Image.fromarray(array).save(temporary, name, **settings)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Lend a temporary name beside path; what is written there becomes path, at once and whole.
-
-    If the block raises, path stays as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

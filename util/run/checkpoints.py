@@ -16,54 +16,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from util.errors import UserError, some
+from util.errors import UserError, brief
+from util.files import link_or_copy, write_flushed, write_text
 
 _NEW = ".new"
 _MARKER = "save_complete.txt"
-
-
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all: to a temporary name, flushed, then renamed."""
-    partial = path.with_name(path.name + ".part")
-    _write_flushed(partial, content)
-    os.replace(partial, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """write_bytes for text."""
-    write_bytes(path, text.encode(errors="surrogateescape"))  # file names need not be Unicode
-
-
-def make_folder(folder: Path, flags: str) -> Path:
-    """Make a folder for results and try to write there. Raises UserError where that cannot be,
-    before hours are spent; flags: those that choose another folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable{os.getpid()}"
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error, flags) from error
-    return folder
-
-
-def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
-    """The error for a folder that lacks room or rights."""
-    return UserError(
-        f"{folder}: cannot be written to ({error.strerror or error}); make room or give rights "
-        f"there, or choose another {flags}"
-    )
-
-
-def _write_flushed(path: Path, content: bytes | memoryview) -> None:
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        path.unlink(missing_ok=True)  # a full disk needs the room
-        raise
 
 
 def save_set(
@@ -80,7 +37,7 @@ def save_set(
     copies = copies or {}
     try:
         for name, content in files.items():
-            _write_flushed(folder / (name + _NEW), _serialized(content))
+            write_flushed(folder / (name + _NEW), _serialized(content))
         for name, source in copies.items():
             link_or_copy(folder / (source + _NEW), folder / (name + _NEW))
         _flush_names(folder)
@@ -136,17 +93,6 @@ def newest(path: Path) -> Path:
     except FileNotFoundError:
         return path
     return new if path.name in finished and new.is_file() else path
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, at once: a hard link, or a copy where links are not possible."""
-    partial = target.with_name(target.name + ".part")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        _write_flushed(partial, source.read_bytes())
-    os.replace(partial, target)
 
 
 def load_file(path: Path) -> dict:
@@ -212,7 +158,7 @@ def load_network(net: nn.Module, path: Path) -> None:
     wrong += [f"{name} is unknown" for name in state if name not in own]
     if wrong:
         raise UserError(
-            f"{path}: weights of another architecture: {some(wrong)}; give the flags that it was "
+            f"{path}: weights of another architecture: {brief(wrong)}; give the flags that it was "
             "trained with (its opt.json or opt.txt lists them)"
         )
     net.load_state_dict(state)
@@ -232,7 +178,7 @@ def load_pretrained(net: nn.Module, path: Path) -> list[str]:
     if len(unknown) > 1:
         wrong += [f"{layer} is unknown" for layer in unknown]
     if wrong:
-        raise UserError(f"{path}: does not fit this network: {some(wrong)}; check the flags")
+        raise UserError(f"{path}: does not fit this network: {brief(wrong)}; check the flags")
     known = {name: value for name, value in state.items() if name in own}
     if not known:
         raise UserError(f"{path}: none of its layers is in this network, e.g. {next(iter(state))}")
@@ -246,10 +192,10 @@ def _network_state(path: Path) -> dict[str, torch.Tensor]:
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
     strange = [name for name, value in state.items() if not _is_plain_tensor(value)]
     if strange or not state:
-        raise UserError(f"{path}: expected tensors by name, found {some(strange) or 'nothing'}")
+        raise UserError(f"{path}: expected tensors by name, found {brief(strange) or 'nothing'}")
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
-        raise UserError(f"{path}: holds NaN or infinite weights in {some(broken)}; use another")
+        raise UserError(f"{path}: holds NaN or infinite weights in {brief(broken)}; use another")
     return state
 
 

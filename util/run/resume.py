@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from util import distributed
-from util.checkpoints import cannot_write, load_file, recover, save_set
 from util.errors import UserError
-from util.progress import say
+from util.files import cannot_write
+from util.progress import log
+from util.run.checkpoints import load_file, recover, save_set
+from util.run.watch import NonFinite, Watch
 from util.setup import random_state, set_random_state
-from util.watch import NonFinite, Watch
 
 FOLDER_FLAGS = "--checkpoints_dir or --name"  # where a run is kept
 
@@ -68,14 +69,14 @@ def load_weights(model, opt: argparse.Namespace, folder: Path, scenes: int) -> P
             return _resume(model, opt, folder, scenes)
         if (folder / "latest_net_G.pth").is_file():
             model.load_networks(folder, "latest")
-            _say(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
+            _log(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
             return Position(epoch=_reference_epoch(folder))
-        _say(f"nothing is saved in {folder} yet: training starts from the beginning")
+        _log(f"nothing is saved in {folder} yet: training starts from the beginning")
     if opt.load_pretrain:
         fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
-        _say(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
+        _log(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
         for name in fresh:
-            _say(f"  starts fresh: {name}")
+            _log(f"  starts fresh: {name}")
     return Position()
 
 
@@ -101,11 +102,11 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
             "restore it from a copy, or start from the weights with --load_pretrain"
         ) from error
     if len(processes) != distributed.world():
-        _say(f"note: there were {len(processes)} processes, now {distributed.world()}")
+        _log(f"note: there were {len(processes)} processes, now {distributed.world()}")
     if at.batch and not same_epoch:
-        _say("note: the data set or --batchSize changed, so the epoch begins anew")
+        _log("note: the data set or --batchSize changed, so the epoch begins anew")
         at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
-    _say(f"continuing {folder} in epoch {at.epoch} after {at.step} pictures")
+    _log(f"continuing {folder} in epoch {at.epoch} after {at.step} pictures")
     return at
 
 
@@ -122,7 +123,7 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
             "give the old flags, or another --name"
         )
     for text in changed.values():
-        _say(f"note: {text}")
+        _log(f"note: {text}")
 
 
 def _reference_epoch(folder: Path) -> int:
@@ -172,7 +173,7 @@ def save(
         save_set(folder, files, copies)
         _drop_old(folder, opt.keep_checkpoints)
     except OSError as error:
-        say(
+        log(
             f"warning: saving after {at.step} pictures failed ({error.strerror}); the last "
             "checkpoint is kept"
         )
@@ -200,6 +201,6 @@ def _drop_old(folder: Path, keep: int | None) -> None:
             path.unlink()
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     if distributed.is_main():
-        say(message)
+        log(message)

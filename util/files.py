@@ -1,0 +1,78 @@
+"""Writing files whole or not at all: a kill or a full disk leaves the old content."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from util.errors import UserError
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all: to a temporary name, flushed, then renamed."""
+    partial = path.with_name(path.name + ".part")
+    write_flushed(partial, content)
+    os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """write_bytes for text."""
+    write_bytes(path, text.encode(errors="surrogateescape"))  # file names need not be Unicode
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Lend a temporary name beside path; what is written there becomes path, at once and whole.
+
+    If the block raises, path stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_flushed(path: Path, content: bytes | memoryview) -> None:
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, at once: a hard link, or a copy where links are not possible."""
+    partial = target.with_name(target.name + ".part")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        write_flushed(partial, source.read_bytes())
+    os.replace(partial, target)
+
+
+def make_folder(folder: Path, flags: str) -> Path:
+    """Make a folder for results and try to write there. Raises UserError where that cannot be,
+    before hours are spent; flags: those that choose another folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable{os.getpid()}"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error, flags) from error
+    return folder
+
+
+def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
+    """The error for a folder that lacks room or rights."""
+    return UserError(
+        f"{folder}: cannot be written to ({error.strerror or error}); make room or give rights "
+        f"there, or choose another {flags}"
+    )

@@ -1,0 +1,1 @@
+"""What a person looks at: pages of images, colours of label maps."""

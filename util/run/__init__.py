@@ -1,0 +1,1 @@
+"""What belongs to one run on disk: checkpoints, resuming, stopping, warnings, logs and pages."""

@@ -27,8 +27,8 @@ from data.create import create_dataset, photographs
 from data.files import picture_names, read_rgb
 from data.loader import batches_in_order
 from models import create_model
+from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path, to_pictures
-from models.pix2pixHD_model import uses_features
 from models.styles import (
     StyleChooser,
     Styles,

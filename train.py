@@ -21,7 +21,7 @@ import torch
 
 from data.create import count_labels, create_loader
 from models import create_model
-from models.pix2pixHD_model import smallest_side
+from models.build import smallest_side
 from options.base_options import run_dir, write_options
 from options.train_options import TrainOptions
 from util import distributed

@@ -6,7 +6,6 @@ loop over instances, maps sent as float32, pictures decoded and scaled anew in e
 
 import argparse
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,8 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from models.build import build_discriminator, build_encoder, build_generator
+from models.layers import BatchNorm2d, InstanceNorm2d, ReflectionPad2d
 from models.losses import VGG_WEIGHTS, load_vgg19
-from models.pix2pixHD_model import build_discriminator, build_encoder, build_generator
+from models.recompute import Sequential
 
 
 def instance_average(features: Tensor, inst: Tensor) -> Tensor:
@@ -52,6 +53,15 @@ def plain_generate(
     return np.clip((pixels + 1) / 2.0 * 255.0, 0, 255).round().astype(np.uint8)
 
 
+def plain_layers(net: nn.Module) -> nn.Module:
+    """The network with torch's own layers in place of the project's, in place."""
+    own = {InstanceNorm2d: nn.InstanceNorm2d, BatchNorm2d: nn.BatchNorm2d}
+    own |= {ReflectionPad2d: nn.ReflectionPad2d, Sequential: nn.Sequential}
+    for layer in net.modules():
+        layer.__class__ = own.get(type(layer), type(layer))  # the same state, another forward
+    return net
+
+
 class TrainStep(nn.Module):
     """One update of all networks. Takes a batch of float32 maps; gives the losses by name."""
 
@@ -59,9 +69,9 @@ class TrainStep(nn.Module):
         super().__init__()
         self.opt = opt
         self.device = device
-        self.netG = build_generator(opt)
-        self.netD = build_discriminator(opt)
-        self.netE = build_encoder(opt) if opt.instance_feat else None
+        self.netG = plain_layers(build_generator(opt))
+        self.netD = plain_layers(build_discriminator(opt))
+        self.netE = plain_layers(build_encoder(opt)) if opt.instance_feat else None
         self.vgg = None if opt.no_vgg_loss else load_vgg19(opt.vgg_weights).features.eval()
         if self.vgg is not None:
             for layer in self.vgg:
@@ -105,11 +115,7 @@ class TrainStep(nn.Module):
         return x, torch.cat([x, instance_average(features, inst)], 1)
 
     def step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Update once, keeping for backward all that the layers by themselves would keep."""
-        with patch("models.networks.run_lean", lambda layers, x: layers(x)):
-            return self._step(batch)
-
-    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Update all networks once; the losses by name."""
         real = batch["image"].to(self.device)
         x, into_G = self.inputs(batch)
         fake = self.netG(into_G)

@@ -15,8 +15,8 @@ import torch
 from benchmarks import scene
 from benchmarks.baseline import plain_generate
 from benchmarks.measure import add_common_flags, alternate, compare, flops, matmul_peak, report
+from models.build import AMP_TYPES, build_generator
 from models.inference_model import InferenceModel
-from models.pix2pixHD_model import AMP_TYPES, build_generator
 from options.base_options import integer
 from options.test_options import TestOptions
 from util.errors import run

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import baseline, scene
 from benchmarks.measure import add_common_flags, alternate, compare, report
-from models.networks import instance_average
+from models.layers import instance_average
 from options.base_options import integer
 from util.errors import run
 

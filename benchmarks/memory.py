@@ -18,8 +18,9 @@ import torch
 
 from benchmarks import baseline, scene
 from benchmarks.measure import add_common_flags, peak_saved_bytes, report
-from models.networks import instance_average
-from models.pix2pixHD_model import AMP_TYPES, Pix2PixHDModel
+from models.build import AMP_TYPES
+from models.layers import instance_average
+from models.pix2pixHD_model import Pix2PixHDModel
 from options.base_options import integer, number
 from util.errors import run
 from util.setup import set_up_torch

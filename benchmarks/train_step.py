@@ -22,7 +22,8 @@ from benchmarks.measure import (
     peak_saved_bytes,
     report,
 )
-from models.pix2pixHD_model import AMP_TYPES, Pix2PixHDModel
+from models.build import AMP_TYPES
+from models.pix2pixHD_model import Pix2PixHDModel
 from options.base_options import integer
 from util.errors import run
 from util.setup import set_up_torch

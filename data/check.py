@@ -239,7 +239,7 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     # the library part knows neither flags nor networks
-    from models.pix2pixHD_model import smallest_side
+    from models.build import smallest_side
     from options.train_options import TrainOptions
 
     opt = TrainOptions().parse()

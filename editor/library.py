@@ -19,9 +19,9 @@ from scipy import ndimage
 
 from data.create import create_dataset, photographs
 from data.loader import batches_in_order
+from models.build import uses_features
 from models.inference_model import InferenceModel
 from models.masks import components
-from models.pix2pixHD_model import uses_features
 from options.base_options import run_dir
 from options.edit_options import LibraryOptions
 from util.errors import UserError, run

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path
-from models.pix2pixHD_model import Pix2PixHDModel, uses_features
+from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import load_styles
 from models.ui_model import UIModel
 from util.errors import UserError

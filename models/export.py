@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.build import uses_features
 from models.inference_model import InferenceModel, to_pictures
-from models.pix2pixHD_model import uses_features
 from util.errors import UserError
 from util.files import replacing
 

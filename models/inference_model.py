@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from models.instance_maps import network_input, pad_to_multiple
-from models.networks import InstanceNorm2d
-from models.pix2pixHD_model import (
+from models.build import (
     autocast,
     build_encoder,
     build_generator,
@@ -19,6 +17,8 @@ from models.pix2pixHD_model import (
     size_multiple,
     uses_features,
 )
+from models.instance_maps import network_input, pad_to_multiple
+from models.layers import InstanceNorm2d
 from util.errors import UserError
 from util.run.checkpoints import load_network, newest, saved_options
 

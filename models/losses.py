@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from models.networks import recomputed
+from models.recompute import recomputed
 from util.errors import UserError
 
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # for relu1_1 .. relu5_1

@@ -1,99 +1,51 @@
-"""The model of the paper: networks, losses, optimizers and one training step."""
+"""The model of the paper: networks, losses, optimizers and one training step.
+
+A step does what these lines do (equations 3 to 6 of the paper), with the same losses, gradients and
+updates; tests/test_step.py runs them from here and compares:
+
+    fake = G(x)                                     # x: one-hot labels, edges, features
+    D_fake = gan_loss(D(cat(x, fake.detach())), False)
+    D_real = gan_loss(D(cat(x, real)), True)
+    G_GAN = gan_loss(D(cat(x, fake)), True)
+    G_GAN_Feat = lambda_feat * feature_matching_loss(D(cat(x, fake)), D(cat(x, real)))
+    G_VGG = lambda_feat * vgg_loss(fake, real)
+    update(G, E, loss=G_GAN + G_GAN_Feat + G_VGG)
+    update(D, loss=(D_fake + D_real) / 2)
+
+It runs D once on each image instead of four times, and computes no gradient to throw it away,
+because G's gradient arrives through the image. D and VGG see image = fake.detach(); the gradients
+of G's losses with respect to it are added up; fake.backward(gradient) then trains G and E. The
+graphs of VGG, D(real) and D(fake) never stand in memory together. All losses are those of the state
+before the update.
+"""
 
 import argparse
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from models.build import (
+    autocast,
+    build_discriminator,
+    build_encoder,
+    build_generator,
+    convolution_layout,
+    size_multiple,
+    uses_features,
+)
 from models.instance_maps import network_input, pad_to_multiple
+from models.layers import count_statistics, zero_bias_gradients_before_norms
 from models.losses import VGGLoss, feature_matching_loss, gan_loss
-from models.networks import define_D, define_G, recompute_blocks, rest_idle_biases
+from models.optimizers import adam, adopt, learning_rate
+from models.recompute import recompute_blocks
 from util import distributed
 from util.image_pool import ImagePool
 from util.run.checkpoints import load_network, load_pretrained
 from util.setup import set_up_compiler
 
-AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def uses_features(opt: argparse.Namespace) -> bool:
-    """Whether the generator sees instance (or class) features."""
-    return opt.instance_feat or opt.label_feat
-
-
-def input_channels(opt: argparse.Namespace) -> int:
-    """Channels of label and edges: what the generator and the discriminator both see."""
-    return (opt.label_nc or opt.input_nc) + (not opt.no_instance)
-
-
-def build_generator(opt: argparse.Namespace) -> nn.Module:
-    return define_G(
-        input_channels(opt) + (opt.feat_num if uses_features(opt) else 0),
-        opt.output_nc,
-        opt.ngf,
-        opt.netG,
-        opt.n_downsample_global,
-        opt.n_blocks_global,
-        opt.n_local_enhancers,
-        opt.n_blocks_local,
-        opt.norm,
-        opt.use_dropout,
-    )
-
-
-def build_encoder(opt: argparse.Namespace) -> nn.Module:
-    return define_G(
-        opt.output_nc, opt.feat_num, opt.nef, "encoder", opt.n_downsample_E, norm=opt.norm
-    )
-
-
-def build_discriminator(opt: argparse.Namespace) -> nn.Module:
-    return define_D(
-        input_channels(opt) + opt.output_nc,
-        opt.ndf,
-        opt.n_layers_D,
-        opt.norm,
-        opt.num_D,
-        get_features=not opt.no_ganFeat_loss,
-    )
-
-
-def size_multiple(opt: argparse.Namespace) -> int:
-    """What H and W of a network's input must be multiples of: the deepest network's stride."""
-    depth = opt.n_downsample_global + (opt.n_local_enhancers if opt.netG == "local" else 0)
-    if uses_features(opt) and not opt.load_features:
-        depth = max(depth, opt.n_downsample_E)
-    return 2**depth
-
-
-def smallest_side(opt: argparse.Namespace) -> int:
-    """The fewest pixels, each way, of a picture that the networks and losses can train on.
-
-    G reflects a pixel around its smallest maps, which must be 2x2 for it (and its first layer
-    three around the picture); D normalizes over its smallest scale; VGG halves four times.
-    """
-    sides = [size_multiple(opt) + 1, 4, 2 ** (opt.num_D - 1) + 1]
-    if not opt.no_vgg_loss:
-        sides.append(16)
-    return max(sides)
-
-
-def autocast(opt: argparse.Namespace, device: torch.device):
-    """The context that --amp asks for."""
-    if opt.amp == "off":
-        return nullcontext()
-    return torch.autocast(device.type, AMP_TYPES[opt.amp])
-
-
-def convolution_layout(opt: argparse.Namespace, device: torch.device) -> torch.memory_format:
-    """How convolutions' weights lie in memory, and with them all maps: channels-last where that is
-    faster, on CPUs and on the tensor cores of GPUs."""
-    if device.type == "cpu" or opt.amp != "off" or opt.data_type == 16 or opt.tf32:
-        return torch.channels_last
-    return torch.contiguous_format
+LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")  # the order in logs
 
 
 class Pix2PixHDModel(nn.Module):
@@ -123,15 +75,14 @@ class Pix2PixHDModel(nn.Module):
             recompute_blocks(self.netG)
             if self.vgg is not None:
                 self.vgg.recompute = True
-        distributed.share_statistics(self)
         self.to(device)
         self.to(memory_format=convolution_layout(opt, device))
         for net in self.networks().values():
-            rest_idle_biases(net)
+            zero_bias_gradients_before_norms(net)
 
         self.pool = ImagePool(opt.pool_size, opt.seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.amp == "fp16")
-        self.optimizer_D = self._adam(self.netD.parameters())
+        self.optimizer_D = adam(self.netD.parameters(), opt, device)
         self.start_stage(fix_global=opt.niter_fix_global > 0)
 
     def network_names(self) -> list[str]:
@@ -150,7 +101,7 @@ class Pix2PixHDModel(nn.Module):
         outermost = f"model{self.opt.n_local_enhancers}_"
         for name, parameter in self.netG.named_parameters():
             parameter.requires_grad_(not fix_global or name.startswith(outermost))
-        self.optimizer_G = self._adam(self._generator_parameters())
+        self.optimizer_G = adam(self._generator_parameters(), self.opt, self.device)
         self.fixes_global = fix_global
         self.wrap()
 
@@ -183,16 +134,9 @@ class Pix2PixHDModel(nn.Module):
         yield from self._generator_parameters()
         yield from self.netD.parameters()
 
-    def _adam(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Adam:
-        fused = self.device.type == "cuda"
-        betas = (self.opt.beta1, 0.999)
-        return torch.optim.Adam(parameters, lr=self.opt.lr, betas=betas, fused=fused)
-
     def set_learning_rate(self, epoch: int) -> float:
-        """Set both optimizers to the rate of an epoch (from 1): full for niter epochs, then
-        falling linearly to zero over niter_decay. Returns it."""
-        past = max(0, epoch - 1 - self.opt.niter)
-        rate = self.opt.lr * (1 - past / max(1, self.opt.niter_decay))
+        """Set both optimizers to the rate of an epoch (from 1), and return it."""
+        rate = learning_rate(self.opt, epoch)
         for optimizer in (self.optimizer_G, self.optimizer_D):
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -200,8 +144,49 @@ class Pix2PixHDModel(nn.Module):
 
     # -- one step ---------------------------------------------------------------------------
 
+    def step(self, batch: dict, weight: float = 1.0) -> dict[str, Tensor]:
+        """Update the networks once; see the top of this file. Returns the losses by name.
+
+        weight: this process's share of the batch, times the number of processes.
+        """
+        lambda_feat, lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
+        losses: dict[str, Tensor] = {}
+        self._begin(has_images=weight > 0)
+        x, fake, real = self.generate(batch)
+        image = fake.detach().float().requires_grad_()
+        gradient = torch.zeros_like(image)
+
+        if self.vgg is not None:
+            losses["G_VGG"] = lambda_feat * self._run("VGG", image, real)
+            gradient += self._gradient(losses["G_VGG"] * weight, image)
+
+        with distributed.unsynced(self.call["D"]):
+            on_real = self._run("D", torch.cat([x, real], 1))
+            losses["D_real"] = gan_loss(on_real, True, lsgan)
+            self._scaled(losses["D_real"] * (0.5 * weight)).backward()
+        on_real = [[features.detach() for features in scale] for scale in on_real]
+
+        on_fake = self._run("D", torch.cat([x, image], 1))
+        loss_G = losses["G_GAN"] = gan_loss(on_fake, True, lsgan)
+        if not self.opt.no_ganFeat_loss:
+            losses["G_GAN_Feat"] = lambda_feat * feature_matching_loss(on_fake, on_real)
+            loss_G = loss_G + losses["G_GAN_Feat"]
+        uses_pool = self.opt.pool_size > 0
+        gradient += self._gradient(loss_G * weight, image, keep_graph=not uses_pool)
+        if uses_pool:  # D learns from older images as well
+            del on_fake, loss_G
+            on_fake = self._run("D", self.pool.query(torch.cat([x, image.detach()], 1)))
+        losses["D_fake"] = gan_loss(on_fake, False, lsgan)
+        weights_D = list(self.netD.parameters())  # and not the image
+        self._scaled(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
+
+        fake.backward(gradient.to(fake.dtype))
+        self._update(losses)
+        self.fake = image.detach()
+        return {name: losses[name].detach() for name in LOSS_NAMES if name in losses}
+
     def generate(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
-        """(x, fake, real): label and edges (B, C, H, W), G's picture of them, the photograph."""
+        """(x, fake, real): label and edges (B, C, H, W), G's image of them, the photograph."""
         on_device = {
             kind: value.to(self.device, non_blocking=True)
             for kind, value in batch.items()
@@ -213,71 +198,35 @@ class Pix2PixHDModel(nn.Module):
         inputs = [x]
         if self.netE is not None:
             regions = maps["label"] if self.opt.label_feat else maps["inst"]
-            inputs.append(self.call["E"](maps["image"], regions))
+            inputs.append(self._run("E", maps["image"], regions))
         elif uses_features(self.opt):
             inputs.append(maps["feat"])
-        fake = self.call["G"](x if len(inputs) == 1 else torch.cat(inputs, 1))
+        fake = self._run("G", x if len(inputs) == 1 else torch.cat(inputs, 1))
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
 
-    def step(self, batch: dict, weight: float = 1.0) -> dict[str, Tensor]:
-        """Update the networks once. weight: this process's share of the batch, times their number.
+    def _run(self, name: str, *inputs: Tensor) -> Tensor:
+        """A network's output in the precision that --amp asks for."""
+        with autocast(self.opt, self.device):
+            return self.call[name](*inputs)
 
-        The generator's gradient arrives through the picture: D and VGG see a detached copy, the
-        gradients of G's losses with respect to it are added up, and fake.backward(their sum)
-        then trains G and E. So D runs once on each picture, none of its weight gradients is
-        computed to be thrown away (but by torch.compile, which always computes all), and no two of
-        the graphs of VGG, D(real) and D(fake) ever stand in memory together. All losses are those
-        of the state before the update.
-        """
-        opt, scale = self.opt, self.scaler.scale
-        distributed.count_statistics(self, weight > 0)
+    def _scaled(self, loss: Tensor) -> Tensor:
+        """A loss times the scale that keeps fp16 gradients in range."""
+        return self.scaler.scale(loss)
+
+    def _gradient(self, loss: Tensor, image: Tensor, keep_graph: bool = False) -> Tensor:
+        """d(loss)/d(image); no gradient of a weight is computed."""
+        return torch.autograd.grad(self._scaled(loss), image, retain_graph=keep_graph)[0]
+
+    def _begin(self, has_images: bool) -> None:
+        count_statistics(self, has_images)
         self.optimizer_G.zero_grad(set_to_none=True)
         self.optimizer_D.zero_grad(set_to_none=True)
-        losses: dict[str, Tensor] = {}
 
-        with autocast(opt, self.device):
-            x, fake, real = self.generate(batch)
-            picture = fake.detach().float().requires_grad_()
-            gradient = torch.zeros_like(picture)
-            if self.vgg is not None:
-                losses["G_VGG"] = opt.lambda_feat * self.call["VGG"](picture, real)
-        if self.vgg is not None:
-            gradient += _gradient(scale(losses["G_VGG"] * weight), picture)
-
-        with distributed.unsynced(self.call["D"]):
-            with autocast(opt, self.device):
-                real_outputs = self.call["D"](torch.cat([x, real], 1))
-                losses["D_real"] = gan_loss(real_outputs, True, not opt.no_lsgan)
-            scale(losses["D_real"] * (0.5 * weight)).backward()
-        real_outputs = [[feature.detach() for feature in maps] for maps in real_outputs]
-
-        with autocast(opt, self.device):
-            fake_outputs = self.call["D"](torch.cat([x, picture], 1))
-            losses["G_GAN"] = gan_loss(fake_outputs, True, not opt.no_lsgan)
-            loss_G = losses["G_GAN"]
-            if not opt.no_ganFeat_loss:
-                matching = feature_matching_loss(fake_outputs, real_outputs)
-                losses["G_GAN_Feat"] = opt.lambda_feat * matching
-                loss_G = loss_G + losses["G_GAN_Feat"]
-        pooled = opt.pool_size > 0
-        gradient += _gradient(scale(loss_G * weight), picture, keep_graph=not pooled)
-        if pooled:
-            del fake_outputs, loss_G
-            with autocast(opt, self.device):
-                older = self.pool.query(torch.cat([x, picture.detach()], 1))
-                fake_outputs = self.call["D"](older)
-        with autocast(opt, self.device):
-            losses["D_fake"] = gan_loss(fake_outputs, False, not opt.no_lsgan)
-        weights = list(self.netD.parameters())  # not the picture
-        scale(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights)
-
-        fake.backward(gradient.to(fake.dtype))
+    def _update(self, losses: dict[str, Tensor]) -> None:
         self.finite = self._all_finite(losses)
         self.scaler.step(self.optimizer_G)
         self.scaler.step(self.optimizer_D)
         self.scaler.update()
-        self.fake = picture.detach()
-        return {name: losses[name].detach() for name in LOSS_NAMES if name in losses}
 
     def _all_finite(self, losses: dict[str, Tensor]) -> Tensor:
         """Whether losses and gradients are finite, as a scalar on the device.
@@ -325,28 +274,6 @@ class Pix2PixHDModel(nn.Module):
         for name in ("optimizer_G", "optimizer_D"):
             optimizer = getattr(self, name)
             optimizer.load_state_dict(state[name])
-            self._adopt(optimizer)
+            adopt(optimizer, self.device)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-
-    def _adopt(self, optimizer: torch.optim.Adam) -> None:
-        """Give a loaded state this run's kind of Adam and its weights' layout in memory: it may
-        have been saved on another device, or without --compile."""
-        fused = self.device.type == "cuda"
-        for group in optimizer.param_groups:
-            group["fused"] = fused
-            for weight in group["params"]:
-                state = optimizer.state.get(weight, {})
-                for key in ("exp_avg", "exp_avg_sq"):
-                    if key in state:
-                        state[key] = torch.empty_like(weight).copy_(state[key])
-                if "step" in state:
-                    state["step"] = state["step"].to(self.device if fused else "cpu")
-
-
-LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")  # the order in logs
-
-
-def _gradient(loss: Tensor, picture: Tensor, keep_graph: bool = False) -> Tensor:
-    """d(loss)/d(picture), computed along the picture alone."""
-    return torch.autograd.grad(loss, picture, retain_graph=keep_graph)[0]

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.build import uses_features
 from models.inference_model import InferenceModel, to_pictures
 from models.instance_maps import edges, one_hot
 from models.masks import Box, Point, box_of, centred, components, nearest, pasted, scaled, stroke
-from models.pix2pixHD_model import uses_features
 from models.styles import StyleChooser, Styles, instance_classes, paint
 from util.errors import UserError
 from util.pages.colours import label_picture

@@ -19,7 +19,7 @@ from benchmarks import (
     memory,
     scene,
 )
-from models.networks import instance_average
+from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
 
 ROOT = Path(__file__).parents[1]

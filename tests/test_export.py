@@ -12,8 +12,8 @@ from PIL import Image
 
 import test as command  # test.py
 from models import DEFAULTS
+from models.build import build_generator
 from models.inference_model import InferenceModel
-from models.pix2pixHD_model import build_generator
 from util.errors import UserError
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-onnx.txt")

@@ -14,8 +14,8 @@ from PIL import Image
 
 import test as test_command  # test.py
 from models import DEFAULTS, load_generator
+from models.build import build_generator
 from models.inference_model import InferenceModel
-from models.pix2pixHD_model import build_generator
 from models.styles import StyleChooser, instance_classes, paint
 from options.test_options import TestOptions
 from util.errors import UserError

@@ -10,15 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.networks import (
-    Encoder,
-    InstanceNorm2d,
-    define_D,
-    define_G,
-    instance_average,
-    recompute_blocks,
-    reflect_channels_last,
-)
+from models.layers import InstanceNorm2d, instance_average, reflect_channels_last
+from models.networks import define_D, define_G
+from models.recompute import recompute_blocks
 
 LAYOUTS = json.loads((Path(__file__).parent / "checkpoint_layouts.json").read_text())
 
@@ -284,7 +278,7 @@ def test_gradients_of_the_instance_average(ids: list[int]) -> None:
 
 
 def test_encoder_alone_is_the_networks_output_averaged() -> None:
-    net = Encoder(3, 2, 4, 1)
+    net = define_G(3, 2, 4, "encoder", 1)
     image = torch.randn(1, 3, 8, 8)
     inst = torch.from_numpy(np.random.default_rng(2).choice([7, 33001], (1, 1, 8, 8)))
     with torch.no_grad():

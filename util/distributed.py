@@ -59,6 +59,13 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
+def total(values: Tensor) -> Tensor:
+    """The sum of a tensor over the processes."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
 def maximum(value: Tensor) -> Tensor:
     """The largest of a number (on the CPU) over the processes."""
     if dist.is_initialized():
@@ -197,66 +204,3 @@ def unsynced(net: nn.Module):
     if isinstance(net, DistributedDataParallel):
         return net.no_sync()
     return nullcontext()
-
-
-# -- batch normalization over all processes ---------------------------------------------------
-
-
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization whose mean and variance are those of all processes' pictures.
-
-    torch's own SyncBatchNorm runs on CUDA alone, and counts the stand-in of a process that has no
-    picture of a last batch; here has_pictures = False leaves it out.
-    """
-
-    has_pictures = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape and dtype."""
-        if not self.training:
-            return super().forward(x)
-        values = x.float()
-        share = float(self.has_pictures)
-        area = values.new_full((1,), share * values[:, 0].numel())
-        sums = _Sum.apply(torch.cat([share * values.sum((0, 2, 3)), area]))
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        centred = values - mean[:, None, None]
-        variance = _Sum.apply(share * centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
-        factor = self.weight * (variance + self.eps).rsqrt()
-        return (centred * factor[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over the processes; so is its gradient, as all of them used the sum."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return _Sum.apply(grad)
-
-
-def share_statistics(net: nn.Module) -> None:
-    """Make the batch normalizations of a network count the pictures of all processes."""
-    if world() == 1:
-        return
-    for layer in net.modules():
-        if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = SharedBatchNorm2d  # the same state, another forward
-
-
-def count_statistics(net: nn.Module, has_pictures: bool) -> None:
-    """Say whether this process's next pictures count in shared batch normalizations."""
-    for layer in net.modules():
-        if isinstance(layer, SharedBatchNorm2d):
-            layer.has_pictures = has_pictures

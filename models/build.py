@@ -1,0 +1,88 @@
+"""From options to networks: the one place that knows which flags make which network."""
+
+import argparse
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from models.networks import define_D, define_G
+
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def uses_features(opt: argparse.Namespace) -> bool:
+    """Whether the generator sees instance (or class) features."""
+    return opt.instance_feat or opt.label_feat
+
+
+def input_channels(opt: argparse.Namespace) -> int:
+    """Channels of label and edges: what the generator and the discriminator both see."""
+    return (opt.label_nc or opt.input_nc) + (not opt.no_instance)
+
+
+def build_generator(opt: argparse.Namespace) -> nn.Module:
+    return define_G(
+        input_channels(opt) + (opt.feat_num if uses_features(opt) else 0),
+        opt.output_nc,
+        opt.ngf,
+        opt.netG,
+        opt.n_downsample_global,
+        opt.n_blocks_global,
+        opt.n_local_enhancers,
+        opt.n_blocks_local,
+        opt.norm,
+        opt.use_dropout,
+    )
+
+
+def build_encoder(opt: argparse.Namespace) -> nn.Module:
+    return define_G(
+        opt.output_nc, opt.feat_num, opt.nef, "encoder", opt.n_downsample_E, norm=opt.norm
+    )
+
+
+def build_discriminator(opt: argparse.Namespace) -> nn.Module:
+    return define_D(
+        input_channels(opt) + opt.output_nc,
+        opt.ndf,
+        opt.n_layers_D,
+        opt.norm,
+        opt.num_D,
+        get_features=not opt.no_ganFeat_loss,
+    )
+
+
+def size_multiple(opt: argparse.Namespace) -> int:
+    """What H and W of a network's input must be multiples of: the deepest network's stride."""
+    depth = opt.n_downsample_global + (opt.n_local_enhancers if opt.netG == "local" else 0)
+    if uses_features(opt) and not opt.load_features:
+        depth = max(depth, opt.n_downsample_E)
+    return 2**depth
+
+
+def smallest_side(opt: argparse.Namespace) -> int:
+    """The fewest pixels, each way, of an image that the networks and losses can train on.
+
+    G reflects a pixel around its smallest maps, which must be 2x2 for it (and its first layer
+    three around the image); D normalizes over its smallest scale; VGG halves four times.
+    """
+    sides = [size_multiple(opt) + 1, 4, 2 ** (opt.num_D - 1) + 1]
+    if not opt.no_vgg_loss:
+        sides.append(16)
+    return max(sides)
+
+
+def autocast(opt: argparse.Namespace, device: torch.device) -> AbstractContextManager:
+    """The context that --amp asks for."""
+    if opt.amp == "off":
+        return nullcontext()
+    return torch.autocast(device.type, AMP_TYPES[opt.amp])
+
+
+def convolution_layout(opt: argparse.Namespace, device: torch.device) -> torch.memory_format:
+    """How convolutions' weights lie in memory, and with them all maps: channels-last where that is
+    faster, on CPUs and on the tensor cores of GPUs."""
+    if device.type == "cpu" or opt.amp != "off" or opt.data_type == 16 or opt.tf32:
+        return torch.channels_last
+    return torch.contiguous_format

@@ -1,0 +1,308 @@
+"""Layers where torch's own lose digits, memory layout or time.
+
+Normalization on CPUs: torch adds up channels-last maps naively, so that normalized maps are wrong
+by 1e-3 at 2048x1024; its contiguous kernel is wrong by 7e-6 where the mean is 100 deviations. Here
+statistics are float64 rounded once: errors stay below 1e-6 in both layouts and at every size, in
+the time that torch takes for large maps (docs/fidelity.md).
+
+Padding on GPUs: torch copies channels-last maps to another layout and back; here they stay.
+
+Instance averages (paper, section 3.4): the time does not depend on the number of instances, 200
+times less than a loop over them takes at 1024x512 (docs/performance.md).
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from util import distributed
+
+NORMS = ("instance", "batch")
+CHUNK = 2**20  # elements normalized at a time: intermediate results then stay in the cache
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether (B, C, H, W) lies in memory as (B, H, W, C), and not in the usual order as well."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+# -- Normalization ----------------------------------------------------------------------------
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's own, but exact on CPUs and without a change of layout on GPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape, dtype and layout."""
+        if torch.compiler.is_compiling():
+            return normalize_in_one_kernel(x, self.weight, self.bias, self.eps)
+        if x.device.type == "cpu" and x.shape[2:].numel() > 1:
+            return Normalize.apply(x, self.weight, self.bias, self.eps, False, None)[0]
+        if is_channels_last(x):  # batch normalization of each image alone
+            images = [
+                F.batch_norm(one, None, None, self.weight, self.bias, training=True, eps=self.eps)
+                for one in x.split(1)
+            ]
+            return images[0] if len(images) == 1 else torch.cat(images)
+        return super().forward(x)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's own, but exact on CPUs, and over the images of all processes if there are several.
+
+    torch's SyncBatchNorm runs on CUDA alone, and counts the stand-in of a process that has no image
+    of a last batch; has_images = False leaves it out.
+    """
+
+    has_images = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape, dtype and layout."""
+        several = distributed.world() > 1
+        alone = torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() <= x.shape[1]
+        if not self.training or (alone and not several):
+            return super().forward(x)
+        share = float(self.has_images) if several else None
+        normalized = Normalize.apply(x, self.weight, self.bias, self.eps, True, share)
+        y, mean, variance, count = normalized
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * count / (count - 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        return y
+
+
+def count_statistics(net: nn.Module, has_images: bool) -> None:
+    """Say whether this process's next images count in batch normalization."""
+    for layer in net.modules():
+        if isinstance(layer, BatchNorm2d):
+            layer.has_images = has_images
+
+
+def normalize_in_one_kernel(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Instance normalization as a formula, for the compiler to fuse."""
+    values = x.float()
+    values = values - values.mean((2, 3), keepdim=True)
+    rest = values.mean((2, 3), keepdim=True)  # what the mean lacks, rounded to float32
+    variance = values.square().mean((2, 3), keepdim=True) - rest.square()
+    y = (values - rest) * (variance + eps).rsqrt()
+    if weight is not None:
+        y = y * weight[:, None, None] + bias[:, None, None]
+    return y.to(x.dtype)
+
+
+class Normalize(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the pixels of each image (or of the
+    whole batch), of each channel: x (B, C, H, W) -> y, and the batch's mean, variance and count.
+
+    The maps are read three times: for the mean, rounded to x's precision; for sum and sum of
+    squares of what then remains, which is small, so that nothing cancels; and to be normalized.
+    Sums are pairwise within a chunk and float64 over chunks. share: of this process in statistics
+    over all processes (0: its images do not count); None: there is but one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        over_batch: bool,
+        share: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = x if is_channels_last(x) else x.contiguous()
+        pixels, axis = _flat_pixels(x)
+        axes = (0, axis) if over_batch else (axis,)
+        kind = torch.promote_types(x.dtype, torch.float32)
+        mean = pixels.mean(axes, keepdim=True, dtype=kind)
+        count = torch.tensor(float(pixels.numel() // mean.numel()), device=x.device)
+        if share is not None:
+            total = torch.cat([mean.flatten().double() * count, count.double()[None]]) * share
+            *sums, count = distributed.total(total).split([mean.numel(), 1])
+            mean = (sums[0] / count).view_as(mean).to(kind)
+
+        sums = torch.zeros(2, *mean.shape, dtype=torch.float64, device=x.device)
+        for part, centre, total, squares in _chunks([pixels], [mean, *sums], axis):
+            part = part - centre
+            total += part.sum(axes, keepdim=True)
+            squares += part.square_().sum(axes, keepdim=True)
+        if share is not None:
+            sums = distributed.total(sums * share)
+        rest, variance = sums / count
+        variance = variance - rest.square()
+        rstd = (variance + eps).rsqrt()
+
+        weights, biases = (_like_sums(p, axis) for p in (weight, bias))
+        scale = rstd if weight is None else rstd * weights
+        offset = -rest * scale if bias is None else biases - rest * scale
+        y = torch.empty_like(x)
+        factors = [mean, scale.to(kind), offset.to(kind)]
+        for out, part, centre, a, b in _chunks([_flat_pixels(y)[0], pixels], factors, axis):
+            torch.addcmul(b, part - centre, a, out=out)
+
+        ctx.save_for_backward(x, weight, mean, rest, rstd, count)
+        ctx.axes, ctx.share = axes, share
+        outputs = y, (mean + rest).flatten(), variance.flatten(), count
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rest, rstd, count = ctx.saved_tensors
+        pixels, axis = _flat_pixels(x)
+        layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        grads = _flat_pixels(grad.contiguous(memory_format=layout), axis)[0]
+        sums = torch.zeros(2, *mean.shape, dtype=torch.float64, device=x.device)
+        for part, g, centre, total, products in _chunks([pixels, grads], [mean, *sums], axis):
+            total += g.sum(ctx.axes, keepdim=True, dtype=mean.dtype)
+            products += (part - centre).mul_(g).sum(ctx.axes, keepdim=True)
+
+        grad_weight = grad_bias = None
+        if weight is not None:  # gradients of this process alone, as for any other parameter
+            of_channels = [d for d in range(3) if d != (2 if axis == 1 else 1)]
+            grad_weight = (rstd * (sums[1] - rest * sums[0])).sum(of_channels).to(weight.dtype)
+            grad_bias = sums[0].sum(of_channels).to(weight.dtype)
+        if ctx.share is not None:
+            sums = distributed.total(sums)
+        scale = rstd if weight is None else rstd * _like_sums(weight, axis)
+        share = 1.0 if ctx.share is None else ctx.share
+        along = share * rstd.square() * (sums[1] - rest * sums[0]) / count
+        offset = scale * (along * rest - share * sums[0] / count)
+        factors = [p.to(mean.dtype) for p in (mean, scale, -scale * along, offset)]
+        grad_x = torch.empty_like(x)
+        parts = _chunks([_flat_pixels(grad_x, axis)[0], pixels, grads], factors, axis)
+        for out, part, g, centre, a, b, c in parts:
+            out.copy_(torch.addcmul(c, part - centre, b).addcmul_(g, a))
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _flat_pixels(x: Tensor, axis: int | None = None) -> tuple[Tensor, int]:
+    """A view of dense maps (B, C, H, W) with one axis of pixels, and which it is: channels-last
+    (B, H*W, C) and 1, else (B, C, H*W) and 2."""
+    if axis == 1 or (axis is None and is_channels_last(x)):
+        return x.permute(0, 2, 3, 1).flatten(1, 2), 1
+    return x.flatten(2), 2
+
+
+def _like_sums(values: Tensor | None, axis: int) -> Tensor | None:
+    """Values of channels (C,) as they broadcast over maps from _flat_pixels, in float64."""
+    return None if values is None else values.double().view(1, 1, -1).movedim(2, 3 - axis)
+
+
+def _chunks(
+    maps: Sequence[Tensor], statistics: Sequence[Tensor], axis: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Cut maps from _flat_pixels along their second axis, and statistics where they have it."""
+    step = max(1, CHUNK * maps[0].shape[1] // max(1, maps[0].numel()))
+    for start in range(0, maps[0].shape[1], step):
+        part = slice(start, start + step)
+        cut = [s[:, part] if axis == 2 else s for s in statistics]
+        yield *(m[:, part] for m in maps), *cut
+
+
+def norm_layer(kind: str) -> Callable[[int], nn.Module]:
+    """The constructor of a normalization layer: "instance" (no parameters) or "batch"."""
+    if kind == "instance":
+        return functools.partial(InstanceNorm2d, affine=False)
+    if kind == "batch":
+        return BatchNorm2d
+    raise ValueError(f"norm {kind!r}: expected one of {', '.join(NORMS)}")
+
+
+def zero_bias_gradients_before_norms(net: nn.Module) -> None:
+    """Give the biases before normalizations, which subtract them again, a gradient of zero.
+
+    What is computed for them is rounding error, which Adam scales up to full steps: a random walk
+    that differs between machines and numbers of processes, and changes no image.
+    """
+    for layers in net.modules():
+        if isinstance(layers, nn.Sequential):
+            for layer, following in pairwise(layers):
+                if isinstance(following, (nn.InstanceNorm2d, nn.BatchNorm2d)):
+                    layer.bias.register_hook(torch.zeros_like)
+
+
+# -- Padding ----------------------------------------------------------------------------------
+
+
+class ReflectionPad2d(nn.ReflectionPad2d):
+    """torch's own, but channels-last maps on a GPU stay so. (The compiler needs no help, and only
+    torch's own way has a deterministic backward.)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right) in the same layout."""
+        plain = torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
+        if x.is_cuda and is_channels_last(x) and not plain:
+            return reflect_channels_last(x, self.padding)
+        return super().forward(x)
+
+
+def reflect_channels_last(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Reflection padding (left, right, top, bottom) of (B, C, H, W) in channels-last layout: as
+    volumes (H, W, C) that are contiguous, padded in two of three dimensions."""
+    volumes = F.pad(x.permute(0, 2, 3, 1), (0, 0, *padding), mode="reflect")
+    return volumes.permute(0, 3, 1, 2)
+
+
+# -- Instance averages ------------------------------------------------------------------------
+
+
+def instance_average(features: Tensor, inst: Tensor) -> Tensor:
+    """Replace each feature by its mean over the instance, in each image of the batch.
+
+    features (B, C, H, W) float, inst (B, 1, H, W) integer -> (B, C, H, W), float32 at least:
+    half precision, also under autocast, is averaged and returned in float32. Differentiable any
+    number of times.
+    """
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    segments, count = _segments(inst)
+    return _InstanceAverage.apply(features, segments, count)
+
+
+def _segments(inst: Tensor) -> tuple[Tensor, int]:
+    """Number the instances of each image: (B, 1, H, W) -> (B, H*W) int64 and an upper bound."""
+    ids = inst.flatten(1)  # (B, H*W)
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = ids.aminmax()
+        if low >= 0 and high <= 0xFFFF:  # 16-bit files: the ids themselves are small enough
+            return ids.long(), 0x10000
+    # Any integers, and no value is brought to the host, so a GPU never waits: rank the ids.
+    sorted_ids, order = ids.sort(dim=1)
+    steps = torch.zeros_like(order)
+    steps[:, 1:] = sorted_ids[:, 1:] != sorted_ids[:, :-1]
+    return torch.empty_like(order).scatter_(1, order, steps.cumsum(1)), ids.shape[1]
+
+
+class _InstanceAverage(torch.autograd.Function):
+    """Averaging is a symmetric projection, so its gradient is the average of the gradient."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, segments: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(segments)
+        ctx.count = count
+        batch, channels = features.shape[:2]
+        index = segments[:, None].expand(-1, channels, -1)  # (B, C, H*W)
+        # float64: millions of float32 additions into one number lose the fourth digit
+        sums = features.new_zeros(batch, channels, count, dtype=torch.float64)
+        sums.scatter_add_(2, index, features.flatten(2).double())
+        areas = features.new_zeros(batch, count)
+        areas.scatter_add_(1, segments, features.new_ones(1, 1).expand(segments.shape))
+        means = (sums / areas.clamp(min=1)[:, None]).to(features.dtype)
+        return means.gather(2, index).view_as(features)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (segments,) = ctx.saved_tensors
+        return _InstanceAverage.apply(grad, segments, ctx.count), None, None

@@ -1,0 +1,36 @@
+"""Adam for the networks, the learning rate of an epoch, and optimizer states of other devices."""
+
+import argparse
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def adam(
+    parameters: Iterable[nn.Parameter], opt: argparse.Namespace, device: torch.device
+) -> torch.optim.Adam:
+    """Adam as in the paper: --lr and --beta1, second beta 0.999."""
+    betas = (opt.beta1, 0.999)
+    return torch.optim.Adam(parameters, lr=opt.lr, betas=betas, fused=device.type == "cuda")
+
+
+def learning_rate(opt: argparse.Namespace, epoch: int) -> float:
+    """The rate of an epoch (from 1): --lr for niter epochs, then linearly to 0 in niter_decay."""
+    past = max(0, epoch - 1 - opt.niter)
+    return opt.lr * (1 - past / max(1, opt.niter_decay))
+
+
+def adopt(optimizer: torch.optim.Adam, device: torch.device) -> None:
+    """Give a loaded state this run's kind of Adam and its weights' layout in memory: it may have
+    been saved on another device, or without --compile."""
+    fused = device.type == "cuda"
+    for group in optimizer.param_groups:
+        group["fused"] = fused
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                if key in state:
+                    state[key] = torch.empty_like(weight).copy_(state[key])
+            if "step" in state:
+                state["step"] = state["step"].to(device if fused else "cpu")

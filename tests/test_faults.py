@@ -269,7 +269,7 @@ class AfterFirstSave:
         self.happen, self.args = happen, args
 
     def __call__(self) -> None:
-        import train as module
+        import util.run.training_run as module
 
         original = module.save
 
@@ -361,8 +361,8 @@ def test_a_full_disk(whole, toy_data, small_disk):
     training = Training(folder, *flags, prepare=AfterFirstSave(fill, filler), out=out)
     assert training.end() == 2
     told = training.told()
-    assert "warning: saving after 2 pictures failed" in told
-    assert "warning: the pictures could not be written" in told
+    assert "warning: saving after 2 images failed" in told
+    assert "warning: the images could not be written" in told
     assert "No space left on device" in told and "Traceback" not in told
     assert told.splitlines()[-1].startswith("error: ")
     assert load_file(folder / "latest_state.pth")["position"]["step"] == 1

@@ -43,12 +43,12 @@ class KillBehind:
         self.step = step
 
     def __call__(self) -> None:
-        import train as module
+        import util.run.training_run as module
 
         original = module.save
 
-        def save(model, watch, opt, folder, at, *rest, **more):
-            done = original(model, watch, opt, folder, at, *rest, **more)
+        def save(model, opt, folder, at, *rest):
+            done = original(model, opt, folder, at, *rest)
             if at.step >= self.step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
@@ -124,7 +124,7 @@ def test_a_changed_data_set_begins_the_epoch_anew(own_data, tmp_path):
     for path in own_data.glob("train_*"):
         sorted(path.iterdir())[0].unlink()
     said = train(tmp_path / "run", *flags, "--continue_train")
-    assert "the epoch begins anew" in said
+    assert "the epoch starts over" in said
     rows = outcome(tmp_path / "run")["metrics.jsonl"]
     assert [row["step"] for row in rows] == [*range(1, 5), *range(5, 11)]
     assert [row["iters"] for row in rows] == [1, 2, 3, 4, 1, 2, 3, 1, 2, 3]
@@ -249,7 +249,7 @@ def test_torchrun_is_stopped_and_continues_exactly(toy_data, tmp_path):
                 process.terminate()
                 break
         out, _ = process.communicate(timeout=60)
-    assert out.count("stopped at step") + out.count("stopped behind epoch") == 1
+    assert out.count("stopped at step") + out.count("stopped after epoch") == 1
     assert process.returncode != 0
     done = subprocess.run(command("parts", "--continue_train"), cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -77,7 +77,7 @@ def test_weights_that_are_no_numbers_are_never_saved(toy_data, tmp_path):
 
 
 def _break_a_weight() -> None:
-    import train as module
+    import util.run.training_run as module
 
     original = module.save
 

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from util.errors import UserError, print_error
 from util.run.stop import SIGNALS, Stop, exit_on_signals
 
-LAST_SECONDS = 5.0  # that processes have to end after the first one has ended
+LAST_SECONDS = 4.0  # that processes have to end after the first one has ended
 
 
 def rank() -> int:

@@ -48,11 +48,12 @@ def print_error(error: BaseException) -> int | None:
     if isinstance(error, UserError):
         message = str(error)
     elif out_of_memory(error):
-        tried = re.search(r"(tried|unable) to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
+        size = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        tried = f" (tried to allocate {size[1]})" if size else ""
         message = (
-            f"out of memory{f' ({tried[0].lower()})' if tried else ''}; use smaller images "
-            "(--loadSize, --fineSize), a smaller --batchSize, --amp bf16 or, in training, "
-            "--checkpoint_activations, or end other programs that use the memory"
+            f"out of memory{tried}; use smaller images (--loadSize, --fineSize), a smaller "
+            "--batchSize, --amp bf16 or, in training, --checkpoint_activations, or end other "
+            "programs that use the memory"
         )
     elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename

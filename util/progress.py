@@ -78,7 +78,7 @@ class Pace:
             start = time.perf_counter()
 
     def look(self, done: int) -> tuple[float, float, timedelta]:
-        """(seconds per image, of these waiting for data, time left); begins anew."""
+        """(seconds per image, of these waiting for data, time left); starts over."""
         count = max(1, done - self._done)
         seconds = (time.perf_counter() - self._start) / count
         waited = self._waited / count

@@ -222,7 +222,8 @@ FLAGS += ["--gpu_ids", -1, "--batchSize", 2, "--niter", 500, "--print_freq", 1]
 
 
 def test_ctrl_c_while_torch_is_imported(data: Path, tmp_path: Path) -> None:
-    stopped_at_the_start(data, tmp_path / "out", 0.5, "train.py", *FLAGS)
+    for i in range(4):
+        stopped_at_the_start(data, tmp_path / str(i), 0.3 + 0.2 * i, "train.py", *FLAGS)
 
 
 @pytest.mark.slow

@@ -271,7 +271,7 @@ def test_processes_that_find_different_states_are_refused(kind, toy_data, tmp_pa
         assert f"{folders[1]}/latest_state.pth: not a readable checkpoint" in error
     else:
         step = {"position": 8, "weights": 4, "nothing": 0}[kind]
-        assert re.search(r"process 0: epoch 2 after 4 images \(state \w{8}\) on ", error)
+        assert re.search(r"process 0: epoch 2 after 4 images \(state \w{8}\)", error)
         assert re.search(rf"process 1: epoch \d after {step} images", error), error
         assert "--checkpoints_dir" in error
     assert outcome(folders[0]) == before

@@ -1,7 +1,6 @@
 """Several processes, one for each GPU: the only place that knows what "distributed" means."""
 
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from util.errors import UserError, print_error
-from util.run.stop import SIGNALS, Stop, exit_on_signals
+from util.run.stop import SIGNALS, Stop, exit_on_signals, leave
 
 LAST_SECONDS = 4.0  # that processes have to end after the first one has ended
 
@@ -135,27 +134,17 @@ def start(processes: int) -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
     started: list[subprocess.Popen] = []
     try:
-        with _signals_blocked():  # until the new processes can handle them
-            for rank in map(str, range(processes)):
-                own = {"RANK": rank, "LOCAL_RANK": rank}
-                started.append(subprocess.Popen(command, env=env | own))
+        # what arrives from here on, the new processes get once they can handle it
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for rank in map(str, range(processes)):
+            own = {"RANK": rank, "LOCAL_RANK": rank}
+            started.append(subprocess.Popen(command, env=env | own))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return _wait(started, stop)
     finally:
         for process in started:
             process.kill()
             process.wait()
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _wait(processes: list[subprocess.Popen], stop: Stop) -> int:
@@ -238,7 +227,7 @@ class _Alarm:
             except RuntimeError:  # the store is gone, and with it the launcher or process 0
                 failed = True
             if failed and not self._off.is_set():
-                self._leave(1)
+                leave(1)
 
     def switch_off(self) -> None:
         self._off.set()
@@ -253,7 +242,7 @@ class _Alarm:
         except RuntimeError:  # no store: process 0 has failed before
             first = False
         if not first:
-            self._leave(1)
+            leave(1)
         if isinstance(error, SystemExit):
             status = error.code
         else:
@@ -261,13 +250,7 @@ class _Alarm:
             if status is None:
                 traceback.print_exception(error)
         sys.stdout.flush()
-        self._leave(status if isinstance(status, int) else 1)
-
-    def _leave(self, status: int) -> NoReturn:
-        """End at once: a tidy end would wait for threads that are inside collectives."""
-        for reader in multiprocessing.active_children():
-            reader.kill()
-        os._exit(status)
+        leave(status if isinstance(status, int) else 1)
 
 
 def wrap(net: nn.Module, device: torch.device) -> nn.Module:

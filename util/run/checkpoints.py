@@ -116,17 +116,14 @@ def load_file(path: Path) -> dict:
     except Exception as error:  # damage shows in many ways
         if out_of_memory(error):
             raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path}: not a readable checkpoint ({_first_line(error)}); "
+            f"{path}: not a readable checkpoint ({reason}); "
             "restore it from a copy or use another epoch"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _damaged_part(path: Path) -> str | None:

@@ -18,11 +18,12 @@ the save. tests/test_resume.py compares every bit.
 
 import argparse
 import hashlib
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from util import distributed
 from util.errors import UserError, brief, out_of_memory
@@ -137,34 +138,20 @@ def _check_agreement(model, at: Position) -> None:
     """Raise UserError unless all processes loaded the same state: each reads its own disk."""
     if distributed.world() == 1:
         return
-    networks = {name: net.state_dict() for name, net in model.networks().items()}
+    networks = [net.state_dict() for net in model.networks().values()]
     digest = hashlib.sha256()
-    _update(digest, [vars(at), networks, model.training_state()])
+    for leaf in tree_leaves([vars(at), networks, model.training_state()]):
+        if isinstance(leaf, torch.Tensor):
+            leaf = leaf.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(leaf if isinstance(leaf, np.ndarray) else repr(leaf).encode())
     mine = f"epoch {at.epoch} after {at.step} images (state {digest.hexdigest()[:8]})"
-    ranks: dict[str, list[str]] = {}
-    for rank, found in enumerate(distributed.gather(f"{mine} on {platform.node()}")):
-        ranks.setdefault(found, []).append(str(rank))
-    if len({found.rpartition(" on ")[0] for found in ranks}) > 1:
-        listed = [f"process {','.join(who)}: {found}" for found, who in ranks.items()]
+    found = distributed.gather(mine)
+    if len(set(found)) > 1:
+        listed = [f"process {found.index(state)}: {state}" for state in dict.fromkeys(found)]
         raise UserError(
             f"the processes would start from different states: {brief(listed)}; let all of them "
             "read the same --checkpoints_dir and --load_pretrain (a shared disk, or copies)"
         )
-
-
-def _update(digest, value: object) -> None:
-    """Add all bytes of nested dicts and lists of tensors and plain values to a hash."""
-    if isinstance(value, torch.Tensor):
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            digest.update(repr(key).encode())
-            _update(digest, item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _update(digest, item)
-    else:
-        digest.update(repr(value).encode())
 
 
 def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
@@ -198,7 +185,7 @@ def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int
     old files, is reported, and returns False.
     """
     networks = {n: net.state_dict() for n, net in model.networks().items()}
-    broken = [n for n, weights in networks.items() if not _all_finite(weights)]
+    broken = [n for n, ws in networks.items() if not all(w.isfinite().all() for w in ws.values())]
     if broken:
         raise NonFinite(
             f"step {at.step}: weights of {' and '.join(broken)} are not finite; the last "
@@ -207,7 +194,10 @@ def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int
     processes = distributed.gather({"random": random_state(), "pool": model.pool.state_dict()})
     if not distributed.is_main():
         return True
-    files: dict[str, object] = {f"latest_net_{n}.pth": portable(w) for n, w in networks.items()}
+    files: dict[str, object] = {  # as any machine loads them: in main memory, in the usual layout
+        f"latest_net_{name}.pth": {key: value.cpu().contiguous() for key, value in weights.items()}
+        for name, weights in networks.items()
+    }
     files["latest_state.pth"] = {
         "position": vars(at),
         "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
@@ -227,15 +217,6 @@ def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int
         )
         return False
     return True
-
-
-def portable(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights as any machine loads them: in main memory, in the usual layout."""
-    return {name: value.cpu().contiguous() for name, value in weights.items()}
-
-
-def _all_finite(weights: dict[str, torch.Tensor]) -> bool:
-    return all(bool(value.isfinite().all()) for value in weights.values())
 
 
 def _drop_old(folder: Path, keep: int | None) -> None:

@@ -2,9 +2,11 @@
 train.py calls exit_on_signals before it imports anything else.
 """
 
+import multiprocessing
+import os
 import signal
-import sys
 import time
+from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
 
@@ -15,9 +17,17 @@ def exit_on_signals() -> None:
     For the time before there is something to save. Signals that were blocked arrive now.
     """
     for number in SIGNALS:
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        signal.signal(number, lambda number, _: leave(128 + number))
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def leave(status: int) -> NoReturn:
+    """End the program and the processes that read for it, at once: an exception would not get
+    through torch's C++, nor end threads that are inside collectives."""
+    for reader in multiprocessing.active_children():
+        reader.kill()
+    os._exit(status)
 
 
 class Stop:

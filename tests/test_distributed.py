@@ -213,12 +213,14 @@ def stopped_at_the_start(data: Path, out: Path, after: float, *words: object) ->
     time.sleep(after)
     session.press_ctrl_c()
     status, seconds = session.end()
-    assert (status, session.stderr()) == (130, ""), after
+    assert status == 130, after
+    assert "Traceback" not in session.stderr() and "terminate" not in session.stderr(), after
     assert seconds < 5
 
 
 FLAGS = ["--label_nc", 6, "--ngf", 4, "--ndf", 4, "--no_vgg_loss", "--loadSize", 32]
-FLAGS += ["--gpu_ids", -1, "--batchSize", 2, "--niter", 500, "--print_freq", 1]
+FLAGS += ["--n_downsample_global", 1, "--n_blocks_global", 1, "--niter", 500, "--print_freq", 1]
+FLAGS += ["--gpu_ids", -1, "--batchSize", 2]
 
 
 def test_ctrl_c_while_torch_is_imported(data: Path, tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_ctrl_c_while_torch_is_imported(data: Path, tmp_path: Path) -> None:
 def test_ctrl_c_at_any_moment(data: Path, tmp_path: Path, words: list) -> None:
     """From the first lines of Python to the first epochs; nothing to save is no error."""
     for i in range(20):
-        stopped_at_the_start(data, tmp_path / str(i), 0.1 + 0.3 * i, *words)
+        stopped_at_the_start(data, tmp_path / str(i), 0.1 + 0.4 * i, *words)
 
 
 def test_a_later_ctrl_c_ends_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,12 @@ Go on with a run that was stopped (add the flags that it was started with):
 On four GPUs: add --gpu_ids 0,1,2,3 --batchSize 4, or start it with torchrun.
 """
 
+from util.run.stop import exit_on_signals
+
+if __name__ == "__main__":
+    exit_on_signals()  # importing torch takes seconds
+
 import argparse
-import time
 
 import torch
 
@@ -25,14 +29,12 @@ from models.build import smallest_side
 from options.base_options import run_dir, write_options
 from options.train_options import TrainOptions
 from util import distributed
-from util.errors import UserError, run
-from util.files import cannot_write, make_folder
+from util.errors import run
+from util.files import make_folder
 from util.pages.colours import label_picture, to_image
-from util.progress import Pace, bar, log, peak_memory, warn_if_unwritable
-from util.run.resume import FOLDER_FLAGS, Position, load_weights, save
-from util.run.stop import Stop
-from util.run.visualizer import Visualizer
-from util.run.watch import Watch
+from util.progress import log_main
+from util.run.resume import FOLDER_FLAGS
+from util.run.training_run import TrainingRun
 from util.setup import seed_everything, set_up_torch
 
 
@@ -46,144 +48,41 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     loader = create_loader(opt, smallest_side(opt))
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, loader.dataset.has_one_size)
-    scenes = len(loader.dataset)
-    at = load_weights(model, opt, folder, scenes)
-    visualizer = start_records(opt, at, scenes, device)
+    training = TrainingRun(opt, folder, model, loader)
+    if distributed.is_main():
+        write_options(opt)
     if opt.verbose:
         log_main(str(model))
 
-    epochs = opt.niter + opt.niter_decay
-    saved = True
-    watch, stop = Watch(), Stop()
-    pace = Pace(total=epochs * scenes, done=at.step)
-    while at.epoch <= epochs:
+    at = training.at
+    while not training.is_over():
         if model.fixes_global and at.epoch > opt.niter_fix_global:
             model.start_stage(fix_global=False)
             log_main("from here on all of the generator is trained")
         rate = model.set_learning_rate(at.epoch)
-
-        progress = bar(total=len(loader), initial=at.batch, desc=f"epoch {at.epoch}/{epochs}")
-        waiting = time.perf_counter()
-        for batch in loader.epoch(at.epoch, start=at.batch):
-            pace.waited(time.perf_counter() - waiting)
+        for batch in training.batches():
             losses = model.step(batch, batch["weight"])
-            at.advance(batch["pictures"])
-            progress.update()
-            watch.add(model.finite, at.step, losses, batch["path"])
-            if device.type == "cpu":  # on a GPU, looking would mean waiting for it
-                watch.check()
-
+            training.advance(batch, losses)
             if at.passed(opt.print_freq):
-                values = mean_over_processes(losses, batch["weight"])
-                watch.check()
-                if visualizer:
-                    with warn_if_unwritable("the logs"):
-                        report(visualizer, at, rate, values, pace, device)
-                    for warning in watch.warnings(values, model.fake):
-                        log(warning)
-            if visualizer and at.passed(opt.display_freq):
-                with warn_if_unwritable("the pictures"):
-                    visualizer.display(current_visuals(model, batch, opt), at.epoch, at.step)
-            if at.batch < len(loader):  # the epoch's end is saved below
-                stopping = stop.asked()
-                if stopping or at.passed(opt.save_latest_freq):
-                    saved = save(model, watch, opt, folder, at, scenes)
-                if stopping:
-                    close(visualizer)
-                    log_main(f"stopped at step {at.step}; {how_to_go_on(saved)}")
-                    return stop.status
-            waiting = time.perf_counter()
-
-        progress.close()
-        crossed = at.passed(opt.save_latest_freq)
-        ended = at.epoch
-        at.next_epoch()
-        stopping = stop.asked() and ended < epochs
-        if ended % opt.save_epoch_freq == 0 or ended == epochs:
-            saved = save(model, watch, opt, folder, at, scenes, name=str(ended))
-        elif crossed or stopping:
-            saved = save(model, watch, opt, folder, at, scenes)
-        if stopping:
-            close(visualizer)
-            log_main(f"stopped behind epoch {ended}; {how_to_go_on(saved)}")
-            return stop.status
-
-    if not saved:
-        raise UserError(f"{folder}: the end of training could not be saved; {how_to_go_on(saved)}")
-    close(visualizer)
-    if visualizer:
-        page = "" if opt.no_html else f", pictures in {folder / 'web' / 'index.html'}"
-        log(f"done: weights in {folder}{page}")
-    return 0
+                training.log_losses(losses, batch["weight"], rate)
+            if distributed.is_main() and at.passed(opt.display_freq):
+                training.show(current_images(model, batch, opt))
+            if training.epoch_is_complete():
+                at.next_epoch()
+            stopping = training.stop_requested()
+            training.save_if_due(stopping)
+            if stopping:
+                return training.stop()
+    return training.finish()
 
 
-def start_records(
-    opt: argparse.Namespace, at: Position, scenes: int, device: torch.device
-) -> Visualizer | None:
-    """Open the run's logs and page and write down its options, in the main process alone."""
-    if not distributed.is_main():
-        return None
-    try:
-        visualizer = Visualizer(
-            run_dir(opt),
-            write_html=not opt.no_html,
-            tf_log=opt.tf_log,
-            display_winsize=opt.display_winsize,
-            resume=at.step > 0,
-        )
-        visualizer.truncate_after(at.step)
-        write_options(opt)
-    except OSError as error:
-        raise cannot_write(run_dir(opt), error, FOLDER_FLAGS) from error
-    epochs = opt.niter + opt.niter_decay
-    where = f"epoch {at.epoch} of {epochs}" if at.epoch <= epochs else f"all {epochs} epochs done"
-    log(f"{scenes} scenes, {where}, on {device}")
-    return visualizer
-
-
-def close(visualizer: Visualizer | None) -> None:
-    """Let TensorBoard's last rows reach the disk."""
-    if visualizer:
-        visualizer.close()
-
-
-def report(
-    visualizer: Visualizer,
-    at: Position,
-    rate: float,
-    losses: dict[str, float],
-    pace: Pace,
-    device: torch.device,
-) -> None:
-    """Log the losses and print them with the pace of training."""
-    seconds, waited, left = pace.look(at.step)
-    line = visualizer.log(at.epoch, at.pictures, at.step, seconds, waited, rate, losses)
-    memory = peak_memory(device)
-    log(f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory:.1f} GB, {left} left]")
-
-
-def current_visuals(model: torch.nn.Module, batch: dict, opt: argparse.Namespace) -> dict:
-    """The batch's first scene as pictures (H, W, 3) uint8: label map, generated, real."""
+def current_images(model: torch.nn.Module, batch: dict, opt: argparse.Namespace) -> dict:
+    """The batch's first scene as images (H, W, 3) uint8: label map, generated, real."""
     return {
         "input_label": label_picture(batch["label"][0], opt.label_nc, opt.ignore_label),
         "synthesized_image": to_image(model.fake[0]),
         "real_image": to_image(batch["image"][0]),
     }
-
-
-def mean_over_processes(losses: dict[str, torch.Tensor], weight: float) -> dict[str, float]:
-    """The losses as numbers, averaged over the pictures of all processes."""
-    values = distributed.mean(weight * torch.stack(list(losses.values())))
-    return dict(zip(losses, values.tolist()))
-
-
-def how_to_go_on(saved: bool) -> str:
-    return f"--continue_train goes on from {'here' if saved else 'the last checkpoint'}"
-
-
-def log_main(message: str) -> None:
-    if distributed.is_main():
-        log(message)
 
 
 def main() -> int:

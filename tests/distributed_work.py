@@ -2,8 +2,11 @@
 
 import argparse
 import hashlib
+import os
+import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,25 +75,83 @@ def answers(opt: argparse.Namespace, device: torch.device) -> int:
     return 40 + distributed.world() - distributed.rank()
 
 
-def error_of_one(opt: argparse.Namespace, device: torch.device) -> None:
-    """One process finds a mistake while the others wait for it."""
-    if distributed.rank() == 1:
-        raise UserError("the second process found a bad file")
-    distributed.wait_for_all()
-
-
 def error_of_all(opt: argparse.Namespace, device: torch.device) -> None:
     raise UserError("all found a bad flag")
 
 
+def one_fails(others: Callable[[], object]) -> Callable:
+    """Work in which process 1 finds a mistake, a moment after the others began something."""
+
+    def work(opt: argparse.Namespace, device: torch.device) -> None:
+        distributed.wait_for_all()
+        if distributed.rank() == 1:
+            time.sleep(random.uniform(0, 0.3))
+            raise UserError("process 1 found a bad file")
+        others()
+
+    return work
+
+
+def reduce_on_and_on() -> None:
+    while True:
+        distributed.mean(torch.ones(10))
+
+
+def compute_on_and_on() -> None:
+    x = torch.ones(200, 200)
+    while True:
+        x = (x @ x).tanh()
+
+
+class Scenes(torch.utils.data.Dataset):
+    """Scenes without end, each of which takes a while to read."""
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(0.01)
+        return index
+
+
+def read_on_and_on() -> None:
+    for batch in torch.utils.data.DataLoader(Scenes(), num_workers=2):
+        distributed.gather(batch.shape)
+
+
+error_in_waiting = one_fails(distributed.wait_for_all)
+error_in_collective = one_fails(reduce_on_and_on)
+error_in_compute = one_fails(compute_on_and_on)
+error_in_loading = one_fails(read_on_and_on)
+
+
+def memory_of_one(opt: argparse.Namespace, device: torch.device) -> None:
+    if distributed.rank() == 1:
+        torch.empty(10**15)
+    distributed.wait_for_all()
+
+
+def mistake_of_one(opt: argparse.Namespace, device: torch.device) -> None:
+    """A mistake of the program, not of its user."""
+    if distributed.rank() == 1:
+        raise ZeroDivisionError
+    distributed.wait_for_all()
+
+
+def error_in_startup(opt: argparse.Namespace, device: torch.device) -> None:
+    """Never called: process 1 fails before it joins the others; see main."""
+
+
 def until_stopped(opt: argparse.Namespace, device: torch.device) -> int:
-    """Work that ends as training does when it is asked to."""
+    """Short operations until asked to stop, as in training."""
     stop = Stop()
-    (Path(opt.out) / f"ready{distributed.rank()}").touch()
-    while not stop.asked():
-        time.sleep(0.1)
-    (Path(opt.out) / f"saved{distributed.rank()}").touch()
-    return stop.status
+    out = Path(opt.out)
+    (out / f"ready{distributed.rank()}").touch()
+    while not distributed.maximum(stop.signal):
+        distributed.mean(torch.ones(10))
+    time.sleep(0.5)  # a save
+    (out / f"saved{distributed.rank()}").touch()
+    return 128 + distributed.maximum(stop.signal)
 
 
 def options(data: str, flags: str = "") -> argparse.Namespace:
@@ -101,8 +162,12 @@ def main() -> object:
     what, data, out, *flags = sys.argv[1:]
     opt = options(data, " ".join(flags))
     opt.out = out
-    if what.startswith("start:"):  # as --gpu_ids 0,1 does, here on the CPU
-        return distributed.start(2, globals()[what.removeprefix("start:")], opt)
+    rank = os.environ.get("RANK")
+    if what.startswith("start:") and rank is None:  # as --gpu_ids 0,1 does, here on the CPU
+        return distributed.start(2)
+    what = what.removeprefix("start:")
+    if what == "error_in_startup" and rank == "1":
+        raise UserError("process 1 found a bad file")
     return distributed.launch(globals()[what], opt)
 
 

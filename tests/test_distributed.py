@@ -1,10 +1,12 @@
 """Several processes on the CPU (gloo): the same weights as one, one-line errors, the launcher."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,12 @@ import torch
 from distributed_work import CASES
 from PIL import Image
 
+from util import distributed
+from util.run.stop import SIGNALS, Stop
+
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "tests" / "distributed_work.py"
+TRAIN_ON_TWO = ROOT / "tests" / "train_on_two.py"
 SCENES = 10  # with --batchSize 4: batches of 4, 4 and 2, fewer than four processes
 
 
@@ -98,51 +104,157 @@ def test_a_batch_that_does_not_divide_is_one_line(data: Path, tmp_path: Path) ->
     assert done.returncode != 0 and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("launcher", "what"), [("torchrun", "error_of_one"), ("own", "error_of_all")]
-)
-def test_an_error_is_shown_once_and_ends_all(
-    data: Path, tmp_path: Path, what: str, launcher: str
-) -> None:
-    if launcher == "torchrun":
-        done = start(2, WORK, what, data, tmp_path)
-        assert done.returncode != 0
-    else:
-        done = start(1, WORK, f"start:{what}", data, tmp_path)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1, done.stderr
-    assert len(error_lines(done)) == 1 and "found a bad" in error_lines(done)[0], done.stderr
+SITUATIONS = ("waiting", "collective", "compute", "loading", "startup")
 
 
-def test_the_launcher_gives_the_first_answer(data: Path, tmp_path: Path) -> None:
+def check_one_error(processes: int, what: str, data: Path, out: Path) -> None:
+    done = start(processes, WORK, what, data, out)
+    (line,) = error_lines(done)
+    assert "found a bad" in line or "out of memory" in line
+    if processes == 1:  # the launcher's own status and stderr; torchrun adds a report
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode and "terminate" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("what", ["error_in_collective", "error_of_all", "memory_of_one"])
+def test_an_error_is_printed_once_and_ends_all(data: Path, tmp_path: Path, what: str) -> None:
+    check_one_error(1, f"start:{what}", data, tmp_path)
+
+
+def test_an_error_under_torchrun_is_printed_once_and_ends_all(data: Path, tmp_path: Path) -> None:
+    check_one_error(2, "error_in_compute", data, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", SITUATIONS)
+def test_an_error_of_one_ends_all_every_time(data: Path, tmp_path: Path, what: str) -> None:
+    for _ in range(20):
+        check_one_error(1, f"start:error_in_{what}", data, tmp_path)
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(data: Path, tmp_path: Path) -> None:
+    done = start(1, WORK, "start:mistake_of_one", data, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1 and "ZeroDivisionError" in done.stderr
+
+
+def test_the_launcher_gives_the_exit_status(data: Path, tmp_path: Path) -> None:
     """--gpu_ids 0,1 starts its processes by this function."""
     done = start(1, WORK, "start:answers", data, tmp_path)
     assert done.returncode == 42, done.stderr
 
 
-@pytest.mark.slow  # the launcher takes half a minute to end
-def test_a_signal_to_the_launcher_reaches_all(data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, WORK, "start:until_stopped", data, tmp_path]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env)
-    ready = [tmp_path / "ready0", tmp_path / "ready1"]
-    for _ in range(1200):
-        if all(path.exists() for path in ready) or launcher.poll() is not None:
-            break
+class Session:
+    """A command in a terminal's session of its own, with stderr in a file."""
+
+    def __init__(self, out: Path, *words: object) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.out = out / "stderr"
+        with self.out.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, words)],
+                **{"cwd": ROOT, "env": env, "stderr": stderr, "start_new_session": True},
+            )
+
+    def press_ctrl_c(self) -> None:
+        """As a terminal does: to the whole group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> tuple[int, float]:
+        """Exit status, and the seconds that it took to end."""
+        began = time.monotonic()
+        return self.process.wait(timeout=60), time.monotonic() - began
+
+    def stderr(self) -> str:
+        return self.out.read_text()
+
+
+def wait_for(*paths: Path) -> None:
+    until = time.monotonic() + 60
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def stopped_at_work(data: Path, out: Path, number: int, presses: int = 1) -> None:
+    """Both processes save once and end in time, however often and to whom it is said."""
+    out.mkdir()
+    session = Session(out, WORK, "start:until_stopped", data, out)
+    wait_for(out / "ready0", out / "ready1")
+    time.sleep(random.uniform(0, 0.3))
+    for _ in range(presses):
+        if number == signal.SIGINT:
+            session.press_ctrl_c()
+        else:
+            session.process.send_signal(number)
         time.sleep(0.1)
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=120) == 128 + signal.SIGTERM
-    assert (tmp_path / "saved0").exists() and (tmp_path / "saved1").exists()
+    status, seconds = session.end()
+    assert (status, session.stderr()) == (128 + number, "")
+    assert seconds < 0.5 + 5  # beside the save
+    assert (out / "saved0").exists() and (out / "saved1").exists()
+
+
+@pytest.mark.parametrize(("number", "presses"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])
+def test_a_signal_stops_all_processes(
+    data: Path, tmp_path: Path, number: int, presses: int
+) -> None:
+    stopped_at_work(data, tmp_path / "out", number, presses)
+
+
+@pytest.mark.slow
+def test_twenty_times_ctrl_c(data: Path, tmp_path: Path) -> None:
+    for i in range(20):
+        stopped_at_work(data, tmp_path / str(i), signal.SIGINT, presses=1 + i % 3)
+
+
+def stopped_at_the_start(data: Path, out: Path, after: float, *words: object) -> None:
+    out.mkdir()
+    session = Session(out, *words, "--dataroot", data, "--checkpoints_dir", out)
+    time.sleep(after)
+    session.press_ctrl_c()
+    status, seconds = session.end()
+    assert status == 130, after
+    assert "Traceback" not in session.stderr() and "terminate" not in session.stderr(), after
+    assert seconds < 5
+
+
+FLAGS = ["--label_nc", 6, "--ngf", 4, "--ndf", 4, "--no_vgg_loss", "--loadSize", 32]
+FLAGS += ["--n_downsample_global", 1, "--n_blocks_global", 1, "--niter", 500, "--print_freq", 1]
+FLAGS += ["--gpu_ids", -1, "--batchSize", 2]
+
+
+def test_ctrl_c_while_torch_is_imported(data: Path, tmp_path: Path) -> None:
+    for i in range(4):
+        stopped_at_the_start(data, tmp_path / str(i), 0.3 + 0.2 * i, "train.py", *FLAGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["train.py", *FLAGS], [TRAIN_ON_TWO, *FLAGS]])
+def test_ctrl_c_at_any_moment(data: Path, tmp_path: Path, words: list) -> None:
+    """From the first lines of Python to the first epochs; nothing to save is no error."""
+    for i in range(20):
+        stopped_at_the_start(data, tmp_path / str(i), 0.1 + 0.4 * i, *words)
+
+
+def test_a_later_ctrl_c_ends_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        stop, now = Stop(), time.monotonic()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(time, "monotonic", lambda: now + Stop.REPEATS + 1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_several_gpus_are_started_one_process_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    from argparse import Namespace
-
-    from util import distributed
-
     asked = []
     monkeypatch.setattr(distributed, "start", lambda *args: asked.append(args) or 7)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    opt = Namespace(gpu_ids=[0, 2, 3], local_rank=0)
-    assert distributed.launch(print, opt) == 7
-    assert asked == [(3, print, opt)]
+    assert distributed.launch(print, Namespace(gpu_ids=[0, 2, 3], local_rank=0)) == 7
+    assert asked == [(3,)]

@@ -4,9 +4,11 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from util.errors import UserError, run
+from util.errors import UserError, out_of_memory, run
 from util.files import make_folder
 
 
@@ -31,6 +33,33 @@ def test_a_disk_is_no_mistake_of_the_program(number: int, capsys: pytest.Capture
     assert status == 2
     assert line.startswith(f"error: /there/file: {os.strerror(number)}; ")
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("allocate", "amount"),
+    [
+        (lambda: torch.empty(10**15), "4000000000000000 bytes"),
+        (lambda: np.empty(10**15), "7.11 PiB"),
+        (lambda: bytearray(2**62), None),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_memory_that_runs_out_is_one_line(allocate, amount, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ending:
+        run(allocate)
+    line = capsys.readouterr().err
+    assert ending.value.code == 2 and line.count("\n") == 1
+    assert line.startswith("error: out of memory") and "--batchSize" in line
+    assert amount is None or f"(tried to allocate {amount})" in line
+
+
+def test_a_gpu_that_is_full_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    """In torch's words; the exception is a RuntimeError's subclass."""
+    full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+    status, line = end(torch.OutOfMemoryError(full), capsys)
+    assert status == 2 and "out of memory (tried to allocate 2.00 GiB)" in line
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
 def test_mistakes_keep_their_traceback() -> None:

@@ -263,13 +263,13 @@ def test_two_hundred_kills_change_nothing(whole, toy_data, tmp_path):
 
 
 class AfterFirstSave:
-    """Something that happens in a training process right behind its first save."""
+    """Something that happens in a training process right after its first save."""
 
     def __init__(self, happen: Callable[..., None], *args: object) -> None:
         self.happen, self.args = happen, args
 
     def __call__(self) -> None:
-        import train as module
+        import util.run.training_run as module
 
         original = module.save
 
@@ -332,7 +332,7 @@ def test_a_log_never_keeps_half_a_line(tmp_path):
     assert [row["step"] for row in read_rows(path)] == [1, 3]
 
 
-def test_stopping_without_room_says_where_it_goes_on(toy_data, tmp_path):
+def test_stopping_without_room_tells_where_it_goes_on(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *FLAGS, "--niter", 500]
     training = Training(tmp_path / "run", *flags, prepare=AfterFirstSave(limit_files, 20_000))
     training.wait_for("warning: saving after")
@@ -361,8 +361,8 @@ def test_a_full_disk(whole, toy_data, small_disk):
     training = Training(folder, *flags, prepare=AfterFirstSave(fill, filler), out=out)
     assert training.end() == 2
     told = training.told()
-    assert "warning: saving after 2 pictures failed" in told
-    assert "warning: the pictures could not be written" in told
+    assert "warning: saving after 2 images failed" in told
+    assert "warning: the images could not be written" in told
     assert "No space left on device" in told and "Traceback" not in told
     assert told.splitlines()[-1].startswith("error: ")
     assert load_file(folder / "latest_state.pth")["position"]["step"] == 1

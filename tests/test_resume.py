@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,24 +33,24 @@ CASES = {
 
 
 def kill_after(folder: Path, saved: int, *flags: object) -> None:
-    """Start training and kill it behind a save at the given number of pictures."""
-    training = Training(folder, *flags, prepare=KillBehind(saved))
+    """Start training and kill it after a save at the given number of images."""
+    training = Training(folder, *flags, prepare=KillAfter(saved))
     assert training.end() == -signal.SIGKILL, training.told()
 
 
-class KillBehind:
+class KillAfter:
     """Let the process die by SIGKILL right after the save at a given step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def __call__(self) -> None:
-        import train as module
+        import util.run.training_run as module
 
         original = module.save
 
-        def save(model, watch, opt, folder, at, *rest, **more):
-            done = original(model, watch, opt, folder, at, *rest, **more)
+        def save(model, opt, folder, at, *rest):
+            done = original(model, opt, folder, at, *rest)
             if at.step >= self.step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
@@ -64,14 +66,14 @@ def test_continued_equals_uninterrupted(case, toy_data, tmp_path):
     for step in (3, 4, 10) if case != "batch" else (3, 4, 11):
         more = ["--continue_train"] if step > 3 else []
         kill_after(tmp_path / "parts", step, *flags, *more)
-    said = train(tmp_path / "parts", *flags, "--continue_train")
-    assert "continuing" in said and "note:" not in said
+    log = train(tmp_path / "parts", *flags, "--continue_train")
+    assert "continuing" in log and "note:" not in log
     assert_same(tmp_path / "whole", tmp_path / "parts")
     rates = [row["lr"] for row in outcome(tmp_path / "whole")["metrics.jsonl"]]
     assert rates[0] == rates[-1] * 2  # full, full, half: the decay was crossed
 
 
-def test_a_kill_behind_the_last_save_repeats_the_lost_steps(toy_data, tmp_path):
+def test_a_kill_after_the_last_save_repeats_the_lost_steps(toy_data, tmp_path):
     """Logs and pictures of steps that were not saved are taken back and made again."""
     flags = ["--dataroot", toy_data, *ALL, *SHORT, "--save_latest_freq", 3]
     train(tmp_path / "whole", *flags)
@@ -104,27 +106,27 @@ def test_other_networks_are_refused_with_the_list(toy_data, tmp_path):
     before = outcome(tmp_path / "run")
     training = Training(tmp_path / "run", *flags, "--continue_train", "--ngf", 8, "--num_D", 1)
     assert training.end() == 2
-    said = training.told()
-    assert said.count("\n") == 1 and "--ngf was 4, now 8" in said and "--num_D was 2, now 1" in said
+    log = training.told()
+    assert log.count("\n") == 1 and "--ngf was 4, now 8" in log and "--num_D was 2, now 1" in log
     assert outcome(tmp_path / "run") == before
 
 
-def test_changed_lengths_are_honoured_and_said(toy_data, tmp_path):
+def test_changed_lengths_are_honoured_and_logged(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
     train(tmp_path / "whole", *flags, "--niter", 3)
     train(tmp_path / "parts", *flags, "--niter", 2)
-    said = train(tmp_path / "parts", *flags, "--niter", 3, "--continue_train")
-    assert "note: --niter was 2, now 3" in said
+    log = train(tmp_path / "parts", *flags, "--niter", 3, "--continue_train")
+    assert "note: --niter was 2, now 3" in log
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_changed_data_set_begins_the_epoch_anew(own_data, tmp_path):
+def test_a_changed_data_set_starts_the_epoch_over(own_data, tmp_path):
     flags = ["--dataroot", own_data, *ALL, *SHORT]
     kill_after(tmp_path / "run", 6, *flags)
     for path in own_data.glob("train_*"):
         sorted(path.iterdir())[0].unlink()
-    said = train(tmp_path / "run", *flags, "--continue_train")
-    assert "the epoch begins anew" in said
+    log = train(tmp_path / "run", *flags, "--continue_train")
+    assert "the epoch starts over" in log
     rows = outcome(tmp_path / "run")["metrics.jsonl"]
     assert [row["step"] for row in rows] == [*range(1, 5), *range(5, 11)]
     assert [row["iters"] for row in rows] == [1, 2, 3, 4, 1, 2, 3, 1, 2, 3]
@@ -141,7 +143,7 @@ def test_continue_without_a_run_says_so(toy_data, tmp_path):
     "number, status, workers",
     [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGINT, 130, 2)],
 )
-def test_asked_to_stop_saves_and_says_one_line(number, status, workers, toy_data, tmp_path):
+def test_asked_to_stop_saves_and_logs_one_line(number, status, workers, toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--print_freq", 1, "--niter", 2, "--niter_decay", 500]
     flags += ["--nThreads", workers]
     training = Training(tmp_path / "run", *flags)
@@ -184,8 +186,8 @@ def test_the_rate_starts_over_only_for_weights_of_the_old_code(toy_data, tmp_pat
     train(tmp_path / "run", *flags)
     (tmp_path / "run" / "latest_state.pth").unlink()
     (tmp_path / "run" / "iter.txt").write_text("3,0\n".replace(",", "\n"))
-    said = train(tmp_path / "run", *flags, "--continue_train", "--print_freq", 1)
-    assert "optimizers start fresh" in said and "epoch 3 of 3" in said
+    log = train(tmp_path / "run", *flags, "--continue_train", "--print_freq", 1)
+    assert "optimizers start fresh" in log and "epoch 3 of 3" in log
 
 
 class Rank:
@@ -199,16 +201,24 @@ class Rank:
         os.environ.update({name: str(value) for name, value in self.variables.items()})
 
 
-def train_on_two(folder: Path, *flags: object) -> None:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    second = tmp_log(folder)
-    pair = [
-        Training(folder, *flags, prepare=Rank(0, port)),
-        Training(folder, *flags, prepare=Rank(1, port), out=second),
+        return probe.getsockname()[1]
+
+
+def two(folders: tuple[Path, Path], *flags: object) -> list[Training]:
+    """Two processes of one training, each of which finds the run in a folder of its own."""
+    port = free_port()
+    outs = (None, tmp_log(folders[0]))
+    return [
+        Training(folder, *flags, prepare=Rank(rank, port), out=out)
+        for rank, (folder, out) in enumerate(zip(folders, outs))
     ]
-    for training in pair:
+
+
+def train_on_two(folder: Path, *flags: object) -> None:
+    for training in two((folder, folder), *flags):
         assert training.end() == 0, training.told()
 
 
@@ -231,9 +241,63 @@ def test_two_processes_continue_exactly(toy_data, tmp_path):
     assert len(pools) == 2 and not torch.equal(pools[0][0], pools[1][0])
 
 
+def error_of_two(folders: tuple[Path, Path], *flags: object) -> str:
+    """The one line in which a training of two processes ends."""
+    pair = two(folders, *flags)
+    assert {training.end() for training in pair} <= {1, 2}
+    lines = [line for training in pair for line in training.told().splitlines()]
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert not any("Traceback" in line or "terminate" in line for line in lines)
+    return error
+
+
+@pytest.mark.parametrize("kind", ["position", "weights", "nothing", "damage"])
+def test_processes_that_find_different_states_are_refused(kind, toy_data, tmp_path):
+    """Each machine has a disk of its own, and they hold different things."""
+    flags = ["--dataroot", toy_data, *TWO]
+    folders = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    for folder in folders:
+        folder.parent.mkdir()
+    train_on_two(folders[0], *flags, "--niter", 1)
+    more = {"position": ["--niter", 2], "weights": ["--niter", 1, "--seed", 1]}
+    if kind in more:
+        train_on_two(folders[1], *flags, *more[kind])
+    elif kind == "damage":
+        shutil.copytree(*folders)
+        (folders[1] / "latest_state.pth").write_bytes(b"no state")
+    before = outcome(folders[0])
+    error = error_of_two(folders, *flags, "--niter", 4, "--continue_train")
+    if kind == "damage":
+        assert f"{folders[1]}/latest_state.pth: not a readable checkpoint" in error
+    else:
+        step = {"position": 8, "weights": 4, "nothing": 0}[kind]
+        assert re.search(r"process 0: epoch 2 after 4 images \(state \w{8}\)", error)
+        assert re.search(rf"process 1: epoch \d after {step} images", error), error
+        assert "--checkpoints_dir" in error
+    assert outcome(folders[0]) == before
+
+
+def test_processes_that_load_different_weights_are_refused(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *SHORT]
+    for seed in (0, 1):
+        train(tmp_path / str(seed), *flags, "--seed", seed)
+    port = free_port()
+    pair = [
+        Training(
+            *(tmp_path / "run", *flags, "--batchSize", 2, "--load_pretrain", tmp_path / str(rank)),
+            **{"prepare": Rank(rank, port), "out": tmp_path / f"{rank}.out"},
+        )
+        for rank in (0, 1)
+    ]
+    assert {training.end() for training in pair} <= {1, 2}
+    told = pair[0].told() + pair[1].told()
+    assert told.count("error: the processes would start from different states") == 1
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
 @pytest.mark.slow
 def test_torchrun_is_stopped_and_continues_exactly(toy_data, tmp_path):
-    """The same behind the real launcher, asked to stop in the middle of an epoch."""
+    """The same under torchrun, asked to stop in the middle of an epoch."""
     flags = ["--dataroot", toy_data, *TWO, "--niter", 30]
 
     def command(name: str, *more: object) -> list[str]:
@@ -249,7 +313,7 @@ def test_torchrun_is_stopped_and_continues_exactly(toy_data, tmp_path):
                 process.terminate()
                 break
         out, _ = process.communicate(timeout=60)
-    assert out.count("stopped at step") + out.count("stopped behind epoch") == 1
+    assert out.count("stopped at step") + out.count("stopped after epoch") == 1
     assert process.returncode != 0
     done = subprocess.run(command("parts", "--continue_train"), cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def test_nan_between_saves_is_not_saved(toy_data, tmp_path):
     assert finite(tmp_path / "run")
 
 
-def test_weights_that_are_no_numbers_are_never_saved(toy_data, tmp_path):
+def test_weights_that_are_not_finite_are_never_saved(toy_data, tmp_path):
     """Even if every loss and gradient so far was finite, or fp16 hides that they are not."""
     flags = ["--dataroot", toy_data, *STEPS, "--fp16", "--niter", 3]
     training = Training(tmp_path / "run", *flags, prepare=_break_a_weight)
@@ -77,7 +77,7 @@ def test_weights_that_are_no_numbers_are_never_saved(toy_data, tmp_path):
 
 
 def _break_a_weight() -> None:
-    import train as module
+    import util.run.training_run as module
 
     original = module.save
 
@@ -141,12 +141,12 @@ def test_watch_names_the_first_bad_step():
     "loss, grey, word", [(0.001, 0.0, "discriminator"), (0.5, 1.0, "saturated"), (0.5, 0.0, None)]
 )
 def test_warnings_come_once_and_only_after_long(loss, grey, word):
-    watch, said = Watch(), []
+    watch, found = Watch(), []
     for look in range(100):
         if look == 10:  # an interruption starts the count over
-            said += watch.warnings({"D_real": 0.5, "D_fake": 0.5}, torch.zeros(1, 3, 4, 4))
+            found += watch.warnings({"D_real": 0.5, "D_fake": 0.5}, torch.zeros(1, 3, 4, 4))
         losses = {"D_real": loss, "D_fake": loss}
-        found = watch.warnings(losses, torch.full((1, 3, 4, 4), grey))
-        assert look >= 29 or not found
-        said += found
-    assert [word in warning for warning in said] == ([True] if word else [])
+        new = watch.warnings(losses, torch.full((1, 3, 4, 4), grey))
+        assert look >= 29 or not new
+        found += new
+    assert [word in warning for warning in found] == ([True] if word else [])

@@ -1,6 +1,6 @@
 """train.py in processes that start at once: forked from one that has imported torch already.
 
-What runs is train.py's own main behind its own command line; only the seconds of importing are
+What runs is train.py's own main with its own command line; only the seconds of importing are
 saved, so that tests can kill and continue training dozens of times.
 """
 
@@ -55,7 +55,7 @@ class Training:
         until = time.monotonic() + timeout
         while text not in self.told():
             if time.monotonic() > until or not self.process.is_alive():
-                raise AssertionError(f"never said {text!r}: {self.told()}")
+                raise AssertionError(f"never printed {text!r}: {self.told()}")
             time.sleep(0.005)
 
 
@@ -76,7 +76,7 @@ def _train(argv: list[str], out: str, prepare: Callable[[], None] | None) -> Non
 
 
 def train(folder: Path, *flags: object, prepare: Callable[[], None] | None = None) -> str:
-    """Train to the end; what was said."""
+    """Train to the end; what was printed."""
     training = Training(folder, *flags, prepare=prepare)
     status = training.end()
     assert status == 0, training.told()

@@ -1,22 +1,27 @@
 """Several processes, one for each GPU: the only place that knows what "distributed" means."""
 
-import logging
+import math
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
-from util.errors import UserError
+from util.errors import UserError, print_error
+from util.run.stop import SIGNALS, Stop, exit_on_signals, leave
+
+LAST_SECONDS = 4.0  # that processes have to end after the first one has ended
 
 
 def rank() -> int:
@@ -66,11 +71,13 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def maximum(value: Tensor) -> Tensor:
-    """The largest of a number (on the CPU) over the processes."""
-    if dist.is_initialized():
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value
+def maximum(value: int) -> int:
+    """The largest of a number over the processes."""
+    if not dist.is_initialized():
+        return value
+    highest = torch.tensor(value)  # on the CPU, so that a GPU is not waited for
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)
 
 
 def gather(value: object) -> list:
@@ -85,49 +92,14 @@ def gather(value: object) -> list:
 def launch(work: Callable, opt) -> object:
     """Call work(opt, device) in this process, or in one process for each of several GPUs.
 
-    Under torchrun this process is one of them. --gpu_ids 0,1 without torchrun starts one process
-    for each GPU through torch's own launcher. A UserError of any process ends all of them and is
-    shown once.
+    Under torchrun this process is one of them. --gpu_ids 0,1 without torchrun runs the command
+    line once for each GPU. A UserError of any process ends all of them and is printed once.
     """
-    if _processes() == 1 and not dist.is_torchelastic_launched() and len(opt.gpu_ids) > 1:
-        return start(len(opt.gpu_ids), work, opt)
-    return _process(work, opt)
-
-
-def start(processes: int, work: Callable, opt) -> object:
-    """Call work(opt, device) in so many processes of this machine; the answer of the first.
-
-    work and opt must be picklable. Ends with exit status 2 where a process had a UserError, which
-    it has shown by then, and with 128 + the signal's number where one asked to end.
-    """
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # how processes end is said below
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=str(os.getpid()),
-        max_restarts=0,
-    )
-    try:
-        return elastic_launch(config, _launched)(work, opt)[0]
-    except ChildFailedError as error:
-        if any(failure.exitcode == 2 for failure in error.failures.values()):
-            sys.exit(2)
-        raise
-    except SignalException as stopped:
-        return 128 + stopped.sigval
-
-
-def _launched(work: Callable, opt) -> object:
-    """In a launched process: an error that a user can mend is one line here as well."""
-    try:
-        return _process(work, opt)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    if _processes() > 1:
+        return _work_together(work, opt)
+    if len(opt.gpu_ids) > 1 and not dist.is_torchelastic_launched():
+        return start(len(opt.gpu_ids))
+    return work(opt, _device(opt))
 
 
 def _processes() -> int:
@@ -135,58 +107,157 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _process(work: Callable, opt) -> object:
+def _device(opt) -> torch.device:
+    """The device of this process: the CPU, or a GPU that no other process of this machine has."""
+    if not opt.gpu_ids:
+        return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", opt.local_rank))
-    device = torch.device("cpu")
-    if opt.gpu_ids:
-        if _processes() > 1 and len(opt.gpu_ids) == 1:
-            index = local  # torchrun without --gpu_ids: the machine's GPUs in order
-        else:
-            index = opt.gpu_ids[local] if local < len(opt.gpu_ids) else torch.cuda.device_count()
-        if index >= torch.cuda.device_count():
-            raise UserError(
-                f"process {local} of this machine has no GPU of its own: start as many processes "
-                "as there are GPUs, or in --gpu_ids"
-            )
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    if _processes() == 1:
-        return work(opt, device)
-    return _joined(work, opt, device)
+    if _processes() > 1 and len(opt.gpu_ids) == 1:
+        index = local  # torchrun without --gpu_ids: the machine's GPUs in order
+    else:
+        index = opt.gpu_ids[local] if local < len(opt.gpu_ids) else torch.cuda.device_count()
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local} of this machine has no GPU of its own: start as many processes "
+            "as there are GPUs, or in --gpu_ids"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
-def _joined(work: Callable, opt, device: torch.device) -> object:
-    """Do the work as one of several processes. Of their UserErrors the first one is raised, the
-    others end in silence: most often all found the same."""
-    on_gpus = device.type == "cuda"
-    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"  # what is on a CPU stays there
-    store, number, count = next(dist.rendezvous("env://"))
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=number,
-        world_size=count,
-        device_id=device if on_gpus else None,
-        timeout=timedelta(hours=2),  # while one clusters or downloads, the others wait
-    )
-    wait_for_all()  # a process that ended at once would break the others' connecting
+def start(processes: int) -> int:
+    """Run this command line in so many processes of this machine, as torchrun would.
+
+    Returns 0, or the exit status of the process that failed. SIGINT and SIGTERM are passed on
+    once: training saves and ends with 128 + the signal's number. (torch's own launcher, run from
+    Python, waits for 30 s after a signal.)
+    """
+    stop = Stop()
+    # kept here, so that it outlives every process; port 0: any that is free
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = {"OMP_NUM_THREADS": "1", **os.environ, "WORLD_SIZE": str(processes)}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    command = [sys.executable, *sys.orig_argv[1:]]
+    started: list[subprocess.Popen] = []
     try:
+        # what arrives from here on, the new processes get once they can handle it
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for rank in map(str, range(processes)):
+            own = {"RANK": rank, "LOCAL_RANK": rank}
+            started.append(subprocess.Popen(command, env=env | own))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return _wait(started, stop)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _wait(processes: list[subprocess.Popen], stop: Stop) -> int:
+    """Wait for all; the highest exit status. When one has ended, the work is done or has failed,
+    and the others have LAST_SECONDS to end, too."""
+    status, passed_on, until = 0, False, math.inf
+    running = processes
+    while running and time.monotonic() < until:
+        time.sleep(0.05)
+        for process in running:
+            if process.poll() is not None:
+                until = min(until, time.monotonic() + LAST_SECONDS)
+                code = process.returncode
+                status = max(status, code if code >= 0 else 128 - code)
+        running = [process for process in running if process.returncode is None]
+        if stop.signal and not passed_on:
+            passed_on = True
+            for process in running:
+                process.send_signal(stop.signal)
+    return status
+
+
+def _work_together(work: Callable, opt) -> object:
+    """Do the work as one of several processes."""
+    exit_on_signals()
+    store, number, count = next(dist.rendezvous("env://"))
+    alarm = _Alarm(number)
+    try:
+        device = _device(opt)
+        on_gpus = device.type == "cuda"
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # what is on a CPU stays there
+            store=store,
+            rank=number,
+            world_size=count,
+            device_id=device if on_gpus else None,
+            timeout=timedelta(hours=2),  # while one clusters or downloads, the others wait
+        )
+        wait_for_all()  # a process that ended at once would break the others' connecting
         if opt.is_train and opt.batchSize % count:  # at test time it is each process's own
             raise UserError(
                 f"--batchSize {opt.batchSize} is the batch of all {count} processes together "
                 "and must be a multiple of their number"
             )
         answer = work(opt, device)
-    except UserError:
-        if store.add("user_errors", 1) > 1:
-            sys.exit(2)
-        raise
-    wait_for_all()
+        wait_for_all()
+    except BaseException as error:
+        alarm.ring(error)
+    alarm.switch_off()
     # PyTorch 2.6's threads need Python for a moment to drop their tensors. Destroying the group
     # does not let go of it, and would wait for them for ever.
     time.sleep(0.1)
     dist.destroy_process_group()
     return answer
+
+
+class _Alarm:
+    """Ends all processes when one has failed, whatever they are doing.
+
+    A process inside a collective would wait for the others for ever, or die of a lost connection
+    with a traceback of its own. So the first to fail notes it in the store that all share, prints
+    its error and ends with that error's status; a thread of each other process sees the note and
+    ends it with status 1, the lowest of all.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._key = f"failed in attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        # a connection of its own: the other one is busy while the processes join
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)
+        self._off = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        while not self._off.wait(0.2):
+            try:
+                failed = self._store.check([self._key])
+            except RuntimeError:  # the store is gone, and with it the launcher or process 0
+                failed = True
+            if failed and not self._off.is_set():
+                leave(1)
+
+    def switch_off(self) -> None:
+        self._off.set()
+        self._watcher.join()
+
+    def ring(self, error: BaseException) -> NoReturn:
+        """End this process for an error, and so all; only the first one's error is printed."""
+        self._off.set()  # the watcher must not end this process before its error is printed
+        mine = f"process {self._number}"
+        try:
+            first = self._store.compare_set(self._key, "", mine).decode() == mine
+        except RuntimeError:  # no store: process 0 has failed before
+            first = False
+        if not first:
+            leave(1)
+        if isinstance(error, SystemExit):
+            status = error.code
+        else:
+            status = print_error(error)
+            if status is None:
+                traceback.print_exception(error)
+        sys.stdout.flush()
+        leave(status if isinstance(status, int) else 1)
 
 
 def wrap(net: nn.Module, device: torch.device) -> nn.Module:

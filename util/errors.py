@@ -1,11 +1,17 @@
 """How a command ends when its input is wrong: one line on stderr and exit status 2."""
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 
-# what a disk or its owner says: no mistake of the program
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# a full disk, a missing right: no mistake of the program
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+)
+# what torch's messages hold when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
+_MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
 class UserError(Exception):
@@ -17,27 +23,52 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a command's main function; a UserError ends in its message and exit status 2.
+    """Call a command's main function; an integer that it returns becomes the exit status.
 
-    So does a disk that is full or a file without rights, wherever it is met.
-    An integer that main returns becomes the exit status.
+    Errors that a user can mend (see print_error) end in one line and exit status 2.
     """
     try:
         status = main()
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+    except BaseException as error:
+        status = print_error(error)
+        if status is None:
             raise
-        where = "a file" if error.filename is None else error.filename
-        advice = "make room or give rights there"
-        print(f"error: {one_line(where)}: {error.strerror}; {advice}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def print_error(error: BaseException) -> int | None:
+    """Print an error that the user can mend as one line, and return the exit status.
+
+    These are UserErrors, a full disk or missing rights, and memory that has run out. Prints
+    nothing and returns None for all others.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    if isinstance(error, UserError):
+        message = str(error)
+    elif out_of_memory(error):
+        size = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        tried = f" (tried to allocate {size[1]})" if size else ""
+        message = (
+            f"out of memory{tried}; use smaller images (--loadSize, --fineSize), a smaller "
+            "--batchSize, --amp bf16 or, in training, --checkpoint_activations, or end other "
+            "programs that use the memory"
+        )
+    elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        where = "a file" if error.filename is None else error.filename
+        message = f"{where}: {error.strerror}; make room or give rights there"
+    else:
+        return None
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    return 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, a GPU's or the machine's."""
+    if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
+        return any(words in str(error) for words in _MEMORY_ERRORS)
+    return isinstance(error, MemoryError)
 
 
 def one_line(message: object) -> str:

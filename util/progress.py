@@ -1,4 +1,4 @@
-"""Telling how far a long run is, and what it takes."""
+"""Progress of long runs: log lines, bars, seconds per image, memory."""
 
 import os
 import sys
@@ -23,6 +23,16 @@ def log(message: str) -> None:
     sys.stdout.flush()
 
 
+def log_main(message: str) -> None:
+    """Print a line in the main process alone."""
+    if _is_main():
+        log(message)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def warn_if_unwritable(what: str) -> Iterator[None]:
     """Let a full disk or a lost right end in a warning: what could not be written."""
@@ -34,7 +44,7 @@ def warn_if_unwritable(what: str) -> Iterator[None]:
 
 def bar(iterable=None, **options) -> tqdm:
     """A progress bar of the first process on a terminal, nothing otherwise."""
-    hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    hidden = not sys.stderr.isatty() or not _is_main()
     return tqdm(iterable, disable=hidden, dynamic_ncols=True, **options)
 
 
@@ -49,21 +59,26 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Pace:
-    """Seconds per picture, and of these waiting for data, since the last look."""
+    """Seconds per image, and of these waiting for data, since the last look."""
 
     def __init__(self, total: int, done: int) -> None:
+        """total: the images of the whole run; done: of these, before now."""
         self.total = total
         self._begin(done)
 
     def _begin(self, done: int) -> None:
         self._start, self._done, self._waited = time.perf_counter(), done, 0.0
 
-    def waited(self, seconds: float) -> None:
-        """Note seconds of waiting for data."""
-        self._waited += seconds
+    def timed(self, batches: Iterator[dict]) -> Iterator[dict]:
+        """The batches, noting how long each is waited for."""
+        start = time.perf_counter()
+        for batch in batches:
+            self._waited += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
 
     def look(self, done: int) -> tuple[float, float, timedelta]:
-        """(seconds per picture, of these waiting for data, time left); begins anew."""
+        """(seconds per image, of these waiting for data, time left); starts over."""
         count = max(1, done - self._done)
         seconds = (time.perf_counter() - self._start) / count
         waited = self._waited / count

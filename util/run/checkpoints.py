@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from util.errors import UserError, brief
+from util.errors import UserError, brief, out_of_memory
 from util.files import link_or_copy, write_flushed, write_text
 
 _NEW = ".new"
@@ -58,7 +58,7 @@ def _serialized(content: object) -> bytes | memoryview:
 
 
 def recover(folder: Path) -> None:
-    """Finish a save that was cut off behind its marker; do nothing otherwise.
+    """Finish a save that was cut off after its marker; do nothing otherwise.
 
     For the one who writes to the folder; readers, who must not, look at newest().
     """
@@ -114,17 +114,16 @@ def load_file(path: Path) -> dict:
             "which could run code and is never loaded; use another file"
         ) from error
     except Exception as error:  # damage shows in many ways
+        if out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path}: not a readable checkpoint ({_first_line(error)}); "
+            f"{path}: not a readable checkpoint ({reason}); "
             "restore it from a copy or use another epoch"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _damaged_part(path: Path) -> str | None:
@@ -169,7 +168,7 @@ def load_pretrained(net: nn.Module, path: Path) -> list[str]:
 
     Returns the names of the parameters that the file does not have: they keep what they hold.
     Raises UserError if a parameter has another shape, or the file has layers that the network
-    does not: none but the coarse generator's last one, which drew its picture, may be left over.
+    does not: only the coarse generator's last layer, which made its image, may be left over.
     """
     state = _network_state(path)
     own = net.state_dict()

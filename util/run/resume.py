@@ -1,17 +1,35 @@
-"""Where training is, and how a run is saved, resumed, or started from another run's weights."""
+"""Where training is, and how a run is saved, resumed, or started from another run's weights.
+
+Why a resumed run gives the same bits as one that never stopped: between two steps, what follows
+depends on nothing but
+
+- the weights, the state of both optimizers and of the gradient scaler, and whether the global
+  generator is still fixed (latest_net_*.pth; "model" in latest_state.pth),
+- the position: epoch and batch. From the epoch follow the learning rate
+  (Pix2PixHDModel.set_learning_rate) and, with --seed, the order of the scenes
+  (data.loader.EpochSampler) and each scene's crop and flip (AlignedDataset), whichever process
+  reads it ("position"),
+- each process's random generators (dropout) and pool of older images ("processes").
+
+save() writes all of it as one set, whole or not at all (util.run.checkpoints); load() reads it
+and checks that all processes agree; Visualizer.truncate_after() takes back what was logged after
+the save. tests/test_resume.py compares every bit.
+"""
 
 import argparse
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from util import distributed
-from util.errors import UserError
-from util.files import cannot_write
-from util.progress import log
+from util.errors import UserError, brief, out_of_memory
+from util.progress import log_main as log
 from util.run.checkpoints import load_file, recover, save_set
-from util.run.watch import NonFinite, Watch
+from util.run.watch import NonFinite
 from util.setup import random_state, set_random_state
 
 FOLDER_FLAGS = "--checkpoints_dir or --name"  # where a run is kept
@@ -56,28 +74,34 @@ class Position:
         return self.step // every > (self.step - self.newest) // every
 
 
-def load_weights(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
-    """Load what --continue_train or --load_pretrain ask for; where training starts."""
+def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
+    """Load what --continue_train or --load_pretrain ask for; returns where training starts.
+
+    Raises UserError if files are damaged or do not fit, or if the processes do not agree.
+    """
+    if not (opt.continue_train or opt.load_pretrain):
+        return Position()
     if opt.continue_train:
         if distributed.is_main():
-            try:
-                recover(folder)
-            except OSError as error:
-                raise cannot_write(folder, error, FOLDER_FLAGS) from error
+            recover(folder)
         distributed.wait_for_all()
-        if (folder / "latest_state.pth").is_file():
-            return _resume(model, opt, folder, scenes)
-        if (folder / "latest_net_G.pth").is_file():
-            model.load_networks(folder, "latest")
-            _log(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
-            return Position(epoch=_reference_epoch(folder))
-        _log(f"nothing is saved in {folder} yet: training starts from the beginning")
-    if opt.load_pretrain:
-        fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
-        _log(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
-        for name in fresh:
-            _log(f"  starts fresh: {name}")
-    return Position()
+    if opt.continue_train and (folder / "latest_state.pth").is_file():
+        at = _resume(model, opt, folder, scenes)
+    elif opt.continue_train and (folder / "latest_net_G.pth").is_file():
+        model.load_networks(folder, "latest")
+        log(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
+        at = Position(epoch=_reference_epoch(folder))
+    else:
+        if opt.continue_train:
+            log(f"nothing is saved in {folder} yet: training starts from the beginning")
+        if opt.load_pretrain:
+            fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
+            log(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
+            for name in fresh:
+                log(f"  starts fresh: {name}")
+        at = Position()
+    _check_agreement(model, at)
+    return at
 
 
 def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
@@ -94,20 +118,40 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
         mine = processes[distributed.rank() % len(processes)]
         model.pool.load_state_dict(mine["pool"], model.device)
         set_random_state(mine["random"])
-    except torch.OutOfMemoryError:  # the state is not to blame
-        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):  # the state is not to blame
+            raise
         raise UserError(
             f"{path}: not the state of such a run ({type(error).__name__}: {error}); "
             "restore it from a copy, or start from the weights with --load_pretrain"
         ) from error
     if len(processes) != distributed.world():
-        _log(f"note: there were {len(processes)} processes, now {distributed.world()}")
+        log(f"note: there were {len(processes)} processes, now {distributed.world()}")
     if at.batch and not same_epoch:
-        _log("note: the data set or --batchSize changed, so the epoch begins anew")
+        log("note: the data set or --batchSize changed: the epoch starts over")
         at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
-    _log(f"continuing {folder} in epoch {at.epoch} after {at.step} pictures")
+    log(f"continuing {folder} in epoch {at.epoch} after {at.step} images")
     return at
+
+
+def _check_agreement(model, at: Position) -> None:
+    """Raise UserError unless all processes loaded the same state: each reads its own disk."""
+    if distributed.world() == 1:
+        return
+    networks = [net.state_dict() for net in model.networks().values()]
+    digest = hashlib.sha256()
+    for leaf in tree_leaves([vars(at), networks, model.training_state()]):
+        if isinstance(leaf, torch.Tensor):
+            leaf = leaf.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(leaf if isinstance(leaf, np.ndarray) else repr(leaf).encode())
+    mine = f"epoch {at.epoch} after {at.step} images (state {digest.hexdigest()[:8]})"
+    found = distributed.gather(mine)
+    if len(set(found)) > 1:
+        listed = [f"process {found.index(state)}: {state}" for state in dict.fromkeys(found)]
+        raise UserError(
+            f"the processes would start from different states: {brief(listed)}; let all of them "
+            "read the same --checkpoints_dir and --load_pretrain (a shared disk, or copies)"
+        )
 
 
 def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
@@ -123,7 +167,7 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
             "give the old flags, or another --name"
         )
     for text in changed.values():
-        _log(f"note: {text}")
+        log(f"note: {text}")
 
 
 def _reference_epoch(folder: Path) -> int:
@@ -134,23 +178,14 @@ def _reference_epoch(folder: Path) -> int:
         return 1
 
 
-def save(
-    model,
-    watch: Watch,
-    opt: argparse.Namespace,
-    folder: Path,
-    at: Position,
-    scenes: int,
-    name: str = "",
-) -> bool:
+def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int, name="") -> bool:
     """Save networks and state as "latest", and with a name the networks under it as well.
 
-    Raises NonFinite, and writes nothing, if a step since the last look or a weight was not finite.
-    A save that fails leaves the old files, is reported, and False comes back.
+    Raises NonFinite, and writes nothing, if a weight is not finite. A save that fails leaves the
+    old files, is reported, and returns False.
     """
-    watch.check()
     networks = {n: net.state_dict() for n, net in model.networks().items()}
-    broken = [n for n, weights in networks.items() if not _all_finite(weights)]
+    broken = [n for n, ws in networks.items() if not all(w.isfinite().all() for w in ws.values())]
     if broken:
         raise NonFinite(
             f"step {at.step}: weights of {' and '.join(broken)} are not finite; the last "
@@ -159,7 +194,10 @@ def save(
     processes = distributed.gather({"random": random_state(), "pool": model.pool.state_dict()})
     if not distributed.is_main():
         return True
-    files: dict[str, object] = {f"latest_net_{n}.pth": portable(w) for n, w in networks.items()}
+    files: dict[str, object] = {  # as any machine loads them: in main memory, in the usual layout
+        f"latest_net_{name}.pth": {key: value.cpu().contiguous() for key, value in weights.items()}
+        for name, weights in networks.items()
+    }
     files["latest_state.pth"] = {
         "position": vars(at),
         "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
@@ -174,20 +212,11 @@ def save(
         _drop_old(folder, opt.keep_checkpoints)
     except OSError as error:
         log(
-            f"warning: saving after {at.step} pictures failed ({error.strerror}); the last "
+            f"warning: saving after {at.step} images failed ({error.strerror}); the last "
             "checkpoint is kept"
         )
         return False
     return True
-
-
-def portable(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights as any machine loads them: in main memory, in the usual layout."""
-    return {name: value.cpu().contiguous() for name, value in weights.items()}
-
-
-def _all_finite(weights: dict[str, torch.Tensor]) -> bool:
-    return all(bool(value.isfinite().all()) for value in weights.values())
 
 
 def _drop_old(folder: Path, keep: int | None) -> None:
@@ -199,8 +228,3 @@ def _drop_old(folder: Path, keep: int | None) -> None:
     for path in paths:
         if int(path.name.split("_")[0]) in epochs[:-keep]:
             path.unlink()
-
-
-def _log(message: str) -> None:
-    if distributed.is_main():
-        log(message)

@@ -1,4 +1,4 @@
-"""Watching a training run: losses that are no numbers, discriminators that have collapsed."""
+"""Watching a training run: losses that are not finite, a collapsed discriminator, saturation."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ class NonFinite(UserError):
 
 
 class Watch:
-    """Collects, step by step, whether all was finite; looks at it only when asked.
+    """Collects for each step whether all was finite; check() looks at it.
 
-    The flags stay on the device, so that adding one never makes a GPU wait.
+    The flags stay on the device, so that add() never waits for a GPU.
     """
 
-    PATIENCE = 20  # looks in a row before a warning
+    PATIENCE = 20  # logged losses in a row before a warning
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, int, dict[str, Tensor], list[str]]] = []
@@ -40,27 +40,27 @@ class Watch:
                     "the last checkpoint is kept: look at these files, lower --lr, or leave --amp"
                 )
 
-    def warnings(self, losses: dict[str, float], picture: Tensor) -> list[str]:
-        """What looks wrong in printed losses and a picture in [-1, 1]; each is said once."""
+    def warnings(self, losses: dict[str, float], image: Tensor) -> list[str]:
+        """What looks wrong in logged losses and a generated image in [-1, 1]; each comes once."""
         self._collapsed = _count(self._collapsed, losses["D_real"] + losses["D_fake"] < 0.02)
-        saturated = (picture.abs() > 0.999).float().mean().item() > 0.9
+        saturated = (image.abs() > 0.999).float().mean().item() > 0.9
         self._saturated = _count(self._saturated, saturated)
         found = []
         if self._collapsed == self.PATIENCE:
             found.append(
-                "warning: the discriminator's loss has been near 0 for long: it has won, and G "
-                "learns little from it; try a lower --lr or another --num_D"
+                "warning: the discriminator's loss has been near 0 for long, so that G learns "
+                "little from it; try a lower --lr or another --num_D"
             )
         if self._saturated == self.PATIENCE:
             found.append(
-                "warning: nearly every pixel of the pictures is at its limit: G is saturated; "
-                "try a lower --lr, starting from an earlier epoch"
+                "warning: nearly every pixel of the generated images is at its limit: G is "
+                "saturated; try a lower --lr, starting from an earlier epoch"
             )
         return found
 
 
 def _count(so_far: int, again: bool) -> int:
-    """How often in a row; once warned, for good."""
+    """Times in a row, this one included; it no longer starts over after a warning."""
     if so_far >= Watch.PATIENCE:
         return so_far + 1
     return so_far + 1 if again else 0

@@ -1,0 +1,153 @@
+"""The bookkeeping of one training: where it is, what it logs, when it saves and when it stops."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from util import distributed
+from util.errors import UserError
+from util.files import cannot_write
+from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
+from util.run.resume import FOLDER_FLAGS, load, save
+from util.run.stop import Stop
+from util.run.visualizer import Visualizer
+from util.run.watch import Watch
+
+
+class TrainingRun:
+    """A run that is new, continued, or starts from other weights, as the flags say.
+
+    All processes have one and call its methods together; the main process alone writes and prints.
+    at: the Position of training. visualizer: the run's logs and page, None in other processes.
+    """
+
+    def __init__(self, opt: argparse.Namespace, folder: Path, model, loader) -> None:
+        """Load what the run starts from, then open its logs.
+
+        model: a Pix2PixHDModel; loader: a data.loader.Loader.
+        """
+        self.opt, self.folder, self.model, self.loader = opt, folder, model, loader
+        self.scenes = len(loader.dataset)
+        self.epochs = opt.niter + opt.niter_decay
+        self.at = load(model, opt, folder, self.scenes)
+        self.visualizer = self._open_logs() if distributed.is_main() else None
+        at = f"epoch {self.at.epoch} of {self.epochs}"
+        at = f"all {self.epochs} epochs done" if self.is_over() else at
+        log_main(f"{self.scenes} scenes, {at}, on {model.device}")
+        self._watch, self._stop = Watch(), Stop()
+        self._pace = Pace(total=self.epochs * self.scenes, done=self.at.step)
+        self._saved = True
+
+    def _open_logs(self) -> Visualizer:
+        opt = self.opt
+        try:
+            visualizer = Visualizer(
+                self.folder,
+                write_html=not opt.no_html,
+                tf_log=opt.tf_log,
+                display_winsize=opt.display_winsize,
+                resume=self.at.step > 0,
+            )
+            visualizer.truncate_after(self.at.step)
+        except OSError as error:
+            raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
+        return visualizer
+
+    def is_over(self) -> bool:
+        return self.at.epoch > self.epochs
+
+    def batches(self) -> Iterator[dict]:
+        """The rest of the epoch's batches, with a progress bar."""
+        at = self.at
+        batches = self._pace.timed(self.loader.epoch(at.epoch, start=at.batch))
+        description = f"epoch {at.epoch}/{self.epochs}"
+        yield from bar(batches, total=len(self.loader), initial=at.batch, desc=description)
+
+    def advance(self, batch: dict, losses: dict[str, torch.Tensor]) -> None:
+        """Note a step. Raises NonFinite if a loss or gradient was not finite; on a GPU, where
+        looking would mean waiting for it, only before losses are logged and networks saved."""
+        self.at.advance(batch["pictures"])
+        self._watch.add(self.model.finite, self.at.step, losses, batch["path"])
+        if self.model.device.type == "cpu":
+            self._watch.check()
+
+    def log_losses(self, losses: dict[str, torch.Tensor], weight: float, rate: float) -> None:
+        """Log the losses, averaged over the images of all processes, and warn of what looks wrong.
+
+        weight: what this process's losses count in the mean; rate: the learning rate.
+        """
+        mean = distributed.mean(weight * torch.stack(list(losses.values()))).tolist()
+        values = dict(zip(losses, mean))
+        self._watch.check()
+        if not self.visualizer:
+            return
+        at = self.at
+        with warn_if_unwritable("the logs"):
+            seconds, waited, left = self._pace.look(at.step)
+            line = self.visualizer.log(
+                at.epoch, at.pictures, at.step, seconds, waited, rate, values
+            )
+            memory = f"{peak_memory(self.model.device):.1f} GB"
+            log_main(
+                f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory}, {left} left]"
+            )
+        for warning in self._watch.warnings(values, self.model.fake):
+            log_main(warning)
+
+    def show(self, images: dict[str, np.ndarray]) -> None:
+        """Put images (H, W, 3) uint8 on the run's page."""
+        if self.visualizer:
+            with warn_if_unwritable("the images"):
+                self.visualizer.display(images, self.at.epoch, self.at.step)
+
+    def epoch_is_complete(self) -> bool:
+        return self.at.batch == len(self.loader)
+
+    def stop_requested(self) -> bool:
+        """Whether a signal asks any process to stop. The end of training needs no stop."""
+        self._stop.signal = distributed.maximum(self._stop.signal)
+        return self._stop.signal > 0 and not self.is_over()
+
+    def save_if_due(self, stopping: bool) -> None:
+        """Save every --save_latest_freq images, after every --save_epoch_freq epochs, before a stop
+        and at the end of training."""
+        ended = self.at.epoch - 1  # the last complete epoch
+        at_epochs_end = self.at.batch == 0
+        if at_epochs_end and (ended % self.opt.save_epoch_freq == 0 or self.is_over()):
+            self._save(name=str(ended))
+        elif stopping or self.at.passed(self.opt.save_latest_freq):
+            self._save()
+
+    def _save(self, name: str = "") -> None:
+        self._watch.check()
+        self._saved = save(self.model, self.opt, self.folder, self.at, self.scenes, name)
+
+    def stop(self) -> int:
+        """Tell where the run stopped and how it goes on; the exit status for the signal."""
+        self._close_logs()
+        at = self.at
+        where = f"at step {at.step}" if at.batch else f"after epoch {at.epoch - 1}"
+        log_main(f"stopped {where}; {self._how_to_continue()}")
+        return 128 + self._stop.signal
+
+    def finish(self) -> int:
+        """Tell where the results are; the exit status. Raises UserError if they are not saved."""
+        if not self._saved:
+            raise UserError(
+                f"{self.folder}: the end of training could not be saved; {self._how_to_continue()}"
+            )
+        self._close_logs()
+        page = "" if self.opt.no_html else f", images in {self.folder / 'web' / 'index.html'}"
+        log_main(f"done: weights in {self.folder}{page}")
+        return 0
+
+    def _how_to_continue(self) -> str:
+        return f"--continue_train goes on from {'here' if self._saved else 'the last checkpoint'}"
+
+    def _close_logs(self) -> None:
+        """Let TensorBoard's last rows reach the disk."""
+        if self.visualizer:
+            self.visualizer.close()

@@ -3,7 +3,7 @@
     python -m benchmarks.editor_memory
 
 Random weights of the 1024p architecture (--netG local, --ngf 32, features) and 2048x1024 maps with
-20 objects, on the CPU; about a minute for each of the 11 images on one core. --windows alone skips
+20 objects, on the CPU. --windows alone skips
 the images: each window then holds a random one.
 """
 

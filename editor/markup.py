@@ -22,7 +22,7 @@ def data_uri(picture: np.ndarray) -> str:
 def stage(session: Session, pictures: tuple[str, str]) -> str:
     """The photograph and the label map (their addresses) side by side, the selection outlined."""
     if not session.is_open:
-        return _note("No scene is open. Choose one above, or open your own maps.")
+        return note("No scene is open. Choose one above, or open your own maps.")
     height, width = session.ui.shape
     selected = "" if session.selected is None else outline_path(session.selected.mask)
     colour = "#ffffff"
@@ -65,12 +65,12 @@ def hint(session: Session, hints: dict[str, str]) -> str:
 def gallery(session: Session) -> str:
     """The styles of the selected object as buttons, or what stands in their place."""
     if not session.ui.has_features:
-        return _note("This model has no styles: it was trained without --instance_feat.")
+        return note("This model has no styles: it was trained without --instance_feat.")
     if session.selected is None:
-        return _note("Click an object to see its styles.")
+        return note("Click an object to see its styles.")
     name = escape(session.name_of_selected())
     if not session.has_styles:
-        return _note(f"{name} has no styles: no instance of its class was large enough for one.")
+        return note(f"{name} has no styles: no instance of its class was large enough for one.")
     title = f'<div class="title">Styles of {name}</div>'
     if session.gallery is None:
         count = len(session.ui.styles[session.selected.label])
@@ -112,7 +112,7 @@ def library(session: Session, thumbnails: list[str]) -> str:
     """The objects to add, by class. thumbnails: their pictures' addresses."""
     if not session.objects:
         name = escape(session.ui.networks.folder.name)
-        return _note(
+        return note(
             "There are no objects to add yet. Cut some from the training scenes with "
             f"<code>python -m editor.library --name {name}</code>, then start the editor again."
         )
@@ -133,7 +133,7 @@ def library(session: Session, thumbnails: list[str]) -> str:
 def photo(session: Session) -> str:
     """The photograph to take a style from."""
     if session.photo is None:
-        return _note("Choose a scene's photograph, or upload one; then click in it.")
+        return note("Choose a scene's photograph, or upload one; then click in it.")
     height, width = session.photo.shape[:2]
     return (
         f'<div class="canvas" data-width="{width}" data-height="{height}">'
@@ -142,5 +142,5 @@ def photo(session: Session) -> str:
     )
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
     return f'<div class="empty">{text}</div>'

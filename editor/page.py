@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from util.errors import UserError
 from util.progress import log
 
 HERE = Path(__file__).parent
-MOST_SESSIONS = 64  # scenes in memory; the one that was not used for longest gives way
+MOST_SESSIONS = 64  # scenes in memory; the least recently used is dropped
+ENCODED = 4  # windows whose images are kept as PNG addresses too
 ENDED = "This session has ended; reload the page to begin again."
 
 # The browser itself refuses to send anything anywhere else
@@ -49,6 +51,7 @@ class Page:
         self.scenes = scenes
         self.objects = objects
         self.thumbnails = [markup.data_uri(one.thumbnail) for one in objects]
+        self._addresses = lru_cache(ENCODED)(_addresses)
         self.has_encoder = ui.has_features and _has_encoder(ui)
 
     def build(self) -> gr.Blocks:
@@ -181,7 +184,7 @@ class Page:
         ]
 
         def on(event: Callable, action: Callable, *inputs: gr.components.Component) -> None:
-            """Let an event carry out an action on the session, then draw missing previews."""
+            """Let an event carry out an action on the session, then generate missing previews."""
             event(
                 action,
                 [self.session, *inputs],
@@ -190,7 +193,7 @@ class Page:
                 trigger_mode="multiple",
                 api_visibility="private",
             ).then(
-                self.draw_gallery,
+                self.generate_gallery,
                 [self.session],
                 [self.gallery],
                 show_progress="hidden",
@@ -280,32 +283,38 @@ class Page:
     def photo_clicked(self, session: Session | None, event: gr.EventData) -> dict:
         return self._act(session, lambda: session.take_style(_points(event)[0]))
 
-    def draw_gallery(self, session: Session | None) -> object:
+    def generate_gallery(self, session: Session | None) -> object:
         """Replace the waiting tiles by previews. Beside actions, so that these answer at once."""
         if session is None:
             return gr.skip()
         with session.lock:
             if not session.wants_gallery:
                 return gr.skip()
-            session.draw_gallery()
+            try:
+                session.generate_gallery()
+            except (UserError, MemoryError) as problem:
+                return markup.note(_message(problem))
             return markup.gallery(session)
 
     def _act(self, session: Session | None, work: Callable[[], str]) -> dict:
-        """Carry out an action, draw, and show what changed; a wrong request becomes its message."""
+        """Carry out an action, generate, and show what changed; an error becomes its message."""
         if session is None:
             return {self.status: markup.status(ENDED, error=True)}
         with session.lock:
             start = time.perf_counter()
             error = False
-            before = session.ui.drawn if session.is_open else -1
+            before = session.ui.generated if session.is_open else -1
             try:
                 text = work()
-            except UserError as problem:
-                text, error = str(problem), True
-            if session.is_open:
-                session.ui.picture()
-                if not error and session.ui.drawn != before:
-                    text += f" Drawn in {time.perf_counter() - start:.2f} s."
+            except (UserError, MemoryError) as problem:
+                text, error = _message(problem), True
+            try:
+                if session.is_open:
+                    session.ui.picture()
+            except (UserError, MemoryError) as problem:  # the edit stays, the last image is shown
+                text, error = _message(problem), True
+            if session.is_open and not error and session.ui.generated != before:
+                text += f" Generated in {time.perf_counter() - start:.2f} s."
             return self._view(session, text, error)
 
     def _view(self, session: Session, text: str, error: bool) -> dict:
@@ -342,14 +351,10 @@ class Page:
         return True
 
     def _pictures(self, session: Session) -> tuple[str, str]:
-        """The photograph and the label map as addresses, made anew only if drawn anew."""
+        """The last image and the label map as addresses."""
         if not session.is_open:
             return "", ""
-        picture = session.ui.picture()
-        if self._is_news(session, "picture", picture):
-            uris = markup.data_uri(picture), markup.data_uri(session.ui.label_picture())
-            session.shown["addresses"] = uris
-        return session.shown["addresses"]
+        return self._addresses(session.ui, session.ui.version, session.ui.generated)
 
     def _downloader(self, kind: str) -> Callable:
         def handler(session: Session | None) -> dict:
@@ -360,14 +365,27 @@ class Page:
                     return {self.status: markup.status("open a scene first", error=True)}
                 try:
                     name, media, content = contents(session.ui, kind)
-                except UserError as problem:
-                    return {self.status: markup.status(str(problem), error=True)}
+                except (UserError, MemoryError) as problem:
+                    return {self.status: markup.status(_message(problem), error=True)}
                 session.turn += 1
             file = {"name": name, "type": media, "turn": session.turn}
             file["content"] = base64.b64encode(content).decode()
             return {self.file: file, self.status: markup.status(f"Saved {name}.", error=False)}
 
         return handler
+
+
+def _addresses(ui: UIModel, version: int, generated: int) -> tuple[str, str]:
+    """The last image and the label map of a scene in a state that the numbers identify.
+
+    Before any image could be generated, the label map stands for both.
+    """
+    label = markup.data_uri(ui.label_picture())
+    return label if ui.last_picture is None else markup.data_uri(ui.last_picture), label
+
+
+def _message(problem: UserError | MemoryError) -> str:
+    return str(problem) if isinstance(problem, UserError) else "out of memory"
 
 
 def contents(ui: UIModel, kind: str) -> tuple[str, str, bytes]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from editor.library import LibraryObject
 from editor.scenes import Scenes
@@ -22,11 +23,12 @@ from util.pages.colours import CITYSCAPES_NAMES
 HINTS = {
     "Select": "Click an object, in either picture; then choose one of its styles below.",
     "Paint": "Choose a class below, then draw in either picture.",
-    "Change class": "Click an object, then the class that it shall become.",
-    "Add": "Choose an object below, then click where it shall stand.",
+    "Change class": "Click an object, then its new class.",
+    "Add": "Choose an object below, then click where to put it.",
     "Move": "Drag an object to its new place.",
-    "Delete": "Click an object: it goes, and what is around it fills the gap.",
+    "Delete": "Click an object: it is removed, and the background around it fills the gap.",
 }
+PREVIEW_WIDTH = 320  # pixels; the page shows previews 132 wide
 NEEDS_CLASS = ("Paint", "Change class")
 
 
@@ -40,7 +42,7 @@ class Gallery:
 
 @dataclass
 class Session:
-    """What one user sees and has chosen. lock: hold it during an action, with its drawing."""
+    """What one user sees and has chosen. lock: hold it during an action, generating included."""
 
     ui: UIModel
     scenes: Scenes
@@ -58,7 +60,7 @@ class Session:
     photo_inst: np.ndarray | None = None
     turn: int = 0  # counts what the page was sent
     shown: dict[str, object] = field(default_factory=dict)  # what the page has, by part
-    wants_model: bool = False  # the next click shows what the selected object shall become
+    wants_model: bool = False  # the next click selects the object whose class and style are copied
 
     @property
     def is_open(self) -> bool:
@@ -122,20 +124,20 @@ class Session:
         if self.tool != "Change class":
             return f"Painting {name}."
         if self.selected is None:
-            return f"Click the object that shall become {name}."
+            return f"Click the object to turn into {name}."
         return self._change_class(label=label)
 
     def choose_object(self, number: int) -> str:
         if not 0 <= number < len(self.objects):
             raise UserError(f"object {number}: the library does not have it")
         self.object = number
-        return f"Click where the {self.name_of(self.objects[number].label)} shall stand."
+        return f"Click where to put the {self.name_of(self.objects[number].label)}."
 
     def ask_for_model(self) -> str:
         if self.selected is None:
-            raise UserError("click an object first, then the one that it shall be like")
+            raise UserError("click an object first, then the one to copy class and style from")
         self.wants_model = True
-        return f"Click the object that {self.name_of_selected()} shall be like."
+        return f"Click the object whose class and style {self.name_of_selected()} gets."
 
     def pointer(self, points: list[Point]) -> str:
         """What the pointer drew on a picture, (y, x) in pixels: a click is a single point."""
@@ -211,7 +213,7 @@ class Session:
 
     @property
     def wants_gallery(self) -> bool:
-        """Whether previews of the selected object's styles are to be drawn."""
+        """Whether previews of the selected object's styles are to be generated."""
         return self.gallery is None and self.has_styles
 
     @property
@@ -219,12 +221,13 @@ class Session:
         known = self.selected is not None and self.ui.has_features
         return known and self.selected.label in self.ui.styles
 
-    def draw_gallery(self) -> None:
-        """Draw the selected object in every style of its class, cut out with its surroundings."""
+    def generate_gallery(self) -> None:
+        """Generate cut-outs of the selected object in every style of its class."""
         features = self.ui.styles[self.selected.label]
         pictures = self.ui.previews(self.selected.instance, features)
         top, bottom, left, right = surroundings(self.selected.mask)
-        self.gallery = Gallery(features, list(pictures[:, top:bottom, left:right]))
+        cut = pictures[:, top:bottom, left:right]
+        self.gallery = Gallery(features, [thumbnail(picture) for picture in cut])
 
     def chosen_style(self) -> int | None:
         """The number of the style that the selected object has, if it is one of its class's."""
@@ -248,17 +251,17 @@ class Session:
     def open_photo(self, name: str) -> str:
         self.photo = self.scenes.photo(name)
         _, self.photo_inst, _ = self.scenes.load(name)
-        return f"Click in the photograph of {name} what {self._receiver()} shall look like."
+        return f"Click in the photograph of {name} where {self._receiver()} takes its style from."
 
     def upload_photo(self, path: str) -> str:
         self.photo, self.photo_inst = self.scenes.uploaded_photo(Path(path)), None
-        return f"Click in your photograph what {self._receiver()} shall look like."
+        return f"Click in your photograph where {self._receiver()} takes its style from."
 
     def _receiver(self) -> str:
         return "the selected object" if self.selected is None else self.name_of_selected()
 
     def take_style(self, point: Point) -> str:
-        """A click on the photograph: its look there goes to the selected object."""
+        """A click on the photograph: its style there goes to the selected object."""
         if self.selected is None:
             raise UserError("select an object in the scene first, then click in the photograph")
         if self.photo is None:
@@ -266,7 +269,7 @@ class Session:
         y, x = pixel(point, self.photo.shape[:2])
         feature = self.ui.photo_feature(self.photo, y, x, self.photo_inst)
         self.ui.set_style(self.selected.instance, feature)
-        return f"{self.name_of_selected()} looks like the photograph there now."
+        return f"{self.name_of_selected()} has the style of the photograph there now."
 
     def take_all_styles(self) -> str:
         self._needs_scene()
@@ -274,7 +277,9 @@ class Session:
             raise UserError("this scene has no photograph")
         changed = self.ui.set_styles(self.ui.photo_features(self.scenes.photo(self.scene)))
         return (
-            "Every object has its look in the photograph." if changed else "They have it already."
+            "Every object has its style from the photograph."
+            if changed
+            else "They have it already."
         )
 
     # -- undo --------------------------------------------------------------------------------
@@ -322,6 +327,13 @@ def pixel(point: Point, shape: tuple[int, int]) -> tuple[int, int]:
     """The pixel (y, x) at a point, the nearest one of the picture (height, width) if outside."""
     y, x = (min(max(math.floor(v + 0.5), 0), side - 1) for v, side in zip(point, shape))
     return y, x
+
+
+def thumbnail(picture: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 at most PREVIEW_WIDTH wide: a preview needs no more."""
+    image = Image.fromarray(picture)
+    image.thumbnail((PREVIEW_WIDTH, PREVIEW_WIDTH), Image.Resampling.LANCZOS)
+    return np.array(image)  # a copy: the whole image can go
 
 
 def surroundings(mask: np.ndarray) -> tuple[int, int, int, int]:

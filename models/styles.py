@@ -172,12 +172,16 @@ def paint(inst: np.ndarray, features: Mapping[int, np.ndarray], feat_num: int) -
 
     Instances without a feature get zeros.
     """
-    ids, where = np.unique(inst, return_inverse=True)
-    table = np.zeros((len(ids), feat_num), np.float32)
-    for row, i in enumerate(ids.tolist()):
-        if i in features:
-            table[row] = features[i]
-    return table[where.reshape(inst.shape)].transpose(2, 0, 1)
+    low, high = int(inst.min()), int(inst.max())
+    if high - low > max(65535, inst.size):  # ids too far apart for a table
+        ids, inst = np.unique(inst, return_inverse=True)
+        features = {k: features[i] for k, i in enumerate(ids.tolist()) if i in features}
+        low, high = 0, len(ids) - 1
+    table = np.zeros((feat_num, high - low + 1), np.float32)
+    for i, vector in features.items():
+        if low <= i <= high:
+            table[:, i - low] = vector
+    return table[:, inst.astype(np.int64) - low]
 
 
 class StyleChooser:

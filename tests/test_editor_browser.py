@@ -188,7 +188,7 @@ def test_another_style_changes_the_car_and_hardly_anything_else(window, project:
     expect(window.page.locator("#gallery .style img")).to_have_count(5)
     other = window.page.locator("#gallery button:not(.chosen)").first
     window.after(other.click)
-    window.says(r"^Car \d+ has style \d now\. Drawn in \d+\.\d\d s\.$")
+    window.says(r"^Car \d+ has style \d now\. Generated in \d+\.\d\d s\.$")
     change = np.abs(window.picture().astype(int) - before).mean(2)
     assert change[mask].mean() > 10
     assert change[far_from(mask)].mean() < change[mask].mean() / 5
@@ -350,10 +350,10 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     window.after(lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5))
-    window.says(rf"Car {number} looks like the photograph there now\.")
+    window.says(rf"Car {number} has the style of the photograph there now\.")
     assert not np.array_equal(window.picture(), before)
     window.press("All styles from this scene's photograph")
-    window.says(r"Every object has its look in the photograph\.")
+    window.says(r"Every object has its style from the photograph\.")
 
 
 def test_no_request_leaves_and_the_page_fits_narrow_windows(browser, url: str) -> None:

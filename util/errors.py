@@ -81,3 +81,16 @@ def brief(names: list[str], most: int = 5) -> str:
     shown = ", ".join(str(name) for name in names[:most])
     rest = len(names) - most
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, of the device or of the machine.
+
+    PyTorch's CPU allocator raises a plain RuntimeError for it.
+    """
+    import torch  # here, because commands that need no networks start without it
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    messages = ("can't allocate memory", "DefaultCPUAllocator")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in messages)

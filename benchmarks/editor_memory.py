@@ -1,0 +1,106 @@
+"""Memory of the editor at full size: one image, a gallery of ten styles, 64 open windows.
+
+    python -m benchmarks.editor_memory
+
+Random weights of the 1024p architecture (--netG local, --ngf 32, features) and 2048x1024 maps with
+20 objects, on the CPU. --windows alone skips
+the images: each window then holds a random one.
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import DEFAULTS
+from models.inference_model import InferenceModel
+from models.networks import define_G
+from models.ui_model import UIModel, bytes_per_pixel
+
+HEIGHT, WIDTH, WINDOWS = 1024, 2048, 64
+MB = 1 << 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--windows", action="store_true", help="only the open windows")
+    only_windows = parser.parse_args().windows
+    ui = UIModel(networks(), styles={26: np.random.randn(10, 3).astype(np.float32)})
+    ui.open(*scene())
+    before = resident()
+    print(f"with networks and one scene: {before} MB resident")
+    if not only_windows:
+        with torch.no_grad():
+            estimate = bytes_per_pixel(ui.networks) * HEIGHT * WIDTH / MB
+        print(f"one image by bytes_per_pixel: {estimate:.0f} MB")
+        report("one image", ui.picture, before)
+        report("gallery of 10 styles", lambda: ui.previews(26000, ui.styles[26]), before)
+    before = resident()
+    windows = [opened(ui) for _ in range(WINDOWS)]
+    print(f"{len(windows)} windows: {resident() - before} MB more")
+
+
+def networks() -> InferenceModel:
+    flags = {**DEFAULTS, "netG": "local", "ngf": 32, "instance_feat": True, "seed": 0}
+    flags |= {"which_epoch": "latest", "data_type": 32, "compile": False, "amp": "off"}
+    opt = argparse.Namespace(**flags, load_features=False, tf32=False, gpu_ids=[])
+    with tempfile.TemporaryDirectory() as folder:
+        net = define_G(39, 3, opt.ngf, opt.netG, opt.n_downsample_global, opt.n_blocks_global)
+        torch.save(net.state_dict(), Path(folder) / "latest_net_G.pth")
+        del net
+        return InferenceModel(opt, torch.device("cpu"), Path(folder))
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """Sky over road, and 20 cars."""
+    label = np.full((HEIGHT, WIDTH), 23, np.uint8)
+    label[HEIGHT // 2 :] = 7
+    inst = label.astype(np.int32)
+    for number in range(20):
+        place = slice(500, 600), slice(100 * number, 100 * number + 90)
+        label[place], inst[place] = 26, 26000 + number
+    return label, inst
+
+
+def opened(ui: UIModel) -> tuple[UIModel, object]:
+    """A window's scene with an image, and its selected object."""
+    window = ui.another()
+    window.open(*scene())
+    window.last_picture = np.random.randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    return window, window.select(HEIGHT // 2, 50)
+
+
+def report(what: str, work, before: int) -> None:
+    """Call work; print the largest resident memory meanwhile, above that of before."""
+    most, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            most[0] = max(most[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    print(f"{what}: {most[0] - before} MB more at most, {seconds:.1f} s", flush=True)
+
+
+def resident() -> int:
+    """Resident memory of this process in MB."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // MB
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // MB
+
+
+if __name__ == "__main__":
+    main()

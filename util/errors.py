@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 # what a disk or its owner says: no mistake of the program
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_NONDETERMINISTIC = " does not have a deterministic implementation"  # in torch's message
 
 
 class UserError(Exception):
@@ -19,7 +20,8 @@ class UserError(Exception):
 def run(main: Callable[[], object]) -> None:
     """Call a command's main function; a UserError ends in its message and exit status 2.
 
-    So does a disk that is full or a file without rights, wherever it is met.
+    So does a disk that is full or a file without rights, wherever it is met, and an operation that
+    --deterministic rules out.
     An integer that main returns becomes the exit status.
     """
     try:
@@ -33,6 +35,13 @@ def run(main: Callable[[], object]) -> None:
         where = "a file" if error.filename is None else error.filename
         advice = "make room or give rights there"
         print(f"error: {one_line(where)}: {error.strerror}; {advice}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(_NONDETERMINISTIC)
+        if not found:
+            raise
+        advice = "leave --deterministic out, or run on a CPU (--gpu_ids -1)"
+        print(f"error: --deterministic: {operation}{found}; {advice}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How long the editor takes: an edit with its drawing, and a gallery of ten styles.
+"""How long the editor takes: an edit with its generated image, and a gallery of ten styles.
 
 python -m benchmarks.editor --name toy_features
 """
@@ -43,13 +43,15 @@ def main() -> None:
         ui.picture()
 
     report("select", lambda: ui.select(height // 3, width // 3))
-    report("paint, without drawing", lambda: ui.paint([(9, 9)], int(rng.integers(opt.label_nc)), 3))
-    report("paint and draw", paint)
+    report(
+        "paint, without generating", lambda: ui.paint([(9, 9)], int(rng.integers(opt.label_nc)), 3)
+    )
+    report("paint and generate", paint)
     ui.reset()
     if ui.has_features:
-        report("style and draw", lambda: restyle(ui, middle, rng))
-        looks = rng.normal(size=(10, opt.feat_num)).astype(np.float32)
-        report("gallery of 10 styles", lambda: ui.previews(middle, looks))
+        report("style and generate", lambda: restyle(ui, middle, rng))
+        styles = rng.normal(size=(10, opt.feat_num)).astype(np.float32)
+        report("gallery of 10 styles", lambda: ui.previews(middle, styles))
 
 
 def restyle(ui: UIModel, instance: int, rng: np.random.Generator) -> None:
@@ -61,7 +63,7 @@ def report(what: str, work: Callable[[], object]) -> None:
     """Print the median and the slowest of REPEAT calls, and the processor time of one on average.
 
     The pictures come back to the host, so a GPU has finished by then. On a machine with other work,
-    processor time on one thread (OMP_NUM_THREADS=1) tells more than the clock.
+    processor time on one thread (OMP_NUM_THREADS=1) says more than the clock.
     """
     work()
     times = []

@@ -3,7 +3,7 @@
     python -m benchmarks.inference --width 512 --height 256
     python -m benchmarks.inference --device cuda --amp bf16 --compile
 
-Both have the same random weights; the difference of their pictures is told in grey levels.
+Both have the same random weights; the difference of their pictures is printed in grey levels.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 
 Bytes saved for backward depend on shapes alone, so on a CPU they are counted without computing
 anything (meta tensors), for the networks in their full size. On CUDA the step is run, and its
-peak of allocated memory is told as well. Both ways average features as the project does, as a
+peak of allocated memory is printed as well. Both ways average features as the project does, as a
 loop over instances needs their values; what the loop keeps is left out.
 """
 
@@ -39,7 +39,7 @@ def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
     """Of one way: GB saved for backward and, on CUDA, GiB allocated at most."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    with torch.device(device):  # no weights are drawn where nothing is computed
+    with torch.device(device):  # no weights are initialized where nothing is computed
         step = make()
     parameters = list(step.parameters())
     step.step(batch)  # the optimizers' state, as in every later step

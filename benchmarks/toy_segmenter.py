@@ -1,4 +1,4 @@
-"""Train a small segmentation network on the toy photographs, to judge generated ones by.
+"""Train a small segmentation network on the toy photographs, to evaluate generated ones.
 
     python -m benchmarks.toy_segmenter --dataroot datasets/toy
     python evaluate.py --name toy_labels --segmenter torchscript:checkpoints/toy_segmenter.pt
@@ -31,7 +31,7 @@ from util.files import make_folder, replacing
 from util.progress import bar, log
 
 CLASSES = 19
-NOT_JUDGED = -1
+IGNORED = -1
 
 
 class UNet(nn.Module):
@@ -71,19 +71,19 @@ def train(opt: argparse.Namespace) -> Path:
     begin = time.perf_counter()
     make_folder(opt.out.parent, "--out")
     torch.manual_seed(opt.seed)
-    draw = np.random.default_rng(opt.seed)
+    rng = np.random.default_rng(opt.seed)
     scenes = read_scenes(opt.dataroot)
     net = UNet(CLASSES).to(memory_format=torch.channels_last)  # a fifth faster
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=opt.steps)
     weights = class_weights([scene.truth for scene in scenes])
     for _ in bar(range(opt.steps), desc="steps"):
-        chosen = draw.choice(len(scenes), opt.batch)
-        cuts = [cut(scenes[k], opt.width, draw) for k in chosen]
+        chosen = rng.choice(len(scenes), opt.batch)
+        cuts = [cut(scenes[k], opt.width, rng) for k in chosen]
         pictures = spoil(torch.stack([picture for picture, _ in cuts]))
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         truth = torch.stack([truth for _, truth in cuts])
-        loss = F.cross_entropy(net(pictures), truth, weights, ignore_index=NOT_JUDGED)
+        loss = F.cross_entropy(net(pictures), truth, weights, ignore_index=IGNORED)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -99,7 +99,7 @@ def train(opt: argparse.Namespace) -> Path:
 @dataclass(frozen=True)
 class Scene:
     """A training scene. photo (H, W, 3) uint8; things (H, W): 0, or numbers from 1; truth: train
-    ids, NOT_JUDGED for the rest."""
+    ids, IGNORED for the rest."""
 
     photo: np.ndarray
     things: np.ndarray
@@ -133,27 +133,27 @@ def class_weights(truths: list[Image.Image]) -> Tensor:
     return torch.from_numpy(np.minimum(weights, 10)).float()
 
 
-def repainted(scene: Scene, draw: np.random.Generator) -> np.ndarray:
+def repainted(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """The photograph with half of its things in other colours, shading kept, (H, W, 3) uint8."""
     count = scene.things.max() + 1
-    shifts = draw.uniform(-100, 100, (count, 3)) * (draw.random((count, 1)) < 0.5)
+    shifts = rng.uniform(-100, 100, (count, 3)) * (rng.random((count, 1)) < 0.5)
     shifts[0] = 0  # what is no thing
     return np.clip(scene.photo + shifts[scene.things], 0, 255).astype(np.uint8)
 
 
-def cut(scene: Scene, width: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+def cut(scene: Scene, width: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A random half-high part of a scene, width x width/2, at a random scale from the one at which
     the scene just fills it up to twice that; flipped or not."""
-    picture, truth = Image.fromarray(repainted(scene, draw)), scene.truth
+    picture, truth = Image.fromarray(repainted(scene, rng)), scene.truth
     size = width, width // 2
     fits = max(size[0] / picture.width, size[1] / picture.height)
-    scale = fits * 2 ** draw.uniform(0, 1)
+    scale = fits * 2 ** rng.uniform(0, 1)
     scaled = [max(least, round(side * scale)) for side, least in zip(picture.size, size)]
-    left, top = (int(draw.integers(0, a - b + 1)) for a, b in zip(scaled, size))
+    left, top = (int(rng.integers(0, a - b + 1)) for a, b in zip(scaled, size))
     box = left, top, left + size[0], top + size[1]
     photo = np.asarray(picture.resize(scaled, Image.Resampling.BICUBIC).crop(box))
     classes = np.asarray(truth.resize(scaled, Image.Resampling.NEAREST).crop(box))
-    if draw.random() < 0.5:
+    if rng.random() < 0.5:
         photo, classes = photo[:, ::-1], classes[:, ::-1]
     chw = torch.from_numpy(photo.copy()).permute(2, 0, 1).float() / 255
     return chw, torch.from_numpy(classes.astype(np.int64))

@@ -237,15 +237,27 @@ def zero_bias_gradients_before_norms(net: nn.Module) -> None:
 
 
 class ReflectionPad2d(nn.ReflectionPad2d):
-    """torch's own, but channels-last maps on a GPU stay so. (The compiler needs no help, and only
-    torch's own way has a deterministic backward.)"""
+    """torch's own, but channels-last maps on a GPU stay so, and --deterministic is possible there:
+    torch's CUDA kernels for it have no deterministic backward."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right) in the same layout."""
-        plain = torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
-        if x.is_cuda and is_channels_last(x) and not plain:
+        if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+            return reflect_by_index(x, self.padding)
+        if x.is_cuda and is_channels_last(x) and not torch.compiler.is_compiling():
             return reflect_channels_last(x, self.padding)
         return super().forward(x)
+
+
+def reflect_by_index(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Reflection padding (left, right, top, bottom) of (B, C, H, W) by choosing rows and columns,
+    which has a deterministic backward."""
+    left, right, top, bottom = padding
+    for dim, before, after in ((2, top, bottom), (3, left, right)):
+        last = x.shape[dim] - 1
+        places = torch.arange(-before, last + after + 1, device=x.device).abs()
+        x = x.index_select(dim, last - (last - places).abs())
+    return x
 
 
 def reflect_channels_last(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:

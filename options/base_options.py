@@ -67,7 +67,7 @@ class BaseOptions:
         run.add_argument(
             "--deterministic",
             action="store_true",
-            help="only deterministic algorithms, also CUDA's",
+            help="deterministic algorithms only; an operation that has none (CUDA) is an error",
         )
         run.add_argument("--tf_log", action="store_true", help="write TensorBoard files (training)")
 

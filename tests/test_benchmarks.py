@@ -18,9 +18,11 @@ from benchmarks import (
     measure,
     memory,
     scene,
+    side_by_side,
 )
 from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
+from util.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -147,3 +149,11 @@ def test_operations_times_and_tables_by_hand() -> None:
     assert [row["ratio"] for row in rows] == [1, 0.5]
     assert measure.table([{"way": "a", "n": 0.123456}]).splitlines()[1] == "a    0.1235"
     assert np.isfinite(measure.matmul_peak(CPU, torch.float32))
+
+
+def test_seconds_per_step_from_what_train_prints() -> None:
+    """The median of all paces but the first."""
+    lines = "".join(f"G: 1.0  [{pace} iters/s, data 0.001 s]\n" for pace in (1, 10, 20, 50))
+    assert side_by_side.seconds_per_step(lines, 0) == pytest.approx(0.05)
+    with pytest.raises(UserError, match="status 2"):
+        side_by_side.seconds_per_step("error: wrong", 2)

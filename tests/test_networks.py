@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import InstanceNorm2d, instance_average, reflect_channels_last
+from models.layers import (
+    InstanceNorm2d,
+    instance_average,
+    reflect_by_index,
+    reflect_channels_last,
+)
 from models.networks import define_D, define_G
 from models.recompute import recompute_blocks
 
@@ -309,13 +314,14 @@ def test_instance_norm_keeps_channels_last(pictures: int, affine: bool) -> None:
         torch.testing.assert_close(last.grad, x.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reflect", [reflect_channels_last, reflect_by_index])
 @pytest.mark.parametrize("shape", [(1, 5, 6, 7), (3, 2, 4, 5)])
-def test_reflection_of_channels_last_maps(shape: tuple[int, ...]) -> None:
-    """What GPUs are given: numpy's values, the gradient of their sum, and no change of layout."""
+def test_reflection_as_gpus_compute_it(shape: tuple[int, ...], reflect: Callable) -> None:
+    """numpy's values, and the gradient of their sum; channels-last maps stay so."""
     x = torch.randn(shape, dtype=torch.float64).to(memory_format=torch.channels_last)
     x.requires_grad_()
-    found = reflect_channels_last(x, (3, 2, 1, 3))
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    found = reflect(x, (3, 2, 1, 3))
+    assert found.is_contiguous(memory_format=torch.channels_last) or reflect is reflect_by_index
     margins = ((0, 0), (0, 0), (1, 3), (3, 2))
     np.testing.assert_array_equal(found.detach(), np.pad(x.detach(), margins, mode="reflect"))
-    assert torch.autograd.gradcheck(lambda x: reflect_channels_last(x, (3, 2, 1, 3)), x)
+    assert torch.autograd.gradcheck(lambda x: reflect(x, (3, 2, 1, 3)), x)

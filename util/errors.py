@@ -13,6 +13,8 @@ _DISK_ERRORS = (
 # what torch's messages hold when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
 _MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
+_NONDETERMINISTIC = " does not have a deterministic implementation"  # in torch's message
+
 
 class UserError(Exception):
     """A wrong flag, file or value.
@@ -39,8 +41,8 @@ def run(main: Callable[[], object]) -> None:
 def print_error(error: BaseException) -> int | None:
     """Print an error that the user can mend as one line, and return the exit status.
 
-    These are UserErrors, a full disk or missing rights, and memory that has run out. Prints
-    nothing and returns None for all others.
+    These are UserErrors, a full disk or missing rights, memory that has run out, and operations
+    that --deterministic rules out. Prints nothing and returns None for all others.
     """
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
@@ -58,6 +60,12 @@ def print_error(error: BaseException) -> int | None:
     elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename
         message = f"{where}: {error.strerror}; make room or give rights there"
+    elif isinstance(error, RuntimeError) and _NONDETERMINISTIC in str(error):
+        operation = str(error).partition(_NONDETERMINISTIC)[0]
+        message = (
+            f"--deterministic: {operation}{_NONDETERMINISTIC}; leave --deterministic out, or run on "
+            "a CPU (--gpu_ids -1)"
+        )
     else:
         return None
     print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
@@ -81,16 +89,3 @@ def brief(names: list[str], most: int = 5) -> str:
     shown = ", ".join(str(name) for name in names[:most])
     rest = len(names) - most
     return f"{shown} and {rest} more" if rest > 0 else shown
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, of the device or of the machine.
-
-    PyTorch's CPU allocator raises a plain RuntimeError for it.
-    """
-    import torch  # here, because commands that need no networks start without it
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    messages = ("can't allocate memory", "DefaultCPUAllocator")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in messages)

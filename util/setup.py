@@ -15,10 +15,14 @@ def seed_everything(seed: int) -> None:
 
 
 def set_up_torch(deterministic: bool, tf32: bool) -> None:
-    """Choose between the fastest and the reproducible algorithms, and whether TF32 may be used."""
+    """Choose between the fastest and the reproducible algorithms, and whether TF32 may be used.
+
+    deterministic: an operation without a deterministic algorithm raises a RuntimeError, which
+    util.errors.run prints in one line.
+    """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -1,0 +1,50 @@
+"""--deterministic: operations that have no deterministic algorithm are errors, in one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, run_command
+
+from benchmarks import scene
+from util.errors import run
+from util.setup import set_up_torch
+
+FLAGS = [
+    "--instance_feat --pool_size 3",
+    "--netG local --norm batch",
+    "--amp bf16 --checkpoint_activations",
+    "--no_lsgan --use_dropout",
+]
+
+
+def test_deterministic_raises_and_does_not_warn() -> None:
+    try:
+        set_up_torch(deterministic=True, tf32=False)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_training_on_a_cpu_is_deterministic(tmp_path: Path, flags: str) -> None:
+    scene.write_scenes(tmp_path / "data", 1, 64, 32)
+    done = run_command(
+        *("train.py", "--name", "run", "--dataroot", tmp_path / "data", *TINY),
+        *("--checkpoints_dir", tmp_path, "--niter", 1, "--niter_decay", 0),
+        *("--deterministic", *flags.split()),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_operation_that_has_none_is_named(capsys: pytest.CaptureFixture) -> None:
+    def main() -> None:
+        message = "pad_cuda does not have a deterministic implementation, but you set ..."
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as ending:
+        run(main)
+    assert ending.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: --deterministic: pad_cuda does not have") and "--gpu_ids" in line

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COLORMAP,
+    EXTRASAMPLES,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+)
 
 from util.errors import UserError, brief
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
-_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # Pillow has others that start programs
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # others of Pillow start programs
 MOST_CLASSES = 65536  # what --label_nc takes
 
 # What one scene's files differ by: Cityscapes' endings and the everyday ones.
@@ -96,68 +103,152 @@ def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open and decode a picture; UserError names a file that is missing or damaged."""
+    """Open and decode an image.
+
+    Raises UserError for a file that is missing or damaged, or that holds more than Pillow would
+    return of it: further pages or channels, or values that it would rescale.
+    """
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            if picture.format == "PNG":
-                picture.verify()  # its checksums, which decoding does not look at
-        picture = Image.open(path, formats=_FORMATS)
-        picture.load()
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.format == "PNG":
+                image.verify()  # its checksums, which decoding does not look at
+        image = Image.open(path, formats=_FORMATS)
+        dropped = _dropped_by_pillow(image)
+        if not dropped:
+            image.load()
     except Exception as error:  # damaged files make Pillow raise many kinds
-        raise UserError(f"{path}: cannot be read as a picture ({_first_line(error)})") from error
-    return picture
+        raise _unreadable(path, error) from error
+    if dropped:
+        raise UserError(f"{path}: {dropped}")
+    return image
+
+
+def _dropped_by_pillow(image: Image.Image) -> str | None:
+    """What decoding would drop or change whatever the file is used for; from its header alone."""
+    pages, read = getattr(image, "n_frames", 1), len(image.getbands())
+    if pages > 1:
+        return f"has {pages} pages or frames, expected one; save the one meant as a file of its own"
+    if image.format == "TIFF":
+        stored = len(image.tag_v2.get(BITSPERSAMPLE, (1,)))
+        if stored > read:
+            return f"has {stored} channels, expected {read}; save it without the others"
+        if image.mode == "L" and _is_signed(image):
+            return "has signed 8-bit values, which would be read as unsigned; save it as PNG"
+    if image.format == "PPM":
+        codec, _, _, arguments = image.tile[0]
+        if codec != "raw" and arguments[-1] != 255:
+            return f"has a maximum of {arguments[-1]}, and would be scaled to 255; save it as PNG"
+    return None
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits per channel in the file: Pillow cuts 16 to 8 in colour, and scales 2 and 4 up to 8."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(BITSPERSAMPLE, (1,)))
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24]  # in the IHDR chunk, which always comes first
+    return 8
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as the file's header tells, without decoding."""
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            return picture.size
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as a picture ({_first_line(error)})") from error
+        raise _unreadable(path, error) from error
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """A photograph (or, with --label_nc 0, a drawing) as an RGB picture."""
-    picture = open_image(path)
-    if picture.mode[0] in "IF":  # Pillow would cut everything above 255 off
-        raise UserError(f"{path}: has more than 8 bits a pixel ({picture.mode}); save it with 8")
-    return picture.convert("RGB")
+    """A photograph (or, with --label_nc 0, an input image) as 8-bit RGB.
+
+    Grey, palette and 1-bit images, and an alpha channel that is 255 everywhere, convert to RGB
+    without loss. Raises UserError for what does not: more bits, transparency, CMYK and the like.
+    """
+    image = open_image(path)
+    found = []
+    bits = _bits(image, path)
+    if bits > 8:
+        found.append(f"{bits} bits per channel")
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        found.append(f"mode {image.mode}")
+    elif image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+        found.append(f"transparency (alpha below 255, mode {image.mode})")
+    elif image.mode == "P" and image.format == "TIFF" and _has_deep_palette(image):
+        found.append("a palette of 16 bits per channel")
+    if found:
+        raise UserError(
+            f"{path}: has {' and '.join(found)}, which 8-bit RGB cannot hold; save it as 8-bit RGB "
+            "without alpha"
+        )
+    return image.convert("RGB")
 
 
 def read_integers(path: Path, what: str) -> Image.Image:
-    """A label or instance map as a picture whose pixels are its exact integers.
+    """A label or instance map ("label" or "instance") as an image of its exact integers.
 
-    Modes L (8-bit) and I (int32) come back; 16-bit and palette files become one of them.
-    Raises UserError for colour pictures and lossy files.
+    Modes L (8-bit) and I (int32) come back; fewer bits, 16 bits and palette indices become one of
+    them. Raises UserError for colour images, lossy files and integers that Pillow would change.
     """
-    picture = open_image(path)
-    if picture.format in ("JPEG", "MPO"):
+    image = open_image(path)
+    compression = image.info.get("compression", "") if image.format == "TIFF" else ""
+    if image.format == "JPEG" or "jpeg" in compression:
         raise UserError(f"{path}: a {what} map in JPEG has blurred its integers; save it as PNG")
-    if picture.mode == "1":
-        return Image.fromarray(np.asarray(picture).astype(np.uint8))
-    if picture.mode == "P":  # the palette's indices are the integers
-        return Image.fromarray(np.asarray(picture))
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray(np.asarray(picture).astype(np.int32))
-    if picture.mode in ("L", "I"):
-        return picture
-    raise UserError(
-        f"{path}: a {what} map must have one integer for each pixel, but this file is "
-        f"{picture.mode}; python -m data.convert_labels makes one from colours"
-    )
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise UserError(
+            f"{path}: a {what} map must have one integer for each pixel, but this file is "
+            f"{image.mode}; python -m data.convert_labels makes one from colours"
+        )
+    changed = _changed_by_pillow(image)
+    if changed:
+        raise UserError(f"{path}: a {what} map with {changed}; save it as 8- or 16-bit PNG")
+    if image.mode in ("1", "P"):  # a palette's indices are the integers
+        return Image.fromarray(np.asarray(image).astype(np.uint8))
+    if image.mode == "L":
+        scale = 255 // (2 ** _bits(image, path) - 1)  # 85 and 17 for 2 and 4 bits
+        return image if scale == 1 else Image.fromarray(np.asarray(image) // scale)
+    return image if image.mode == "I" else Image.fromarray(np.asarray(image).astype(np.int32))
 
 
 def read_features(path: Path, feat_num: int) -> Image.Image:
     """A feature map of precompute_feature_maps.py: feat_num channels, 1 to 4, 8-bit each."""
     modes = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-    picture = open_image(path)
-    if picture.mode != modes.get(feat_num):
-        raise UserError(
-            f"{path}: {len(picture.getbands())} features ({picture.mode}), but --feat_num is "
-            f"{feat_num}; make it anew with precompute_feature_maps.py"
-        )
-    return picture
+    image = open_image(path)
+    bits, changed = _bits(image, path), _changed_by_pillow(image)
+    if image.mode != modes.get(feat_num):
+        problem = f"{len(image.getbands())} features ({image.mode}), but --feat_num is {feat_num}"
+    elif bits != 8:
+        problem = f"features of {bits} bits, expected 8"
+    elif changed:
+        problem = f"a feature map with {changed}"
+    else:
+        return image
+    raise UserError(f"{path}: {problem}; make it anew with precompute_feature_maps.py")
+
+
+def _is_signed(image: Image.Image) -> bool:
+    return image.tag_v2.get(SAMPLEFORMAT, (1,))[0] == 2
+
+
+def _has_deep_palette(image: Image.Image) -> bool:
+    """Whether a TIFF's palette has more than the upper 8 of its 16 bits, which Pillow keeps."""
+    return any(value % 256 and value % 257 for value in image.tag_v2[COLORMAP])
+
+
+def _changed_by_pillow(image: Image.Image) -> str | None:
+    """How the values of a decoded map differ from those in the file, if they do."""
+    if image.format == "PPM" and image.mode == "1":
+        return "1 for black (PBM), which would be read as 0"
+    if image.format != "TIFF":
+        return None
+    if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0 and image.mode != "P":
+        return "inverted values (TIFF's WhiteIsZero)"
+    if 1 in image.tag_v2.get(EXTRASAMPLES, ()):
+        return "premultiplied alpha"
+    if image.mode == "I" and not _is_signed(image) and image.getextrema()[0] < 0:
+        return "integers above 2147483647"
+    return None
 
 
 def label_problem(
@@ -179,6 +270,6 @@ def label_problem(
     )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0]
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(f"{path}: cannot be read as a picture ({reason}); save it anew, as 8-bit PNG")

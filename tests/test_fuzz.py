@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from crafted_images import png, tiff
 from PIL import Image
 from torch import nn
 from trainer import Training, train
@@ -61,6 +62,13 @@ class Set:
         self.victim.unlink()
         self.victim = self.victim.with_suffix(suffix)
         picture.save(self.victim)
+        self.named = [str(self.victim)]
+
+    def replace(self, content: bytes, suffix: str) -> None:
+        """Put a file with this content in the victim's place."""
+        self.victim.unlink()
+        self.victim = self.victim.with_suffix(suffix)
+        self.victim.write_bytes(content)
         self.named = [str(self.victim)]
 
 
@@ -115,24 +123,17 @@ def another_file_type(data: Set) -> str:
     return REFUSED
 
 
-def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for name, content in (head, *chunks, (b"IEND", b"")):
-        parts += [struct.pack(">I", len(content)), name, content]
-        parts += [struct.pack(">I", zlib.crc32(name + content))]
-    return b"".join(parts)
-
-
 def decompression_bomb(data: Set) -> str:
-    rows = zlib.compress(bytes(1_000_000), 9)
-    data.victim.write_bytes(png(60_000, 60_000, (b"IDAT", rows)))
+    content = png(np.zeros((1, 1_000_000), np.uint8), 8, 0)
+    head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    head += struct.pack(">I", zlib.crc32(head))
+    data.victim.write_bytes(content[:12] + head + content[12 + len(head) :])
     return REFUSED
 
 
 def text_bomb(data: Set) -> str:
     text = b"zTXt", b"bomb\0\0" + zlib.compress(bytes(20_000_000), 1)
-    data.victim.write_bytes(png(64, 32, text, (b"IDAT", zlib.compress(bytes(65 * 32)))))
+    data.victim.write_bytes(png(np.zeros((32, 64), np.uint8), 8, 0, text))
     return REFUSED
 
 
@@ -160,8 +161,46 @@ def lossy_behind_png_name(data: Set) -> str:
 
 
 def deep_photograph(data: Set) -> str:
+    """16 bits per channel: grey, RGB and RGBA, of which Pillow keeps 8."""
     data.choose("image")
-    data.resave(lambda picture: Image.fromarray(np.full((32, 64), 60_000, np.uint16)))
+    suffix, write = data.rng.choice([(".png", png), (".tif", tiff)])
+    channels, colour, photometric = data.rng.choice([(0, 0, 1), (3, 2, 2), (4, 6, 2)])
+    array = np.full((32, 64, channels) if channels else (32, 64), 60_001, np.uint16)
+    data.replace(write(array, 16, colour if write is png else photometric), suffix)
+    return REFUSED
+
+
+def further_channels(data: Set) -> str:
+    array = np.full((32, 64, data.rng.choice([4, 5])), 7, np.uint8)
+    data.replace(tiff(array, 8, 2, extra=(0,) * (array.shape[2] - 3)), ".tif")
+    return REFUSED
+
+
+def transparency(data: Set) -> str:
+    mode = data.rng.choice(["LA", "RGBA"])
+    suffix = data.rng.choice([".png", ".tif"] + [".webp"] * (mode == "RGBA"))
+
+    def change(picture: Image.Image) -> Image.Image:
+        picture = picture.convert("L").convert(mode)
+        picture.putalpha(data.rng.randrange(255))
+        return picture
+
+    data.resave(change, suffix)
+    return REFUSED
+
+
+def pages(data: Set) -> str:
+    array = np.array(Image.open(data.victim).convert("L"))
+    page, *others = (Image.fromarray(np.roll(array, i, 1)) for i in range(data.rng.randint(2, 6)))
+    suffix = data.rng.choice([".tif", ".png"])
+    content = io.BytesIO()
+    page.save(content, {".tif": "TIFF", ".png": "PNG"}[suffix], save_all=True, append_images=others)
+    data.replace(content.getvalue(), suffix)
+    return REFUSED
+
+
+def cmyk(data: Set) -> str:
+    data.resave(lambda picture: picture.convert("RGB").convert("CMYK"), ".tif")
     return REFUSED
 
 
@@ -341,7 +380,20 @@ def empty_folder(data: Set) -> str:
 DAMAGES = [
     *(truncated, flipped_bit, zeroed_stretch, garbage_behind, empty, noise, another_file_type),
     *(decompression_bomb, text_bomb, colours_for_integers, lossy_integers, lossy_behind_png_name),
-    *(deep_photograph, wrong_labels, negative_labels, other_depth, other_size, turned, lost, extra),
+    *(
+        deep_photograph,
+        further_channels,
+        transparency,
+        pages,
+        cmyk,
+        wrong_labels,
+        negative_labels,
+        other_depth,
+        other_size,
+        turned,
+        lost,
+        extra,
+    ),
     *(renamed, twice, odd_name, odd_name_of_a_bad_file, everyday_names, subfolder),
     *(subfolder_of_one_kind, swapped_everywhere, directory_like_a_picture, broken_link, device),
     *(hidden_files, no_folder, empty_folder),

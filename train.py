@@ -35,6 +35,7 @@ from util.pages.colours import label_picture, to_image
 from util.progress import log_main
 from util.run.resume import FOLDER_FLAGS
 from util.run.training_run import TrainingRun
+from util.run.turns import Turn
 from util.setup import seed_everything, set_up_torch
 
 
@@ -54,14 +55,15 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     if opt.verbose:
         log_main(str(model))
 
-    at = training.at
+    at, turn = training.at, Turn(device)
     while not training.is_over():
         if model.fixes_global and at.epoch > opt.niter_fix_global:
             model.start_stage(fix_global=False)
             log_main("from here on all of the generator is trained")
         rate = model.set_learning_rate(at.epoch)
         for batch in training.batches():
-            losses = model.step(batch, batch["weight"])
+            with turn:
+                losses = model.step(batch, batch["weight"])
             training.advance(batch, losses)
             if at.passed(opt.print_freq):
                 training.log_losses(losses, batch["weight"], rate)

@@ -63,8 +63,8 @@ def print_error(error: BaseException) -> int | None:
     elif isinstance(error, RuntimeError) and _NONDETERMINISTIC in str(error):
         operation = str(error).partition(_NONDETERMINISTIC)[0]
         message = (
-            f"--deterministic: {operation}{_NONDETERMINISTIC}; leave --deterministic out, or run on "
-            "a CPU (--gpu_ids -1)"
+            f"--deterministic: {operation}{_NONDETERMINISTIC}; leave --deterministic out, or run "
+            "on a CPU (--gpu_ids -1)"
         )
     else:
         return None

@@ -1,0 +1,78 @@
+"""Trainings side by side on one CPU take turns, step by step.
+
+Two trainings that both use every core slow each other down 4 to 15 times: a step has thousands of
+short parallel loops, each ends when its last thread has, and a thread whose core is taken by the
+other training makes all wait for the scheduler. One after the other, each takes twice its time.
+`python -m benchmarks.side_by_side` measures it.
+"""
+
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from util import distributed
+
+try:
+    import fcntl
+except ImportError:  # Windows: trainings do not take turns
+    fcntl = None
+
+_QUEUE, _TURN = 0, 1  # bytes of the lock file
+_POLL = 0.0005  # seconds
+
+
+class Turn:
+    """A context for one step: on a CPU, no other training of this user runs a step meanwhile.
+
+    Trainings with fewer threads than cores (OMP_NUM_THREADS), of several processes or on a GPU do
+    not wait. Nobody waits longer than four of its own steps: the other one may be suspended, or its
+    steps far longer.
+    """
+
+    PATIENCE = 4  # own steps
+
+    def __init__(self, device: torch.device) -> None:
+        self._file = None
+        self._seconds = 1.0  # of a step
+        if fcntl and device.type == "cpu" and _uses_all_cores() and distributed.world() == 1:
+            with suppress(OSError):  # no place for temporary files: no turns
+                self._file = _lock_file().open("w")
+
+    def __enter__(self) -> None:
+        if self._file:
+            # whoever has waited holds the queue, so that nobody gets two turns before it
+            until = time.monotonic() + self.PATIENCE * self._seconds
+            if self._lock(_QUEUE, until):
+                self._lock(_TURN, until)
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _QUEUE)
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds = time.monotonic() - self._start
+        if self._file:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _TURN)
+
+    def _lock(self, byte: int, until: float) -> bool:
+        """Whether the lock could be had until then."""
+        while True:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+                return True
+            except OSError:
+                if time.monotonic() > until:
+                    return False
+                time.sleep(_POLL)
+
+
+def _uses_all_cores() -> bool:
+    """torch starts a thread for each physical core, of which there may be half as many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return torch.get_num_threads() > 1 and 2 * torch.get_num_threads() >= cores
+
+
+def _lock_file() -> Path:
+    return Path(tempfile.gettempdir()) / f"pix2pixHD-turns-{os.getuid()}.lock"

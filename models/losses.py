@@ -45,7 +45,7 @@ def feature_matching_loss(
 
 
 def l1(fake: Tensor, real: Tensor) -> Tensor:
-    """The mean of |fake - real| in float32; only fake, of any shape, receives a gradient."""
+    """The mean of |fake - real| in float32 at least, of any shape; only fake gets a gradient."""
     return _L1.apply(fake, real.detach())
 
 
@@ -54,7 +54,8 @@ class _L1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, fake: Tensor, real: Tensor) -> Tensor:
-        difference = fake.to(torch.float32, copy=True).sub_(real)  # no other map beside it
+        kind = torch.promote_types(fake.dtype, torch.float32)
+        difference = fake.to(kind, copy=True).sub_(real)  # no other map beside it
         positive, negative = difference > 0, difference < 0
         ctx.save_for_backward(positive.view(torch.int8) - negative.view(torch.int8))
         ctx.dtype = fake.dtype

@@ -6,7 +6,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -34,8 +35,21 @@ CASES = {
 }
 
 
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Everything in float64, where equal arithmetic gives equal numbers to 1e-12."""
+    to_float = torch.Tensor.float
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = lambda self: self.double()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.Tensor.float = to_float
+
+
 def train(opt: argparse.Namespace, device: torch.device) -> dict:
-    """STEPS steps; the weights by network, and the losses of the last step over all pictures."""
+    """STEPS steps; the weights by network, and the losses of the last step over all images."""
     torch.manual_seed(0)
     loader = create_loader(opt)
     model = Pix2PixHDModel(opt, device)
@@ -45,6 +59,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> dict:
         if model.fixes_global and epoch > opt.niter_fix_global:
             model.start_stage(fix_global=False)
         for batch in loader.epoch(epoch):
+            batch["image"] = batch["image"].to(torch.get_default_dtype())
             losses = model.step(batch, batch["weight"])
             assert model.finite
             steps += 1
@@ -63,7 +78,8 @@ def fingerprint(weights: dict) -> str:
 def equality(opt: argparse.Namespace, device: torch.device) -> None:
     """Every case; process 0 writes the weights, and all must have the same."""
     for name, flags in CASES.items():
-        result = train(options(opt.dataroot, flags), device)
+        with nullcontext() if name == "bf16" else double_precision():
+            result = train(options(opt.dataroot, flags), device)
         prints = distributed.gather(fingerprint(result["weights"]))
         assert len(set(prints)) == 1, f"{name}: weights and statistics differ between processes"
         if distributed.is_main():

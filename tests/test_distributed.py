@@ -71,12 +71,12 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.mark.parametrize("case", ["instance", "batch", "recompute", "stages"])
 def test_the_same_batch_gives_the_same_weights(results: dict, case: str, processes: int) -> None:
     alone, together = results[case, 1], results[case, processes]
-    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-12)
     for name, net in alone["weights"].items():
         for key, expected in net.items():
             found = together["weights"][name][key]
             torch.testing.assert_close(
-                found, expected, rtol=0, atol=1e-5, msg=lambda m, n=f"{name}.{key}": f"{n}: {m}"
+                found, expected, rtol=0, atol=1e-12, msg=lambda m, n=f"{name}.{key}": f"{n}: {m}"
             )
 
 

@@ -72,7 +72,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         y, mean, variance, count = normalized
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = variance * count / (count - 1)
+            unbiased = variance * (count / (count - 1))
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
@@ -102,12 +102,13 @@ def normalize_in_one_kernel(
 
 class Normalize(torch.autograd.Function):
     """(x - mean) / sqrt(variance + eps) * weight + bias over the pixels of each image (or of the
-    whole batch), of each channel: x (B, C, H, W) -> y, and the batch's mean, variance and count.
+    whole batch), of each channel: x (B, C, H, W) -> y and, of a batch, mean, variance and count.
 
-    The maps are read three times: for the mean, rounded to x's precision; for sum and sum of
-    squares of what then remains, which is small, so that nothing cancels; and to be normalized.
-    Sums are pairwise within a chunk and float64 over chunks. share: of this process in statistics
-    over all processes (0: its images do not count); None: there is but one.
+    The mean, rounded to float32, is subtracted first; sum and sum of squares of what remains are
+    small, so that nothing cancels. Sums are pairwise within a chunk and float64 over chunks.
+
+    share: of this process in statistics over all processes (0: its images do not count); None:
+    there is but one process.
     """
 
     @staticmethod
@@ -119,72 +120,96 @@ class Normalize(torch.autograd.Function):
         eps: float,
         over_batch: bool,
         share: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | int]:
         x = x if is_channels_last(x) else x.contiguous()
         pixels, axis = _flat_pixels(x)
         axes = (0, axis) if over_batch else (axis,)
         kind = torch.promote_types(x.dtype, torch.float32)
         mean = pixels.mean(axes, keepdim=True, dtype=kind)
-        count = torch.tensor(float(pixels.numel() // mean.numel()), device=x.device)
+        count = pixels.numel() // mean.numel()
         if share is not None:
-            total = torch.cat([mean.flatten().double() * count, count.double()[None]]) * share
-            *sums, count = distributed.total(total).split([mean.numel(), 1])
+            sums = torch.cat([mean.double().flatten() * count, mean.new_tensor([count]).double()])
+            *sums, count = distributed.total(sums * share).split([mean.numel(), 1])
             mean = (sums[0] / count).view_as(mean).to(kind)
 
-        sums = torch.zeros(2, *mean.shape, dtype=torch.float64, device=x.device)
-        for part, centre, total, squares in _chunks([pixels], [mean, *sums], axis):
-            part = part - centre
-            total += part.sum(axes, keepdim=True)
-            squares += part.square_().sum(axes, keepdim=True)
-        if share is not None:
-            sums = distributed.total(sums * share)
-        rest, variance = sums / count
-        variance = variance - rest.square()
+        y = torch.empty_like(x, dtype=kind)
+        centred = _flat_pixels(y, axis)[0]
+
+        def centre(part: Tensor, out: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.sub(part, mean, out=out), out.square()
+
+        sums = _sums(centre, [pixels, centred], mean, axis, axes)
+        rest, squares = (s / count for s in (sums if share is None else _total(sums, share)))
+        variance = squares - rest.square()
         rstd = (variance + eps).rsqrt()
+        scale = rstd if weight is None else rstd * _like_sums(weight, axis)
+        offset = -rest * scale if bias is None else _like_sums(bias, axis) - rest * scale
+        scale, offset = scale.to(kind), offset.to(kind)
+        for out, a, b in _chunks([centred], [scale, offset], axis):
+            torch.addcmul(b, out, a, out=out)
 
-        weights, biases = (_like_sums(p, axis) for p in (weight, bias))
-        scale = rstd if weight is None else rstd * weights
-        offset = -rest * scale if bias is None else biases - rest * scale
-        y = torch.empty_like(x)
-        factors = [mean, scale.to(kind), offset.to(kind)]
-        for out, part, centre, a, b in _chunks([_flat_pixels(y)[0], pixels], factors, axis):
-            torch.addcmul(b, part - centre, a, out=out)
-
-        ctx.save_for_backward(x, weight, mean, rest, rstd, count)
-        ctx.axes, ctx.share = axes, share
-        outputs = y, (mean + rest).flatten(), variance.flatten(), count
-        ctx.mark_non_differentiable(*outputs[1:])
-        return outputs
+        ctx.save_for_backward(x, weight, mean, rest, rstd)
+        ctx.axes, ctx.share, ctx.count = axes, share, count
+        if not over_batch:
+            return y.to(x.dtype), None, None, count
+        statistics = (mean + rest).flatten(), variance.flatten()
+        ctx.mark_non_differentiable(*statistics)
+        return y.to(x.dtype), *statistics, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rest, rstd, count = ctx.saved_tensors
+        x, weight, mean, rest, rstd = ctx.saved_tensors
         pixels, axis = _flat_pixels(x)
-        layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        kind, count = mean.dtype, ctx.count
+        layout = torch.channels_last if axis == 1 else torch.contiguous_format
         grads = _flat_pixels(grad.contiguous(memory_format=layout), axis)[0]
-        sums = torch.zeros(2, *mean.shape, dtype=torch.float64, device=x.device)
-        for part, g, centre, total, products in _chunks([pixels, grads], [mean, *sums], axis):
-            total += g.sum(ctx.axes, keepdim=True, dtype=mean.dtype)
-            products += (part - centre).mul_(g).sum(ctx.axes, keepdim=True)
+        grad_x = torch.empty_like(x, dtype=kind)
+        maps = [pixels, grads, _flat_pixels(grad_x, axis)[0]]
 
+        def products(part: Tensor, g: Tensor, out: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+            return g, torch.sub(part, mean, out=out) * g
+
+        sums = _sums(products, maps, mean, axis, ctx.axes)
         grad_weight = grad_bias = None
-        if weight is not None:  # gradients of this process alone, as for any other parameter
-            of_channels = [d for d in range(3) if d != (2 if axis == 1 else 1)]
+        if weight is not None:  # of this process alone, as for any other parameter
+            of_channels = [0, 2] if axis == 2 else [0, 1]
             grad_weight = (rstd * (sums[1] - rest * sums[0])).sum(of_channels).to(weight.dtype)
             grad_bias = sums[0].sum(of_channels).to(weight.dtype)
+        share = 1.0
         if ctx.share is not None:
-            sums = distributed.total(sums)
+            sums, share = _total(sums, 1.0), ctx.share
         scale = rstd if weight is None else rstd * _like_sums(weight, axis)
-        share = 1.0 if ctx.share is None else ctx.share
-        along = share * rstd.square() * (sums[1] - rest * sums[0]) / count
-        offset = scale * (along * rest - share * sums[0] / count)
-        factors = [p.to(mean.dtype) for p in (mean, scale, -scale * along, offset)]
-        grad_x = torch.empty_like(x)
-        parts = _chunks([_flat_pixels(grad_x, axis)[0], pixels, grads], factors, axis)
-        for out, part, g, centre, a, b, c in parts:
-            out.copy_(torch.addcmul(c, part - centre, b).addcmul_(g, a))
-        return grad_x, grad_weight, grad_bias, None, None, None
+        along = rstd.square() * (sums[1] - rest * sums[0]) * (share / count)
+        offset = scale * (along * rest - sums[0] * (share / count))
+        factors = [p.to(kind) for p in (scale, -scale * along, offset)]
+        for g, out, a, b, c in _chunks(maps[1:], factors, axis):
+            torch.addcmul(c, out, b, out=out).addcmul_(g, a)
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
+
+
+def _sums(
+    terms: Callable[..., tuple[Tensor, Tensor]],
+    maps: Sequence[Tensor],
+    mean: Tensor,
+    axis: int,
+    axes: tuple[int, ...],
+) -> list[Tensor]:
+    """The sums over axes of the two terms of chunks of maps, shaped like mean."""
+    sums = [
+        [term.sum(axes, keepdim=True, dtype=mean.dtype) for term in terms(*chunk)]
+        for chunk in _chunks(maps, [mean], axis)
+    ]
+    if len(sums) == 1:
+        return sums[0]
+    if axis == 2:  # each chunk has channels of its own
+        return [torch.cat(parts, 1) for parts in zip(*sums)]
+    return [torch.stack(parts).sum(0, dtype=torch.float64) for parts in zip(*sums)]
+
+
+def _total(sums: list[Tensor], share: float) -> Tensor:
+    """The sums over all processes."""
+    return distributed.total(torch.stack(sums).double() * share)
 
 
 def _flat_pixels(x: Tensor, axis: int | None = None) -> tuple[Tensor, int]:
@@ -195,16 +220,19 @@ def _flat_pixels(x: Tensor, axis: int | None = None) -> tuple[Tensor, int]:
     return x.flatten(2), 2
 
 
-def _like_sums(values: Tensor | None, axis: int) -> Tensor | None:
-    """Values of channels (C,) as they broadcast over maps from _flat_pixels, in float64."""
-    return None if values is None else values.double().view(1, 1, -1).movedim(2, 3 - axis)
+def _like_sums(values: Tensor, axis: int) -> Tensor:
+    """Values of channels (C,) as they broadcast over maps from _flat_pixels."""
+    return values.view(1, 1, -1) if axis == 1 else values.view(1, -1, 1)
 
 
 def _chunks(
     maps: Sequence[Tensor], statistics: Sequence[Tensor], axis: int
 ) -> Iterator[tuple[Tensor, ...]]:
     """Cut maps from _flat_pixels along their second axis, and statistics where they have it."""
-    step = max(1, CHUNK * maps[0].shape[1] // max(1, maps[0].numel()))
+    if maps[0].numel() <= CHUNK:
+        yield *maps, *statistics
+        return
+    step = max(1, CHUNK * maps[0].shape[1] // maps[0].numel())
     for start in range(0, maps[0].shape[1], step):
         part = slice(start, start + step)
         cut = [s[:, part] if axis == 2 else s for s in statistics]

@@ -76,7 +76,8 @@ class Pix2PixHDModel(nn.Module):
             if self.vgg is not None:
                 self.vgg.recompute = True
         self.to(device)
-        self.to(memory_format=convolution_layout(opt, device))
+        self.layout = convolution_layout(opt, device)
+        self.to(memory_format=self.layout)
         for net in self.networks().values():
             zero_bias_gradients_before_norms(net)
 
@@ -188,13 +189,14 @@ class Pix2PixHDModel(nn.Module):
     def generate(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """(x, fake, real): label and edges (B, C, H, W), G's image of them, the photograph."""
         on_device = {
-            kind: value.to(self.device, non_blocking=True)
+            kind: value.to(self.device, non_blocking=True, memory_format=self.layout)
             for kind, value in batch.items()
             if isinstance(value, Tensor)
         }
         height, width = on_device["label"].shape[-2:]
         maps = {kind: pad_to_multiple(value, self.multiple) for kind, value in on_device.items()}
         x = network_input(maps["label"], maps.get("inst"), self.opt.label_nc, self.opt.ignore_label)
+        x = x.contiguous(memory_format=self.layout)
         inputs = [x]
         if self.netE is not None:
             regions = maps["label"] if self.opt.label_feat else maps["inst"]

@@ -18,7 +18,3 @@ need() {
   for file in "$@"; do python -m pip install --quiet --disable-pip-version-check -r "$file"; done
   touch "$stamp"
 }
-
-# Threads that wait for each other spin for a moment and then sleep: without the limit they would
-# hold a core that someone else needs, and on a busy machine training would crawl.
-export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"

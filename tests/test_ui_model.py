@@ -5,6 +5,7 @@ import threading
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -262,6 +263,32 @@ def test_out_of_memory_is_one_line_and_the_scene_goes_on(ui: UIModel, monkeypatc
     monkeypatch.setattr(ui.networks, "draw", lambda x: x[1:].mean(5))
     with pytest.raises(IndexError):  # other errors keep their traceback
         ui.undo() and ui.picture()
+
+
+def test_the_page_says_that_memory_ran_out(ui: UIModel, monkeypatch) -> None:
+    pytest.importorskip("gradio")
+    from editor.page import Page
+    from editor.session import Session
+
+    files = SimpleNamespace(names=[], photos={})
+    page, session = Page(ui, files, []), Session(ui, files, [])
+    page.build()
+    session.ui.picture()
+
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(ui.networks, "draw", fail)
+    session.choose_tool("Paint")
+    session.choose_label(CAR)
+    view = page._act(session, lambda: session.pointer([(4.0, 4.0)]))
+    assert "out of memory" in str(view[page.status])
+    assert ui.label[4, 4] == CAR  # the edit stays, and the last image is shown
+    session.choose_tool("Select")
+    session.pointer([(4.0, 4.0)])
+    monkeypatch.setattr(Session, "wants_gallery", True)
+    monkeypatch.setitem(ui.styles, session.selected.label, np.zeros((2, 3), np.float32))
+    assert "out of memory" in str(page.generate_gallery(session))
 
 
 def test_an_open_scene_keeps_integer_maps_and_its_last_image_alone(ui: UIModel) -> None:

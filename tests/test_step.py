@@ -1,6 +1,8 @@
 """The training step against the plain one: three passes of D, one backward for each loss."""
 
 import copy
+import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.measure import SavedBytes
+from models import pix2pixHD_model
 from models.losses import load_vgg19
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
@@ -233,6 +236,70 @@ def test_biases_that_a_normalization_takes_away_rest(norm: str) -> None:
                         assert f"{key}.bias" not in moved and f"{key}.weight" in moved
                         resting += 1
     assert resting > 10
+
+
+@pytest.mark.parametrize("flags", ["", "--instance_feat", "--no_lsgan --norm batch"])
+def test_step_does_what_the_lines_at_the_top_of_its_file_do(
+    flags: str, vgg_file: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """In float64, so that equal means equal: losses, and all weights after the update."""
+    lines = textwrap.dedent(pix2pixHD_model.__doc__.split("compares:")[1].split("It runs D")[0])
+    assert lines.count("\n") > 8
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    model = make_model(f"--vgg_weights {vgg_file} {flags}").double()
+    plain = PlainStep(model)
+    batch = make_batch()
+    batch["image"] = batch["image"].double()
+    x, into_G = (maps.double() for maps in plain.inputs(batch))
+    plain.vgg = plain.vgg.double()
+    optimizers = []
+
+    def generate(_: Tensor) -> Tensor:
+        return plain.G(into_G)
+
+    def update(*networks: nn.Module, loss: Tensor) -> None:
+        """Compute the gradients; optimizers step when all losses of the step have theirs."""
+        networks = [plain.G if net is generate else net for net in networks if net]
+        optimizers.append(plain.optimizer_D if plain.D in networks else plain.optimizer_G)
+        trained = [p for net in networks for p in net.parameters()]
+        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained)):
+            parameter.grad = gradient
+
+    def matching(fake: list[list[Tensor]], real: list[list[Tensor]]) -> Tensor:
+        pairs = [(a, b) for f, r in zip(fake, real) for a, b in zip(f[:-1], r[:-1])]
+        return 4 * sum(F.l1_loss(a, b.detach()) for a, b in pairs) / len(pairs)
+
+    names = {
+        **{"x": x, "real": batch["image"], "G": generate, "D": plain.D, "E": plain.E},
+        **{"cat": lambda *maps: torch.cat(maps, 1), "update": update},
+        **{"gan_loss": plain.gan, "feature_matching_loss": matching},
+        **{"vgg_loss": plain.perceptual, "lambda_feat": model.opt.lambda_feat},
+    }
+    exec(lines, names)
+    for optimizer in optimizers:
+        optimizer.step()
+    losses = model.step(batch)
+    assert losses.keys() == {"G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake"}
+    for name, value in losses.items():
+        assert value.item() == pytest.approx(names[name].item(), rel=1e-10), name
+    resting = {id(p) for net in model.networks().values() for p in biases_before_norms(net)}
+    for name, net in plain.networks().items():
+        for found, expected in zip(model.networks()[name].parameters(), net.parameters()):
+            if id(found) not in resting:
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def biases_before_norms(net: nn.Module) -> list[nn.Parameter]:
+    """Biases that have no effect: theirs is no gradient but rounding."""
+    found = []
+    for layers in net.modules():
+        if isinstance(layers, nn.Sequential):
+            for layer, following in pairwise(layers):
+                if isinstance(following, (nn.InstanceNorm2d, nn.BatchNorm2d)):
+                    found.append(layer.bias)
+    return found
 
 
 def test_step_with_a_pool() -> None:

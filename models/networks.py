@@ -178,7 +178,7 @@ class Encoder(nn.Module):
 
 
 def patch_discriminator(
-    input_nc: int, ndf: int = 64, n_layers: int = 3, norm: Norm = InstanceNorm2d
+    input_nc: int, ndf: int, n_layers: int, norm: Norm
 ) -> list[list[nn.Module]]:
     """The layers of one PatchGAN discriminator in stages, one for each feature map that it gives.
 

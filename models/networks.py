@@ -9,6 +9,7 @@ the Sequential that saves memory. With torch's own in their place the networks c
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from torch import Tensor, nn
 
@@ -200,11 +201,7 @@ def patch_discriminator(
 
 def run_stages(stages: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """Apply one stage after the other and collect what each one gives."""
-    outputs = []
-    for stage in stages:
-        x = stage(x)
-        outputs.append(x)
-    return outputs
+    return list(accumulate(stages, lambda x, stage: stage(x), initial=x))[1:]
 
 
 class MultiscaleDiscriminator(nn.Module):

@@ -168,7 +168,7 @@ def kill_at_random(folder: Path, data: Path, step: float, seed: int, kills: int)
     while sum(hits.values()) < kills:
         leftovers = unfinished(folder)
         training = Training(folder, *flags)
-        training.wait_for("scenes, epoch")
+        training.wait_for(" scenes, ")
         if sum(hits.values()) % 2:
             for _ in range(rng.randint(1, 3)):
                 wait_for_save(folder, training)

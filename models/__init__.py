@@ -11,7 +11,9 @@ from models.inference_model import InferenceModel, cluster_path
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import load_styles
 from models.ui_model import UIModel
+from util import distributed
 from util.errors import UserError
+from util.progress import log
 from util.run.checkpoints import saved_options
 
 
@@ -31,6 +33,15 @@ def create_model(
     styled = uses_features(opt) and not opt.replay  # an edit list holds the looks it needs
     styles = load_styles(cluster_path(folder, opt.cluster_path), opt.feat_num) if styled else {}
     return UIModel(networks, styles)
+
+
+def create_encoder(opt: argparse.Namespace, device: torch.device, folder: Path) -> InferenceModel:
+    """The trained encoder of a run's folder, without its generator."""
+    model = InferenceModel(opt, device, folder, with_generator=False)
+    model.load_encoder()
+    if opt.verbose and distributed.is_main():
+        log(str(model))
+    return model
 
 
 def load_generator(

@@ -30,7 +30,7 @@ def create_model(
     networks = InferenceModel(opt, device, folder)
     if opt.model != "ui":
         return networks
-    styled = uses_features(opt) and not opt.replay  # an edit list holds the looks it needs
+    styled = uses_features(opt) and not opt.replay  # an edit list holds the styles it needs
     styles = load_styles(cluster_path(folder, opt.cluster_path), opt.feat_num) if styled else {}
     return UIModel(networks, styles)
 
@@ -54,12 +54,11 @@ def load_generator(
 ) -> InferenceModel:
     """A trained generator to call from Python: G = load_generator("checkpoints/NAME").
 
-    picture = G(label, inst) then gives (H, W, 3) uint8 for maps (H, W) as arrays, tensors or PIL
-    images; see InferenceModel.forward. The architecture is read from the folder's opt.json;
-    flags override it, or tell it where there is none: load_generator(folder, ngf=32).
-    data_type 16 computes in half precision; torch's own settings (on a GPU, TF32) are left to the
-    caller. Raises UserError if weights, architecture or device are not there or do not agree,
-    TypeError for an unknown flag.
+    image = G(label, inst) is then (H, W, 3) uint8 for maps (H, W) as arrays, tensors or PIL images;
+    see InferenceModel.forward. The architecture is read from the folder's opt.json; flags override
+    it, or tell it where there is none: load_generator(folder, ngf=32). data_type 16 computes in
+    half precision; torch's own settings (on a GPU, TF32) are left to the caller. Raises UserError
+    if weights, architecture or device are missing or do not agree, TypeError for an unknown flag.
     """
     folder = Path(folder)
     unknown = sorted(set(flags) - set(DEFAULTS))

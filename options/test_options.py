@@ -1,8 +1,9 @@
 """The flags of test.py and of the commands that use a trained encoder."""
 
 import argparse
+from pathlib import Path
 
-from options.base_options import BaseOptions, scene_flags
+from options.base_options import BaseOptions, run_dir, scene_flags
 from options.parser import Flag, Group, count_or_inf, number
 from options.train_options import TrainOptions
 from util.errors import UserError
@@ -105,3 +106,8 @@ class EncoderOptions(TrainOptions):
         if not opt.label_feat:
             opt.instance_feat = True  # what these commands are for
         opt.load_features = False
+
+
+def weights_folder(opt: argparse.Namespace) -> Path:
+    """Where the encoder's weights are: the run's folder, or --load_pretrain."""
+    return Path(opt.load_pretrain) if opt.load_pretrain else run_dir(opt)

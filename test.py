@@ -60,7 +60,11 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
     rows: dict[int, list[Picture]] = {}
     with background() as submit, torch.inference_mode():
         for indices, batch in own_batches(dataset, opt, "images", opt.batchSize):
-            generated = {name: generate(model, batch, of) for name, of in sources.items()}
+            inputs = batch["label"], batch.get("inst")
+            generated = {
+                name: to_pictures(model.generate(*inputs, features(batch)))
+                for name, features in sources.items()
+            }
             for k, index in enumerate(indices):
                 scene = dataset.scenes[index]
                 maps = {kind: values[k] for kind, values in batch.items()}
@@ -101,13 +105,6 @@ def create_generator(opt: argparse.Namespace, device: torch.device) -> Inference
     from models.export import OnnxModel  # a rarely used package
 
     return OnnxModel(opt, device, run_dir(opt), Path(opt.onnx), opt.ort_provider or "cpu")
-
-
-def generate(
-    model: InferenceModel, batch: dict, features: Callable[[dict], Tensor | None]
-) -> np.ndarray:
-    """The images of a batch, (B, H, W, 3) uint8."""
-    return to_pictures(model.generate(batch["label"], batch.get("inst"), features(batch)))
 
 
 def export(opt: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,22 +30,19 @@ class Flag:
     values: list | Callable[[str], object] | str | None = None
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
-        settings: dict = {"help": self.help}
+        names, settings = self.name.split(), {"default": self.default, "help": self.help}
         if self.default is False:
             settings["action"] = "store_true"
-        else:
-            settings["default"] = self.default
-        if self.default == []:
+        elif self.default == []:
             settings["action"] = "append"
         if isinstance(self.values, list):
-            settings["choices"] = self.values
-            settings["type"] = type(self.values[0])
+            settings |= {"choices": self.values, "type": type(self.values[0])}
         elif isinstance(self.values, str):
             settings["metavar"] = self.values
         elif self.values:
-            settings["type"] = self.values
-            settings["metavar"] = getattr(self.values, "metavar", None)
-        group.add_argument(*self.name.split(), **settings)
+            metavar = getattr(self.values, "metavar", None)
+            settings |= {"type": self.values, "metavar": metavar}
+        group.add_argument(*names, **settings)
 
 
 class Group:
@@ -74,7 +72,7 @@ class Group:
 
 class Parser(argparse.ArgumentParser):
     """An argument parser without abbreviations, whose errors are UserErrors that suggest the
-    nearest flag, and whose --help tells ranges and defaults."""
+    nearest flag, and whose --help shows ranges and defaults."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **settings})
@@ -132,16 +130,8 @@ class Number:
         return "N" if self.kind is int else "X"
 
 
-def integer(low: int, high: float = math.inf) -> Number:
-    """An argparse type: an integer in [low, high]."""
-    return Number(int, low, high)
-
-
-def number(low: float, high: float = math.inf) -> Number:
-    """An argparse type: a number in [low, high]."""
-    return Number(float, low, high)
-
-
+integer = partial(Number, int)  # integer(low, high)
+number = partial(Number, float)  # number(low, high)
 count_or_inf = Number(int, 1, words=(("inf", None), ("Infinity", None)))
 label_count = Number(int, 0, 65536, words=(("auto", "auto"),))
 

@@ -3,7 +3,7 @@
     python encode_features.py --name label2city_512p_feat
 
 Writes checkpoints/NAME/features.npy and features_clustered_010.npy (for --n_clusters 10). Another
---n_clusters clusters the same features anew; --reencode encodes them again.
+--n_clusters clusters the same features again; --reencode encodes them again.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from data.create import create_dataset
-from data.loader import batches_in_order
+from data.shares import of_all_scenes, own_batches
+from models import create_encoder
 from models.inference_model import InferenceModel
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
 from options.base_options import run_dir
@@ -23,26 +24,58 @@ from util import distributed
 from util.errors import UserError, run
 from util.files import make_folder, write_bytes
 from util.pages.colours import CITYSCAPES_NAMES
-from util.progress import bar, log
+from util.progress import log
 from util.setup import seed_everything, set_up_torch
 
 
 def encode(opt: argparse.Namespace, device: torch.device) -> None:
+    """Write the features, unless they are there, and the styles."""
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
-    folder = run_dir(opt)
-    path = folder / "features.npy"
-    if needs_encoding(opt, folder, path):
-        model = InferenceModel(opt, device, weights_folder(opt), with_generator=False)
-        model.load_encoder()
-        if opt.verbose and distributed.is_main():
-            log(str(model))
-        make_folder(folder, "--checkpoints_dir or --name")
+    path = run_dir(opt) / "features.npy"
+    if needs_encoding(opt, path):
+        model = create_encoder(opt, device, weights_folder(opt))
+        make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
             write_array(path, rows)
-    if not distributed.is_main():
-        return
+    if distributed.is_main():
+        write_styles(path, opt)
+
+
+def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
+    """Whether features.npy is missing, older than the encoder, or unwanted."""
+    if opt.reencode or not path.is_file():
+        return True
+    encoder = weights_folder(opt) / f"{opt.which_epoch}_net_E.pth"
+    outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
+    if distributed.is_main():
+        log(
+            f"{encoder} is newer than {path}: encoding again"
+            if outdated
+            else f"clustering {path} as it is (--reencode encodes again, e.g. for other data flags)"
+        )
+    return outdated
+
+
+def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarray:
+    """One row for each instance of every scene (models.styles.instance_rows), in order of scenes.
+
+    Memory grows with the number of instances, not of images.
+    """
+    dataset = create_dataset(opt, training=False)
+    found: dict[int, np.ndarray] = {}
+    for (index,), batch in own_batches(dataset, opt, "encoding"):
+        regions = batch.get("inst", batch["label"])  # instances, with --label_feat too
+        features = model.encode(batch["image"], regions)[0].cpu().numpy()
+        label = batch["label"][0, 0].numpy() if opt.label_nc else None
+        inst = regions[0, 0].numpy()
+        found[index] = instance_rows(features, inst, instance_classes(inst, label))
+    return np.concatenate(list(of_all_scenes(found).values()))
+
+
+def write_styles(path: Path, opt: argparse.Namespace) -> None:
+    """Cluster the features of a file and write the styles beside it."""
     rows = load_rows(path)
     if rows.shape[1] != 2 + opt.feat_num:
         raise UserError(
@@ -51,49 +84,15 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         )
     styles = cluster(rows, opt.n_clusters, opt.seed)
     if not styles:
-        raise UserError(f"{path}: no instance covers more than 1/64 of its picture: no styles")
-    clustered = folder / f"features_clustered_{opt.n_clusters:03d}.npy"
+        raise UserError(f"{path}: no instance covers more than 1/64 of its image: no styles")
+    clustered = path.with_name(f"features_clustered_{opt.n_clusters:03d}.npy")
     write_array(clustered, styles_to_rows(styles))
     report(rows, styles, opt)
     log(f"{len(rows)} instances in {path}, {sum(map(len, styles.values()))} styles in {clustered}")
 
 
-def needs_encoding(opt: argparse.Namespace, folder: Path, path: Path) -> bool:
-    """Whether features.npy is missing, older than the encoder, or unwanted."""
-    encoder = weights_folder(opt) / f"{opt.which_epoch}_net_E.pth"
-    if opt.reencode or not path.is_file():
-        return True
-    if encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime:
-        if distributed.is_main():
-            log(f"{encoder} is newer than {path}: encoding again")
-        return True
-    if distributed.is_main():
-        log(f"clustering {path} as it is (--reencode encodes again, e.g. after other data flags)")
-    return False
-
-
-def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarray:
-    """One row for each instance of every scene (models.styles.instance_rows), in order of scenes.
-
-    Memory grows with the number of instances, not of pictures.
-    """
-    dataset = create_dataset(opt, training=False)
-    mine = list(range(distributed.rank(), len(dataset), distributed.world()))
-    share = torch.utils.data.Subset(dataset, mine)
-    loader = batches_in_order(share, 1, opt.nThreads, bool(opt.gpu_ids))
-    found: dict[int, np.ndarray] = {}
-    for index, batch in zip(mine, bar(loader, total=len(mine), desc="encoding", unit="picture")):
-        regions = batch.get("inst", batch["label"])  # instances, with --label_feat too
-        features = model.encode(batch["image"], regions)[0].cpu().numpy()
-        label = batch["label"][0, 0].numpy() if opt.label_nc else None
-        inst = regions[0, 0].numpy()
-        found[index] = instance_rows(features, inst, instance_classes(inst, label))
-    everything = {k: rows for part in distributed.gather(found) for k, rows in part.items()}
-    return np.concatenate([everything[index] for index in sorted(everything)])
-
-
 def report(rows: np.ndarray, styles: dict[int, np.ndarray], opt: argparse.Namespace) -> None:
-    """Say for each class how many instances and styles there are."""
+    """Log for each class how many instances and styles there are."""
     names = CITYSCAPES_NAMES if opt.label_nc == 35 else []
     for label in np.unique(rows[:, 0]).astype(int).tolist():
         of_class = rows[rows[:, 0] == label]
@@ -110,8 +109,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def main() -> None:
-    distributed.launch(encode, EncoderOptions().parse())
+def main() -> object:
+    return distributed.launch(encode, EncoderOptions().parse())
 
 
 if __name__ == "__main__":

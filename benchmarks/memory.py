@@ -21,7 +21,7 @@ from benchmarks.measure import add_common_flags, peak_saved_bytes, report
 from models.build import AMP_TYPES
 from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
-from options.base_options import integer, number
+from options.parser import integer, number
 from util.errors import run
 from util.setup import set_up_torch
 

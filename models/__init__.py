@@ -11,7 +11,9 @@ from models.inference_model import InferenceModel, cluster_path
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import load_styles
 from models.ui_model import UIModel
+from util import distributed
 from util.errors import UserError
+from util.progress import log
 from util.run.checkpoints import saved_options
 
 
@@ -28,9 +30,18 @@ def create_model(
     networks = InferenceModel(opt, device, folder)
     if opt.model != "ui":
         return networks
-    styled = uses_features(opt) and not opt.replay  # an edit list holds the looks it needs
+    styled = uses_features(opt) and not opt.replay  # an edit list holds the styles it needs
     styles = load_styles(cluster_path(folder, opt.cluster_path), opt.feat_num) if styled else {}
     return UIModel(networks, styles)
+
+
+def create_encoder(opt: argparse.Namespace, device: torch.device, folder: Path) -> InferenceModel:
+    """The trained encoder of a run's folder, without its generator."""
+    model = InferenceModel(opt, device, folder, with_generator=False)
+    model.load_encoder()
+    if opt.verbose and distributed.is_main():
+        log(str(model))
+    return model
 
 
 def load_generator(
@@ -43,12 +54,11 @@ def load_generator(
 ) -> InferenceModel:
     """A trained generator to call from Python: G = load_generator("checkpoints/NAME").
 
-    picture = G(label, inst) then gives (H, W, 3) uint8 for maps (H, W) as arrays, tensors or PIL
-    images; see InferenceModel.forward. The architecture is read from the folder's opt.json;
-    flags override it, or tell it where there is none: load_generator(folder, ngf=32).
-    data_type 16 computes in half precision; torch's own settings (on a GPU, TF32) are left to the
-    caller. Raises UserError if weights, architecture or device are not there or do not agree,
-    TypeError for an unknown flag.
+    image = G(label, inst) is then (H, W, 3) uint8 for maps (H, W) as arrays, tensors or PIL images;
+    see InferenceModel.forward. The architecture is read from the folder's opt.json; flags override
+    it, or tell it where there is none: load_generator(folder, ngf=32). data_type 16 computes in
+    half precision; torch's own settings (on a GPU, TF32) are left to the caller. Raises UserError
+    if weights, architecture or device are missing or do not agree, TypeError for an unknown flag.
     """
     folder = Path(folder)
     unknown = sorted(set(flags) - set(DEFAULTS))

@@ -1,6 +1,6 @@
-"""The generator as one ONNX graph: written, checked against PyTorch, run by ONNX Runtime.
+"""The generator as one ONNX graph: exported, checked against PyTorch, run by ONNX Runtime.
 
-The graph takes what a data set holds and gives the picture. One-hot labels, instance edges, and
+The graph takes a data set's maps and returns the image. One-hot labels, instance edges, and
 padding to the networks' multiple are inside; batch, height and width are free.
 
     input   label    (B, 1, H, W) int32; with label_nc 0 (B, 3, H, W) float32 in [-1, 1]
@@ -34,23 +34,23 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 _LARGEST_FILE = 2**31  # bytes that protobuf, and so a graph in one file, can hold
-_DESCRIPTION = "pix2pixHD"  # the graph's metadata under this key is what describe gives
+_DESCRIPTION = "pix2pixHD"  # the key in the graph's metadata of what describe returns
 
 
 class OnnxModel(InferenceModel):
-    """An InferenceModel whose pictures are drawn by ONNX Runtime. The encoder stays PyTorch's."""
+    """An InferenceModel whose generator runs in ONNX Runtime. The encoder stays PyTorch's."""
 
     def __init__(
         self, opt: argparse.Namespace, device: torch.device, folder: Path, file: Path, provider: str
     ) -> None:
         """folder: the run's, for its encoder and styles. Raises UserError if file is no graph of
-        a generator with opt's inputs, or provider (a key of PROVIDERS) cannot be had."""
+        a generator with opt's inputs, or provider (a key of PROVIDERS) is not available."""
         super().__init__(opt, device, folder, with_generator=False)
         self.session = open_session(file, provider, device.index or 0)
         _check_description(self.session, opt, file)
 
     def generate(self, label: Tensor, inst: Tensor | None, feat: Tensor | None = None) -> Tensor:
-        """See InferenceModel.generate; the pictures come back on the CPU."""
+        """See InferenceModel.generate; the images are returned on the CPU."""
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
         return run_graph(self.session, graph_inputs(self.opt, label, inst, feat))
@@ -59,8 +59,8 @@ class OnnxModel(InferenceModel):
 def export_onnx(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]:
     """Write a model's generator to path, whole or not at all, checked by ONNX Runtime.
 
-    Returns the sizes (B, H, W) of the check and by how many grey levels the pictures differed
-    from PyTorch's there: one at most. model: on the CPU, not compiled; one with data_type 16 gives
+    Returns the sizes (B, H, W) of the check and by how many grey levels the images differed from
+    PyTorch's there: one at most. model: on the CPU, not compiled; one with data_type 16 gives
     a graph in half precision, which may differ from float32 by one more than PyTorch's own does.
     Raises UserError if a package or the folder is missing, the graph would be too large for one
     file, or the check fails.
@@ -92,21 +92,18 @@ def open_session(path: Path, provider: str = "cpu", device_index: int = 0) -> ob
     if wanted not in available:
         there = ", ".join(name for name, full in PROVIDERS.items() if full in available)
         raise UserError(f"--ort_provider {provider}: this ONNX Runtime has {there}; {remedy}")
-    on_gpu = {"device_id": device_index}
-    chains = {
-        "cpu": [PROVIDERS["cpu"]],
-        "cuda": [(PROVIDERS["cuda"], on_gpu)],
-        "tensorrt": [(PROVIDERS["tensorrt"], on_gpu), (PROVIDERS["cuda"], on_gpu)],
-    }
+    chain = ["tensorrt", "cuda"] if provider == "tensorrt" else [provider]
+    providers = [
+        (PROVIDERS[name], {} if name == "cpu" else {"device_id": device_index}) for name in chain
+    ]
     settings = ort.SessionOptions()
     settings.log_severity_level = 3  # errors
     try:
-        session = ort.InferenceSession(path, settings, providers=chains[provider])
+        session = ort.InferenceSession(path, settings, providers=providers)
     except Exception as error:  # its exceptions have no common class
-        raise UserError(
-            f"{path}: not a graph that ONNX Runtime can run ({_line(error)})"
-        ) from error
-    if session.get_providers()[0] != wanted:  # it falls back without a word
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not a graph that ONNX Runtime can run ({reason})") from error
+    if session.get_providers()[0] != wanted:  # it falls back silently
         raise UserError(f"--ort_provider {provider}: it cannot be started here; {remedy}")
     return session
 
@@ -124,13 +121,13 @@ def graph_inputs(
 
 
 def run_graph(session: object, inputs: dict[str, Tensor]) -> Tensor:
-    """The pictures (B, 3, H, W) float32 in [-1, 1], on the CPU."""
+    """The images (B, 3, H, W) float32 in [-1, 1], on the CPU."""
     arrays = {name: value.cpu().numpy() for name, value in inputs.items()}
     return torch.from_numpy(session.run(["picture"], arrays)[0])
 
 
 def describe(opt: argparse.Namespace) -> dict[str, object]:
-    """What a graph's user must know; kept in the file."""
+    """What a graph's user must know; stored in the file."""
     return {
         "label_nc": opt.label_nc,
         "no_instance": opt.no_instance,
@@ -139,11 +136,11 @@ def describe(opt: argparse.Namespace) -> dict[str, object]:
     }
 
 
-# -- writing ---------------------------------------------------------------------------------
+# -- export ----------------------------------------------------------------------------------
 
 
 class _Graph(nn.Module):
-    """From integer maps to the picture, as one module."""
+    """From integer maps to the image, as one module."""
 
     def __init__(self, model: InferenceModel) -> None:
         super().__init__()
@@ -164,7 +161,7 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
     free = {axis: torch.export.Dim(name) for axis, name in dims.items()}
     model.to(memory_format=torch.contiguous_format)  # the layout that ONNX knows
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter's own inner life
+        warnings.simplefilter("ignore")  # about the exporter's internals
         program = torch.onnx.export(
             _Graph(model).eval(),
             kwargs=inputs,
@@ -181,38 +178,31 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
 
 
 def _check(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]:
-    """Draw random scenes with both and give the most grey levels between them, by size."""
+    """Generate random scenes with both; the most grey levels between the images, by size."""
     session = open_session(path)
-    # Two half precisions differ by the rounding of both; what they round is drawn in float32.
-    exact = model if model.dtype == torch.float32 else _in_float32(model)
+    exact = model  # two half precisions differ by the rounding of both: compare with float32
+    if model.dtype != torch.float32:
+        exact = copy.deepcopy(model).float()
+        exact.dtype = torch.float32
     least = model.least
-    apart = {}
+    differences = {}
     for size in [(1, least, 2 * least), (2, 2 * least, least), (3, least + 3, 2 * least - 1)]:
         inputs = _random_scene(model.opt, *size)
-        expected = _drawn(exact, inputs)
-        found = run_graph(session, inputs)
-        limit = 1 + (_grey_levels(_drawn(model, inputs), expected) if exact is not model else 0)
-        apart[size] = _grey_levels(found, expected)
-        if apart[size] > limit:
+        maps = [inputs.get(name) for name in ("label", "inst", "feat")]
+        expected = exact.generate(*maps)
+        limit = 1 + (_grey_levels(model.generate(*maps), expected) if exact is not model else 0)
+        differences[size] = _grey_levels(run_graph(session, inputs), expected)
+        if differences[size] > limit:
             raise UserError(
-                f"--export_onnx {path}: the graph's pictures of size {size} differ from PyTorch's "
-                f"by up to {apart[size]} grey levels, expected at most {limit}; nothing was written"
+                f"--export_onnx {path}: the graph's images of size {size} differ from PyTorch's "
+                f"by up to {differences[size]} grey levels, expected at most {limit}; nothing was "
+                "written"
             )
-    return apart
-
-
-def _in_float32(model: InferenceModel) -> InferenceModel:
-    exact = copy.deepcopy(model).float()
-    exact.dtype = torch.float32
-    return exact
-
-
-def _drawn(model: InferenceModel, inputs: dict[str, Tensor]) -> Tensor:
-    return model.generate(inputs["label"], inputs.get("inst"), inputs.get("feat"))
+    return differences
 
 
 def _grey_levels(some: Tensor, others: Tensor) -> int:
-    """The largest difference between pictures, as they would be saved."""
+    """The largest difference between images, as they would be saved."""
     if some.shape != others.shape or not some.isfinite().all():
         return 255
     return int(np.abs(to_pictures(some).astype(int) - to_pictures(others)).max())
@@ -226,16 +216,13 @@ def _random_scene(
 
     def blocks(count: int, channels: int = 1) -> Tensor:
         small = (batch, channels, -(-height // 3), -(-width // 3))
-        drawn = torch.randint(count, small, generator=generator)
-        return drawn.repeat_interleave(3, 2).repeat_interleave(3, 3)[..., :height, :width]
+        values = torch.randint(count, small, generator=generator)
+        return values.repeat_interleave(3, 2).repeat_interleave(3, 3)[..., :height, :width]
 
     label = blocks(opt.label_nc) if opt.label_nc else blocks(256, 3) / 127.5 - 1
     if opt.ignore_label is not None:
         label = torch.where(blocks(8) == 0, opt.ignore_label, label)
     return graph_inputs(opt, label, blocks(34_000), blocks(256, opt.feat_num) / 127.5 - 1)
-
-
-# -- odds and ends ---------------------------------------------------------------------------
 
 
 def _check_description(session: object, opt: argparse.Namespace, path: Path) -> None:
@@ -244,11 +231,8 @@ def _check_description(session: object, opt: argparse.Namespace, path: Path) -> 
     if text is None:
         raise UserError(f"{path}: not a generator of this project; write one with --export_onnx")
     told = json.loads(text)
-    wrong = [
-        f"{flag} {told.get(flag)!r}, here {value!r}"
-        for flag, value in describe(opt).items()
-        if told.get(flag) != value
-    ]
+    here = describe(opt)
+    wrong = [f"{k} {told.get(k)!r}, here {here[k]!r}" for k in here if told.get(k) != here[k]]
     if wrong:
         raise UserError(
             f"{path}: was exported from a model with {'; '.join(wrong)}; give its flags or --name"
@@ -262,7 +246,3 @@ def _package(name: str) -> ModuleType:
         raise UserError(
             f"this needs the package {name} ({error}); pip install -r requirements-onnx.txt"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -156,7 +156,7 @@ class UIModel(Scene):
 
     def _generate(self, x: Tensor) -> np.ndarray:
         height, width = self.shape
-        return to_pictures(self.networks.draw(x)[..., :height, :width])
+        return to_pictures(self.networks.run_generator(x)[..., :height, :width])
 
     def _encode(self, photo: np.ndarray, regions: np.ndarray) -> np.ndarray:
         """(feat_num, H, W)"""

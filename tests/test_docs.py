@@ -44,7 +44,7 @@ class Parsed(BaseException):
 
 
 def assert_parsed(command: Callable[[], object], arguments: list[str]) -> None:
-    """The command takes these arguments. It is stopped behind its parser."""
+    """The command takes these arguments. It is stopped after its parser."""
     parse = argparse.ArgumentParser.parse_known_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, *given: object) -> None:

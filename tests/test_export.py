@@ -1,4 +1,4 @@
-"""ONNX: the file that test.py writes draws PyTorch's pictures, at any size, by its own command."""
+"""ONNX: the file that test.py writes generates PyTorch's images, at any size."""
 
 import argparse
 import json
@@ -45,8 +45,8 @@ def load(folder: Path, opt: argparse.Namespace, data_type: int = 32) -> Inferenc
     return InferenceModel(argparse.Namespace(**vars(opt), **running), torch.device("cpu"), folder)
 
 
-def pictures(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """What plain ONNX Runtime draws: (B, 3, H, W) grey levels."""
+def generated(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """What plain ONNX Runtime generates: (B, 3, H, W) grey levels."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, inputs)
     assert found.dtype == np.float32
@@ -62,7 +62,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("flags", CASES.values(), ids=CASES)
-def test_the_graph_draws_what_pytorch_draws_at_any_size(tmp_path: Path, flags: dict) -> None:
+def test_the_graph_generates_what_pytorch_does_at_any_size(tmp_path: Path, flags: dict) -> None:
     opt = save_run(tmp_path / "run", **flags)
     model = load(tmp_path / "run", opt)
     file = tmp_path / "graph.onnx"
@@ -70,27 +70,27 @@ def test_the_graph_draws_what_pytorch_draws_at_any_size(tmp_path: Path, flags: d
     assert len(apart) == 3 and max(apart.values()) <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "run"]
 
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for batch, height, width in [(1, 16, 24), (3, 17, 23), (2, 1, 3), (1, 40, 9)]:
         size = (batch, 1, height, width)
         if opt.label_nc:
-            label = draw.integers(opt.label_nc, size=size, dtype=np.int32)
+            label = rng.integers(opt.label_nc, size=size, dtype=np.int32)
             if opt.ignore_label is not None:
                 label[..., 0] = opt.ignore_label
         else:
-            label = draw.uniform(-1, 1, (batch, 3, height, width)).astype(np.float32)
+            label = rng.uniform(-1, 1, (batch, 3, height, width)).astype(np.float32)
         inputs = {"label": label}
         if not opt.no_instance:
-            inputs["inst"] = draw.integers(24_000, 24_003, size=size, dtype=np.int32)
+            inputs["inst"] = rng.integers(24_000, 24_003, size=size, dtype=np.int32)
         if opt.instance_feat:
-            feat = draw.uniform(-1, 1, (batch, opt.feat_num, height, width))
+            feat = rng.uniform(-1, 1, (batch, opt.feat_num, height, width))
             inputs["feat"] = feat.astype(np.float32)
         tensors = [torch.from_numpy(inputs[k]) if k in inputs else None for k in NAMES]
         expected = (model.generate(*tensors).numpy() + 1) / 2 * 255
-        found = pictures(file, inputs)
+        found = generated(file, inputs)
         assert found.shape == (batch, 3, height, width)
         assert np.abs(found - expected).max() <= 1, (batch, height, width)
-        assert expected.std() > 5  # a flat picture would be easy
+        assert expected.std() > 5  # a flat image would be easy
 
 
 NAMES = ("label", "inst", "feat")
@@ -104,11 +104,11 @@ def test_half_precision_stays_near_float32(tmp_path: Path) -> None:
     assert weights and all(w.data_type == onnx.TensorProto.FLOAT16 for w in weights)
     label = np.random.default_rng(0).integers(35, size=(1, 1, 30, 50), dtype=np.int32)
     exact = load(tmp_path / "run", opt).generate(*[torch.from_numpy(label)] * 2)
-    found = pictures(file, {"label": label, "inst": label})
+    found = generated(file, {"label": label, "inst": label})
     assert 0 < np.abs(found - (exact.numpy() + 1) / 2 * 255).max() <= 2
 
 
-def test_a_graph_that_draws_otherwise_is_not_written(
+def test_a_graph_that_differs_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opt = save_run(tmp_path / "run")
@@ -135,10 +135,10 @@ def test_commands_write_the_file_and_a_page_from_it(
     call(command.main, *common, "--results_dir", tmp_path / "torch")
     (tmp_path / "run" / "latest_net_G.pth").unlink()  # not needed any more
     call(command.main, *common, "--onnx", file, "--results_dir", tmp_path / "onnx")
-    drawn = sorted((tmp_path / "onnx").rglob("*_synthesized_image.png"))
-    assert len(drawn) == 2
+    images = sorted((tmp_path / "onnx").rglob("*_synthesized_image.png"))
+    assert len(images) == 2
     assert list((tmp_path / "onnx").rglob("index.html"))
-    for path in drawn:
+    for path in images:
         same = tmp_path / "torch" / path.relative_to(tmp_path / "onnx")
         found, expected = (np.asarray(Image.open(p)).astype(int) for p in (path, same))
         assert found.shape == (25, 50, 3)  # multiples of nothing

@@ -39,40 +39,40 @@ def G(tmp_path: Path) -> InferenceModel:
 
 
 def maps(height: int = 17, width: int = 22, batch: tuple = ()) -> tuple[np.ndarray, np.ndarray]:
-    draw = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     size = (*batch, height, width)
-    return draw.integers(0, 35, size, np.uint8), draw.integers(24_000, 24_004, size, np.int32)
+    return rng.integers(0, 35, size, np.uint8), rng.integers(24_000, 24_004, size, np.int32)
 
 
 KINDS = {
     "arrays": lambda label, inst: (label, inst),
     "16 bit": lambda label, inst: (label.astype(np.uint16), inst.astype(np.uint16)),
     "tensors": lambda label, inst: (torch.from_numpy(label), torch.from_numpy(inst)),
-    "pictures": lambda label, inst: (Image.fromarray(label), Image.fromarray(inst)),
+    "PIL images": lambda label, inst: (Image.fromarray(label), Image.fromarray(inst)),
     "read-only": lambda label, inst: (np.broadcast_to(label, label.shape), inst[::-1][::-1]),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_every_kind_of_map_gives_the_same_picture(G: InferenceModel, kind: Callable) -> None:
+def test_every_kind_of_map_gives_the_same_image(G: InferenceModel, kind: Callable) -> None:
     label, inst = maps()
     tensors = [torch.from_numpy(m)[None, None] for m in (label, inst)]
-    drawn = (G.generate(*tensors)[0].permute(1, 2, 0).numpy() + 1) / 2 * 255
-    picture = G(*kind(label, inst))
-    assert picture.shape == (17, 22, 3) and picture.dtype == np.uint8
-    assert picture.std() > 5
-    np.testing.assert_array_equal(picture, np.clip(drawn, 0, 255).astype(np.uint8))
+    generated = (G.generate(*tensors)[0].permute(1, 2, 0).numpy() + 1) / 2 * 255
+    image = G(*kind(label, inst))
+    assert image.shape == (17, 22, 3) and image.dtype == np.uint8
+    assert image.std() > 5
+    np.testing.assert_array_equal(image, np.clip(generated, 0, 255).astype(np.uint8))
 
 
-def test_a_batch_is_its_pictures(G: InferenceModel) -> None:
+def test_a_batch_is_its_images(G: InferenceModel) -> None:
     label, inst = maps(batch=(3,))
     singles = np.stack([G(*pair) for pair in zip(label, inst)]).astype(int)
     as_data_set = [torch.from_numpy(m)[:, None] for m in (label, inst)]
     listed = [list(label), [Image.fromarray(one) for one in inst]]
     for batch in ((label, inst), as_data_set, listed):
-        pictures = G(*batch)
-        assert pictures.shape == (3, 17, 22, 3)
-        assert np.abs(pictures - singles).max() <= 1
+        images = G(*batch)
+        assert images.shape == (3, 17, 22, 3)
+        assert np.abs(images - singles).max() <= 1
     assert G(label[:1], inst[:1]).shape == (1, 17, 22, 3)
 
 
@@ -83,8 +83,8 @@ def test_any_size(tmp_path: Path, flags: dict, size: tuple) -> None:
     assert G(*maps(*size)).shape == (*size, 3)
 
 
-def test_batch_norm_takes_each_pictures_own_statistics(tmp_path: Path) -> None:
-    """Against torch's own batch norm in training mode, one picture at a time."""
+def test_batch_norm_takes_each_images_own_statistics(tmp_path: Path) -> None:
+    """Against torch's own batch norm in training mode, one image at a time."""
     folder = save_run(tmp_path / "run", norm="batch")
     G = load_generator(folder)
     label, inst = maps(16, 32, (2,))
@@ -111,43 +111,43 @@ def test_models_of_other_inputs(tmp_path: Path) -> None:
     plain = load_generator(save_run(tmp_path / "plain", no_instance=True))
     np.testing.assert_array_equal(plain(label), plain(label, inst))
     rgb = load_generator(save_run(tmp_path / "rgb", label_nc=0, no_instance=True))
-    drawing = np.random.default_rng(0).integers(0, 256, (17, 22, 3), np.uint8)
-    assert rgb(drawing).shape == (17, 22, 3)
-    np.testing.assert_array_equal(rgb(Image.fromarray(drawing)), rgb(drawing[None])[0])
+    rgb_image = np.random.default_rng(0).integers(0, 256, (17, 22, 3), np.uint8)
+    assert rgb(rgb_image).shape == (17, 22, 3)
+    np.testing.assert_array_equal(rgb(Image.fromarray(rgb_image)), rgb(rgb_image[None])[0])
     ignoring = load_generator(save_run(tmp_path / "ignoring", ignore_label=255))
     label[0] = 255
     assert ignoring(label, inst).shape == (17, 22, 3)
 
 
-def test_features_choose_the_look(tmp_path: Path) -> None:
+def test_features_choose_the_appearance(tmp_path: Path) -> None:
     G = load_generator(save_run(tmp_path / "run", instance_feat=True))
     styles = {k: np.float32([[0, 0, 0], [1, -1, 1]]) for k in range(35)}
     label, inst = maps()
     inst[:, :8] = 24_000
     label[:, :8] = 24
-    looks = []
+    images = []
     for number in (0, 1):
         fixed = {24: styles[24][number]}
         chosen = StyleChooser({}, fixed).choose(instance_classes(inst, label), "scene")
-        looks.append(G(label, inst, paint(inst, chosen, G.opt.feat_num)))
-    assert np.abs(looks[0].astype(int) - looks[1]).max() > 10
+        images.append(G(label, inst, paint(inst, chosen, G.opt.feat_num)))
+    assert np.abs(images[0].astype(int) - images[1]).max() > 10
     batch = G([label] * 2, [inst] * 2, np.zeros((2, 3, 17, 22)))
-    np.testing.assert_allclose(batch[1].astype(int), looks[0].astype(int), atol=1)
+    np.testing.assert_allclose(batch[1].astype(int), images[0].astype(int), atol=1)
 
 
-def test_the_command_draws_what_the_library_draws(
+def test_the_command_generates_what_the_library_does(
     tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """test.py's picture of a scene is G(label, inst) of the scene's files."""
+    """test.py's image of a scene is G(label, inst) of the scene's files."""
     save_run(tmp_path / "run")
     flags = f"--name run --checkpoints_dir {tmp_path} --results_dir {tmp_path / 'results'}"
     flags += f" --dataroot {toy_data} --resize_or_crop none --gpu_ids -1 --nThreads 0"
     monkeypatch.setattr("sys.argv", ["test.py", *flags.split()])
     test_command.main()
     G = load_generator(tmp_path / "run")
-    drawn = sorted((tmp_path / "results").rglob("*_synthesized_image.png"))
-    assert len(drawn) == 2
-    for path in drawn:
+    generated = sorted((tmp_path / "results").rglob("*_synthesized_image.png"))
+    assert len(generated) == 2
+    for path in generated:
         stem = path.name.removesuffix("_synthesized_image.png")
         label = Image.open(toy_data / "test_label" / f"{stem}.png")
         inst_name = f"{stem.replace('labelIds', 'instanceIds')}.png"
@@ -178,9 +178,9 @@ def test_maps_that_do_not_fit(G: InferenceModel, given: tuple, told: str) -> Non
 
 def test_inputs_of_other_models_that_do_not_fit(tmp_path: Path) -> None:
     rgb = load_generator(save_run(tmp_path / "rgb", label_nc=0, no_instance=True))
-    for picture in (LABEL, np.zeros((17, 22, 4), np.uint8), np.zeros((17, 22, 3))):
+    for image in (LABEL, np.zeros((17, 22, 4), np.uint8), np.zeros((17, 22, 3))):
         with pytest.raises(UserError, match=r"expected \(H, W, 3\)"):
-            rgb(picture)
+            rgb(image)
     styled = load_generator(save_run(tmp_path / "styled", instance_feat=True))
     with pytest.raises(UserError, match="needs a feature map"):
         styled(LABEL, INST)
@@ -232,11 +232,11 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     np.save(styled / "features_clustered_010.npy", np.float32([[26, 1, -1, 1]]))
     scope: dict = {}
     exec(blocks[0], scope)
-    written = Path("picture.png")
-    drawn = np.asarray(Image.open(written)).astype(int)
-    assert drawn.shape == (17, 22, 3)
+    written = Path("image.png")
+    generated = np.asarray(Image.open(written)).astype(int)
+    assert generated.shape == (17, 22, 3)
     exec(blocks[1], scope)
-    assert scope["picture"].shape == (17, 22, 3)
+    assert scope["image"].shape == (17, 22, 3)
 
     pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
@@ -245,4 +245,4 @@ def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     export_onnx(load_generator(plain), Path("label2city.onnx"))
     written.unlink()
     exec(blocks[2], {})
-    assert np.abs(np.asarray(Image.open(written)).astype(int) - drawn).max() <= 1
+    assert np.abs(np.asarray(Image.open(written)).astype(int) - generated).max() <= 1

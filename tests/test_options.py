@@ -11,8 +11,10 @@ import torch
 from conftest import TINY, one_line, run_command
 
 import train
+from models import DEFAULTS
 from options.base_options import run_dir, write_options
 from options.edit_options import EditOptions
+from options.parser import Flag, Group, Number, integer
 from options.test_options import EncoderOptions, TestOptions
 from options.train_options import TrainOptions
 from util.errors import UserError
@@ -21,7 +23,7 @@ FLAGS = json.loads((Path(__file__).parent / "flags.json").read_text())
 COMMANDS = {"train": TrainOptions, "test": TestOptions}
 CASES = [(command, flag) for command in COMMANDS for flag in FLAGS[command]]
 
-# Deliberate differences: no flag means the GPU if there is one; test.py makes all pictures.
+# Deliberate differences: no flag means the GPU if there is one; test.py generates all images.
 DEVIATIONS = {"--gpu_ids": None, "--how_many": None}
 
 
@@ -88,6 +90,59 @@ def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture) -> N
     assert {flag["flag"] for flag in FLAGS[command]} <= words
 
 
+@pytest.mark.parametrize("options", [TrainOptions, TestOptions, EncoderOptions, EditOptions])
+def test_help_explains_every_flag(options: type, capsys: pytest.CaptureFixture) -> None:
+    """With the range of every number, and the default unless it is none or the text tells it."""
+    with pytest.raises(SystemExit):
+        options().parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    flags = [flag for group in options.groups for flag in group.flags]
+    assert len({flag.name for flag in flags}) == len(flags)
+    for flag in flags:
+        assert len(flag.help) >= 8 and flag.help in text, flag
+        if isinstance(flag.values, Number):
+            assert f"{flag.help} ({flag.values}" in text, flag
+        if flag.default not in (None, "", []) and flag.default is not False:
+            facts = re.search(re.escape(flag.help) + r" \(([^()]*)\)", text)[1]
+            assert facts.endswith(f"default: {flag.default}"), flag
+
+
+def test_inherited_flags_are_those_that_tell_architecture_and_data() -> None:
+    """models.DEFAULTS, for callers without flags, has the architecture as well: keep it whole."""
+    groups = [group for group in TrainOptions.groups if group.inherited]
+    names = {flag.name.removeprefix("--") for group in groups for flag in group.flags}
+    assert names - set(DEFAULTS) == {"dataroot", "loadSize", "fineSize", "resize_or_crop"}
+    assert set(DEFAULTS) <= names
+
+
+def test_one_row_adds_a_flag(capsys: pytest.CaptureFixture) -> None:
+    """Parsing, ranges, --help and the check beside it."""
+    group = Group(
+        "extra",
+        Flag("--val_freq", 5, "epochs between two validations", integer(1, 9)),
+        Flag("--tags", [], "notes", "WORD"),
+    )
+
+    @group.check
+    def check_extra(opt: argparse.Namespace) -> None:
+        if opt.val_freq > opt.niter:
+            raise UserError("--val_freq above --niter")
+
+    class Options(TrainOptions):
+        groups = [*TrainOptions.groups, group]
+
+    opt = Options().parse(["--val_freq", "7", "--tags", "a", "--tags", "b"])
+    assert (opt.val_freq, opt.tags) == (7, ["a", "b"])
+    assert (Options().parse([]).val_freq, Options().parse([]).tags) == (5, [])
+    with pytest.raises(UserError, match="--val_freq: '12': expected an integer, 1 to 9"):
+        Options().parse(["--val_freq", "12"])
+    with pytest.raises(UserError, match="--val_freq above --niter"):
+        Options().parse(["--niter", "2"])
+    with pytest.raises(SystemExit):
+        Options().parse(["--help"])
+    assert "epochs between two validations (1 to 9; default: 5)" in capsys.readouterr().out
+
+
 WRONG = {  # flags -> what the line must name
     "unknown flag": ("--lod_size 3", ["--lod_size", "did you mean --loadSize?"]),
     "unlike any flag": ("--xyzzy", ["--xyzzy", "--help"]),
@@ -144,7 +199,7 @@ def test_wrong_flag_through_the_command_line() -> None:
     assert "--n_downsample_globl" in line and "did you mean --n_downsample_global?" in line
 
 
-def test_short_ways_to_say_things() -> None:
+def test_flags_that_stand_for_others() -> None:
     assert TrainOptions().parse(["--fp16"]).amp == "fp16"
     assert TrainOptions().parse(["--label_nc", "auto"]).label_nc == "auto"
     assert TrainOptions().parse(["--max_dataset_size", "inf"]).max_dataset_size is None
@@ -233,7 +288,7 @@ def test_auto_is_what_training_counted(
         ("resize_and_crop", "resize_and_crop", 1024),
     ],
 )
-def test_tests_show_whole_pictures(
+def test_tests_use_whole_images(
     trained: str, tested: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(monkeypatch, "--resize_or_crop", trained)

@@ -10,8 +10,12 @@ import torch
 from conftest import SHARED, TINY, one_line, run_command, save_png
 from PIL import Image
 
+import encode_features
+import precompute_feature_maps
+import test as command  # test.py
 from models.networks import define_G
 from options.test_options import TestOptions
+from util.parallel import background
 
 ARCHITECTURE = TINY[:8]
 
@@ -75,7 +79,7 @@ def test_output_size_is_input_size(odd_data: Path, tmp_path: Path, netG: str) ->
 
 def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:
     write_generator(tmp_path / "run", norm="batch")
-    pictures = []
+    images_by_batch = []
     for batch in (1, 2):
         done = run_command(
             *("test.py", "--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
@@ -87,9 +91,60 @@ def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:
         images = tmp_path / f"results{batch}" / "run" / "train_latest" / "images"
         paths = sorted(images.glob("*_synthesized_image.png"))
         assert len(paths) == 3
-        pictures.append([np.asarray(Image.open(path)).astype(int) for path in paths])
-    # with --norm batch each picture has its own statistics, whatever the batch
-    assert max(np.abs(a - b).max() for a, b in zip(*pictures)) <= 1
+        images_by_batch.append([np.asarray(Image.open(path)).astype(int) for path in paths])
+    # with --norm batch each image has its own statistics, whatever the batch
+    assert max(np.abs(a - b).max() for a, b in zip(*images_by_batch)) <= 1
+
+
+def test_the_page_shows_what_shown_images_returns(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call
+) -> None:
+    """A further image in its place of the row, as a function or an array, and as a file."""
+    write_generator(tmp_path / "run")
+    usual = command.shown_images
+
+    def with_instances(opt, maps: dict, generated: dict, photo: Path) -> dict:
+        inst = (maps["inst"][0].numpy() % 256).astype(np.uint8)
+        return {"instances": inst, **usual(opt, maps, generated, photo), "again": lambda: inst}
+
+    monkeypatch.setattr(command, "shown_images", with_instances)
+    call(
+        command.main,
+        *("--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
+        *(*ARCHITECTURE[:2], *ARCHITECTURE[4:], "--loadSize", 64, "--gpu_ids", -1),
+        *("--nThreads", 0, "--how_many", 1, "--results_dir", tmp_path / "results"),
+    )
+    (page,) = (tmp_path / "results").rglob("index.html")
+    captions = re.findall(r"<figcaption>([^<]+)", page.read_text())
+    expected = ["instances", "input_label", "synthesized_image", "real_image", "again"]
+    assert captions == expected
+    assert len(list((page.parent / "images").iterdir())) == len(expected)
+
+
+def test_background_work_is_bounded_and_its_errors_are_raised() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 7:
+            raise OSError("disk full")
+        done.append(number)
+
+    with pytest.raises(OSError, match="disk full"), background(most=2) as submit:
+        for number in range(100):
+            submit(work, number)
+    assert max(done) < 7 + 2 + 2  # it did not go on for long
+    with background() as submit:
+        for number in range(200, 210):
+            submit(work, number)
+    assert set(range(200, 210)) <= set(done)
+
+
+@pytest.mark.parametrize("script", [command, encode_features, precompute_feature_maps])
+def test_exit_status_of_processes_is_the_commands(script, monkeypatch) -> None:
+    """distributed.launch returns it where it starts one process for each GPU."""
+    monkeypatch.setattr("sys.argv", ["command"])
+    monkeypatch.setattr("util.distributed.launch", lambda work, opt: 3)
+    assert script.main() == 3
 
 
 def test_other_architecture_is_refused(toy_data: Path, tmp_path: Path) -> None:
@@ -123,8 +178,8 @@ def test_refused_flags(flags: list[str]) -> None:
     ("case", "data"),
     [("labels_512p", "golden/data"), ("features_512p", "cityscapes_sample")],
 )
-def test_golden_pictures(case: str, data: str, tmp_path: Path) -> None:
-    """Pictures from the golden starting weights, to one grey level; label colours exactly."""
+def test_golden_images(case: str, data: str, tmp_path: Path) -> None:
+    """Images from the golden starting weights, to one grey level; label colours exactly."""
     import json
 
     if not (SHARED / data).is_dir():

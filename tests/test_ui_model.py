@@ -197,8 +197,8 @@ def test_previews_are_generated_in_batches_within_the_budget(ui: UIModel, monkey
     vectors = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     whole = ui.previews(26000, vectors)
     one_image = ui_model.bytes_per_pixel(ui.networks) * ui._input()[0, 0].numel()
-    draw, batches = ui.networks.draw, []
-    monkeypatch.setattr(ui.networks, "draw", lambda x: batches.append(len(x)) or draw(x))
+    draw, batches = ui.networks.run_generator, []
+    monkeypatch.setattr(ui.networks, "run_generator", lambda x: batches.append(len(x)) or draw(x))
     for budget, expected in ((2.5, [2, 2, 1]), (0.1, [1] * 5), (5.1, [5])):
         batches.clear()
         monkeypatch.setattr(ui_model, "PREVIEW_BYTES", int(budget * one_image))
@@ -246,21 +246,21 @@ def test_one_image_needs_what_was_measured_on_a_small_one(ui: UIModel) -> None:
 )
 def test_out_of_memory_is_one_line_and_the_scene_goes_on(ui: UIModel, monkeypatch, error) -> None:
     before = ui.picture()
-    draw = ui.networks.draw
+    draw = ui.networks.run_generator
 
     def fail(x: torch.Tensor) -> torch.Tensor:
         raise error
 
-    monkeypatch.setattr(ui.networks, "draw", fail)
+    monkeypatch.setattr(ui.networks, "run_generator", fail)
     ui.paint([(4, 4)], CAR, 3)
     for work in (ui.picture, lambda: ui.previews(26000, np.zeros((2, 3)))):
         with pytest.raises(UserError, match="out of memory on cpu with an image of 40x24") as found:
             work()
         assert "\n" not in str(found.value)
     assert ui.last_picture is before
-    monkeypatch.setattr(ui.networks, "draw", draw)
+    monkeypatch.setattr(ui.networks, "run_generator", draw)
     assert not np.array_equal(ui.picture(), before)
-    monkeypatch.setattr(ui.networks, "draw", lambda x: x[1:].mean(5))
+    monkeypatch.setattr(ui.networks, "run_generator", lambda x: x[1:].mean(5))
     with pytest.raises(IndexError):  # other errors keep their traceback
         ui.undo() and ui.picture()
 

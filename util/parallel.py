@@ -1,7 +1,10 @@
-"""Doing the same to many things, in several processes, with a progress bar."""
+"""Doing the same to many things in several processes, or other things in the background."""
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from util.progress import bar
@@ -22,3 +25,23 @@ def parallel(
     with ProcessPoolExecutor(workers) as pool:
         # what is left undone when the caller stops early is not started
         yield from bar(pool.map(work, things, chunksize=1), total=len(things), desc=what)
+
+
+@contextmanager
+def background(most: int = 64) -> Iterator[Callable[..., None]]:
+    """Lend submit(function, *arguments), which lets threads call functions, e.g. to write files.
+
+    At most so many calls are pending: submit waits for the first of more. Their errors are raised,
+    by a later submit or at the end, which waits for all.
+    """
+    pending: deque = deque()
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+
+        def submit(function: Callable, *arguments: object) -> None:
+            pending.append(pool.submit(function, *arguments))
+            if len(pending) > most:
+                pending.popleft().result()
+
+        yield submit
+        for call in pending:
+            call.result()

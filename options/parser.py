@@ -1,0 +1,146 @@
+"""How flags are declared, documented by --help, converted and refused; argparse underneath."""
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from util.errors import UserError
+
+Check = Callable[[argparse.Namespace], None]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag, as a row of a table.
+
+    name: "--ngf"; a second spelling follows after a space. default: False makes a switch, [] a
+    flag that may be repeated. help: what it does; --help adds the range and the default. values:
+    a list of choices, a function that converts the text (see integer), or the text's placeholder.
+    """
+
+    name: str
+    default: object
+    help: str
+    values: list | Callable[[str], object] | str | None = None
+
+    def add_to(self, group: argparse._ArgumentGroup) -> None:
+        names, settings = self.name.split(), {"default": self.default, "help": self.help}
+        if self.default is False:
+            settings["action"] = "store_true"
+        elif self.default == []:
+            settings["action"] = "append"
+        if isinstance(self.values, list):
+            settings |= {"choices": self.values, "type": type(self.values[0])}
+        elif isinstance(self.values, str):
+            settings["metavar"] = self.values
+        elif self.values:
+            metavar = getattr(self.values, "metavar", None)
+            settings |= {"type": self.values, "metavar": metavar}
+        group.add_argument(*names, **settings)
+
+
+class Group:
+    """Flags that belong together, and the checks that join them: functions marked @GROUP.check.
+
+    inherited: test.py, encode_features.py and edit.py take these flags from the run's opt.json
+    unless they are given.
+    """
+
+    def __init__(self, title: str, *flags: Flag, inherited: bool = False) -> None:
+        self.title = title
+        self.flags = flags
+        self.inherited = inherited
+        self.checks: list[Check] = []
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        note = "after training, the defaults are the values in the run's opt.json"
+        group = parser.add_argument_group(self.title, note if self.inherited else None)
+        for flag in self.flags:
+            flag.add_to(group)
+
+    def check(self, function: Check) -> Check:
+        """Decorates a function that raises UserError for parsed flags that do not go together."""
+        self.checks.append(function)
+        return function
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser without abbreviations, whose errors are UserErrors that suggest the
+    nearest flag, and whose --help shows ranges and defaults."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        close = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
+        hint = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists the flags"
+        raise UserError(f"{message.removeprefix('argument ')}; {hint}")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Adds what a number may be, and the default, to a flag's help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        facts = [str(action.type)] if isinstance(action.type, Number) else []
+        if action.nargs != 0 and action.default not in (None, "", [], argparse.SUPPRESS):
+            facts.append(f"default: {action.default}")
+        return f"{action.help} ({'; '.join(facts)})" if facts else str(action.help)
+
+
+# -- What flags take: argparse types ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """An argparse type: a number in [low, high], or one of some words, which stand for values."""
+
+    kind: type
+    low: float
+    high: float = math.inf
+    words: tuple[tuple[str, object], ...] = ()
+
+    def __call__(self, text: str) -> object:
+        words = dict(self.words)
+        if text in words:
+            return words[text]
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not self.low <= value <= self.high:
+            kind = "an integer" if self.kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {kind}, {self}")
+        return value
+
+    def __str__(self) -> str:
+        least = f"at least {self.low}"
+        limits = least if self.high == math.inf else f"{self.low} to {self.high}"
+        return " or ".join([limits, *(word for word, _ in self.words)])
+
+    @property
+    def metavar(self) -> str:
+        return "N" if self.kind is int else "X"
+
+
+integer = partial(Number, int)  # integer(low, high)
+number = partial(Number, float)  # number(low, high)
+count_or_inf = Number(int, 1, words=(("inf", None), ("Infinity", None)))
+label_count = Number(int, 0, 65536, words=(("auto", "auto"),))
+
+
+def name_inside(text: str) -> str:
+    """An argparse type: a name that does not lead out of its folder."""
+    path = Path(text)
+    if not text or path.is_absolute() or ".." in path.parts or "\0" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a name inside its folder, without '..'"
+        )
+    return text

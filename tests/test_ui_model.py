@@ -278,7 +278,7 @@ def test_the_page_says_that_memory_ran_out(ui: UIModel, monkeypatch) -> None:
     def fail(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(ui.networks, "draw", fail)
+    monkeypatch.setattr(ui.networks, "run_generator", fail)
     session.choose_tool("Paint")
     session.choose_label(CAR)
     view = page._act(session, lambda: session.pointer([(4.0, 4.0)]))

@@ -25,6 +25,7 @@ from util.errors import UserError, run
 from util.files import make_folder, write_bytes
 from util.pages.colours import CITYSCAPES_NAMES
 from util.progress import log
+from util.run.checkpoints import weights_file
 from util.setup import seed_everything, set_up_torch
 
 
@@ -47,7 +48,7 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     """Whether features.npy is missing, older than the encoder, or unwanted."""
     if opt.reencode or not path.is_file():
         return True
-    encoder = weights_folder(opt) / f"{opt.which_epoch}_net_E.pth"
+    encoder = weights_file(weights_folder(opt), opt.which_epoch, "E", opt.ema)
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     if distributed.is_main():
         log(

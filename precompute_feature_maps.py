@@ -22,6 +22,7 @@ from util.errors import UserError, run
 from util.files import make_folder
 from util.pages.colours import save_image
 from util.progress import log
+from util.run.checkpoints import weights_file
 from util.setup import seed_everything, set_up_torch
 
 
@@ -31,7 +32,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     seed_everything(opt.seed)
     if opt.feat_num > 4:
         raise UserError(f"--feat_num {opt.feat_num}: a PNG file holds at most 4 features")
-    encoder = weights_folder(opt) / f"{opt.which_epoch}_net_E.pth"
+    encoder = weights_file(weights_folder(opt), opt.which_epoch, "E", opt.ema)
     if not encoder.is_file():
         raise UserError(f"{encoder}: no trained encoder; train with --instance_feat first")
     model = create_encoder(opt, device, encoder.parent)

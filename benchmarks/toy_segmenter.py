@@ -6,7 +6,8 @@
 About a minute on two cores. It is taught on the real training photographs alone: blurred, noisy, in
 other brightness, and with things in other colours, so that it goes by what is in a picture and not
 by its finest grain or by the colours that cars happened to have. The file is a torch.jit module:
-(B, 3, H, W) RGB in [0, 1] -> (B, 19, H, W) scores, in Cityscapes' train ids.
+(B, 3, H, W) RGB in [0, 1] -> (B, 19, H, W) scores, in Cityscapes' train ids. With --steps 1000
+it is a stricter evaluator (docs/recipes.md).
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from data.aligned_dataset import find_files
 from data.files import read_integers, read_rgb
-from evaluate import evaluation_classes
+from evaluation.segmentation import evaluation_classes
 from options.base_options import Parser, integer
 from util.errors import UserError, run
 from util.files import make_folder, replacing
@@ -56,6 +57,14 @@ class UNet(nn.Module):
             x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=False)
             x = block(torch.cat([x, skip], 1))
         return self.last(x)
+
+    @torch.jit.export
+    def features(self, picture: Tensor) -> Tensor:
+        """The deepest feature maps, (B, 96, H/8, W/8): what KID compares."""
+        x = self.first(picture * 2 - 1)
+        for block in self.down:
+            x = block(F.max_pool2d(x, 2))
+        return x
 
 
 def _block(in_nc: int, out_nc: int) -> nn.Sequential:

@@ -33,12 +33,19 @@ def build_generator(opt: argparse.Namespace) -> nn.Module:
         opt.n_blocks_local,
         opt.norm,
         opt.use_dropout,
+        opt.upsample,
     )
 
 
 def build_encoder(opt: argparse.Namespace) -> nn.Module:
     return define_G(
-        opt.output_nc, opt.feat_num, opt.nef, "encoder", opt.n_downsample_E, norm=opt.norm
+        opt.output_nc,
+        opt.feat_num,
+        opt.nef,
+        "encoder",
+        opt.n_downsample_E,
+        norm=opt.norm,
+        upsample=opt.upsample,
     )
 
 

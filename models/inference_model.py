@@ -20,7 +20,7 @@ from models.instance_maps import network_input, pad_to_multiple
 from models.layers import InstanceNorm2d
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
-from util.run.checkpoints import load_network, newest, saved_options
+from util.run.checkpoints import load_network, newest, saved_options, weights_file
 
 
 class InferenceModel(nn.Module):
@@ -38,8 +38,10 @@ class InferenceModel(nn.Module):
         folder: Path,
         with_generator: bool = True,
     ) -> None:
-        """folder: the run's, with {opt.which_epoch}_net_G.pth. Raises UserError if the file is
-        missing or does not fit opt's architecture. with_generator False: only to encode."""
+        """folder: the run's, with {opt.which_epoch}_net_G.pth, or with --ema _net_G_ema.pth.
+
+        Raises UserError if the file is missing or does not fit opt's architecture. with_generator
+        False: only to encode."""
         super().__init__()
         self.opt = opt
         self.device = device
@@ -50,7 +52,7 @@ class InferenceModel(nn.Module):
         self.dtype = torch.float16 if opt.data_type == 16 else torch.float32
         if with_generator:
             netG = build_generator(opt)
-            load_network(netG, folder / f"{opt.which_epoch}_net_G.pth")
+            load_network(netG, weights_file(folder, opt.which_epoch, "G", opt.ema))
             self.netG = self._prepare(netG).to(self.dtype)
             self._generator = torch.compile(self.netG) if opt.compile else self.netG
 
@@ -75,7 +77,10 @@ class InferenceModel(nn.Module):
             return
         for folder in run_and_pretrained(self.folder):
             below = folder != self.folder
-            path = folder / f"{'latest' if below else self.opt.which_epoch}_net_E.pth"
+            # the encoder of the stage below has that stage's architecture and saw smaller images
+            trained = {**vars(self.opt), **(saved_options(folder) if below else {})}
+            opt = argparse.Namespace(**trained)
+            path = weights_file(folder, "latest" if below else opt.which_epoch, "E", opt.ema)
             if newest(path).is_file():
                 break
         else:
@@ -83,9 +88,6 @@ class InferenceModel(nn.Module):
                 f"{self.folder}: no trained encoder ({self.opt.which_epoch}_net_E.pth); train with "
                 "--instance_feat or --label_feat first"
             )
-        # the encoder of the stage below has that stage's architecture and saw smaller images
-        trained = {**vars(self.opt), **(saved_options(folder) if below else {})}
-        opt = argparse.Namespace(**trained)
         netE = build_encoder(opt)
         load_network(netE, path)
         self.netE = self._prepare(netE)

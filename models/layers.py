@@ -5,6 +5,9 @@ by 1e-3 at 2048x1024; its contiguous kernel is wrong by 7e-6 where the mean is 1
 statistics are float64 rounded once: errors stay below 1e-6 in both layouts and at every size, in
 the time that torch takes for large maps (docs/fidelity.md).
 
+Upsampling: interpolation and a convolution in one transposed convolution, at half of their
+arithmetic.
+
 Padding on GPUs: torch copies channels-last maps to another layout and back; here they stay.
 
 Instance averages (paper, section 3.4): the time does not depend on the number of instances, 200
@@ -29,6 +32,42 @@ CHUNK = 2**20  # elements normalized at a time: intermediate results then stay i
 def is_channels_last(x: Tensor) -> bool:
     """Whether (B, C, H, W) lies in memory as (B, H, W, C), and not in the usual order as well."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+# -- Upsampling -------------------------------------------------------------------------------
+
+INTERPOLATION = {"nearest": (1.0, 1.0), "bilinear": (0.5, 1.0, 0.5)}  # what a pixel spreads to
+
+
+class UpsampleConv2d(nn.ConvTranspose2d):
+    """Interpolation to twice the size, then a 3x3 convolution: (B, C, H, W) -> (B, C', 2H, 2W).
+
+    Interpolating is a transposed convolution with a fixed kernel. It is combined with the weights,
+    which have the shape of the paper's 3x3 transposed convolution, so that one transposed
+    convolution does both. That of the paper gives the four pixels of a 2x2 block 1, 2, 2 and 4 of
+    its weights, which shows as a grid (Odena et al., "Deconvolution and Checkerboard Artifacts",
+    2016); here each weight reaches all four.
+    """
+
+    def __init__(self, in_nc: int, out_nc: int, interpolation: str) -> None:
+        super().__init__(in_nc, out_nc, kernel_size=3, stride=2)
+        line = torch.tensor(INTERPOLATION[interpolation])
+        self.register_buffer("spread", torch.outer(line, line)[None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = self.spread.shape[-1] - 1  # rows that the kernel gets beside the weights' three
+        kernel = F.conv2d(self.weight.flatten(0, 1)[:, None], self.spread, padding=more)
+        kernel = kernel.squeeze(1).unflatten(0, self.weight.shape[:2])
+        odd = kernel.shape[-1] % 2
+        padding = (kernel.shape[-1] - 1) // 2
+        return F.conv_transpose2d(x, kernel, self.bias, 2, padding, output_padding=odd)
+
+
+def upsampling(in_nc: int, out_nc: int, upsample: str) -> nn.ConvTranspose2d:
+    """The layer that --upsample names: (B, in_nc, H, W) -> (B, out_nc, 2H, 2W)."""
+    if upsample == "transpose":
+        return nn.ConvTranspose2d(in_nc, out_nc, 3, stride=2, padding=1, output_padding=1)
+    return UpsampleConv2d(in_nc, out_nc, upsample)
 
 
 # -- Normalization ----------------------------------------------------------------------------

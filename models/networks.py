@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from torch import Tensor, nn
 
-from models.layers import InstanceNorm2d, ReflectionPad2d, instance_average, norm_layer
+from models.layers import InstanceNorm2d, ReflectionPad2d, instance_average, norm_layer, upsampling
 from models.recompute import Sequential
 
 Norm = Callable[[int], nn.Module]  # channels -> normalization layer
@@ -53,12 +53,9 @@ def _halve(in_nc: int, norm: Norm) -> list[nn.Module]:
     return [conv, norm(in_nc * 2), nn.ReLU(True)]
 
 
-def _double(in_nc: int, norm: Norm) -> list[nn.Module]:
+def _double(in_nc: int, norm: Norm, upsample: str) -> list[nn.Module]:
     """(B, in_nc, H, W) -> (B, in_nc/2, 2H, 2W)"""
-    conv = nn.ConvTranspose2d(
-        in_nc, in_nc // 2, kernel_size=3, stride=2, padding=1, output_padding=1
-    )
-    return [conv, norm(in_nc // 2), nn.ReLU(True)]
+    return [upsampling(in_nc, in_nc // 2, upsample), norm(in_nc // 2), nn.ReLU(True)]
 
 
 def _downsample() -> nn.AvgPool2d:
@@ -82,6 +79,7 @@ class GlobalGenerator(nn.Module):
         n_blocks: int = 9,
         norm: Norm = InstanceNorm2d,
         use_dropout: bool = False,
+        upsample: str = "transpose",
     ) -> None:
         super().__init__()
         layers = _conv7(input_nc, ngf, norm)
@@ -90,7 +88,7 @@ class GlobalGenerator(nn.Module):
         bottom = ngf * 2**n_downsampling
         layers += [ResnetBlock(bottom, norm, use_dropout) for _ in range(n_blocks)]
         for i in range(n_downsampling, 0, -1):
-            layers += _double(ngf * 2**i, norm)
+            layers += _double(ngf * 2**i, norm, upsample)
         layers += _conv7(ngf, output_nc)
         self.model = Sequential(*layers)
 
@@ -118,12 +116,13 @@ class LocalEnhancer(nn.Module):
         n_blocks_local: int = 3,
         norm: Norm = InstanceNorm2d,
         use_dropout: bool = False,
+        upsample: str = "transpose",
     ) -> None:
         super().__init__()
         self.n_local_enhancers = n_local_enhancers
         coarse_ngf = ngf * 2**n_local_enhancers
-        depths = n_downsample_global, n_blocks_global
-        coarse = GlobalGenerator(input_nc, output_nc, coarse_ngf, *depths, norm, use_dropout)
+        depths, style = (n_downsample_global, n_blocks_global), (norm, use_dropout, upsample)
+        coarse = GlobalGenerator(input_nc, output_nc, coarse_ngf, *depths, *style)
         # all but the last layers (padding, 7x7 convolution, tanh), which give the image
         self.model = coarse.model[:-3]
 
@@ -131,7 +130,7 @@ class LocalEnhancer(nn.Module):
             nc = ngf * 2 ** (n_local_enhancers - n)
             down = _conv7(input_nc, nc, norm) + _halve(nc, norm)
             blocks = [ResnetBlock(nc * 2, norm, use_dropout) for _ in range(n_blocks_local)]
-            up = [*blocks, *_double(nc * 2, norm)]
+            up = [*blocks, *_double(nc * 2, norm, upsample)]
             if n == n_local_enhancers:
                 up += _conv7(nc, output_nc)
             setattr(self, f"model{n}_1", Sequential(*down))
@@ -160,14 +159,20 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, input_nc: int, output_nc: int, ngf: int, n_downsampling: int, norm: Norm
+        self,
+        input_nc: int,
+        output_nc: int,
+        ngf: int,
+        n_downsampling: int,
+        norm: Norm,
+        upsample: str = "transpose",
     ) -> None:
         super().__init__()
         layers = _conv7(input_nc, ngf, norm)
         for i in range(n_downsampling):
             layers += _halve(ngf * 2**i, norm)
         for i in range(n_downsampling, 0, -1):
-            layers += _double(ngf * 2**i, norm)
+            layers += _double(ngf * 2**i, norm, upsample)
         layers += _conv7(ngf, output_nc)
         self.model = Sequential(*layers)
 
@@ -267,20 +272,21 @@ def define_G(
     n_blocks_local: int = 3,
     norm: str = "instance",
     use_dropout: bool = False,
+    upsample: str = "transpose",
 ) -> nn.Module:
     """A generator ("global", "local") or the "encoder", with fresh weights.
 
     For the encoder output_nc is the number of features and n_downsample_global its depth.
     """
     first = input_nc, output_nc, ngf, n_downsample_global
-    last = norm_layer(norm), use_dropout
+    last = norm_layer(norm), use_dropout, upsample
     if netG == "global":
         return init_weights(GlobalGenerator(*first, n_blocks_global, *last))
     if netG == "local":
         middle = n_blocks_global, n_local_enhancers, n_blocks_local
         return init_weights(LocalEnhancer(*first, *middle, *last))
     if netG == "encoder":
-        return init_weights(Encoder(*first, norm_layer(norm)))
+        return init_weights(Encoder(*first, norm_layer(norm), upsample))
     raise ValueError(f"netG {netG!r}: expected global, local or encoder")
 
 

@@ -35,9 +35,10 @@ from models.build import (
     size_multiple,
     uses_features,
 )
+from models.ema import averaged, update_average
 from models.instance_maps import network_input, pad_to_multiple
 from models.layers import count_statistics, zero_bias_gradients_before_norms
-from models.losses import VGGLoss, feature_matching_loss, gan_loss
+from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
 from util import distributed
@@ -45,7 +46,7 @@ from util.image_pool import ImagePool
 from util.run.checkpoints import load_network, load_pretrained
 from util.setup import set_up_compiler
 
-LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake")  # the order in logs
+LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "G_L1", "D_real", "D_fake")  # the order in logs
 
 
 class Pix2PixHDModel(nn.Module):
@@ -80,6 +81,7 @@ class Pix2PixHDModel(nn.Module):
         self.to(memory_format=self.layout)
         for net in self.networks().values():
             zero_bias_gradients_before_norms(net)
+        self.start_averages()
 
         self.pool = ImagePool(opt.pool_size, opt.seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.amp == "fp16")
@@ -87,12 +89,21 @@ class Pix2PixHDModel(nn.Module):
         self.start_stage(fix_global=opt.niter_fix_global > 0)
 
     def network_names(self) -> list[str]:
-        """The networks that are saved: "G", "D" and perhaps "E"."""
+        """The networks that are trained: "G", "D" and perhaps "E"."""
         return ["G", "D"] if self.netE is None else ["G", "D", "E"]
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that are saved, by name."""
+        """The networks that are trained, by name."""
         return {name: getattr(self, f"net{name}") for name in self.network_names()}
+
+    def saved_networks(self) -> dict[str, nn.Module]:
+        """The networks that are saved, by name: with --ema also the averages, "G_ema", "E_ema"."""
+        return self.networks() | self.averages
+
+    def start_averages(self) -> None:
+        """With --ema: let the averages of G and E begin at their weights."""
+        trained = {n: net for n, net in self.networks().items() if n != "D" and self.opt.ema}
+        self.averages = {f"{name}_ema": averaged(net) for name, net in trained.items()}
 
     def start_stage(self, fix_global: bool) -> None:
         """Begin to train all of G, or (fix_global) its outermost enhancer alone; E always.
@@ -150,7 +161,7 @@ class Pix2PixHDModel(nn.Module):
 
         weight: this process's share of the batch, times the number of processes.
         """
-        lambda_feat, lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
+        lambda_feat, mode = self.opt.lambda_feat, self.opt.gan_mode
         losses: dict[str, Tensor] = {}
         self._begin(has_images=weight > 0)
         x, fake, real = self.generate(batch)
@@ -161,14 +172,18 @@ class Pix2PixHDModel(nn.Module):
             losses["G_VGG"] = lambda_feat * self._run("VGG", image, real)
             gradient += self._gradient(losses["G_VGG"] * weight, image)
 
+        if self.opt.lambda_L1:
+            losses["G_L1"] = self.opt.lambda_L1 * l1(image, real)
+            gradient += self._gradient(losses["G_L1"] * weight, image)
+
         with distributed.unsynced(self.call["D"]):
             on_real = self._run("D", torch.cat([x, real], 1))
-            losses["D_real"] = gan_loss(on_real, True, lsgan)
+            losses["D_real"] = gan_loss(on_real, True, mode)
             self._scaled(losses["D_real"] * (0.5 * weight)).backward()
         on_real = [[features.detach() for features in scale] for scale in on_real]
 
         on_fake = self._run("D", torch.cat([x, image], 1))
-        loss_G = losses["G_GAN"] = gan_loss(on_fake, True, lsgan)
+        loss_G = losses["G_GAN"] = gan_loss(on_fake, True, mode, for_G=True)
         if not self.opt.no_ganFeat_loss:
             losses["G_GAN_Feat"] = lambda_feat * feature_matching_loss(on_fake, on_real)
             loss_G = loss_G + losses["G_GAN_Feat"]
@@ -177,7 +192,7 @@ class Pix2PixHDModel(nn.Module):
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
             on_fake = self._run("D", self.pool.query(torch.cat([x, image.detach()], 1)))
-        losses["D_fake"] = gan_loss(on_fake, False, lsgan)
+        losses["D_fake"] = gan_loss(on_fake, False, mode)
         weights_D = list(self.netD.parameters())  # and not the image
         self._scaled(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
 
@@ -229,6 +244,8 @@ class Pix2PixHDModel(nn.Module):
         self.scaler.step(self.optimizer_G)
         self.scaler.step(self.optimizer_D)
         self.scaler.update()
+        for name, average in self.averages.items():
+            update_average(average, getattr(self, f"net{name.removesuffix('_ema')}"), self.opt.ema)
 
     def _all_finite(self, losses: dict[str, Tensor]) -> Tensor:
         """Whether losses and gradients are finite, as a scalar on the device.
@@ -247,7 +264,7 @@ class Pix2PixHDModel(nn.Module):
 
     def load_networks(self, folder: Path, epoch: str) -> None:
         """Load the weights of a run of this very architecture."""
-        for name, net in self.networks().items():
+        for name, net in self.saved_networks().items():
             load_network(net, folder / f"{epoch}_net_{name}.pth")
 
     def load_pretrained_networks(self, folder: Path, epoch: str) -> list[str]:
@@ -259,6 +276,7 @@ class Pix2PixHDModel(nn.Module):
                 fresh.append(f"{name} (no {path})")
                 continue
             fresh += [f"{name}: {layer}" for layer in load_pretrained(net, path)]
+        self.start_averages()
         return fresh
 
     def training_state(self) -> dict:

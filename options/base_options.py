@@ -17,11 +17,22 @@ from pathlib import Path
 import torch
 import torchvision
 
-from options.parser import Flag, Group, Parser, count_or_inf, integer, label_count, name_inside
+from options.parser import (
+    Flag,
+    Group,
+    Parser,
+    count_or_inf,
+    integer,
+    label_count,
+    name_inside,
+    number,
+)
 from util.errors import UserError
 from util.files import write_text
 from util.run.checkpoints import saved_options
 
+UPSAMPLE = ["transpose", "bilinear", "nearest"]
+EMA = number(0, 1 - 1e-9)
 RESIZE_OR_CROP = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 
 RUN = Group(
@@ -97,6 +108,8 @@ GENERATOR = Group(
     Flag("--ngf", 64, "channels of its first layer", integer(1)),
     Flag("--norm", "instance", "normalization of all networks", ["instance", "batch"]),
     Flag("--use_dropout", False, "dropout in the residual blocks"),
+    Flag("--upsample", "transpose", "upsampling of all networks", UPSAMPLE),
+    Flag("--ema", 0.0, "average the weights, e.g. 0.999, and generate with them; 0: no", EMA),
     Flag("--n_downsample_global", 4, "downsampling layers of the global generator", integer(0)),
     Flag("--n_blocks_global", 9, "residual blocks of the global generator", integer(0)),
     Flag("--n_local_enhancers", 1, "number of local enhancers", integer(1)),
@@ -224,14 +237,6 @@ def gpu_list(text: str | None) -> list[int]:
     if len(set(ids)) < len(ids):
         raise UserError(f"--gpu_ids {text}: a GPU is named twice")
     return ids
-
-
-def check_relative(flag: str, value: str) -> None:
-    """Refuse a name that would lead out of its folder."""
-    try:
-        name_inside(value)
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"{flag} {error}") from error
 
 
 def write_options(opt: argparse.Namespace) -> None:

@@ -4,100 +4,93 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from options.base_options import (
-    Parser,
-    check_relative,
-    gpu_list,
-    inherited,
-    integer,
-    label_count,
-    run_dir,
-)
+from options.base_options import BaseOptions, gpu_list, inherited, run_dir
+from options.parser import Flag, Group, Parser, integer, label_count, name_inside, names_inside
 from util.errors import UserError
 
-DESCRIPTION = "Measure the pictures of test.py against the real photographs and label maps."
+IMAGES = Group(
+    "what is measured",
+    Flag("--name", "label2city", "the run, or several: A,B", names_inside),
+    Flag("--checkpoints_dir", "./checkpoints", "folder of all runs", "DIR"),
+    Flag("--results_dir", "./results/", "where test.py wrote its pages", "DIR"),
+    Flag("--phase", "test", "prefix of the data set's folders", name_inside),
+    Flag("--which_epoch", "latest", "which images of test.py, or several: 20,40", names_inside),
+    Flag(
+        "--images", None, "images to measure; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"
+    ),
+    Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/ etc.", "DIR"),
+    Flag("--label_nc", 35, "classes", label_count),
+    Flag("--ignore_label", None, "label that is not evaluated", int),
+    Flag("--out", None, "folder of the results; default: beside images/", "DIR"),
+)
 
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line (or argv); the run's opt.json gives the data set's defaults.
-
-    Raises UserError for wrong flags.
-    """
-    parser = Parser(description=DESCRIPTION, allow_abbrev=False)
-    declare(parser)
-    run = run_dir(parser.parse_args(argv))
-    known = {"dataroot", "label_nc", "ignore_label"}
-    parser.set_defaults(**{k: v for k, v in inherited(run).items() if k in known})
-    opt = parser.parse_args(argv)
-    check(opt)
-    opt.gpu_ids = gpu_list(opt.gpu_ids)
-    results = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
-    opt.images = Path(opt.images) if opt.images else results / "images"
-    opt.out = Path(opt.out) if opt.out else results / "evaluation"
-    opt.weights_dir = Path(opt.weights_dir) if opt.weights_dir else None
-    return opt
-
-
-def declare(parser: Parser) -> None:
-    """Add the flags, in groups."""
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("--name", default="label2city", help="the run's folder in checkpoints_dir")
-    what.add_argument("--checkpoints_dir", default="./checkpoints", help="where runs are kept")
-    what.add_argument("--results_dir", default="./results/", help="where test.py wrote its pages")
-    what.add_argument("--phase", default="test", help="which folders to use")
-    what.add_argument("--which_epoch", default="latest", help="which pictures of test.py")
-    what.add_argument(
-        "--images",
-        default=None,
-        metavar="DIR",
-        help="pictures to measure; default: RESULTS_DIR/NAME/PHASE_EPOCH/images",
-    )
-    what.add_argument("--dataroot", default="./datasets/cityscapes/", help="PHASE_label/ etc.")
-    what.add_argument("--label_nc", type=label_count, default=35, help="number of classes")
-    what.add_argument("--ignore_label", type=int, default=None, help="a label that is not judged")
-    what.add_argument("--out", default=None, metavar="DIR", help="default: beside images/")
-
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--segmenter",
-        default=None,
-        metavar="KIND:WHICH",
-        help="a segmentation network: hf:NAME_OR_DIR, torchscript:FILE or onnx:FILE",
-    )
-    how.add_argument(
+SEGMENTERS = Group(
+    "segmentation network",
+    Flag("--segmenter", None, "hf:NAME_OR_DIR, torchscript:FILE or onnx:FILE", "KIND:WHICH"),
+    Flag(
         "--segmenter_classes",
-        default="trainIds",
-        choices=["trainIds", "ids"],
-        help="what its outputs count: Cityscapes' 19 train ids, or the ids of the label maps",
-    )
-    how.add_argument(
-        "--segmenter_width",
-        type=integer(1),
-        default=None,
-        help="scale pictures to this width for the segmenter; default: as they are",
-    )
-    how.add_argument(
-        "--weights_dir",
-        default=None,
-        metavar="DIR",
-        help="the weights for LPIPS, FID and KID; default: torch's cache, or they are fetched",
-    )
-    how.add_argument("--gpu_ids", default=None, help="a GPU, or -1 for the CPU")
-    how.add_argument("--worst", type=integer(0), default=8, help="how many of the worst to show")
+        "trainIds",
+        "what its outputs mean: Cityscapes' 19 train ids, or the ids of the label maps",
+        ["trainIds", "ids"],
+    ),
+    Flag("--segmenter_width", None, "scale images to this width for it", integer(1)),
+)
+
+MEASURING = Group(
+    "how it is measured",
+    Flag("--weights_dir", None, "weights for LPIPS, FID and KID; default: torch's cache", "DIR"),
+    Flag("--gpu_ids", None, "a GPU, or -1 for the CPU"),
+    Flag("--worst", 8, "how many of the worst images to show", integer(0)),
+)
 
 
-def check(opt: argparse.Namespace) -> None:
-    """Refuse flags that contradict each other."""
-    check_relative("--name", opt.name)
-    check_relative("--phase", opt.phase)
-    check_relative("--which_epoch", opt.which_epoch)
-    if opt.label_nc == "auto":
-        raise UserError("--label_nc auto: give the number of classes of the label maps")
+@SEGMENTERS.check
+def check_segmenter(opt: argparse.Namespace) -> None:
     if opt.segmenter and opt.label_nc == 0:
         raise UserError("--segmenter needs label maps: --label_nc above 0")
     if opt.segmenter and opt.label_nc == 1 and opt.ignore_label == 0:
-        raise UserError("--label_nc 1 --ignore_label 0: no class is left to judge")
+        raise UserError("--label_nc 1 --ignore_label 0: no class is left to evaluate")
     if opt.segmenter_width and not opt.segmenter:
         raise UserError("--segmenter_width needs --segmenter")
+
+
+@MEASURING.check
+def check_measuring(opt: argparse.Namespace) -> None:
+    if opt.label_nc == "auto":
+        raise UserError("--label_nc auto: give the number of classes of the label maps")
     if opt.weights_dir and not Path(opt.weights_dir).is_dir():
         raise UserError(f"--weights_dir {opt.weights_dir}: no such folder")
+
+
+class EvaluateOptions(BaseOptions):
+    description = "Measure the images of test.py against the real photographs and label maps."
+    groups = [IMAGES, SEGMENTERS, MEASURING]
+
+    def parse_runs(self, argv: Sequence[str] | None = None) -> list[argparse.Namespace]:
+        """The options of each run and epoch that is named. Raises UserError for wrong flags."""
+        parser = Parser(description=self.description)
+        self.declare(parser)
+        all_runs = parser.parse_args(argv)
+        pairs = [(n, e) for n in all_runs.name.split(",") for e in all_runs.which_epoch.split(",")]
+        if len(pairs) > 1 and (all_runs.images or all_runs.out):
+            raise UserError("--images and --out take one run and one epoch")
+        return [self._parse_run(argv, name, epoch) for name, epoch in pairs]
+
+    def _parse_run(self, argv: Sequence[str] | None, name: str, epoch: str) -> argparse.Namespace:
+        """The run's opt.json gives the data set's defaults."""
+        parser = Parser(description=self.description)
+        self.declare(parser)
+        opt = parser.parse_args(argv)
+        folder = run_dir(argparse.Namespace(**{**vars(opt), "name": name}))
+        known = {"dataroot", "label_nc", "ignore_label"}
+        parser.set_defaults(**{k: v for k, v in inherited(folder).items() if k in known})
+        opt = parser.parse_args(argv)
+        opt.name, opt.which_epoch = name, epoch
+        for check in [check for group in self.groups for check in group.checks]:
+            check(opt)
+        opt.gpu_ids = gpu_list(opt.gpu_ids)
+        results = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
+        opt.images = Path(opt.images) if opt.images else results / "images"
+        opt.out = Path(opt.out) if opt.out else results / "evaluation"
+        opt.weights_dir = Path(opt.weights_dir) if opt.weights_dir else None
+        return opt

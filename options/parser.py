@@ -136,6 +136,13 @@ count_or_inf = Number(int, 1, words=(("inf", None), ("Infinity", None)))
 label_count = Number(int, 0, 65536, words=(("auto", "auto"),))
 
 
+def names_inside(text: str) -> str:
+    """An argparse type: such names, separated by commas."""
+    for name in text.split(","):
+        name_inside(name)
+    return text
+
+
 def name_inside(text: str) -> str:
     """An argparse type: a name that does not lead out of its folder."""
     path = Path(text)

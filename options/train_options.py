@@ -6,6 +6,13 @@ from options.base_options import BaseOptions, scene_flags
 from options.parser import Flag, Group, integer, number
 from util.errors import UserError
 
+# What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
+RECIPES: dict[str, dict[str, object]] = {
+    "paper": {},
+    "plus": {"upsample": "nearest", "gan_mode": "hinge", "lambda_L1": 10.0, "ema": 0.998},
+}
+GAN_MODES = ["lsgan", "vanilla", "hinge"]
+
 SAVING = Group(
     "logging and saving",
     Flag("--print_freq", 100, "images between two log lines", integer(1)),
@@ -20,6 +27,7 @@ SAVING = Group(
 TRAINING = Group(
     "training",
     *scene_flags("train"),
+    Flag("--recipe", "paper", "plus: other defaults (docs/recipes.md)", sorted(RECIPES)),
     Flag("--continue_train", False, "resume from the last save"),
     Flag("--load_pretrain", "", "start from the weights in this folder", "DIR"),
     Flag("--niter", 100, "epochs at the initial learning rate", integer(0)),
@@ -59,7 +67,9 @@ LOSSES = Group(
     Flag("--no_ganFeat_loss", False, "no feature matching loss"),
     Flag("--no_vgg_loss", False, "no VGG loss"),
     Flag("--vgg_weights", "", "torchvision's vgg19 state dict; default: downloaded", "FILE"),
-    Flag("--no_lsgan", False, "cross entropy instead of least squares"),
+    Flag("--gan_mode", "lsgan", "adversarial loss: least squares, cross entropy, hinge", GAN_MODES),
+    Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", number(0, 1e9)),
+    Flag("--no_lsgan", False, "the same as --gan_mode vanilla"),
     Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
 )
 
@@ -69,8 +79,13 @@ class TrainOptions(BaseOptions):
     description = "Train pix2pixHD on label maps and photographs."
     groups = [*BaseOptions.groups, SAVING, TRAINING, LOSSES]
 
+    def defaults(self, opt: argparse.Namespace) -> dict:
+        return super().defaults(opt) | (RECIPES[opt.recipe] if self.is_train else {})
+
     def complete(self, opt: argparse.Namespace) -> None:
         super().complete(opt)
+        if opt.no_lsgan:
+            opt.gan_mode = "vanilla"
         if opt.debug:
             opt.display_freq = opt.print_freq = opt.niter = 1
             opt.niter_decay = 0

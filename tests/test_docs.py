@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command
 
-from options import evaluate_options
 from options.edit_options import EditOptions
+from options.evaluate_options import EvaluateOptions
 from options.test_options import EncoderOptions, TestOptions
 from options.train_options import TrainOptions
 
@@ -23,7 +23,7 @@ PARSERS: dict[str, Callable] = {
     "test.py": TestOptions().parse,
     "encode_features.py": EncoderOptions().parse,
     "precompute_feature_maps.py": EncoderOptions().parse,
-    "evaluate.py": evaluate_options.parse,
+    "evaluate.py": EvaluateOptions().parse_runs,
     "edit.py": EditOptions().parse,
 }
 

@@ -26,6 +26,7 @@ CASES = {
     "pool": ["--pool_size", 3],
     "features": ["--instance_feat", "--nef", 4, "--n_downsample_E", 1],
     "fix_global": ["--netG", "local", "--n_blocks_local", 1, "--niter_fix_global", 1],
+    "plus": ["--recipe", "plus", "--ema", 0.9, "--instance_feat", "--nef", 4],
     "fp16": ["--amp", "fp16"],
     "bf16": ["--amp", "bf16"],
     "batch": ["--batchSize", 3, "--norm", "batch", "--resize_or_crop", "crop", "--fineSize", 24],

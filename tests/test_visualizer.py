@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from util.errors import UserError
-from util.run.visualizer import Visualizer, draw_curves, read_rows
+from util.pages.plots import save_curves, series
+from util.run.visualizer import Visualizer, read_rows
 
 LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
 
@@ -135,17 +136,35 @@ def test_curves_at_any_length(tmp_path, count):
     values = np.random.default_rng(0).random(count)
     rows = [{"step": i, "A": v, "B": 0.5, "C": None} for i, v in enumerate(values.tolist())]
     rows[count // 2]["A"] = 1e30 if count > 100 else math.nan
-    draw_curves(rows, tmp_path / "curves.png")
+    save_curves(tmp_path / "curves.png", {name: {name: series(rows, name)} for name in "ABC"})
     with Image.open(tmp_path / "curves.png") as picture:
-        third = picture.width // 3
-        panels = [np.asarray(picture)[:, i * third : (i + 1) * third] for i in range(3)]
-    dark = [int((np.abs(panel - [38, 92, 184]).sum(2) == 0).sum()) for panel in panels]
-    assert dark[1] > 100 and dark[2] == 0
-    assert dark[0] > 100 or count == 1  # its single value is not a number
-    # one spike must not flatten the curve: the pale values fill the panel's height
-    if count > 100:
-        pale = (np.abs(panels[0] - [190, 208, 236]).sum(2) == 0).any(1)
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    panels = [pixels[:, i * len(pixels[0]) // 3 : (i + 1) * len(pixels[0]) // 3] for i in range(3)]
+    blue = [np.abs(panel - [31, 119, 180]).sum(2) < 9 for panel in panels]
+    assert blue[1].sum() > 20 and blue[2].sum() == 0
+    assert blue[0].sum() > 20 or count == 1  # its single value is not a number
+    if count > 100:  # one spike must not flatten the curve: pale values fill the panel's height
+        pale = (panels[0][..., 2] - panels[0][..., 0] > 20).any(1)
         assert pale.sum() > 200
+
+
+def test_curves_of_several_runs_with_a_mark(tmp_path):
+    curves = {name: (np.arange(5.0), np.arange(5.0) * sign) for name, sign in (("a", 1), ("b", 2))}
+    save_curves(tmp_path / "one.png", {"loss": curves}, smooth=False)
+    save_curves(tmp_path / "two.png", {"loss": curves}, smooth=False, marks={"best": 3})
+    one, two = (
+        np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("one.png", "two.png")
+    )
+    orange = np.abs(one.astype(int) - [255, 127, 14]).sum(2) < 9
+    assert orange.sum() > 100  # the second run's colour
+    assert (one != two).any()
+
+
+def test_without_matplotlib_a_page_is_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install matplotlib"):
+        visualizer(tmp_path, write_html=True)
+    visualizer(tmp_path)
 
 
 def test_tensorboard(tmp_path):

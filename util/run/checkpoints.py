@@ -22,6 +22,9 @@ from util.files import link_or_copy, write_flushed, write_text
 _NEW = ".new"
 _MARKER = "save_complete.txt"
 
+# flags that came later: what the runs did whose files do not name them
+BEFORE = {"upsample": "transpose", "ema": 0.0, "gan_mode": "lsgan", "lambda_L1": 0.0}
+
 
 def save_set(
     folder: Path, files: Mapping[str, object], copies: Mapping[str, str] | None = None
@@ -145,7 +148,12 @@ def saved_options(folder: Path) -> dict:
             raise ValueError(f"but {options!r:.40}")
     except ValueError as error:
         raise UserError(f"{path}: not the options of a run ({error}); delete it") from error
-    return options
+    return {**BEFORE, **options}
+
+
+def weights_file(folder: Path, epoch: str | int, name: str, ema: float = 0.0) -> Path:
+    """The file of a network's weights, or (ema above 0) of their moving average: name "G", "E"."""
+    return folder / f"{epoch}_net_{name}{'_ema' if ema else ''}.pth"
 
 
 def load_network(net: nn.Module, path: Path) -> None:

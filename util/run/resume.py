@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from util import distributed
 from util.errors import UserError, brief, out_of_memory
 from util.progress import log_main as log
-from util.run.checkpoints import load_file, recover, save_set
+from util.run.checkpoints import BEFORE, load_file, recover, save_set
 from util.run.watch import NonFinite
 from util.setup import random_state, set_random_state
 
@@ -37,14 +37,25 @@ FOLDER_FLAGS = "--checkpoints_dir or --name"  # where a run is kept
 # A resumed run must have the networks of the run that it continues ...
 NETWORK_FLAGS = (
     *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
-    *("n_local_enhancers", "norm", "use_dropout", "label_nc", "input_nc", "output_nc"),
-    *("no_instance", "instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E"),
-    *("load_features", "ndf", "n_layers_D", "num_D", "no_ganFeat_loss"),
+    *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
+    *("label_nc", "input_nc", "output_nc", "no_instance"),
+    *("instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E", "load_features"),
+    *("ndf", "n_layers_D", "num_D", "no_ganFeat_loss"),
 )
 # ... and says when one of these has changed, which is allowed.
 TRAINING_FLAGS = (
     *("niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed"),
-    *("lambda_feat", "no_vgg_loss", "no_lsgan", "amp", "dataroot", "loadSize", "fineSize"),
+    *(
+        "lambda_feat",
+        "lambda_L1",
+        "no_vgg_loss",
+        "gan_mode",
+        "no_lsgan",
+        "amp",
+        "dataroot",
+        "loadSize",
+        "fineSize",
+    ),
     *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
 )
 
@@ -110,7 +121,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
     state = load_file(path)
     try:
         at, processes = Position(**state["position"]), state["processes"]
-        old = {flag: state["flags"][flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
+        old = {flag: (BEFORE | state["flags"])[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         same_epoch = (state["scenes"], old["batchSize"]) == (scenes, opt.batchSize)
         _compare_flags(folder, old, opt)
         model.load_networks(folder, "latest")
@@ -138,7 +149,7 @@ def _check_agreement(model, at: Position) -> None:
     """Raise UserError unless all processes loaded the same state: each reads its own disk."""
     if distributed.world() == 1:
         return
-    networks = [net.state_dict() for net in model.networks().values()]
+    networks = [net.state_dict() for net in model.saved_networks().values()]
     digest = hashlib.sha256()
     for leaf in tree_leaves([vars(at), networks, model.training_state()]):
         if isinstance(leaf, torch.Tensor):
@@ -184,7 +195,7 @@ def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int
     Raises NonFinite, and writes nothing, if a weight is not finite. A save that fails leaves the
     old files, is reported, and returns False.
     """
-    networks = {n: net.state_dict() for n, net in model.networks().items()}
+    networks = {n: net.state_dict() for n, net in model.saved_networks().items()}
     broken = [n for n, ws in networks.items() if not all(w.isfinite().all() for w in ws.values())]
     if broken:
         raise NonFinite(

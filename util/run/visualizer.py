@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from util.errors import UserError
 from util.files import replacing
 from util.pages.colours import save_image
 from util.pages.html import Page, Picture
+from util.pages.plots import require_matplotlib, save_curves, series, shown_width
 
 # The keys of a metrics row that are not losses.
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "lr")
@@ -54,7 +54,10 @@ class Visualizer:
         self._text_log = self.run_dir / "loss_log.txt"
         self._metrics = self.run_dir / "metrics.jsonl"
         self._web = self.run_dir / "web"
+        self._shown: tuple[list[str], int, int] | None = None
+        self._curves_due = -math.inf
         if write_html:
+            require_matplotlib()
             (self._web / "images").mkdir(parents=True, exist_ok=True)
         if not resume:
             self._start_anew()
@@ -71,9 +74,17 @@ class Visualizer:
             return
         for name, picture in visuals.items():
             save_image(picture, self._web / "images" / f"epoch{epoch:03d}_{name}.png")
-        if self._rows:
-            draw_curves(self._rows, self._web / "loss_curves.png")
-        self._write_page(list(visuals), epoch, step)
+        self._shown = list(visuals), epoch, step
+        if self._rows and clock.monotonic() > self._curves_due:
+            self._draw_curves()
+        self._write_page(*self._shown)
+
+    def _draw_curves(self) -> None:
+        """Draw a panel for each loss. It takes about a second: not more often than pages reload."""
+        names = dict.fromkeys(key for row in self._rows for key in row)
+        panels = {n: {n: series(self._rows, n)} for n in names if n not in BOOKKEEPING}
+        save_curves(self._web / "loss_curves.png", panels)
+        self._curves_due = clock.monotonic() + _REFRESH_SECONDS
 
     def log(
         self,
@@ -118,7 +129,10 @@ class Visualizer:
             self._open_board(purge_step=step + 1)
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds back."""
+        """Write out what is still held back: the last curves, TensorBoard's rows."""
+        if self._shown and self._rows:
+            self._draw_curves()
+            self._write_page(*self._shown)
         if self._board:
             self._board.close()
 
@@ -164,8 +178,7 @@ class Visualizer:
         page.header(f"epoch {epoch}, step {step}, {clock.strftime('%Y-%m-%d %H:%M')}")
         curves = self._web / "loss_curves.png"
         if curves.exists():
-            with Image.open(curves) as image:
-                page.row([Picture(curves.name)], width=image.width // _SCALE)
+            page.row([Picture(curves.name)], width=shown_width(curves))
         pictures = self._pictures()
         for shown in sorted({epoch for epoch, _ in pictures}, reverse=True):
             own = {name: path for (epoch, name), path in pictures.items() if epoch == shown}
@@ -223,115 +236,3 @@ def _summary_writer() -> type:
             f"--tf_log needs TensorBoard ({error}): run `pip install tensorboard`, or leave it out"
         ) from error
     return SummaryWriter
-
-
-# Loss curves -------------------------------------------------------------------------------------
-
-_SCALE = 2  # drawn at twice the size at which the page shows them, for sharp screens
-_PANEL = (360 * _SCALE, 210 * _SCALE)  # width, height
-_BOX = (54 * _SCALE, 34 * _SCALE, 346 * _SCALE, 182 * _SCALE)  # left, top, right, bottom
-_GAP = 5 * _SCALE
-_INK, _FAINT, _RAW, _SMOOTH = (50, 50, 55), (225, 225, 230), (190, 208, 236), (38, 92, 184)
-
-
-def draw_curves(rows: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw one panel per loss over the steps of metrics rows, and save them as one picture.
-
-    Pale: the values; dark: their running mean. Missing and non-finite values are left out.
-    """
-    names = list(dict.fromkeys(key for row in rows for key in row if key not in BOOKKEEPING))
-    if not names:
-        raise ValueError("no losses to draw")
-    width, height = _PANEL
-    columns = {1: 1, 2: 2, 4: 2}.get(len(names), 3)
-    canvas = Image.new("RGB", (columns * width, -(-len(names) // columns) * height), "white")
-    for i, name in enumerate(names):
-        panel = _draw_panel(name, *_series(rows, name))
-        canvas.paste(panel, (i % columns * width, i // columns * height))
-    save_image(np.asarray(canvas), path)
-
-
-def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one loss, both (N,) float64, in order, finite only."""
-    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    finite = np.isfinite(values)
-    return steps[finite], values[finite]
-
-
-def _draw_panel(name: str, steps: np.ndarray, values: np.ndarray) -> Image.Image:
-    """One loss: its title, axes, values and running mean. steps and values: (N,) finite."""
-    panel = Image.new("RGB", _PANEL, "white")
-    draw = ImageDraw.Draw(panel)
-    left, top, right, bottom = _BOX
-    large, small = ImageFont.load_default(13 * _SCALE), ImageFont.load_default(11 * _SCALE)
-    draw.text((left, top - 2 * _GAP), name, _INK, large, anchor="ls")
-    if not len(values):
-        draw.text(((left + right) / 2, (top + bottom) / 2), "no finite value", _INK, small, "mm")
-        return panel
-
-    for y in np.linspace(top, bottom, 5):
-        draw.line([(left, y), (right, y)], _FAINT, _SCALE)
-    low, high = _value_range(values)
-    # Clipped first, for a single spike of 1e9 would lift the mean of all its neighbourhood.
-    smooth = _running_mean(np.clip(values, low, high), reach=len(values) // 50)
-    for series, colour, thickness in ((values, _RAW, 1), (smooth, _SMOOTH, 2)):
-        points = _thin(np.stack([steps, series], 1), most=right - left)
-        _draw_line(draw, points, (low, high), colour, thickness * _SCALE)
-
-    draw.text((right, top - 2 * _GAP), f"{smooth[-1]:.4g}", _SMOOTH, large, anchor="rs")
-    draw.text((left - _GAP, top), f"{high:.3g}", _INK, small, anchor="rm")
-    draw.text((left - _GAP, bottom), f"{low:.3g}", _INK, small, anchor="rm")
-    draw.text((left, bottom + _GAP), f"{steps[0]:.0f}", _INK, small, anchor="la")
-    draw.text(((left + right) / 2, bottom + _GAP), "step", _INK, small, anchor="ma")
-    draw.text((right, bottom + _GAP), f"{steps[-1]:.0f}", _INK, small, anchor="ra")
-    return panel
-
-
-def _draw_line(
-    draw: ImageDraw.ImageDraw,
-    points: np.ndarray,
-    limits: tuple[float, float],
-    colour: tuple[int, int, int],
-    thickness: int,
-) -> None:
-    """Join (N, 2) steps and values inside the box; values beyond the limits lie on its border."""
-    left, top, right, bottom = _BOX
-    low, high = limits
-    first, last = points[0, 0], points[-1, 0]
-    x = left + (points[:, 0] - first) / max(last - first, 1) * (right - left)
-    y = bottom - np.clip((points[:, 1] - low) / (high - low), 0, 1) * (bottom - top)
-    if len(points) == 1:
-        r = 2 * thickness
-        draw.ellipse((x[0] - r, y[0] - r, x[0] + r, y[0] + r), colour)
-    else:
-        draw.line(list(zip(x.tolist(), y.tolist())), colour, thickness, joint="curve")
-
-
-def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean of each of (N,) values and up to `reach` neighbours on either side."""
-    index = np.arange(len(values))
-    start, stop = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
-    totals = np.concatenate([[0], np.cumsum(values)])
-    return (totals[stop] - totals[start]) / (stop - start)
-
-
-def _value_range(values: np.ndarray) -> tuple[float, float]:
-    """The vertical axis: all of a few values; of many, not the rare spikes that flatten all."""
-    rare = 0.5 if len(values) >= 100 else 0
-    low, high = np.percentile(values, [rare, 100 - rare])
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        spread = abs(low) / 2 or 1.0  # constant: put the line in the middle
-        return low - spread, high + spread
-    return low, high
-
-
-def _thin(points: np.ndarray, most: int) -> np.ndarray:
-    """At most about `most` of (N, 2) points: of each stretch its lowest and highest, in order."""
-    if len(points) <= most:
-        return points
-    keep = []
-    for stretch in np.array_split(np.arange(len(points)), most // 2):
-        values = points[stretch, 1]
-        keep += sorted((stretch[values.argmin()], stretch[values.argmax()]))
-    return points[[0, *keep, len(points) - 1]]

@@ -13,16 +13,20 @@ import torch
 from conftest import one_line, run_command, save_png
 from PIL import Image
 
-from util.scores import class_scores, confusion, psnr
-
 pytest.importorskip("torchmetrics", reason="needs requirements-eval.txt")
 pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
 
 import evaluate
 from benchmarks import toy_segmenter
-from util import scores
-
-CPU = torch.device("cpu")
+from evaluation import measures
+from evaluation.measures import psnr, ssim
+from evaluation.segmentation import (
+    class_iou,
+    confusion,
+    evaluation_classes,
+    kernel_distance,
+    pixel_accuracy,
+)
 
 
 def test_psnr_by_hand() -> None:
@@ -34,8 +38,77 @@ def test_psnr_by_hand() -> None:
 
 def test_ssim_is_1_for_equal_pictures_and_less_for_others() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
-    assert scores.ssim(picture, picture, CPU) == 1.0
-    assert scores.ssim(picture, np.roll(picture, 1, 1), CPU) < 0.2
+    assert ssim(picture, picture) == 1.0
+    assert ssim(picture, np.roll(picture, 1, 1)) < 0.2
+
+
+def test_ssim_is_that_of_torchmetrics() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure as official
+
+    draw = np.random.default_rng(0)
+    smooth = np.add.outer(np.arange(40) * 3, np.arange(60) * 2)[..., None].repeat(3, 2)
+    a = (smooth + draw.integers(0, 10, smooth.shape)).astype(np.uint8)
+    b = np.clip(a + draw.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
+    pair = [torch.from_numpy(x).permute(2, 0, 1)[None].double() / 255 for x in (a, b)]
+    assert ssim(a, b) == pytest.approx(float(official(*pair, data_range=1.0)), abs=1e-6)
+
+
+def checkerboard(height: int, width: int) -> np.ndarray:
+    rows, columns = np.indices((height, width))
+    return ((rows + columns) % 2 * 200).astype(np.uint8)[..., None].repeat(3, 2)
+
+
+def test_grid_energy_by_hand() -> None:
+    assert measures.grid_energy(checkerboard(8, 12)) == pytest.approx(1)
+    stripes = np.zeros((8, 12, 3), np.uint8)
+    stripes[:, ::2] = 90  # every other column
+    assert measures.grid_energy(stripes) == pytest.approx(1)
+    slow = np.zeros((8, 12, 3), np.uint8)
+    slow[:4] = 90  # a square wave of one period: odd frequencies 1 and 3 of 8 alone
+    assert measures.grid_energy(slow) == pytest.approx(0, abs=1e-12)
+    assert math.isnan(measures.grid_energy(np.full((8, 12, 3), 7, np.uint8)))
+    # by Parseval: a wave of amplitude 1 at Nyquist beside one of amplitude 3 that is not
+    rows, columns = np.indices((64, 64))
+    mixed = 100 + 30 * np.cos(np.pi * columns) + 30 * np.cos(2 * np.pi * 5 * rows / 64)
+    grey = mixed.round().astype(np.uint8)[..., None].repeat(3, 2)
+    assert measures.grid_energy(grey) == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_sharpness_by_hand() -> None:
+    assert measures.sharpness(checkerboard(6, 6)) == pytest.approx(200)
+    ramp = (np.arange(10) * 4).astype(np.uint8)[None, :, None].repeat(5, 0).repeat(3, 2)
+    assert measures.sharpness(ramp) == pytest.approx(2)  # 4 to the right, 0 down
+
+
+def test_variance_inside_things_by_hand() -> None:
+    image = np.zeros((8, 16, 3), np.uint8)
+    inst = np.full((8, 16), 7)  # road: not a thing
+    inst[:, :8], inst[:, 8:12], inst[0, 15] = 26001, 26002, 26003  # the last is too small
+    image[:, :4, 0], image[:, 4:8, 1] = 255, 255  # one thing is half red and half green
+    image[:, 8:12] = [0, 0, 51]
+    # red is (1, 0) in the plane of hues, green (-1/2, sqrt(3)/2): variances 9/16 and 3/16
+    assert measures.hue_variance(image, inst) == pytest.approx((9 / 16 + 3 / 16) / 2)
+    assert measures.brightness_variance(image, inst) == pytest.approx(0)
+    image[:4, 8:12] = [0, 0, 255]  # 0.2 and 1: variance 0.16; hue 0.2 and 1 as well
+    assert measures.brightness_variance(image, inst) == pytest.approx(0.16 / 2)
+    grey = image.mean(-1, keepdims=True).round().astype(np.uint8).repeat(3, 2)
+    assert measures.hue_variance(grey, inst) == pytest.approx(0, abs=1e-30)
+    assert math.isnan(measures.hue_variance(image, None))
+    assert math.isnan(measures.hue_variance(image, np.full((8, 16), 7)))
+
+
+def test_kernel_distance_by_hand() -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(5, 3)), draw.normal(0.5, 1, (7, 3))
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return (sum(x * y) / 3 + 1) ** 3
+
+    within_a = [kernel(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j]
+    within_b = [kernel(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j]
+    between = [kernel(x, y) for x in a for y in b]
+    expected = np.mean(within_a) + np.mean(within_b) - 2 * np.mean(between)
+    assert kernel_distance(a, b) == pytest.approx(expected)
 
 
 def test_class_scores_are_those_of_cityscapes() -> None:
@@ -43,7 +116,7 @@ def test_class_scores_are_those_of_cityscapes() -> None:
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
     from cityscapesscripts.helpers.labels import labels
 
-    classes = evaluate.evaluation_classes(35, None, "ids")
+    classes = evaluation_classes(35, None, "ids")
     assert len(classes.names) == 19 and classes.names[0] == "road"
     draw = np.random.default_rng(0)
     truth = draw.integers(0, 34, (50, 60))
@@ -55,31 +128,29 @@ def test_class_scores_are_those_of_cityscapes() -> None:
     args = argparse.Namespace(evalLabels=list(range(34)))
     judged = [label for label in labels if not label.ignoreInEval]
     expected = [official.getIouScoreForLabel(label.id, whole, args) for label in judged]
-    result = class_scores(matrix)
-    np.testing.assert_allclose(result.iou, expected)
-    assert result.mean_iou == pytest.approx(np.mean(expected))
+    np.testing.assert_allclose(class_iou(matrix), expected)
     ids = [label.id for label in judged]
     right = ((truth == found) & np.isin(truth, ids)).sum()
-    assert result.pixel_accuracy == pytest.approx(right / np.isin(truth, ids).sum())
+    assert pixel_accuracy(matrix) == pytest.approx(right / np.isin(truth, ids).sum())
 
 
 def test_a_class_that_does_not_occur_is_not_in_the_mean() -> None:
     truth, found = np.array([[0, 0, 1, -1]]), np.array([[0, 2, 1, 2]])
-    result = class_scores(confusion(truth, found, 3))
-    np.testing.assert_equal(result.iou, [0.5, 1, math.nan])
-    assert result.mean_iou == 0.75 and result.pixel_accuracy == pytest.approx(2 / 3)
+    matrix = confusion(truth, found, 3)
+    np.testing.assert_equal(class_iou(matrix), [0.5, 1, math.nan])
+    assert pixel_accuracy(matrix) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("outputs, road", [("trainIds", 0), ("ids", 7)])
 def test_classes_of_outputs(outputs: str, road: int) -> None:
-    classes = evaluate.evaluation_classes(35, None, outputs)
+    classes = evaluation_classes(35, None, outputs)
     assert classes.of_output[road] == 0 and classes.of_label[7] == 0
     assert classes.of_label[34] == -1 and classes.of_label[0] == -1  # plate, unlabeled
     assert classes.of_output[19 if outputs == "trainIds" else 0] == 19  # none of them
 
 
 def test_other_data_sets_are_judged_on_all_their_labels() -> None:
-    classes = evaluate.evaluation_classes(4, 2, "trainIds")
+    classes = evaluation_classes(4, 2, "trainIds")
     assert classes.ids == [0, 1, 3]
     assert classes.of_label[[0, 1, 2, 3, 255]].tolist() == [0, 1, -1, 2, -1]
     assert classes.of_output[[0, 1, 2, 3]].tolist() == [0, 1, 3, 2]
@@ -178,12 +249,51 @@ def test_figures_by_hand(measure: Callable, scenes: Path, capsys: pytest.Capture
     assert pictures == sorted(["confusion.png", "confusion_oracle.png", *expected])
 
 
+def test_properties_stand_beside_those_of_the_photographs(measure: Callable, scenes: Path) -> None:
+    inst = np.full((16, 32), 7, np.uint16)
+    inst[:, :8] = 26000
+    for name in "ab":
+        save_png(scenes / "data" / "test_inst" / f"{name}.png", inst)
+    found = measure()
+    images = [scenes / "images" / f"{name}_synthesized_image.png" for name in "ab"]
+    photos = [scenes / "data" / "test_img" / f"{name}.png" for name in "ab"]
+    for name, function in measures.PROPERTIES.items():
+        means = [
+            np.mean([function(np.asarray(Image.open(path)), inst) for path in paths])
+            for paths in (images, photos)
+        ]
+        assert [found[name], found["oracle"][name]] == pytest.approx(means)
+        ratio = means[0] / means[1] if means[1] else None
+        assert found["of_oracle"][name] == pytest.approx(ratio)
+
+
+def test_several_epochs_in_one_table(
+    call: Callable, scenes: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "SET_MEASURES", {})
+    for epoch in ("20", "best"):
+        images = scenes / "results" / "run" / f"test_{epoch}" / "images"
+        for path in (scenes / "images").iterdir():
+            image = np.array(Image.open(path))
+            save_png(images / path.name, image // 2 if epoch == "20" else image)
+    flags = ["--dataroot", scenes / "data", "--results_dir", scenes / "results", "--gpu_ids", -1]
+    call(evaluate.main, *flags, "--name", "run", "--which_epoch", "20,best")
+    table = json.loads((scenes / "results" / "comparison.json").read_text())
+    assert [row["run"] for row in table] == ["run 20", "run best"]
+    for row, epoch in zip(table, ("20", "best")):
+        folder = scenes / "results" / "run" / f"test_{epoch}" / "evaluation"
+        own = json.loads((folder / "metrics.json").read_text())
+        assert float(row["PSNR (dB)"]) == pytest.approx(own["psnr"], rel=1e-3)
+    assert "run best" in capsys.readouterr().out
+
+
 def test_the_real_photographs_against_themselves(measure: Callable, scenes: Path) -> None:
     images = scenes / "data" / "test_img"
     found = measure("--images", images, "--segmenter", f"torchscript:{scenes / 'net.pt'}")
     assert found["psnr"] == "inf" and found["identical_pictures"] == 2 and found["ssim"] == 1
     assert found["pixel_accuracy"] == found["oracle"]["pixel_accuracy"]
-    assert found["of_oracle"] == {"pixel_accuracy": 1, "mean_iou": 1}
+    ratios = found["of_oracle"]
+    assert ratios["pixel_accuracy"] == ratios["mean_iou"] == ratios["sharpness"] == 1
 
 
 def test_one_equal_picture_does_not_make_the_mean_infinite(measure: Callable, scenes: Path) -> None:
@@ -259,11 +369,12 @@ REFUSED = {
     "damaged": ("--segmenter torchscript:README.md", "cannot be loaded"),
     "no such model": ("--segmenter hf:./nowhere", "cannot be loaded"),
     "no pictures": ("--images empty", "holds no pictures"),
-    "no folder": ("--images nowhere", "draw pictures with test.py"),
-    "other scenes": ("--images other", "no picture of the data set's scenes"),
+    "no folder": ("--images nowhere", "generate images with test.py"),
+    "other scenes": ("--images other", "no image of the data set's scenes"),
     "labels": ("--label_nc 10 --segmenter torchscript:net.pt", "label 23"),
     "weights": ("--weights_dir nowhere", "no such folder"),
     "flag": ("--segmentor x", "did you mean --segmenter?"),
+    "two runs, one folder": ("--which_epoch 1,2", "take one run and one epoch"),
     "width alone": ("--segmenter_width 64", "needs --segmenter"),
 }
 
@@ -274,7 +385,7 @@ def test_refused(
 ) -> None:
     monkeypatch.chdir(scenes)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(evaluate, "Perceptual", lambda *args: argparse.Namespace(add=print))
+    monkeypatch.setattr(measures, "SET_MEASURES", {})
     (scenes / "README.md").write_text("no network")
     (scenes / "empty").mkdir()
     save_png(scenes / "other" / "c.png", np.zeros((4, 4), np.uint8))
@@ -305,7 +416,7 @@ def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if isinstance(layer, torch.nn.Conv2d):  # features of about 1, not of 1e-6
             torch.nn.init.kaiming_normal_(layer.weight)
     (tmp_path / "weights").mkdir()
-    torch.save(net.state_dict(), tmp_path / "weights" / scores.WEIGHT_FILES["fid"])
+    torch.save(net.state_dict(), tmp_path / "weights" / measures.INCEPTION)
     return tmp_path / "weights"
 
 
@@ -316,9 +427,9 @@ def test_fid_of_pictures_with_themselves_is_0(inception: Path) -> None:
     photos = [draw.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(3)]
     results = []
     for change in (0, 1):
-        measure = scores.Perceptual(len(photos), inception, torch.device("cpu"))
+        measure = measures.Measures(len(photos), inception, torch.device("cpu"))
         for photo in photos:
-            measure.add(photo // 2 if change else photo, photo)
+            measure.add(photo // 2 if change else photo, photo, None)
         results.append(measure.compute())
     same, other = results
     assert abs(same["fid"]) < 1e-3 < 1e-1 < other["fid"]
@@ -328,10 +439,10 @@ def test_fid_of_pictures_with_themselves_is_0(inception: Path) -> None:
 
 def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    file = tmp_path / "weights" / scores.WEIGHT_FILES["fid"]
+    file = tmp_path / "weights" / measures.INCEPTION
     file.parent.mkdir()
     torch.save({"weight": Evil(marker)}, file)
-    measure = scores.Perceptual(2, file.parent, torch.device("cpu"))
+    measure = measures.Measures(2, file.parent, torch.device("cpu"))
     assert "not a readable checkpoint" in measure.reasons["fid"]
     assert not marker.exists()
 
@@ -351,7 +462,7 @@ def test_the_toy_segmenter_learns_and_is_read(
     call: Callable, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few steps on four scenes: better than always answering the most frequent class."""
-    monkeypatch.setattr(evaluate, "Perceptual", NoWeights)
+    monkeypatch.setattr(measures, "SET_MEASURES", {})
     file = tmp_path / "made" / "net.pt"
     flags = ["--dataroot", toy_data, "--out", file, "--width", 32, "--steps", 40, "--batch", 4]
     call(toy_segmenter.main, *flags)
@@ -359,21 +470,8 @@ def test_the_toy_segmenter_learns_and_is_read(
     segmenter = ["--segmenter", f"torchscript:{file}", "--gpu_ids", -1, "--worst", 0]
     call(evaluate.main, *common, "--images", toy_data / "train_img", *segmenter)
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    classes = evaluate.evaluation_classes(35, None, "trainIds")
+    classes = evaluation_classes(35, None, "trainIds")
     labels = [np.array(Image.open(p)) for p in (toy_data / "train_label").glob("*.png")]
     truth = classes.of_label[np.stack(labels)]
     most = np.bincount(truth[truth >= 0]).max() / (truth >= 0).sum()
     assert found["pixel_accuracy"] > most + 0.1
-
-
-class NoWeights:
-    """LPIPS, FID and KID where no weights are."""
-
-    def __init__(self, *args: object) -> None:
-        self.reasons = dict.fromkeys(scores.PERCEPTUAL, "no weights")
-
-    def add(self, *args: object) -> None:
-        """Count nothing."""
-
-    def compute(self) -> dict:
-        return dict.fromkeys(scores.PERCEPTUAL)

@@ -1,0 +1,1 @@
+"""How good generated images are: measures, segmentation networks, the report."""

@@ -1,0 +1,297 @@
+"""Measures of generated images against the real ones. All images are (H, W, 3) uint8.
+
+A pair measure is a function (generated, real) -> float. A property is a function (image, instance
+map) -> float that is measured of both; the ratio tells how far the generated ones are from real. Of
+both the mean over the images is reported. A set measure is a class whose add(generated, real) takes
+one pair and whose compute() -> float looks at all of them. To add one, write it and enter it in
+PAIR_MEASURES, PROPERTIES or SET_MEASURES. Definitions with formulas: docs/evaluation.md.
+"""
+
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from util.errors import UserError
+from util.run.checkpoints import load_file
+
+ALEXNET = "alexnet-owt-7be5be79.pth"
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+
+
+def l1(generated: np.ndarray, real: np.ndarray) -> float:
+    """The mean absolute difference, in grey levels of 255."""
+    return float(np.mean(np.abs(generated.astype(np.float64) - real)))
+
+
+def psnr(generated: np.ndarray, real: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB; inf if the images are equal."""
+    error = np.mean((generated.astype(np.float64) - real) ** 2)
+    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def ssim(generated: np.ndarray, real: np.ndarray) -> float:
+    """Structural similarity (Wang et al., 2004); 1 if the images are equal.
+
+    A Gaussian window of 11x11 pixels, sigma 1.5, that sees the image mirrored at its border; the
+    mean over all pixels and channels.
+    """
+    a, b = generated / 255.0, real / 255.0
+
+    def local_mean(values: np.ndarray) -> np.ndarray:
+        return gaussian_filter(values, 1.5, radius=5, axes=(0, 1), mode="mirror")
+
+    mean_a, mean_b = local_mean(a), local_mean(b)
+    variances = local_mean(a * a) - mean_a**2 + (local_mean(b * b) - mean_b**2)
+    covariance = local_mean(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    return float(np.mean(luminance * (2 * covariance + 0.03**2) / (variances + 0.03**2)))
+
+
+# -- Properties of an image ---------------------------------------------------------------------
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """Brightness as video defines it (Rec. 601), (H, W) float64 in 0 .. 255."""
+    return image @ np.array([0.299, 0.587, 0.114])
+
+
+def grid_energy(image: np.ndarray, inst: np.ndarray | None = None) -> float:
+    """The share of the spectrum at the highest vertical and the highest horizontal frequency, in
+    all but the mean: what the grid of transposed convolutions raises. 1 for a checkerboard."""
+    energy = np.abs(np.fft.fft2(grey(image))) ** 2
+    energy[0, 0] = 0
+    row, column = energy.shape[0] // 2, energy.shape[1] // 2
+    at_nyquist = energy[row].sum() + energy[:, column].sum() - energy[row, column]
+    return float(at_nyquist / energy.sum()) if energy.any() else math.nan
+
+
+def sharpness(image: np.ndarray, inst: np.ndarray | None = None) -> float:
+    """The mean absolute difference of neighbours, down and to the right, in grey levels of 255."""
+    values = grey(image)
+    return float(np.mean([np.abs(np.diff(values, axis=axis)).mean() for axis in (0, 1)]))
+
+
+def hue_variance(image: np.ndarray, inst: np.ndarray | None = None) -> float:
+    """How much colour varies inside a thing: the variance of chroma, a vector in the plane of hues
+    (its angle is the hue, its length the saturation times the brightness, 0 .. 1), mean over things
+    of at least THING_PIXELS; NaN if there are none."""
+    red, green, blue = np.moveaxis(image / 255.0, -1, 0)
+    plane = red - (green + blue) / 2, math.sqrt(3) / 2 * (green - blue)
+    return _variance_inside_things(plane, inst)
+
+
+def brightness_variance(image: np.ndarray, inst: np.ndarray | None = None) -> float:
+    """The same of brightness, the largest of red, green and blue, 0 .. 1."""
+    return _variance_inside_things([image.max(-1) / 255.0], inst)
+
+
+THING_PIXELS = 20
+
+
+def _variance_inside_things(values: Sequence[np.ndarray], inst: np.ndarray | None) -> float:
+    """values: maps (H, W), whose variances are added up; inst: ids, things from 1000."""
+    if inst is None:
+        return math.nan
+    ids, index, counts = np.unique(inst, return_inverse=True, return_counts=True)
+    chosen = (ids >= 1000) & (counts >= THING_PIXELS)
+    if not chosen.any():
+        return math.nan
+
+    def mean(v: np.ndarray) -> np.ndarray:
+        return np.bincount(index.ravel(), v.ravel(), len(ids)) / counts
+
+    variances = sum(mean((v - mean(v)[index].reshape(v.shape)) ** 2) for v in values)
+    return float(variances[chosen].mean())
+
+
+# -- Sets of images -----------------------------------------------------------------------------
+
+
+class Fid:
+    """Frechet distance between the Inception v3 features of both sets."""
+
+    weights = INCEPTION
+
+    def __init__(self, count: int, device: torch.device, others: dict) -> None:
+        """count: the number of pairs that will come, at least 2. others: the measures so far."""
+        if count < 2:
+            raise UserError("a distance between sets of images needs at least 2")
+        self.device = device
+        self.metric = self._create(count, others).to(device)
+
+    def _create(self, count: int, others: dict) -> torch.nn.Module:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        return FrechetInceptionDistance()
+
+    def add(self, generated: np.ndarray, real: np.ndarray) -> None:
+        self.metric.update(_batch(generated, self.device), real=False)
+        self.metric.update(_batch(real, self.device), real=True)
+
+    def compute(self) -> float:
+        return float(self.metric.compute())
+
+
+class Kid(Fid):
+    """Maximum mean discrepancy between the same features, mean over random subsets."""
+
+    def _create(self, count: int, others: dict) -> torch.nn.Module:
+        from torchmetrics.image.kid import KernelInceptionDistance
+
+        inception = others["fid"].metric.inception  # one network for both
+        return KernelInceptionDistance(inception, subset_size=min(count, 1000))
+
+    def compute(self) -> float:
+        return float(self.metric.compute()[0])
+
+
+class Lpips:
+    """Learned perceptual image patch similarity by AlexNet's features, mean over the pairs."""
+
+    weights = ALEXNET
+
+    def __init__(self, count: int, device: torch.device, others: dict) -> None:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        self.device = device
+        self.metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device)
+
+    def add(self, generated: np.ndarray, real: np.ndarray) -> None:
+        self.metric.update(*(_batch(image, self.device) / 255 for image in (generated, real)))
+
+    def compute(self) -> float:
+        return float(self.metric.compute())
+
+
+PAIR_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    **{"l1": l1, "psnr": psnr, "ssim": ssim}
+}
+PROPERTIES: dict[str, Callable[[np.ndarray, np.ndarray | None], float]] = {
+    **{"grid_energy": grid_energy, "sharpness": sharpness},
+    **{"hue_variance": hue_variance, "brightness_variance": brightness_variance},
+}
+SET_MEASURES: dict[str, type] = {"lpips": Lpips, "fid": Fid, "kid": Kid}
+
+
+class Measures:
+    """All measures of a set of images, as far as their packages and weights are there.
+
+    reasons: by name, why a measure is missing. Leaves torch's random state as it was.
+    """
+
+    def __init__(self, count: int, weights_dir: Path | None, device: torch.device) -> None:
+        """count: number of pairs to come. weights_dir: None for torch's cache, or a download."""
+        self.sets: dict[str, object] = {}
+        self.reasons: dict[str, str] = {}
+        failed: dict[str, str] = {}  # weights -> why they are missing: not fetched twice
+        with _hub_folder(weights_dir), _repeatable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchmetrics on the memory of KID
+            for name, measure in SET_MEASURES.items():
+                if measure.weights not in failed:
+                    try:
+                        _refuse_code(measure.weights)
+                        self.sets[name] = measure(count, device, self.sets)
+                        continue
+                    except (UserError, ImportError, OSError, RuntimeError) as error:
+                        failed[measure.weights] = _reason(error, measure.weights)
+                self.reasons[name] = failed[measure.weights]
+
+    def add(self, generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None) -> dict:
+        """Take one pair of a size, and its instance map (H, W), None if there is none; returns its
+        row: pair measures and properties by name, those of the real image as "oracle_..."."""
+        for measure in self.sets.values():
+            measure.add(generated, real)
+        return measure_pair(generated, real, inst)
+
+    def compute(self) -> dict[str, float | None]:
+        """The set measures by name; None for those in reasons."""
+        with _repeatable():
+            values = {name: measure.compute() for name, measure in self.sets.items()}
+        return {name: values.get(name) for name in SET_MEASURES}
+
+
+def measure_pair(
+    generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None
+) -> dict[str, float]:
+    """The pair measures and properties of an image and its photograph, of one size."""
+    row = {name: measure(generated, real) for name, measure in PAIR_MEASURES.items()}
+    for name, measure in PROPERTIES.items():
+        row |= {name: measure(generated, inst), f"oracle_{name}": measure(real, inst)}
+    return row
+
+
+def mean_measures(rows: list[dict]) -> dict[str, object]:
+    """Pair measures and properties over all images: the mean of what measure_pair returned.
+
+    Equal images have an infinite PSNR: they are left out unless there are no others. What an image
+    does not have (NaN) is left out too. "oracle" and "of_oracle" hold the properties of the real
+    images, and the ratios.
+    """
+    means = {}
+    for name in (*PAIR_MEASURES, *PROPERTIES, *(f"oracle_{name}" for name in PROPERTIES)):
+        values = np.array([row[name] for row in rows])
+        kept = values[np.isfinite(values)]
+        means[name] = float(kept.mean()) if len(kept) else float(values[0])
+    oracle = {name: means.pop(f"oracle_{name}") for name in PROPERTIES}
+    ratios = {name: ratio(means[name], value) for name, value in oracle.items()}
+    return means | {"oracle": oracle, "of_oracle": ratios}
+
+
+def ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _batch(image: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(H, W, 3) -> (1, 3, H, W)"""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Random choices (KID's subsets) from seed 0; torch's random state is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+@contextmanager
+def _hub_folder(weights_dir: Path | None) -> Iterator[None]:
+    """Let torch's hub find weights in that folder, and fetch into it what is missing."""
+    if weights_dir is None:
+        yield
+        return
+    before = torch.hub.get_dir()
+    with tempfile.TemporaryDirectory() as hub:
+        os.symlink(weights_dir.resolve(), Path(hub) / "checkpoints", target_is_directory=True)
+        torch.hub.set_dir(hub)
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)
+
+
+def _reason(error: Exception, weights: str) -> str:
+    """Why a measure cannot be had, in one line; too little memory is an error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ImportError):
+        return f"{error}; pip install -r requirements-eval.txt"
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return f"{weights} could not be fetched ({line}); put it into --weights_dir"
+
+
+def _refuse_code(file: str) -> None:
+    """Refuse weights that are more than tensors: the libraries would execute what they hold."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if path.is_file():
+        load_file(path)

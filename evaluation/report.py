@@ -1,0 +1,179 @@
+"""What evaluate.py writes and prints: metrics.json, the table, the page."""
+
+import argparse
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.measures import PAIR_MEASURES, SET_MEASURES, ratio
+from evaluation.scenes import Scene
+from evaluation.segmentation import SegmentationEvaluator
+from util.files import write_text
+from util.pages.colours import save_image
+from util.pages.html import Page, Picture
+from util.pages.plots import save_matrix
+from util.progress import log
+
+TITLES = {
+    **{"l1": "mean difference", "psnr": "PSNR (dB)", "ssim": "SSIM"},
+    **{"lpips": "LPIPS", "fid": "FID", "kid": "KID", "segmenter_kid": "KID (segmenter)"},
+    **{"pixel_accuracy": "pixel accuracy", "mean_iou": "mean IoU"},
+}  # of others the name says it
+HEAD = ["", "pictures", "oracle", "ratio"]
+
+
+def protocol(
+    opt: argparse.Namespace, sizes: Counter, resized: int, evaluator: SegmentationEvaluator | None
+) -> dict[str, str]:
+    """What the figures were measured on, and how. sizes: (width, height) -> number of images;
+    resized: number of photographs of another size than their image."""
+    told = {
+        "pictures": f"{sizes.total()} of {opt.images}",
+        "compared_with": f"photographs and label maps of {opt.dataroot}, {opt.phase}",
+        "sizes": ", ".join(f"{width}x{height}" for width, height in sorted(sizes)),
+        "resize": f"{resized} photographs scaled to their image's size (bicubic); label maps "
+        "likewise (nearest)",
+        "psnr_ssim": "per image, 8-bit RGB, then the mean; SSIM with a Gaussian window of 11",
+        "weights": f"LPIPS: AlexNet, FID and KID: Inception v3 of {opt.weights_dir or 'torch hub'}",
+    }
+    if evaluator:
+        width = opt.segmenter_width
+        occurring = int(evaluator.real.any(1).sum())
+        told |= {
+            "segmenter": opt.segmenter,
+            "segmenter_input": f"images scaled to a width of {width}"
+            if width
+            else "images at their own size",
+            "segmenter_classes": opt.segmenter_classes,
+            "mean_iou": f"over the {occurring} of {len(evaluator.classes.names)} evaluation "
+            "classes that occur in the label maps, all images counted together",
+        }
+    return told
+
+
+def table(metrics: dict) -> list[list[str]]:
+    """The rows below HEAD: name, the generated images' figure, the oracle's, their ratio."""
+    rows = []
+    for name in (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid"):
+        value = metrics.get(name)
+        if value is None and name not in metrics["reasons"]:
+            continue
+        text = metrics["reasons"][name] if value is None else figure(value)
+        if name == "psnr" and metrics["identical_pictures"]:
+            text += f" ({metrics['identical_pictures']} images equal their photographs)"
+        rows.append([title(name), text, "", ""])
+    oracle = metrics["oracle"]
+    compared = {title(name): (metrics[name], oracle[name]) for name in metrics["of_oracle"]}
+    ious = metrics.get("iou", {})
+    compared |= {f"IoU {name}": (iou, oracle["iou"][name]) for name, iou in ious.items()}
+    for name, values in compared.items():
+        if not math.isnan(values[1]):
+            rows.append([name, *(figure(value) for value in (*values, ratio(*values)))])
+    return rows
+
+
+def figure(value: float) -> str:
+    """Four decimals, or four digits of what is smaller than a hundredth."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3e}"
+
+
+def title(name: str) -> str:
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def print_table(metrics: dict, files: str) -> None:
+    """Print the protocol, the table and where the results are."""
+    for key, value in metrics["protocol"].items():
+        log(f"{key.replace('_', ' ')}: {value}")
+    for row in [HEAD, *table(metrics)]:
+        log(f"{row[0]:18} {row[1]:9} {row[2]:9} {row[3]}".rstrip())
+    log(files)
+
+
+def comparison(results: dict[str, dict]) -> list[list[str]]:
+    """One table of several runs: run -> what metrics.json holds. The first row is the head."""
+    names = [n for n in (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid") if _known(results, n)]
+    ratios = list(dict.fromkeys(n for one in results.values() for n in one["of_oracle"]))
+    table = [["run", *map(title, names), *(f"{title(name)} ratio" for name in ratios)]]
+    for run, metrics in results.items():
+        values = [metrics.get(name) for name in names]
+        values += [metrics["of_oracle"].get(name) for name in ratios]
+        table.append([run, *("" if value is None else figure(value) for value in values)])
+    return table
+
+
+def _known(results: dict[str, dict], name: str) -> bool:
+    return any(metrics.get(name) is not None for metrics in results.values())
+
+
+def write_json(metrics: dict, path: Path) -> None:
+    """Write metrics.json: infinity, which JSON does not know, as "inf", not-a-number as null."""
+
+    def jsonable(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: jsonable(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [jsonable(one) for one in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None if math.isnan(value) else "inf"
+        return value
+
+    write_text(path, json.dumps(jsonable(metrics), indent=1, allow_nan=False) + "\n")
+
+
+def write_page(
+    opt: argparse.Namespace,
+    metrics: dict,
+    scenes: list[Scene],
+    evaluator: SegmentationEvaluator | None,
+) -> Path:
+    """The table, the confusion matrices and the worst images. Returns the page's path."""
+    page = Page(opt.out, f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}: evaluation")
+    for key, value in metrics["protocol"].items():
+        page.header(f"{key.replace('_', ' ')}: {value}")
+    page.table(HEAD, table(metrics))
+    if evaluator:
+        plots = []
+        for name, caption, matrix in (
+            ("confusion", "generated images", evaluator.generated),
+            ("confusion_oracle", "real photographs (oracle)", evaluator.real),
+        ):
+            path = Path("images") / f"{name}.png"
+            names = evaluator.classes.names
+            save_matrix(opt.out / path, matrix, names, [*names, "none of these"])
+            plots.append(Picture(path, caption))
+        heading = "What is found (columns) in pixels of a class (rows), in percent"
+        page.row(plots, heading=heading, width=700)
+
+    measure = "pixel_accuracy" if evaluator else "ssim"
+    order = np.argsort([row[measure] for row in metrics["pictures"]], kind="stable")
+    for index in order[: opt.worst]:
+        scene, row = scenes[index], metrics["pictures"][index]
+        heading = f"{scene.name}: {title(measure)} {row[measure]:.4f}"
+        page.row(scene_row(scene, opt, evaluator), heading=heading, width=384)
+    return page.save()
+
+
+def scene_row(
+    scene: Scene, opt: argparse.Namespace, evaluator: SegmentationEvaluator | None
+) -> list[Picture]:
+    """Save the images of a scene for the page."""
+    generated, real, label, _ = scene.read(opt)
+    images = {"generated": ("generated", generated), "real": ("real", real)}
+    if evaluator:
+        classes = {
+            "label": ("label map", evaluator.classes.of_label[label]),  # -1: the last colour, black
+            "found": ("found in generated", evaluator.find(generated)),
+            "found_real": ("found in real", evaluator.find(real)),
+        }
+        for kind, (caption, found) in classes.items():
+            images[kind] = caption, evaluator.colour(found, opt.label_nc)
+    row = []
+    for kind, (caption, image) in images.items():
+        path = Path("images") / f"{scene.name}_{kind}.png"
+        save_image(image, opt.out / path)
+        row.append(Picture(path, caption))
+    return row

@@ -1,0 +1,95 @@
+"""The scenes that evaluate.py compares: generated images, photographs, label maps."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.aligned_dataset import find_files
+from data.files import image_size, label_problem, list_files, picture_names, read_integers, read_rgb
+from util.errors import UserError
+from util.progress import log
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The files of one scene: a generated image and what it is compared with."""
+
+    name: str
+    generated: Path
+    real: Path
+    label: Path
+    inst: Path | None
+
+    def read(self, opt: argparse.Namespace) -> tuple[np.ndarray | None, ...]:
+        """The generated image and the photograph (H, W, 3) uint8, the label map (H, W) (None with
+        --label_nc 0) and the instance map (H, W) (None if there is none), all scaled to the
+        generated image's size."""
+        generated = read_rgb(self.generated)
+        real = read_rgb(self.real).resize(generated.size, Image.Resampling.BICUBIC)
+        label = None
+        if opt.label_nc:
+            full = read_integers(self.label, "label")
+            problem = label_problem(np.asarray(full), self.label, opt.label_nc, opt.ignore_label)
+            if problem:
+                raise UserError(problem)
+            label = np.asarray(full.resize(generated.size, Image.Resampling.NEAREST))
+        inst = None
+        if self.inst:
+            full = read_integers(self.inst, "instance")
+            inst = np.asarray(full.resize(generated.size, Image.Resampling.NEAREST))
+        return np.asarray(generated), np.asarray(real), label, inst
+
+    def is_resized(self, generated: np.ndarray) -> bool:
+        """Whether the photograph has another size than the generated image."""
+        return image_size(self.real) != generated.shape[1::-1]
+
+
+def find_scenes(opt: argparse.Namespace) -> list[Scene]:
+    """The scenes of opt.phase that have an image in opt.images."""
+    files = find_files(opt.dataroot, opt.phase, opt.label_nc, use_instances=has_instances(opt))
+    names = picture_names(files["label"])
+    images = find_images(opt.images, names)
+    missing = [str(files["label"][scene]) for scene in images if scene not in files["image"]]
+    if missing:
+        raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} ({len(missing)} in all)")
+    if len(images) < len(names):
+        log(f"{len(images)} of the {len(names)} scenes of {opt.phase} have an image")
+    return [
+        Scene(
+            names[scene],
+            images[scene],
+            files["image"][scene],
+            files["label"][scene],
+            files.get("inst", {}).get(scene),
+        )
+        for scene in sorted(images)
+    ]
+
+
+def has_instances(opt: argparse.Namespace) -> bool:
+    """Whether the data set has instance maps: the things whose colours are measured."""
+    return (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
+
+
+def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:
+    """The generated image of every scene that has one: as test.py names them, or, in any other
+    folder, by scene. names: scene key -> name."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; generate images with test.py, or give --images")
+    found = {}
+    for scene, name in names.items():
+        for suffix in ("jpg", "png"):
+            path = folder / f"{name}_synthesized_image.{suffix}"
+            if path.is_file():
+                found[scene] = path
+    if not found:
+        found = {scene: path for scene, path in list_files(folder).items() if scene in names}
+    if not found:
+        raise UserError(
+            f"{folder}: no image of the data set's scenes (expected e.g. "
+            f"{next(iter(names.values()))}_synthesized_image.png); check --phase and --dataroot"
+        )
+    return found

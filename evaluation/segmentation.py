@@ -1,0 +1,160 @@
+"""What a segmenter finds in images: its classes against the label maps, and its features (KID)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+
+from evaluation.measures import ratio
+from evaluation.segmenters import Segmenter
+from util.errors import UserError
+from util.pages.colours import palette
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that are evaluated, numbered from 0, by label id and name.
+
+    of_label: label -> class, -1 for labels that are not evaluated. of_output: a segmenter's
+    output -> class, len(names) for all that is none of them.
+    """
+
+    ids: list[int]
+    names: list[str]
+    of_label: np.ndarray
+    of_output: np.ndarray
+
+
+def evaluation_classes(label_nc: int, ignore_label: int | None, outputs: str) -> Classes:
+    """Cityscapes' 19 evaluation classes for its 35 labels, else all labels; never ignore_label.
+
+    outputs: what a segmenter's outputs mean, "trainIds" or "ids" (the same but for Cityscapes).
+    """
+    known = [(i, i, str(i)) for i in range(label_nc)]
+    if label_nc == 35:
+        try:
+            from cityscapesscripts.helpers.labels import labels
+        except ImportError as error:
+            raise UserError(
+                f"--segmenter: Cityscapes' classes need a package ({error}); "
+                "pip install -r requirements-eval.txt"
+            ) from error
+        known = sorted((one.trainId, one.id, one.name) for one in labels if not one.ignoreInEval)
+    known = [one for one in known if one[1] != ignore_label]
+    train_ids, ids, names = map(list, zip(*known))
+    of_label = np.full(2**16, -1)
+    of_label[ids] = range(len(ids))
+    of_output = np.full(2**16, len(ids))
+    of_output[train_ids if outputs == "trainIds" else ids] = range(len(ids))
+    return Classes(ids, names, of_label, of_output)
+
+
+def confusion(truth: np.ndarray, found: np.ndarray, count: int) -> np.ndarray:
+    """Pixels by true class (rows) and found class (columns): (count, count + 1) int64.
+
+    truth (H, W): 0 .. count-1, or -1 for pixels that are not evaluated. found (H, W): 0 .. count,
+    where count stands for all that is none of the classes.
+    """
+    evaluated = truth >= 0
+    pairs = truth[evaluated].astype(np.int64) * (count + 1) + found[evaluated]
+    return np.bincount(pairs, minlength=count * (count + 1)).reshape(count, count + 1)
+
+
+def pixel_accuracy(matrix: np.ndarray) -> float:
+    """The part of the evaluated pixels whose class was found; NaN if there are none."""
+    return ratio(int(np.diagonal(matrix).sum()), int(matrix.sum()))
+
+
+def class_iou(matrix: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class as Cityscapes defines it, from a confusion matrix;
+    NaN for classes that do not occur in the label maps. The mean IoU is np.nanmean of it."""
+    hits, occurs = np.diagonal(matrix), matrix.sum(1)
+    union = occurs + matrix[:, :-1].sum(0) - hits
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=occurs > 0)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The squared maximum mean discrepancy of two sets of features (N, C), unbiased, with the
+    kernel (x.y / C + 1)^3 (Binkowski et al., "Demystifying MMD GANs", ICLR 2018)."""
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def mean_of_others(k: np.ndarray) -> float:
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    within = mean_of_others(kernel(a, a)) + mean_of_others(kernel(b, b))
+    return float(within - 2 * kernel(a, b).mean())
+
+
+class SegmentationEvaluator:
+    """Counts what a segmenter finds in generated images and in the real ones (the oracle).
+
+    generated, real: confusion matrices over all images so far.
+    """
+
+    def __init__(self, segmenter: Segmenter, classes: Classes, width: int | None = None) -> None:
+        """width: images are scaled to it for the segmenter; None for their own."""
+        self.segmenter, self.classes, self.width = segmenter, classes, width
+        count = len(classes.names)
+        self.generated = np.zeros((count, count + 1), np.int64)
+        self.real = np.zeros_like(self.generated)
+        self.features: list[tuple[np.ndarray, np.ndarray]] = []  # of generated and real cells
+
+    def find(self, image: np.ndarray) -> np.ndarray:
+        """The classes that the segmenter finds in an image (H, W, 3): (H, W) integers."""
+        height, width = image.shape[:2]
+        if self.width is None or self.width == width:
+            return self.classes.of_output[self.segmenter(image)]
+        size = self.width, max(1, round(height * self.width / width))
+        scaled = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+        found = self.classes.of_output[self.segmenter(np.asarray(scaled))]
+        found = Image.fromarray(found.astype(np.int32))
+        return np.asarray(found.resize((width, height), Image.Resampling.NEAREST))
+
+    def add(self, generated: np.ndarray, real: np.ndarray, label: np.ndarray) -> dict[str, float]:
+        """Count a scene: images (H, W, 3) uint8, label map (H, W). Returns its pixel accuracy and
+        that of the oracle."""
+        truth, count = self.classes.of_label[label], len(self.classes.names)
+        of_generated, of_real = (
+            confusion(truth, self.find(image), count) for image in (generated, real)
+        )
+        self.generated += of_generated
+        self.real += of_real
+        if self.segmenter.features:
+            self.features.append((self._cells(generated), self._cells(real)))
+        return {
+            "pixel_accuracy": pixel_accuracy(of_generated),
+            "oracle_pixel_accuracy": pixel_accuracy(of_real),
+        }
+
+    def _cells(self, image: np.ndarray) -> np.ndarray:
+        """The segmenter's features, averaged over 2 x 4 cells of an image: (8, C)."""
+        maps = self.segmenter.features(image).double()
+        return F.adaptive_avg_pool2d(maps, (2, 4)).flatten(1).T.cpu().numpy()
+
+    def compute(self) -> dict[str, object]:
+        """The scores of the generated images, of the oracle, and their ratio; the distance of the
+        segmenter's features, where it gives them."""
+        scores, oracle = self._scores(self.generated), self._scores(self.real)
+        names = "pixel_accuracy", "mean_iou"
+        of_oracle = {name: ratio(scores[name], oracle[name]) for name in names}
+        if self.features:
+            cells = (np.concatenate(cells) for cells in zip(*self.features))
+            scores["segmenter_kid"] = kernel_distance(*cells)
+        return {**scores, "oracle": oracle, "of_oracle": of_oracle}
+
+    def _scores(self, matrix: np.ndarray) -> dict[str, object]:
+        iou = class_iou(matrix)
+        return {
+            "pixel_accuracy": pixel_accuracy(matrix),
+            "mean_iou": float(np.nanmean(iou)) if matrix.any() else math.nan,
+            "iou": dict(zip(self.classes.names, iou.tolist())),
+        }
+
+    def colour(self, classes: np.ndarray, label_nc: int) -> np.ndarray:
+        """Classes (H, W) in the colours of their labels; what is none of them is black."""
+        colours = np.append(palette(label_nc)[self.classes.ids], [[0, 0, 0]], 0).astype(np.uint8)
+        return colours[classes]

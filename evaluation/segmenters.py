@@ -1,0 +1,157 @@
+"""Segmentation networks, to find out what can be recognized in an image.
+
+    hf:NAME_OR_DIR      a semantic segmentation model of the transformers library
+    torchscript:FILE    a torch.jit module
+    onnx:FILE           an ONNX graph, run by ONNX Runtime
+
+A torchscript or onnx network takes (1, 3, H, W) float32, RGB in [0, 1] (its own normalization is
+inside it), and returns scores (1, classes, h, w) or classes (1, H, W) as integers; scores of
+another size are scaled to the image's, bilinearly. A torchscript module may have a method
+features(x) -> (1, C, h, w), its deepest maps, for KID. Load only files that you trust.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from util.errors import UserError
+
+_Network = Callable[[np.ndarray], object]  # (H, W, 3) uint8 -> scores or classes, as above
+
+
+class Segmenter:
+    """What a network finds in images (H, W, 3) uint8.
+
+    features(image): its deepest feature maps (C, h, w), None if it does not give them.
+    """
+
+    def __init__(self, spec: str, network: _Network, features: _Network | None = None) -> None:
+        """spec: for error messages."""
+        self.spec, self.network = spec, network
+        self.features = features and torch.inference_mode()(lambda image: features(image)[0])
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The classes of an image's pixels, (H, W) integers."""
+        height, width = image.shape[:2]
+        try:
+            output = self.network(image)
+        except UserError:
+            raise
+        except Exception as error:  # each library has its own kinds; the last line says what
+            problem = f"an image of {width}x{height}: {_line(error, -1)}"
+            raise UserError(f"--segmenter {self.spec}: {problem}") from error
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise UserError(f"--segmenter {self.spec}: returns a {kind}, expected a tensor")
+        classes = output
+        if output.is_floating_point() and output.ndim == 4:
+            if output.shape[-2:] != (height, width):
+                output = F.interpolate(output.float(), (height, width), mode="bilinear")
+            classes = output.argmax(1)
+        if classes.shape != (1, height, width) or classes.dtype.is_floating_point:
+            raise UserError(
+                f"--segmenter {self.spec}: returns {output.dtype} {tuple(output.shape)} for an "
+                f"image of {width}x{height}, expected scores (1, classes, h, w) or integers "
+                "(1, H, W)"
+            )
+        return classes[0].cpu().numpy()
+
+
+def load_segmenter(spec: str, device: torch.device) -> Segmenter:
+    """The network that KIND:WHICH names. Raises UserError if it cannot be loaded."""
+    kind, _, which = spec.partition(":")
+    if kind not in _LOADERS or not which:
+        raise UserError(
+            f"--segmenter {spec}: expected one of hf:NAME_OR_DIR, torchscript:FILE, onnx:FILE"
+        )
+    if kind != "hf" and not Path(which).is_file():
+        raise UserError(f"--segmenter: {which}: no such file")
+    try:
+        networks = _LOADERS[kind](which, device)
+    except ImportError as error:
+        raise UserError(
+            f"--segmenter {spec}: needs a package ({error}); pip install -r requirements-eval.txt"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--segmenter {spec}: cannot be loaded ({_line(error, 0)})") from error
+
+    return Segmenter(spec, *networks)
+
+
+def _from_torchscript(file: str, device: torch.device) -> tuple[_Network, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript's format stays readable
+        net = torch.jit.load(file, map_location=device).eval()
+
+    def run(function: Callable[[Tensor], Tensor]) -> _Network:
+        return lambda image: function(_network_input(image).to(device))
+
+    return (run(net), run(net.features)) if hasattr(net, "features") else (run(net),)
+
+
+def _from_onnx(file: str, device: torch.device) -> tuple[_Network, ...]:
+    import onnxruntime
+
+    from models.export import open_session
+
+    # many have the package that runs on CPUs alone
+    known = onnxruntime.get_available_providers()
+    on_gpu = device.type == "cuda" and "CUDAExecutionProvider" in known
+    session = open_session(Path(file), "cuda" if on_gpu else "cpu", device.index or 0)
+    taken, *others = session.get_inputs()
+    if others or taken.type != "tensor(float)" or len(taken.shape) != 4:
+        inputs = ", ".join(f"{one.name} {one.type} {one.shape}" for one in (taken, *others))
+        raise UserError(f"--segmenter {file}: takes {inputs}, expected float32 (1, 3, H, W) alone")
+
+    def network(image: np.ndarray) -> Tensor:
+        given = _network_input(image).numpy()
+        if any(isinstance(a, int) and a != b for a, b in zip(taken.shape, given.shape)):
+            raise UserError(
+                f"--segmenter {file}: takes {taken.shape}, but there is an image of "
+                f"{image.shape[1]}x{image.shape[0]}; see --segmenter_width"
+            )
+        return torch.from_numpy(session.run(None, {taken.name: given})[0])
+
+    return (network,)
+
+
+def _from_transformers(name: str, device: torch.device) -> tuple[_Network, ...]:
+    from transformers import AutoImageProcessor, logging
+    from transformers import AutoModelForSemanticSegmentation as Semantic
+    from transformers import AutoModelForUniversalSegmentation as Universal
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    processor = AutoImageProcessor.from_pretrained(name)
+    try:
+        net = Semantic.from_pretrained(name)
+    except ValueError:  # Mask2Former and its like
+        net = Universal.from_pretrained(name)
+    net = net.to(device).eval()
+
+    def network(image: np.ndarray) -> Tensor:
+        # at the image's own size, not at the one that the network was trained with
+        inputs = processor(Image.fromarray(image), do_resize=False, return_tensors="pt")
+        output = net(**inputs.to(device))
+        return processor.post_process_semantic_segmentation(output, [image.shape[:2]])[0][None]
+
+    return (network,)
+
+
+_LOADERS = {"hf": _from_transformers, "torchscript": _from_torchscript, "onnx": _from_onnx}
+
+
+def _network_input(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def _line(error: Exception, which: int) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[which]

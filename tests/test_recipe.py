@@ -1,0 +1,221 @@
+"""What --recipe plus is made of: each part against an independent computation."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, one_line, run_command
+from PIL import Image
+from torch import nn
+
+from models import load_generator
+from models.ema import averaged, update_average
+from models.layers import UpsampleConv2d
+from models.networks import GlobalGenerator, define_G
+from options.train_options import RECIPES
+from util.run.checkpoints import BEFORE, load_file
+
+
+def interpolated(x: torch.Tensor, upsample: str) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C, 2H, 2W): pixels doubled, or means of neighbours between them."""
+    if upsample == "nearest":
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    padded = F.pad(x, (0, 1, 0, 1))
+    height, width = x.shape[2:]
+    big = x.new_zeros(*x.shape[:2], 2 * height, 2 * width)
+    for i in range(2):
+        for j in range(2):
+            corners = [padded[:, :, a : a + height, b : b + width] for a in (0, i) for b in (0, j)]
+            big[:, :, i::2, j::2] = sum(corners) / 4
+    return big
+
+
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
+def test_upsampling_is_interpolation_and_a_convolution(upsample: str) -> None:
+    torch.manual_seed(0)
+    layer = UpsampleConv2d(6, 4, upsample).double()
+    x = torch.randn(2, 6, 5, 7, dtype=torch.double, requires_grad=True)
+    weight = layer.weight.detach().flip(2, 3).transpose(0, 1)
+    plane = interpolated(F.pad(x, (2, 2, 2, 2)), upsample)  # outside of the image is zero
+    expected = F.conv2d(plane, weight, layer.bias, padding=1)[..., 4:-4, 4:-4]
+    assert layer(x).shape == (2, 4, 10, 14)
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(layer, x)
+
+
+@pytest.mark.parametrize("netG", ["global", "local", "encoder"])
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
+def test_upsampling_leaves_checkpoint_layouts_as_they_are(netG: str, upsample: str) -> None:
+    plain = define_G(5, 3, 4, netG, 2, 1)
+    other = define_G(5, 3, 4, netG, 2, 1, upsample=upsample)
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (plain, other)]
+    assert shapes[0] == shapes[1]
+    layers = [layer for layer in plain.modules() if isinstance(layer, nn.ConvTranspose2d)]
+    smooth = [layer for layer in other.modules() if isinstance(layer, UpsampleConv2d)]
+    assert layers and len(layers) == len(smooth)
+
+
+def nyquist_share(image: torch.Tensor) -> float:
+    """The share of the energy at the highest vertical and horizontal frequencies, in all but the
+    mean."""
+    energy = np.abs(np.fft.fft2(image.mean(1)[0].numpy())) ** 2
+    energy[0, 0] = 0
+    rows, columns = energy.shape[0] // 2, energy.shape[1] // 2
+    return (energy[rows].sum() + energy[:, columns].sum()) / energy.sum()
+
+
+def test_fresh_generators_show_a_grid_only_with_the_transposed_convolution() -> None:
+    shares = {"transpose": [], "nearest": [], "bilinear": []}
+    for seed in range(5):
+        x = torch.randn(1, 3, 8, 16, generator=torch.Generator().manual_seed(seed))
+        x = F.interpolate(x, scale_factor=8, mode="bicubic")
+        for upsample in shares:
+            torch.manual_seed(seed)
+            net = GlobalGenerator(3, 3, 8, 2, 1, upsample=upsample)
+            with torch.no_grad():
+                shares[upsample].append(nyquist_share(net(x)))
+    means = {upsample: np.mean(values) for upsample, values in shares.items()}
+    assert means["nearest"] < means["transpose"] / 5
+    assert means["bilinear"] < means["transpose"] / 5
+
+
+# -- Moving averages ----------------------------------------------------------------------------
+
+
+def test_averages_follow_the_weights_by_the_formula() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).double()
+    average = averaged(net)
+    expected = {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
+    for step in range(5):
+        with torch.no_grad():
+            for p in net.parameters():
+                p += torch.randn_like(p)
+            net[1].running_mean += step
+        update_average(average, net, 0.9)
+        for name, p in net.named_parameters():
+            expected[name] = 0.9 * expected[name] + 0.1 * p.detach().numpy()
+    for name, p in average.named_parameters():
+        np.testing.assert_allclose(p.numpy(), expected[name], rtol=1e-12)
+    assert torch.equal(average[1].running_mean, net[1].running_mean)
+
+
+# -- The commands -------------------------------------------------------------------------------
+
+TRAIN = [*TINY, "--niter", 1, "--niter_decay", 1, "--recipe", "plus", "--ema", 0.9]
+
+
+@pytest.fixture(scope="module")
+def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with features under --recipe plus: checkpoints/plus."""
+    root = tmp_path_factory.mktemp("plus")
+    where = ["--dataroot", toy_data, "--checkpoints_dir", root / "checkpoints"]
+    features = ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]
+    done = run_command("train.py", *TRAIN, *where, *features, "--name", "plus")
+    assert done.returncode == 0, done.stderr
+    assert "G_L1" in done.stdout or (root / "checkpoints" / "plus" / "metrics.jsonl").exists()
+    return root / "checkpoints" / "plus"
+
+
+def test_a_recipe_sets_what_is_not_given(trained: Path) -> None:
+    options = json.loads((trained / "opt.json").read_text())
+    found = {flag: options[flag] for flag in RECIPES["plus"]}
+    assert found == RECIPES["plus"] | {"ema": 0.9}
+    assert set(RECIPES["plus"]) <= BEFORE.keys()
+
+
+def test_averages_are_saved_beside_the_weights(trained: Path) -> None:
+    for name in "GE":
+        raw, average = (
+            load_file(trained / f"latest_net_{name}{ending}.pth") for ending in ("", "_ema")
+        )
+        assert raw.keys() == average.keys()
+        assert any(not torch.equal(raw[key], average[key]) for key in raw)
+    assert not (trained / "latest_net_D_ema.pth").exists()
+
+
+def test_images_come_from_the_averages_unless_told_otherwise(
+    trained: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    images = {}
+    for ema in (None, 0):
+        out = tmp_path / str(ema)
+        flags = [] if ema is None else ["--ema", ema]
+        where = ["--checkpoints_dir", trained.parent, "--name", "plus", "--results_dir", out]
+        encode = ["--use_encoded_image", "--gpu_ids", -1]
+        done = run_command("test.py", *where, *encode, *flags)
+        assert done.returncode == 0, done.stderr
+        paths = sorted(out.rglob("*_synthesized_image.png"))
+        images[ema] = [np.asarray(Image.open(path)) for path in paths]
+    assert len(images[None]) == 2
+    assert any((a != b).any() for a, b in zip(images[None], images[0]))
+
+    label, inst, photo = (
+        np.asarray(Image.open(sorted((toy_data / f"test_{kind}").iterdir())[0]))
+        for kind in ("label", "inst", "img")
+    )
+    for ema, flags in ((None, {}), (0, {"ema": 0.0})):
+        G = load_generator(trained, **flags)
+        image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        feat = G.encode(image, torch.from_numpy(inst.astype(np.int32))[None, None])
+        found = G(label, inst, feat[0])
+        assert np.abs(found.astype(int) - images[ema][0]).max() <= 1
+
+
+def test_the_next_stage_takes_features_from_the_average(
+    trained: Path, own_data: Path, tmp_path: Path
+) -> None:
+    """precompute_feature_maps.py, then the local stage on top of it, resumed, generates."""
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(trained, checkpoints / "plus")
+    where = ["--dataroot", own_data, "--checkpoints_dir", checkpoints]
+    done = run_command("precompute_feature_maps.py", *where, "--name", "plus", "--gpu_ids", -1)
+    assert done.returncode == 0, done.stderr
+    local = [*TRAIN, *where, "--name", "local", "--netG", "local", "--ngf", 2, "--loadSize", 128]
+    local += ["--instance_feat", "--nef", 4, "--n_downsample_E", 1, "--load_features"]
+    local += ["--load_pretrain", checkpoints / "plus", "--n_blocks_local", 1]
+    done = run_command("train.py", *local, "--niter_fix_global", 1)
+    assert done.returncode == 0, done.stderr
+    test = ["--checkpoints_dir", checkpoints, "--name", "local", "--results_dir", tmp_path / "out"]
+    done = run_command("test.py", *test, "--use_encoded_image", "--gpu_ids", -1)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").rglob("*_synthesized_image.png"))) == 2
+
+
+def test_onnx_holds_the_average(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
+    pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
+    where = ["--checkpoints_dir", trained.parent, "--name", "plus", "--gpu_ids", -1]
+    file = tmp_path / "G.onnx"
+    done = run_command("test.py", *where, "--export_onnx", file)
+    assert done.returncode == 0, done.stderr
+    for flags, out in (([], "torch"), (["--onnx", file], "onnx")):
+        flags = [*flags, "--results_dir", tmp_path / out, "--use_encoded_image"]
+        done = run_command("test.py", *where, *flags)
+        assert done.returncode == 0, done.stderr
+    pairs = zip(
+        *(sorted((tmp_path / o).rglob("*_synthesized_image.png")) for o in ("torch", "onnx"))
+    )
+    for a, b in pairs:
+        difference = np.asarray(Image.open(a)).astype(int) - np.asarray(Image.open(b))
+        assert np.abs(difference).max() <= 1
+
+
+def test_a_run_of_before_these_flags_is_continued(toy_data: Path, tmp_path: Path) -> None:
+    """Its opt.json and latest_state.pth do not know them; what they did is the paper's."""
+    where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "old"]
+    done = run_command("train.py", *where, "--niter", 1, "--niter_decay", 0)
+    assert done.returncode == 0, done.stderr
+    state = load_file(tmp_path / "old" / "latest_state.pth")
+    for flag in BEFORE:
+        del state["flags"][flag]
+    torch.save(state, tmp_path / "old" / "latest_state.pth")
+    done = run_command("train.py", *where, "--niter", 2, "--niter_decay", 0, "--continue_train")
+    assert done.returncode == 0 and "note: --niter was 1" in done.stdout, done.stderr
+    plus = ["--niter", 3, "--niter_decay", 0, "--continue_train", "--recipe", "plus"]
+    refusal = one_line(run_command("train.py", *where, *plus))
+    assert "--upsample was transpose, now nearest" in refusal

@@ -1,0 +1,133 @@
+"""Curves over the steps of a run, and confusion matrices, drawn by matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import uniform_filter1d
+
+from util.errors import UserError
+from util.files import replacing
+
+WIDTH, HEIGHT = 3.6, 2.3  # inches of a panel
+DPI = 200  # twice what the page shows, for sharp screens
+STYLE = {
+    **{"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.titlesize": "medium", "font.size": 9, "grid.alpha": 0.3, "legend.frameon": False},
+}
+
+Series = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,), finite
+
+
+def require_matplotlib() -> None:
+    """Raise UserError, which says what to do, if matplotlib cannot be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401  (takes half a second: only where plots are drawn)
+    except ImportError as error:
+        raise UserError(
+            f"plots need matplotlib ({error}): pip install matplotlib (training: or --no_html)"
+        ) from error
+
+
+def shown_width(path: Path) -> int:
+    """Pixels of width at which a page shows a saved plot."""
+    with Image.open(path) as image:
+        return image.width // 2
+
+
+def series(rows: Sequence[Mapping[str, float]], name: str) -> Series:
+    """Steps and values of a column of metrics rows, without missing and non-finite values."""
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    steps, values = np.array(points, np.float64).reshape(-1, 2).T
+    finite = np.isfinite(values)
+    return steps[finite], values[finite]
+
+
+def save_curves(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Series]],
+    *,
+    marks: Mapping[str, float] | None = None,
+    smooth: bool = True,
+) -> None:
+    """Save one image with a panel for each title, and in it a curve for each label.
+
+    marks: label -> step of a vertical line through all panels. smooth: show values pale, and dark
+    their running mean.
+    """
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    with rc_context(STYLE), replacing(path) as temporary:
+        figure = Figure(figsize=(columns * WIDTH, lines * HEIGHT), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        for axes, (title, curves) in zip(grid, panels.items()):
+            _draw_panel(axes, title, curves, smooth)
+            for label, step in (marks or {}).items():
+                axes.axvline(step, color="tab:red", linewidth=1, linestyle=":", label=label)
+            if len(curves) > 1 or marks:
+                axes.legend(fontsize="small")
+        figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def save_matrix(
+    path: Path, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """Save a matrix of counts (rows, columns) as an image: each row in percent of its sum."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    with replacing(path) as temporary:
+        figure = Figure(figsize=(0.4 * len(columns) + 2, 0.4 * len(rows) + 2), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=45, ha="left", rotation_mode="anchor"
+        )
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        for (row, column), value in np.ndenumerate(percent):
+            if value >= 0.5:
+                ink = "white" if value > 50 else "black"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink)
+        figure.savefig(temporary, format="png", dpi=DPI // 2)
+
+
+def _draw_panel(axes, title: str, curves: Mapping[str, Series], smooth: bool) -> None:
+    drawn = {label: curve for label, curve in curves.items() if len(curve[1])}
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("step")
+    if not drawn:
+        axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
+        return
+    low, high = _value_range(np.concatenate([values for _, values in drawn.values()]))
+    margin = 0.05 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+    for number, (label, (steps, values)) in enumerate(drawn.items()):
+        style = {"color": f"C{number}", "marker": "." if len(values) < 50 else ""}
+        if not smooth:
+            axes.plot(steps, values, label=label, **style)
+            continue
+        axes.plot(steps, values, alpha=0.3, linewidth=0.7, **style)
+        # clipped first: a single spike of 1e9 would lift the mean of all its neighbours
+        mean = uniform_filter1d(values.clip(low, high), 2 * (len(values) // 50) + 1, mode="reflect")
+        axes.plot(steps, mean, label=label, **style)
+    if len(drawn) == 1:
+        axes.set_title(f"{mean[-1] if smooth else values[-1]:.4g}", loc="right")
+
+
+def _value_range(values: np.ndarray) -> tuple[float, float]:
+    """The vertical axis: all of a few values; of many, not the rare spikes that flatten all."""
+    rare = 0.5 if len(values) >= 100 else 0
+    low, high = np.percentile(values, [rare, 100 - rare])
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        spread = abs(low) / 2 or 1.0  # constant: put the line in the middle
+        return low - spread, high + spread
+    return low, high

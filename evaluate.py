@@ -17,14 +17,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from evaluation import report
-from evaluation.measures import Measures, mean_measures
+from evaluation.measures import Measures
 from evaluation.scenes import Scene, find_scenes
-from evaluation.segmentation import SegmentationEvaluator, evaluation_classes
-from evaluation.segmenters import load_segmenter
+from evaluation.segmentation import SegmentationEvaluator, create_evaluator
+from evaluation.validation import spread, summary
 from options.evaluate_options import EvaluateOptions
 from util.errors import run
 from util.files import make_folder, write_text
@@ -37,6 +36,8 @@ def evaluate(opt: argparse.Namespace) -> dict:
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     set_up_torch(deterministic=False, tf32=False)
     scenes = find_scenes(opt)
+    if opt.val_max:
+        scenes = spread(scenes, opt.val_max)
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
     make_folder(opt.out / "images", "--out")
     measures = Measures(len(scenes), opt.weights_dir, device)
@@ -51,14 +52,6 @@ def evaluate(opt: argparse.Namespace) -> dict:
     page = report.write_page(opt, metrics, scenes, evaluator)
     report.print_table(metrics, f"{opt.out / 'metrics.json'} and {page}")
     return metrics
-
-
-def create_evaluator(opt: argparse.Namespace, device: torch.device) -> SegmentationEvaluator:
-    """What counts the classes that --segmenter finds."""
-    classes = evaluation_classes(opt.label_nc, opt.ignore_label, opt.segmenter_classes)
-    return SegmentationEvaluator(
-        load_segmenter(opt.segmenter, device), classes, opt.segmenter_width
-    )
 
 
 def measure_scenes(
@@ -79,19 +72,6 @@ def measure_scenes(
             row |= evaluator.add(generated, real, label)
         rows.append(row)
     return rows, sizes, resized
-
-
-def summary(
-    rows: list[dict], measures: Measures, evaluator: SegmentationEvaluator | None
-) -> dict[str, object]:
-    """All figures of the set of images, by name."""
-    figures = mean_measures(rows) | measures.compute() | {"reasons": measures.reasons}
-    figures["identical_pictures"] = sum(row["psnr"] == np.inf for row in rows)
-    if evaluator:
-        scores = evaluator.compute()
-        both = {key: figures[key] | scores.pop(key) for key in ("oracle", "of_oracle")}
-        figures |= scores | both
-    return figures
 
 
 def main() -> None:

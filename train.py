@@ -24,6 +24,7 @@ import argparse
 import torch
 
 from data.create import count_labels, create_loader
+from evaluation.validation import create_validation
 from models import create_model
 from models.build import smallest_side
 from options.base_options import run_dir, write_options
@@ -49,7 +50,8 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     loader = create_loader(opt, smallest_side(opt))
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, loader.dataset.has_one_size)
-    training = TrainingRun(opt, folder, model, loader)
+    validation = create_validation(opt, model)
+    training = TrainingRun(opt, folder, model, loader, validation)
     if distributed.is_main():
         write_options(opt)
     if opt.verbose:
@@ -71,6 +73,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
                 training.show(current_images(model, batch, opt))
             if training.epoch_is_complete():
                 at.next_epoch()
+                training.validate_if_due()
             stopping = training.stop_requested()
             training.save_if_due(stopping)
             if stopping:

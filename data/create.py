@@ -41,6 +41,15 @@ def create_dataset(
     return dataset
 
 
+def whole_images(options: dict) -> dict:
+    """The options that differ where whole images are shown: random crops are for training."""
+    mode = options.get("resize_or_crop")
+    if mode == "resize_and_crop":
+        return {"fineSize": options.get("loadSize", 1024)}
+    whole = {"crop": "none", "scale_width_and_crop": "scale_width"}
+    return {"resize_or_crop": whole[mode]} if mode in whole else {}
+
+
 def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
     """The batches to train on: shuffled unless --serial_batches. smallest: see create_dataset."""
     dataset = create_dataset(opt, training=True, smallest=smallest)

@@ -180,6 +180,12 @@ PROPERTIES: dict[str, Callable[[np.ndarray, np.ndarray | None], float]] = {
 }
 SET_MEASURES: dict[str, type] = {"lpips": Lpips, "fid": Fid, "kid": Kid}
 
+# The measures that --best_metric may name -> whether more is better
+BETTER_IS_MORE = {
+    **{"mean_iou": True, "pixel_accuracy": True, "lpips": False, "ssim": True, "psnr": True},
+    **{"l1": False, "fid": False, "kid": False, "segmenter_kid": False},
+}
+
 
 class Measures:
     """All measures of a set of images, as far as their packages and weights are there.
@@ -187,8 +193,11 @@ class Measures:
     reasons: by name, why a measure is missing. Leaves torch's random state as it was.
     """
 
-    def __init__(self, count: int, weights_dir: Path | None, device: torch.device) -> None:
-        """count: number of pairs to come. weights_dir: None for torch's cache, or a download."""
+    def __init__(
+        self, count: int, weights_dir: Path | None, device: torch.device, fetch: bool = True
+    ) -> None:
+        """count: number of pairs to come. weights_dir: None for torch's cache. fetch: download
+        weights that are not there."""
         self.sets: dict[str, object] = {}
         self.reasons: dict[str, str] = {}
         failed: dict[str, str] = {}  # weights -> why they are missing: not fetched twice
@@ -197,6 +206,8 @@ class Measures:
             for name, measure in SET_MEASURES.items():
                 if measure.weights not in failed:
                     try:
+                        if not fetch and not _weights_path(measure.weights).is_file():
+                            raise UserError(f"{measure.weights} is not there")
                         _refuse_code(measure.weights)
                         self.sets[name] = measure(count, device, self.sets)
                         continue
@@ -292,6 +303,15 @@ def _reason(error: Exception, weights: str) -> str:
 
 def _refuse_code(file: str) -> None:
     """Refuse weights that are more than tensors: the libraries would execute what they hold."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if path.is_file():
-        load_file(path)
+    if _weights_path(file).is_file():
+        load_file(_weights_path(file))
+
+
+def _weights_path(file: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
+
+
+def weights_are_there(name: str, weights_dir: Path | None) -> bool:
+    """Whether a set measure needs no download."""
+    with _hub_folder(weights_dir):
+        return _weights_path(SET_MEASURES[name].weights).is_file()

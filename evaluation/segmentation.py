@@ -1,14 +1,17 @@
 """What a segmenter finds in images: its classes against the label maps, and its features (KID)."""
 
+import argparse
 import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from evaluation.measures import ratio
-from evaluation.segmenters import Segmenter
+from evaluation.segmenters import Segmenter, load_segmenter
+from util import distributed
 from util.errors import UserError
 from util.pages.colours import palette
 
@@ -89,6 +92,13 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(within - 2 * kernel(a, b).mean())
 
 
+def create_evaluator(opt: argparse.Namespace, device: torch.device) -> "SegmentationEvaluator":
+    """What counts the classes that --segmenter finds."""
+    classes = evaluation_classes(opt.label_nc, opt.ignore_label, opt.segmenter_classes)
+    segmenter = load_segmenter(opt.segmenter, device)
+    return SegmentationEvaluator(segmenter, classes, opt.segmenter_width)
+
+
 class SegmentationEvaluator:
     """Counts what a segmenter finds in generated images and in the real ones (the oracle).
 
@@ -102,6 +112,12 @@ class SegmentationEvaluator:
         self.generated = np.zeros((count, count + 1), np.int64)
         self.real = np.zeros_like(self.generated)
         self.features: list[tuple[np.ndarray, np.ndarray]] = []  # of generated and real cells
+
+    def start(self) -> None:
+        """Forget what was counted."""
+        self.generated[:] = 0
+        self.real[:] = 0
+        self.features = []
 
     def find(self, image: np.ndarray) -> np.ndarray:
         """The classes that the segmenter finds in an image (H, W, 3): (H, W) integers."""
@@ -137,7 +153,10 @@ class SegmentationEvaluator:
 
     def compute(self) -> dict[str, object]:
         """The scores of the generated images, of the oracle, and their ratio; the distance of the
-        segmenter's features, where it gives them."""
+        segmenter's features, where it gives them. Processes call it together."""
+        parts = distributed.gather((self.generated, self.real, self.features))
+        self.generated, self.real = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        self.features = [pair for part in parts for pair in part[2]]
         scores, oracle = self._scores(self.generated), self._scores(self.real)
         names = "pixel_accuracy", "mean_iou"
         of_oracle = {name: ratio(scores[name], oracle[name]) for name in names}

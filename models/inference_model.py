@@ -1,6 +1,7 @@
 """A trained generator (and encoder): maps in, images out."""
 
 import argparse
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from models.build import (
 )
 from models.instance_maps import network_input, pad_to_multiple
 from models.layers import InstanceNorm2d
+from models.pix2pixHD_model import Pix2PixHDModel
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
 from util.run.checkpoints import load_network, newest, saved_options, weights_file
@@ -56,17 +58,22 @@ class InferenceModel(nn.Module):
             self.netG = self._prepare(netG).to(self.dtype)
             self._generator = torch.compile(self.netG) if opt.compile else self.netG
 
+    @classmethod
+    def in_training(cls, model: Pix2PixHDModel, opt: argparse.Namespace) -> "InferenceModel":
+        """The networks of a model in training, with --ema their averages, as they are at each call:
+        the weights are shared, and nothing about the model changes."""
+        networks = cls(opt, model.device, Path(), with_generator=False)
+        saved = model.saved_networks()
+        networks.netG = networks._generator = _for_inference(saved.get("G_ema", saved["G"]))
+        if model.netE is not None:
+            networks.netE = _for_inference(saved.get("E_ema", saved["E"]))
+            networks.encoder_multiple, networks.encoder_shrink = 2**opt.n_downsample_E, 1
+        return networks
+
     def _prepare(self, net: nn.Module) -> nn.Module:
-        """Evaluation mode (no dropout), but with each image's own statistics under --norm batch,
-        as in the reference and the original pix2pix."""
-        for parent in list(net.modules()):
-            for name, layer in parent.named_children():
-                if isinstance(layer, nn.BatchNorm2d):
-                    own = InstanceNorm2d(layer.num_features, layer.eps, affine=True)
-                    own.weight, own.bias = layer.weight, layer.bias
-                    setattr(parent, name, own)
         layout = convolution_layout(self.opt, self.device)
-        return net.requires_grad_(False).eval().to(self.device, memory_format=layout)
+        net = _for_inference(net).requires_grad_(False)
+        return net.to(self.device, memory_format=layout)
 
     def load_encoder(self) -> None:
         """Load E: of this run, or of the run whose features it was trained on.
@@ -166,6 +173,19 @@ class InferenceModel(nn.Module):
         """
         images = to_pictures(self.generate(*to_tensors(self.opt, label, inst, feat)))
         return images[0] if is_single(label, self.opt.label_nc) else images
+
+
+def _for_inference(net: nn.Module) -> nn.Module:
+    """The network, with the same weights, in evaluation mode (no dropout), but with each image's
+    own statistics under --norm batch, as in the reference and the original pix2pix."""
+    net = copy.deepcopy(net, {id(weight): weight for weight in net.parameters()})
+    for parent in list(net.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, nn.BatchNorm2d):
+                own = InstanceNorm2d(layer.num_features, layer.eps, affine=True)
+                own.weight, own.bias = layer.weight, layer.bias
+                setattr(parent, name, own)
+    return net.eval()
 
 
 def _least_side(multiple: int) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torchvision
 
+from data.create import whole_images
 from options.parser import (
     Flag,
     Group,
@@ -45,7 +46,7 @@ RUN = Group(
     Flag("--seed", 0, "of all random numbers", integer(0)),
     Flag("--deterministic", False, "deterministic algorithms only, else an error (CUDA)"),
     Flag("--verbose", False, "print the networks"),
-    Flag("--tf_log", False, "write TensorBoard files (training)"),
+    Flag("--tf_log", False, "log to TensorBoard (training)"),
 )
 
 PRECISION = Group(
@@ -212,14 +213,7 @@ def inherited(folder: Path) -> dict:
     names = [flag.name.removeprefix("--") for group in groups for flag in group.flags]
     saved = saved_options(folder)
     values = {name: saved[name] for name in names if name in saved}
-    # random crops are for training: a test shows whole images
-    whole = {"crop": "none", "scale_width_and_crop": "scale_width"}
-    mode = values.get("resize_or_crop")
-    if mode in whole:
-        values["resize_or_crop"] = whole[mode]
-    elif mode == "resize_and_crop":
-        values["fineSize"] = values.get("loadSize", 1024)
-    return values
+    return values | whole_images(values)
 
 
 def gpu_list(text: str | None) -> list[int]:

@@ -36,9 +36,14 @@ SEGMENTERS = Group(
     Flag("--segmenter_width", None, "scale images to this width for it", integer(1)),
 )
 
+WEIGHTS_DIR = Flag(
+    "--weights_dir", None, "weights for LPIPS, FID and KID; default: torch's cache", "DIR"
+)
+
 MEASURING = Group(
     "how it is measured",
-    Flag("--weights_dir", None, "weights for LPIPS, FID and KID; default: torch's cache", "DIR"),
+    WEIGHTS_DIR,
+    Flag("--val_max", None, "only the scenes that training validates on", integer(1)),
     Flag("--gpu_ids", None, "a GPU, or -1 for the CPU"),
     Flag("--worst", 8, "how many of the worst images to show", integer(0)),
 )
@@ -58,6 +63,10 @@ def check_segmenter(opt: argparse.Namespace) -> None:
 def check_measuring(opt: argparse.Namespace) -> None:
     if opt.label_nc == "auto":
         raise UserError("--label_nc auto: give the number of classes of the label maps")
+    check_weights_dir(opt)
+
+
+def check_weights_dir(opt: argparse.Namespace) -> None:
     if opt.weights_dir and not Path(opt.weights_dir).is_dir():
         raise UserError(f"--weights_dir {opt.weights_dir}: no such folder")
 

@@ -2,8 +2,10 @@
 
 import argparse
 
+from evaluation.measures import BETTER_IS_MORE
 from options.base_options import BaseOptions, scene_flags
-from options.parser import Flag, Group, integer, number
+from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
+from options.parser import Flag, Group, integer, name_inside, number
 from util.errors import UserError
 
 # What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
@@ -20,6 +22,8 @@ SAVING = Group(
     Flag("--save_latest_freq", 1000, "images between two saves of latest", integer(1)),
     Flag("--save_epoch_freq", 10, "epochs between two saves that are kept", integer(1)),
     Flag("--keep_checkpoints", None, "keep only the newest N of them; default: all", integer(1)),
+    Flag("--wandb", False, "log to Weights & Biases"),
+    Flag("--mlflow", False, "log to MLflow"),
     Flag("--no_html", False, "write no web/index.html"),
     Flag("--debug", False, "one short epoch that logs and shows every step"),
 )
@@ -74,10 +78,24 @@ LOSSES = Group(
 )
 
 
+VALIDATION = Group(
+    "validation",
+    Flag("--val_phase", None, "its scenes; default: val, or else test; none: off", name_inside),
+    Flag("--val_freq", 5, "epochs between two validations", integer(1)),
+    Flag("--val_max", 50, "scenes, evenly spread over the phase", integer(1)),
+    Flag("--best_metric", None, "best_net_*.pth are the best by it", list(BETTER_IS_MORE)),
+    Flag("--patience", None, "stop after so many validations without a better one", integer(1)),
+    WEIGHTS_DIR,
+)
+
+
+VALIDATION.check(check_weights_dir)
+
+
 class TrainOptions(BaseOptions):
     is_train = True
     description = "Train pix2pixHD on label maps and photographs."
-    groups = [*BaseOptions.groups, SAVING, TRAINING, LOSSES]
+    groups = [*BaseOptions.groups, SAVING, TRAINING, LOSSES, VALIDATION, SEGMENTERS]
 
     def defaults(self, opt: argparse.Namespace) -> dict:
         return super().defaults(opt) | (RECIPES[opt.recipe] if self.is_train else {})

@@ -89,10 +89,10 @@ def whole_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def test_files_of_a_run(whole_run: tuple[Path, str]) -> None:
     run, _ = whole_run
-    nets = {f"{epoch}_net_{net}.pth" for epoch in ("latest", "3", "4") for net in "GD"}
+    nets = {f"{epoch}_net_{net}.pth" for epoch in ("latest", "best", "3", "4") for net in "GD"}
     assert {path.name for path in run.iterdir()} == nets | {
         *("opt.txt", "opt.json", "loss_log.txt", "metrics.jsonl", "iter.txt", "latest_state.pth"),
-        *("web", "logs"),
+        *("web", "logs", "validation.jsonl"),
     }
     assert equal(weights(run, "G"), weights(run, "G", "4"))
     assert not equal(weights(run, "G"), weights(run, "G", "3"))
@@ -146,7 +146,8 @@ def test_page_of_a_run(whole_run: tuple[Path, str]) -> None:
         for epoch in (1, 2, 3, 4)
         for name in ("input_label", "synthesized_image", "real_image")
     }
-    assert pictures | {"loss_curves.png"} == {path.name for path in links.files}
+    curves = {"loss_curves.png", "validation_curves.png"}
+    assert pictures | curves | {"validation.html"} == {path.name for path in links.files}
     for name in pictures:
         with Image.open(run / "web" / "images" / name) as picture:
             assert (picture.size, picture.mode) == ((64, 32), "RGB")
@@ -357,13 +358,14 @@ def test_frequencies(trained: Callable) -> None:
     shown = {path.name for path in (run / "web" / "images").iterdir()}
     assert {name[:8] for name in shown} == {"epoch002"}
     assert {path.name for path in run.glob("*_net_G.pth")} == {
-        *("latest_net_G.pth", "2_net_G.pth", "3_net_G.pth"),
+        *("latest_net_G.pth", "best_net_G.pth", "2_net_G.pth", "3_net_G.pth"),
     }
 
 
 def test_end_of_training_is_always_saved(trained: Callable) -> None:
     run = trained("--niter", 2, "--niter_decay", 1, "--no_html")
-    assert {path.name for path in run.glob("*_net_D.pth")} == {"latest_net_D.pth", "3_net_D.pth"}
+    names = ("latest", "best", "3")
+    assert {path.name for path in run.glob("*_net_D.pth")} == {f"{n}_net_D.pth" for n in names}
 
 
 def test_verbose_prints_the_networks(trained: Callable, capsys: pytest.CaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """The record of a run: logs that survive a kill, the training page, the curves, TensorBoard."""
 
+import argparse
 import json
 import math
 import sys
@@ -10,14 +11,16 @@ from PIL import Image
 
 from util.errors import UserError
 from util.pages.plots import save_curves, series
+from util.run.loggers import TensorBoard
 from util.run.visualizer import Visualizer, read_rows
 
 LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
 
 
 def visualizer(folder, *, resume=False, write_html=False, tf_log=False) -> Visualizer:
+    loggers = [TensorBoard(folder, argparse.Namespace(), resume)] if tf_log else []
     return Visualizer(
-        folder, write_html=write_html, tf_log=tf_log, display_winsize=16, resume=resume
+        folder, write_html=write_html, display_winsize=16, resume=resume, loggers=loggers
     )
 
 

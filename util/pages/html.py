@@ -1,7 +1,8 @@
 """Pages of rows of pictures, to be opened straight from disk: test results, training progress."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,6 +32,8 @@ figcaption { font-size: 0.8rem; opacity: 0.75; margin-top: 0.2rem; overflow-wrap
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 1rem 0.2rem 0; text-align: left; vertical-align: top; }
 tbody th { font-weight: normal; }
+.pinned { position: sticky; top: 0; padding: 0.5rem 0; background: Canvas; z-index: 1; }
+.pinned input { width: 100%; }
 @media (max-width: 600px) { .row { grid-template-columns: minmax(0, var(--width)); } }
 """
 
@@ -39,20 +42,30 @@ tbody th { font-weight: normal; }
 class Picture:
     """A picture on a page. Paths are relative to the page's folder; a click opens link.
 
-    Without a link the click opens the picture itself, at full size.
+    Without a link the click opens the picture itself, at full size. data: its data-... attributes,
+    for scripts.
     """
 
     path: str | Path
     caption: str = ""
     link: str | Path | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 class Page:
-    """A page FOLDER/index.html. Every file it refers to must exist when its row is added."""
+    """A page in a folder, index.html. Every file it refers to must exist when its row is added."""
 
-    def __init__(self, folder: str | Path, title: str, *, refresh: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        title: str,
+        *,
+        refresh: int | None = None,
+        name: str = "index.html",
+    ) -> None:
         """refresh: seconds after which an open page loads itself anew; None for never."""
         self.folder = Path(folder)
+        self.name = name
         self._document = document(title=title, lang="en")
         with self._document.head:
             tags.meta(charset="utf-8")
@@ -66,9 +79,13 @@ class Page:
         """Add a paragraph of plain text."""
         self._document.body.add(tags.p(text))
 
+    def add(self, *elements: tags.html_tag) -> None:
+        """Add elements of HTML."""
+        self._document.body.add(*elements)
+
     def table(self, head: list[str], rows: list[list[str]]) -> None:
         """Add a table of plain text; the first column names the rows."""
-        titles = tags.thead(tags.tr(*[tags.th(text) for text in head]))
+        titles = tags.thead(tags.tr(*[tags.th(text) for text in head])) if head else ""
         body = [tags.tr(tags.th(row[0]), *[tags.td(text) for text in row[1:]]) for row in rows]
         self._document.body.add(tags.section(tags.table(titles, tags.tbody(*body))))
 
@@ -85,7 +102,7 @@ class Page:
     def save(self) -> Path:
         """Write the page, whole or not at all, and return its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "index.html"
+        path = self.folder / self.name
         with replacing(path) as temporary:
             # A file name that is not Unicode shows as '?'; its link is built from the bytes.
             text = self._document.render(pretty=False)
@@ -104,6 +121,7 @@ class Page:
             width=own_width,
             height=own_height,
             loading="lazy",
+            **{f"data-{key}": value for key, value in picture.data.items()},
         )
         if own_width < width:
             shown["class"] = "enlarged"

@@ -71,7 +71,7 @@ def save_curves(
             _draw_panel(axes, title, curves, smooth)
             for label, step in (marks or {}).items():
                 axes.axvline(step, color="tab:red", linewidth=1, linestyle=":", label=label)
-            if len(curves) > 1 or marks:
+            if len(curves) > 1 or (marks and axes is grid[0]):
                 axes.legend(fontsize="small")
         figure.savefig(temporary, format="png", dpi=DPI)
 

@@ -23,7 +23,10 @@ _NEW = ".new"
 _MARKER = "save_complete.txt"
 
 # flags that came later: what the runs did whose files do not name them
-BEFORE = {"upsample": "transpose", "ema": 0.0, "gan_mode": "lsgan", "lambda_L1": 0.0}
+BEFORE = {
+    **{"upsample": "transpose", "ema": 0.0, "gan_mode": "lsgan", "lambda_L1": 0.0},
+    **{"val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None},
+}
 
 
 def save_set(

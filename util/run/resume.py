@@ -8,7 +8,7 @@ depends on nothing but
 - the position: epoch and batch. From the epoch follow the learning rate
   (Pix2PixHDModel.set_learning_rate) and, with --seed, the order of the scenes
   (data.loader.EpochSampler) and each scene's crop and flip (AlignedDataset), whichever process
-  reads it ("position"),
+  reads it ("position"; the best validation is noted there, too),
 - each process's random generators (dropout) and pool of older images ("processes").
 
 save() writes all of it as one set, whole or not at all (util.run.checkpoints); load() reads it
@@ -18,6 +18,7 @@ the save. tests/test_resume.py compares every bit.
 
 import argparse
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,18 +58,36 @@ TRAINING_FLAGS = (
         "fineSize",
     ),
     *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
+    *("val_phase", "val_freq", "val_max", "patience", "segmenter"),
 )
 
 
 @dataclass
 class Position:
-    """How far training is: the epoch (from 1), what is done of it, and pictures in all."""
+    """How far training is: the epoch (from 1), what is done of it, pictures in all; and how well
+    validations went."""
 
     epoch: int = 1
     batch: int = 0  # batches done in this epoch
     pictures: int = 0  # pictures done in this epoch
     step: int = 0  # pictures since the run began
     newest: int = 0  # pictures of the newest batch
+    best_metric: str = ""  # what best_net_*.pth is the best by
+    best: float | None = None  # its value; None before the first validation
+    best_epoch: int = 0
+    worse: int = 0  # validations since then
+
+    def judge(self, metric: str, value: float, more_is_better: bool) -> bool:
+        """Note a validation; returns whether it is the best so far. Another metric starts anew, and
+        a value that is not finite is never the best."""
+        if metric != self.best_metric:
+            self.best_metric, self.best, self.best_epoch, self.worse = metric, None, 0, 0
+        sign = 1 if more_is_better else -1
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
+            self.best, self.best_epoch, self.worse = value, self.epoch - 1, 0
+            return True
+        self.worse += 1
+        return False
 
     def advance(self, pictures: int) -> None:
         """Note a batch of so many pictures."""
@@ -189,8 +208,8 @@ def _reference_epoch(folder: Path) -> int:
         return 1
 
 
-def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int, name="") -> bool:
-    """Save networks and state as "latest", and with a name the networks under it as well.
+def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int, names=()) -> bool:
+    """Save networks and state as "latest", and the networks under other names as well.
 
     Raises NonFinite, and writes nothing, if a weight is not finite. A save that fails leaves the
     old files, is reported, and returns False.
@@ -217,7 +236,7 @@ def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int
         "processes": processes,
     }
     files["iter.txt"] = f"{at.epoch}\n{at.pictures}\n"
-    copies = {f"{name}_net_{n}.pth": f"latest_net_{n}.pth" for n in networks} if name else {}
+    copies = {f"{name}_net_{n}.pth": f"latest_net_{n}.pth" for name in names for n in networks}
     try:
         save_set(folder, files, copies)
         _drop_old(folder, opt.keep_checkpoints)

@@ -1,6 +1,7 @@
 """The bookkeeping of one training: where it is, what it logs, when it saves and when it stops."""
 
 import argparse
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from util import distributed
 from util.errors import UserError
 from util.files import cannot_write
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
+from util.run.loggers import create_loggers
 from util.run.resume import FOLDER_FLAGS, load, save
 from util.run.stop import Stop
 from util.run.visualizer import Visualizer
@@ -24,40 +26,53 @@ class TrainingRun:
     at: the Position of training. visualizer: the run's logs and page, None in other processes.
     """
 
-    def __init__(self, opt: argparse.Namespace, folder: Path, model, loader) -> None:
+    def __init__(
+        self, opt: argparse.Namespace, folder: Path, model, loader, validation=None
+    ) -> None:
         """Load what the run starts from, then open its logs.
 
-        model: a Pix2PixHDModel; loader: a data.loader.Loader.
+        model: a Pix2PixHDModel; loader: a data.loader.Loader; validation: an
+        evaluation.validation.Validation, if there is one.
         """
         self.opt, self.folder, self.model, self.loader = opt, folder, model, loader
+        self.validation = validation
         self.scenes = len(loader.dataset)
         self.epochs = opt.niter + opt.niter_decay
         self.at = load(model, opt, folder, self.scenes)
         self.visualizer = self._open_logs() if distributed.is_main() else None
         at = f"epoch {self.at.epoch} of {self.epochs}"
-        at = f"all {self.epochs} epochs done" if self.is_over() else at
+        if self.is_over():
+            at = f"all {self.epochs} epochs done"
+        if self._out_of_patience():
+            at = f"ended after epoch {self.at.epoch - 1} (--patience {opt.patience})"
         log_main(f"{self.scenes} scenes, {at}, on {model.device}")
         self._watch, self._stop = Watch(), Stop()
         self._pace = Pace(total=self.epochs * self.scenes, done=self.at.step)
         self._saved = True
+        self._is_best = False  # the last validation, until it is saved
 
     def _open_logs(self) -> Visualizer:
-        opt = self.opt
+        opt, resume = self.opt, self.at.step > 0
         try:
             visualizer = Visualizer(
                 self.folder,
                 write_html=not opt.no_html,
-                tf_log=opt.tf_log,
                 display_winsize=opt.display_winsize,
-                resume=self.at.step > 0,
+                resume=resume,
+                loggers=create_loggers(opt, self.folder, resume),
             )
             visualizer.truncate_after(self.at.step)
+            if self.at.best_epoch:
+                visualizer.facts["best"] = str(self.at.best_epoch)
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
         return visualizer
 
     def is_over(self) -> bool:
-        return self.at.epoch > self.epochs
+        return self.at.epoch > self.epochs or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        return self.opt.patience is not None and self.at.worse >= self.opt.patience
 
     def batches(self) -> Iterator[dict]:
         """The rest of the epoch's batches, with a progress bar."""
@@ -90,6 +105,7 @@ class TrainingRun:
             line = self.visualizer.log(
                 at.epoch, at.pictures, at.step, seconds, waited, rate, values
             )
+            self.visualizer.facts["time left"] = str(left)
             memory = f"{peak_memory(self.model.device):.1f} GB"
             log_main(
                 f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory}, {left} left]"
@@ -106,24 +122,56 @@ class TrainingRun:
     def epoch_is_complete(self) -> bool:
         return self.at.batch == len(self.loader)
 
+    def validate_if_due(self) -> None:
+        """Validate every --val_freq epochs and after the last one; note whether it is the best."""
+        ended = self.at.epoch - 1
+        if not self.validation or (ended % self.opt.val_freq and ended < self.epochs):
+            return
+        start = time.perf_counter()
+        try:
+            figures, images = self.validation.measure()
+        except UserError as error:  # training is worth more than what is said of it
+            log_main(f"warning: no more validation, since it cannot be read: {error}")
+            self.validation = None
+            return
+        metric = self.validation.metric
+        self._is_best = self.at.judge(metric, figures[metric], self.validation.more_is_better)
+        if not self.visualizer:
+            return
+        with warn_if_unwritable("the validation"):
+            best = self.at.best_epoch
+            self.visualizer.show_validation(ended, self.at.step, figures, images, best)
+        best = "the best" if self._is_best else f"best: epoch {self.at.best_epoch}"
+        log_main(
+            f"validation after epoch {ended}: {metric} {figures[metric]:.4g} ({best}), "
+            f"{time.perf_counter() - start:.1f} s"
+        )
+        if self._out_of_patience() and ended < self.epochs:
+            log_main(
+                f"no better {metric} since epoch {self.at.best_epoch}, in {self.at.worse} "
+                "validations (--patience): training ends here"
+            )
+
     def stop_requested(self) -> bool:
         """Whether a signal asks any process to stop. The end of training needs no stop."""
         self._stop.signal = distributed.maximum(self._stop.signal)
         return self._stop.signal > 0 and not self.is_over()
 
     def save_if_due(self, stopping: bool) -> None:
-        """Save every --save_latest_freq images, after every --save_epoch_freq epochs, before a stop
-        and at the end of training."""
+        """Save every --save_latest_freq images, after every --save_epoch_freq epochs, when a
+        validation was the best, before a stop and at the end of training."""
         ended = self.at.epoch - 1  # the last complete epoch
         at_epochs_end = self.at.batch == 0
+        names = ["best"] if self._is_best else []
+        self._is_best = False
         if at_epochs_end and (ended % self.opt.save_epoch_freq == 0 or self.is_over()):
-            self._save(name=str(ended))
-        elif stopping or self.at.passed(self.opt.save_latest_freq):
-            self._save()
+            names.append(str(ended))
+        if names or stopping or self.at.passed(self.opt.save_latest_freq):
+            self._save(names)
 
-    def _save(self, name: str = "") -> None:
+    def _save(self, names: list[str]) -> None:
         self._watch.check()
-        self._saved = save(self.model, self.opt, self.folder, self.at, self.scenes, name)
+        self._saved = save(self.model, self.opt, self.folder, self.at, self.scenes, names)
 
     def stop(self) -> int:
         """Tell where the run stopped and how it goes on; the exit status for the signal."""

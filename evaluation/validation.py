@@ -1,0 +1,175 @@
+"""Validation: how good the generator in training is on fixed scenes that it is not trained on."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.create import create_dataset, photographs, whole_images
+from data.files import picture_names
+from data.shares import of_all_scenes, own_batches
+from evaluation.measures import BETTER_IS_MORE, Measures, mean_measures, weights_are_there
+from evaluation.segmentation import SegmentationEvaluator, create_evaluator
+from models.inference_model import InferenceModel, to_pictures
+from models.pix2pixHD_model import Pix2PixHDModel
+from util import distributed
+from util.errors import UserError
+from util.pages.colours import label_picture
+from util.progress import log_main
+
+SHOWN = 4  # scenes on the page
+
+
+class Validation:
+    """Generates the images of some scenes of a phase and measures them as evaluate.py does.
+
+    It changes nothing that training depends on: networks, random state, the order of scenes.
+    """
+
+    def __init__(self, opt: argparse.Namespace, model: Pix2PixHDModel) -> None:
+        """Raises UserError if the data set or the flags do not allow it."""
+        self.opt = validation_options(opt)
+        self.networks = InferenceModel.in_training(model, self.opt)
+        self.dataset = create_dataset(self.opt, training=False)
+        self.dataset.scenes = spread(self.dataset.scenes, opt.val_max)
+        names = picture_names(self.dataset.files["label"])
+        self.names = [names[scene] for scene in self.dataset.scenes]
+        self.evaluator: SegmentationEvaluator | None = None
+        if opt.segmenter:
+            self.evaluator = create_evaluator(self.opt, model.device)
+        self.metric = opt.best_metric or self._default_metric()
+        self.more_is_better = BETTER_IS_MORE[self.metric]
+        if self.metric not in self._measured():
+            raise UserError(
+                f"--best_metric {self.metric}: not measured here; there are "
+                f"{', '.join(self._measured())} (more with --segmenter and --weights_dir)"
+            )
+
+    def _measured(self) -> list[str]:
+        """The measures that can be had, of those that --best_metric may name."""
+        folder = self.opt.weights_dir
+        sets = [name for name in ("lpips", "fid", "kid") if weights_are_there(name, folder)]
+        found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
+        if self.evaluator and self.evaluator.segmenter.features:
+            found.append("segmenter_kid")
+        return [*found, *sets, "ssim", "psnr", "l1"]
+
+    def _default_metric(self) -> str:
+        """Mean IoU with a segmenter, else LPIPS with weights, else SSIM."""
+        return next(n for n in ("mean_iou", "lpips", "ssim") if n in self._measured())
+
+    @torch.inference_mode()
+    def measure(self) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
+        """All processes together: (figures by name, images of some scenes).
+
+        figures: those of evaluate.py's metrics.json; what there is in "oracle" and "of_oracle" is
+        called oracle_NAME and ratio_NAME. images: scene -> "input_label", "synthesized_image" or
+        "real_image" -> (H, W, 3) uint8.
+        """
+        measures = Measures(len(self.dataset), self.opt.weights_dir, self.networks.device, False)
+        if self.evaluator:
+            self.evaluator.start()
+        rows: dict[int, dict] = {}
+        shown: dict[int, dict[str, np.ndarray]] = {}
+        for (index,), batch in self._scenes():
+            generated = self._generate(batch)
+            real = ((batch["image"][0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
+            rows[index] = measures.add(generated, real, inst)
+            if self.evaluator:
+                rows[index] |= self.evaluator.add(generated, real, batch["label"][0, 0].numpy())
+            if index < SHOWN:
+                label = label_picture(batch["label"][0], self.opt.label_nc, self.opt.ignore_label)
+                images = {"input_label": label, "synthesized_image": generated, "real_image": real}
+                shown[index] = images
+        rows, shown = of_all_scenes(rows), of_all_scenes(shown)
+        figures = flat(summary(list(rows.values()), measures, self.evaluator))
+        return figures, {self.names[index]: images for index, images in shown.items()}
+
+    def _scenes(self) -> Iterator[tuple[range, dict]]:
+        """This process's scenes. A bad file of any process is every process's UserError."""
+        problem = None
+        try:
+            yield from own_batches(self.dataset, self.opt, "validation")
+        except UserError as error:
+            problem = error
+        problems = [one for one in distributed.gather(problem and str(problem)) if one]
+        if problems:
+            raise UserError(problems[0])
+
+    def _generate(self, batch: dict) -> np.ndarray:
+        """The image (H, W, 3) uint8 of a batch of one, with the features of its photograph."""
+        feat = batch.get("feat")
+        if self.networks.netE is not None:
+            regions = self.networks.regions(batch["label"], batch.get("inst"))
+            feat = self.networks.encode(batch["image"], regions)
+        return to_pictures(self.networks.generate(batch["label"], batch.get("inst"), feat))[0]
+
+
+def create_validation(opt: argparse.Namespace, model: Pix2PixHDModel) -> Validation | None:
+    """The validation that the flags and the data set allow; says in one line what it is."""
+    phase = opt.val_phase or default_phase(opt)
+    if phase == "none":
+        log_main("no validation: --val_phase none, or no val or test scenes with photographs")
+        return None
+    try:
+        validation = Validation(argparse.Namespace(**{**vars(opt), "val_phase": phase}), model)
+    except UserError as error:
+        if opt.val_phase or opt.best_metric or opt.segmenter:
+            raise
+        log_main(f"no validation on {phase}: {error}")
+        return None
+    log_main(
+        f"validation on {len(validation.dataset)} scenes of {phase} every {opt.val_freq} epochs; "
+        f"the best by {validation.metric} is kept"
+    )
+    return validation
+
+
+def default_phase(opt: argparse.Namespace) -> str:
+    """val or else test, if it has all that validation reads; "none" if neither has."""
+    for phase in ("val", "test"):
+        own = argparse.Namespace(**{**vars(opt), "phase": phase})
+        features = Path(opt.dataroot) / f"{phase}_feat"
+        if phase != opt.phase and photographs(own) and (not opt.load_features or features.is_dir()):
+            return phase
+    return "none"
+
+
+def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
+    """Training's options with the scenes of --val_phase as test.py sees them."""
+    changed = {"phase": opt.val_phase, "max_dataset_size": None, "nThreads": 0}
+    changed |= {"amp": "off", "compile": False, "data_type": 32, "which_epoch": "latest"}
+    changed["weights_dir"] = Path(opt.weights_dir) if opt.weights_dir else None
+    return argparse.Namespace(**{**vars(opt), **whole_images(vars(opt)), **changed})
+
+
+def spread(scenes: Sequence[str], most: int) -> list[str]:
+    """At most so many of the scenes, evenly spread over them: the same ones each time."""
+    if len(scenes) <= most:
+        return list(scenes)
+    chosen = np.linspace(0, len(scenes) - 1, most).round().astype(int)
+    return [scenes[index] for index in chosen]
+
+
+def summary(
+    rows: list[dict], measures: Measures, evaluator: SegmentationEvaluator | None
+) -> dict[str, object]:
+    """All figures of a set of images by name; rows: what was measured of each."""
+    figures = mean_measures(rows) | measures.compute() | {"reasons": measures.reasons}
+    figures["identical_pictures"] = sum(row["psnr"] == np.inf for row in rows)
+    if evaluator:
+        scores = evaluator.compute()
+        both = {key: figures[key] | scores.pop(key) for key in ("oracle", "of_oracle")}
+        figures |= scores | both
+    return figures
+
+
+def flat(figures: dict[str, object]) -> dict[str, float]:
+    """The numbers among them, those of the oracle and the ratios under names of their own."""
+    named = dict(figures)
+    for key, prefix in (("oracle", "oracle_"), ("of_oracle", "ratio_")):
+        named |= {prefix + name: value for name, value in figures[key].items()}
+    return {name: float(v) for name, v in named.items() if isinstance(v, (int, float))}

@@ -1,0 +1,293 @@
+"""Validation during training: its figures, the best checkpoint, patience, resume, pages."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, one_line, run_command, save_png
+from PIL import Image
+from trainer import Training, assert_same, outcome, train
+
+from util.run.checkpoints import load_file
+from util.run.loggers import MLflow, WeightsAndBiases
+from util.run.resume import Position
+from util.run.visualizer import read_rows
+
+SHORT = ["--niter", 3, "--niter_decay", 1, "--val_freq", 1, "--lr", 0.002]
+
+
+@pytest.fixture(scope="module")
+def validated(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """checkpoints/run: four epochs, each validated on the two test scenes."""
+    folder = tmp_path_factory.mktemp("validated") / "run"
+    log = train(folder, "--dataroot", toy_data, *SHORT, "--recipe", "plus", "--display_freq", 2)
+    assert "validation on 2 scenes of test every 1 epochs; the best by ssim is kept" in log
+    assert log.count("validation after epoch") == 4
+    return folder
+
+
+def evaluated(run: Path, toy_data: Path, epoch: str, out: Path) -> dict:
+    """What test.py and evaluate.py find of an epoch."""
+    where = ["--checkpoints_dir", run.parent, "--name", run.name, "--results_dir", out]
+    where += ["--which_epoch", epoch, "--gpu_ids", -1]
+    done = run_command("test.py", *where)
+    assert done.returncode == 0, done.stderr
+    done = run_command("evaluate.py", *where, "--weights_dir", out)
+    assert done.returncode == 0, done.stderr
+    path = out / run.name / f"test_{epoch}" / "evaluation" / "metrics.json"
+    return json.loads(path.read_text())
+
+
+def test_the_best_is_what_evaluate_measures_of_it(validated: Path, toy_data: Path, tmp_path: Path):
+    pytest.importorskip("torchmetrics", reason="needs requirements-eval.txt")
+    rows = read_rows(validated / "validation.jsonl")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    best = max(rows, key=lambda row: row["ssim"])
+    for epoch, row in (("best", best), ("latest", rows[-1])):
+        found = evaluated(validated, toy_data, epoch, tmp_path)
+        names = ("l1", "psnr", "ssim", "grid_energy", "sharpness", "hue_variance")
+        for name in names:
+            assert found[name] == pytest.approx(row[name], rel=1e-6), (epoch, name)
+            if f"oracle_{name}" in row:
+                assert found["oracle"][name] == pytest.approx(row[f"oracle_{name}"], rel=1e-6)
+    position = load_file(validated / "latest_state.pth")["position"]
+    assert (position["best_epoch"], position["best"]) == (best["epoch"], best["ssim"])
+    assert best["ssim"] >= rows[-1]["ssim"]
+
+
+def test_validation_leaves_training_as_it_is(toy_data: Path, tmp_path: Path) -> None:
+    flags = ["--dataroot", toy_data, *SHORT, "--use_dropout", "--norm", "batch"]
+    flags += ["--print_freq", 1, "--display_freq", 2]
+    train(tmp_path / "with", *flags)
+    log = train(tmp_path / "without", *flags, "--val_phase", "none")
+    assert "no validation" in log
+    one, other = outcome(tmp_path / "with"), outcome(tmp_path / "without")
+    for found in (one, other):
+        del found["latest_state.pth"]["position"], found["latest_state.pth"]["flags"]
+    for name in other:
+        assert one[name] == other[name], name
+    assert {name for name in one if name not in other} == {"best_net_D.pth", "best_net_G.pth"}
+
+
+@pytest.mark.parametrize("folders, told", [("val test", "of val"), ("test", "of test"), ("", "no")])
+def test_the_default_phase(folders: str, told: str, own_data: Path, tmp_path: Path) -> None:
+    for kind in ("label", "inst", "img"):
+        if "val" in folders:
+            (own_data / f"val_{kind}").symlink_to(own_data / f"test_{kind}")
+        if not folders:
+            for path in (own_data / f"test_{kind}").iterdir():
+                path.unlink()
+    log = train(tmp_path / "run", "--dataroot", own_data, "--niter", 1, "--niter_decay", 0)
+    (line,) = [line for line in log.splitlines() if "validation on" in line or "no valid" in line]
+    assert told in line
+
+
+def test_a_bad_scene_ends_validation_and_not_training(own_data: Path, tmp_path: Path) -> None:
+    last = sorted((own_data / "test_label").iterdir())[-1]
+    save_png(last, np.full((32, 64), 99, np.uint8))
+    log = train(tmp_path / "run", "--dataroot", own_data, *SHORT)
+    assert "warning: no more validation" in log and "label 99" in log and "done: weights" in log
+    (own_data / "test_inst" / last.name.replace("labelIds", "instanceIds")).unlink()
+    log = train(tmp_path / "other", "--dataroot", own_data, *SHORT)
+    assert "no validation on test:" in log and "done: weights" in log
+
+
+def test_a_phase_that_is_not_there_is_refused(toy_data: Path, tmp_path: Path) -> None:
+    where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run"]
+    assert "evening_label" in one_line(run_command("train.py", *where, "--val_phase", "evening"))
+    refusal = one_line(run_command("train.py", *where, "--best_metric", "fid"))
+    assert "--best_metric fid: not measured here" in refusal and "ssim" in refusal
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_judging_by_hand(more: bool) -> None:
+    at = Position(epoch=2)
+    sign = 1 if more else -1
+    assert at.judge("ssim", sign * 0.5, more) and at.best_epoch == 1
+    at.epoch = 3
+    assert not at.judge("ssim", sign * 0.5, more) and at.worse == 1  # no better than the first
+    assert not at.judge("ssim", float("nan"), more) and at.worse == 2
+    assert at.judge("ssim", sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
+    assert at.judge("l1", 9.0, False) and at.best == 9.0  # another metric starts anew
+
+
+def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -> None:
+    """With a rate of 0 no validation is better than the first."""
+    flags = ["--dataroot", toy_data, "--niter", 9, "--niter_decay", 0, "--val_freq", 1, "--lr", 0]
+    flags += ["--patience", 2]
+    log = train(tmp_path / "run", *flags)
+    assert "no better ssim since epoch 1, in 2 validations (--patience)" in log
+    assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["epoch"] == 4
+    assert (tmp_path / "run" / "3_net_G.pth").is_file()
+    again = train(tmp_path / "run", *flags, "--continue_train")
+    assert "ended after epoch 3 (--patience 2)" in again and "validation after" not in again
+    more = train(tmp_path / "run", *flags[:-2], "--continue_train", "--patience", 4)
+    assert "in 4 validations" in more
+
+
+def test_two_processes_measure_what_one_does(validated: Path, toy_data: Path, tmp_path: Path):
+    """From the same weights: those of the run above."""
+    rows = {}
+    for name, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--nproc_per_node=2"]),
+    ):
+        where = ["--checkpoints_dir", tmp_path, "--name", name, "--dataroot", toy_data]
+        flags = ["--batchSize", 2, "--niter", 1, "--niter_decay", 0, "--lr", 0, "--recipe", "plus"]
+        flags += ["--load_pretrain", validated]
+        done = run_command(*launcher, "train.py", *TINY, *where, *flags)
+        assert done.returncode == 0, done.stderr
+        (rows[name],) = read_rows(tmp_path / name / "validation.jsonl")
+    assert rows["two"].keys() == rows["one"].keys()
+    for key, value in rows["one"].items():
+        assert rows["two"][key] == pytest.approx(value, rel=1e-6), key
+
+
+def test_a_segmenter_in_training_finds_what_evaluate_finds(toy_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
+    net = tmp_path / "net.pt"
+    flags = ["--dataroot", toy_data, "--out", net, "--width", 32, "--steps", 5, "--batch", 2]
+    done = run_command("-m", "benchmarks.toy_segmenter", *flags)
+    assert done.returncode == 0, done.stderr
+    segmenter = ["--segmenter", f"torchscript:{net}"]
+    log = train(tmp_path / "run", "--dataroot", toy_data, *SHORT, *segmenter)
+    assert "the best by mean_iou" in log
+    where = ["--checkpoints_dir", tmp_path, "--name", "run", "--results_dir", tmp_path / "out"]
+    done = run_command("test.py", *where, "--which_epoch", "best", "--gpu_ids", -1)
+    assert done.returncode == 0, done.stderr
+    flags = [*segmenter, "--which_epoch", "best", "--gpu_ids", -1, "--weights_dir", tmp_path]
+    done = run_command("evaluate.py", *where, *flags)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "out" / "run" / "test_best" / "evaluation" / "metrics.json"
+    found = json.loads(path.read_text())
+    best = max(read_rows(tmp_path / "run" / "validation.jsonl"), key=lambda row: row["mean_iou"])
+    for name in ("mean_iou", "pixel_accuracy", "segmenter_kid"):
+        assert found[name] == pytest.approx(best[name], rel=1e-6, abs=1e-9), name
+
+
+def killed_at_random(folder: Path, flags: list, draw: random.Random, times: int) -> None:
+    """Start, and kill at a random moment; then let it end."""
+    for k in range(times):
+        training = Training(folder, *flags, *(["--continue_train"] if k else []))
+        time.sleep(draw.uniform(0.2, 3))
+        if training.process.is_alive():
+            training.process.kill()
+            assert training.end() in (-signal.SIGKILL, 0), training.told()
+    train(folder, *flags, "--continue_train")
+
+
+FLAGS = [
+    *SHORT,
+    "--save_latest_freq",
+    1,
+    "--print_freq",
+    1,
+    "--display_freq",
+    1,
+    "--recipe",
+    "plus",
+]
+
+
+def validations(folder: Path) -> tuple[list[dict], dict[str, bytes]]:
+    images = sorted((folder / "web" / "validation").iterdir())
+    return read_rows(folder / "validation.jsonl"), {p.name: p.read_bytes() for p in images}
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_ends_the_same(times: int, toy_data: Path, tmp_path: Path) -> None:
+    flags = ["--dataroot", toy_data, *FLAGS, "--patience", 3]
+    train(tmp_path / "whole", *flags)
+    killed_at_random(tmp_path / "parts", flags, random.Random(times), times)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert validations(tmp_path / "whole") == validations(tmp_path / "parts")
+
+
+def test_pages(validated: Path, tmp_path: Path) -> None:
+    web = validated / "web"
+    index, scenes = (web / name for name in ("index.html", "validation.html"))
+    assert "validation.html" in index.read_text() and "validation_curves.png" in index.read_text()
+    assert "--recipe plus" in index.read_text()
+    text = scenes.read_text()
+    assert text.count("data-scene=") == 2 and 'http-equiv="refresh"' not in text
+    assert "http://" not in text and "https://" not in text
+    steps = json.loads(text.split("const rows = ")[1].split(";\n")[0])
+    assert [step["text"].split(":")[0].split(" (")[0] for step in steps] == [
+        f"epoch {n}" for n in (1, 2, 3, 4)
+    ]
+    assert sum("(the best)" in step["text"] for step in steps) == 1
+    for step in steps:
+        assert len(list((web / "validation").glob(f"{step['prefix']}*.jpg"))) == 2
+
+    done = run_command("-m", "util.compare", "run", "run", "--checkpoints_dir", validated.parent)
+    assert done.returncode == 0, done.stderr
+    assert (validated.parent / "compare" / "index.html").is_file()
+
+
+def test_comparing_runs(tmp_path: Path) -> None:
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        folder = tmp_path / name
+        save_png(folder / "web" / "x.png", np.zeros((4, 4), np.uint8))
+        (folder / "opt.json").write_text(json.dumps({"lr": lr, "ngf": 8, "name": name}))
+        (folder / "metrics.jsonl").write_text(
+            '{"step": 1, "G_GAN": 1.0}\n{"step": 2, "G_GAN": 2}\n'
+        )
+        (folder / "validation.jsonl").write_text('{"epoch": 1, "step": 2, "ssim": 0.25}\n')
+        images = folder / "web" / "validation"
+        images.mkdir()
+        for file in ("epoch0001_s", "input_label_s", "real_image_s"):
+            Image.new("RGB", (8, 4)).save(images / f"{file}.jpg")
+    done = run_command("-m", "util.compare", "a", "b", "--checkpoints_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "compare" / "index.html").read_text()
+    assert "--lr" in text and "--ngf" not in text and "0.25" in text and "losses.png" in text
+    assert text.count("_s.jpg") >= 4
+    assert "no run" in one_line(
+        run_command("-m", "util.compare", "a", "none", "--checkpoints_dir", tmp_path)
+    )
+
+
+# -- Trackers -----------------------------------------------------------------------------------
+
+
+def test_weights_and_biases_offline(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("wandb", reason="needs requirements-test.txt")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run"]
+    done = run_command("train.py", *where, "--wandb", "--niter", 1, "--niter_decay", 0)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_mlflow_offline(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs requirements-test.txt")
+    pytest.importorskip("alembic", reason="needs requirements-test.txt")
+    uri = f"sqlite:///{tmp_path / 'tracking.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run"]
+    flags = ["--mlflow", "--print_freq", 1, "--niter", 1, "--niter_decay", 0, "--gpu_ids", -1]
+    done = run_command("train.py", *where, *flags)
+    assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(uri)
+    run = (tmp_path / "run" / "mlflow_id.txt").read_text()
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    logged = client.get_metric_history(run, "loss/G_GAN")
+    assert [(m.step, m.value) for m in logged] == [(row["step"], row["G_GAN"]) for row in rows]
+    (validation,) = client.get_metric_history(run, "validation/ssim")
+    assert validation.value == read_rows(tmp_path / "run" / "validation.jsonl")[-1]["ssim"]
+
+
+@pytest.mark.parametrize("flag", ["wandb", "mlflow"])
+def test_a_missing_package_is_one_line(flag: str, tmp_path: Path, monkeypatch) -> None:
+    import sys
+
+    from util.errors import UserError
+
+    monkeypatch.setitem(sys.modules, flag, None)
+    kind = {"wandb": WeightsAndBiases, "mlflow": MLflow}[flag]
+    with pytest.raises(UserError, match=f"--{flag} needs a package.*pip install {flag}"):
+        kind(tmp_path, None, False)

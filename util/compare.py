@@ -1,0 +1,122 @@
+"""Compare runs on one page: their curves over one another, their last images side by side.
+
+    python -m util.compare label2city_512p label2city_512p_plus
+
+writes checkpoints/compare/index.html: a table of the best and last validations and of the flags
+that differ, a panel for each figure with a curve for each run, and for each scene that was
+validated in all runs a row of images.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from util.errors import UserError, run
+from util.files import make_folder
+from util.pages.html import Page, Picture
+from util.pages.plots import save_curves, series, shown_width
+from util.progress import log
+from util.run.checkpoints import saved_options
+from util.run.page import BOOKKEEPING, NAMES
+from util.run.visualizer import read_rows
+
+UNTOLD = {"name", "command_line", "versions", "git_commit", "checkpoints_dir"}
+
+
+def compare(folders: list[Path], out: Path) -> Path:
+    """Write the page and return its path. Raises UserError if a folder holds no run."""
+    runs = {folder.name: folder for folder in folders}
+    losses = {name: read_rows(folder / "metrics.jsonl") for name, folder in runs.items()}
+    validations = {name: read_rows(folder / "validation.jsonl") for name, folder in runs.items()}
+    for name, folder in runs.items():
+        if not losses[name] and not validations[name]:
+            raise UserError(f"{folder}: no run with metrics.jsonl; expected checkpoints/NAME")
+    make_folder(out / "images", "--out")
+    page = Page(out, f"Runs: {', '.join(runs)}")
+    page.table(["", *runs], last_figures(validations))
+    page.table(["", *runs], different_flags(runs))
+    for file, tables in (("losses.png", losses), ("validations.png", validations)):
+        panels = common_panels(tables)
+        if panels:
+            save_curves(out / file, panels, smooth=file == "losses.png")
+            page.row([Picture(file)], width=shown_width(out / file))
+    for scene, row in common_scenes(runs, validations, out).items():
+        page.row(row, heading=scene, width=512)
+    return page.save()
+
+
+def last_figures(validations: dict[str, list[dict]]) -> list[list[str]]:
+    """A row for each figure: the last validation of each run."""
+    last = [rows[-1] if rows else {} for rows in validations.values()]
+    names = dict.fromkeys(name for row in last for name in row if name != "step")
+    table = [[name, *(_text(row.get(name)) for row in last)] for name in names]
+    return [["last validation after epoch", *table[0][1:]], *table[1:]] if table else []
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def different_flags(runs: dict[str, Path]) -> list[list[str]]:
+    """A row for each flag whose values differ."""
+    options = [saved_options(folder) for folder in runs.values()]
+    names = sorted(set().union(*options) - UNTOLD)
+    table = [[f"--{name}", *(str(one.get(name, "")) for one in options)] for name in names]
+    return [row for row in table if len(set(row[1:])) > 1]
+
+
+def common_panels(tables: dict[str, list[dict]]) -> dict[str, dict]:
+    """A panel for each figure, with a curve for each run that has it."""
+    names = dict.fromkeys(key for rows in tables.values() for row in rows for key in row)
+    hidden = (*BOOKKEEPING, "lr")
+    panels = {
+        name: {run: series(rows, name) for run, rows in tables.items() if rows}
+        for name in names
+        if name not in hidden and not name.startswith(("oracle_", "ratio_"))
+    }
+    return {
+        name: curves for name, curves in panels.items() if any(len(v) for _, v in curves.values())
+    }
+
+
+def common_scenes(
+    runs: dict[str, Path], validations: dict[str, list[dict]], out: Path
+) -> dict[str, list[Picture]]:
+    """The scenes that all runs validated: label map, each run's last image, photograph."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, folder in runs.items():
+        images = folder / "web" / "validation"
+        for row in reversed(validations[name]):
+            prefix = f"epoch{row['epoch']:04d}_"
+            own = {path.stem.removeprefix(prefix): path for path in images.glob(f"{prefix}*.jpg")}
+            if own:
+                found[name] = own
+                break
+    if len(found) < len(runs):
+        return {}
+    rows = {}
+    for scene in sorted(set.intersection(*(set(own) for own in found.values()))):
+        first = next(iter(runs.values())) / "web" / "validation"
+        row = {kind: first / f"{kind}_{scene}.jpg" for kind in (NAMES[0], NAMES[2])}
+        row = {NAMES[0]: row[NAMES[0]], **{n: own[scene] for n, own in found.items()}, **row}
+        rows[scene] = [_copy(path, out, f"{name}_{scene}.jpg", name) for name, path in row.items()]
+    return rows
+
+
+def _copy(path: Path, out: Path, name: str, caption: str) -> Picture:
+    shutil.copyfile(path, out / "images" / name)
+    return Picture(f"images/{name}", caption)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare runs on one page.")
+    parser.add_argument("runs", nargs="+", metavar="NAME", help="folders in --checkpoints_dir")
+    parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--out", type=Path, help="default: CHECKPOINTS_DIR/compare")
+    opt = parser.parse_args()
+    folders = [opt.checkpoints_dir / name for name in opt.runs]
+    log(str(compare(folders, opt.out or opt.checkpoints_dir / "compare")))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,156 @@
+"""Where the figures of a run go besides its own files: TensorBoard, Weights & Biases, MLflow.
+
+A logger has scalars(step, values), images(step, images), forget_after(step) and close(). Their
+packages are optional and imported only where they are asked for. None of them needs a network:
+WANDB_MODE=offline keeps Weights & Biases' files in the run's folder, and MLflow writes there unless
+MLFLOW_TRACKING_URI names a server.
+"""
+
+import argparse
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from util.errors import UserError
+
+
+class Logger(Protocol):
+    """What a run tells its loggers; images are (H, W, 3) uint8, by name."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None: ...
+
+    def forget_after(self, step: int) -> None:
+        """Drop what a killed run logged after its last save, as far as the service can."""
+
+    def close(self) -> None: ...
+
+
+def create_loggers(opt: argparse.Namespace, folder: Path, resume: bool) -> list[Logger]:
+    """The loggers that --tf_log, --wandb and --mlflow ask for. Raises UserError for a package that
+    is missing."""
+    asked = {"tf_log": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+    loggers = []
+    for flag, kind in asked.items():
+        if not getattr(opt, flag):
+            continue
+        try:
+            loggers.append(kind(folder, opt, resume))
+        except UserError:
+            raise
+        except Exception as error:  # each service has its own kinds
+            line = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"--{flag}: cannot be started ({line}); leave it out") from error
+    return loggers
+
+
+class TensorBoard:
+    def __init__(self, folder: Path, opt: argparse.Namespace, resume: bool) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise _missing("--tf_log", "tensorboard", error) from error
+        self._open = lambda step: SummaryWriter(folder / "logs", purge_step=step)
+        # TensorBoard hides earlier files' events from purge_step on
+        self._writer = self._open(None if resume else 0)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def forget_after(self, step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(step + 1)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Steps that are repeated after a kill stay as they were first logged."""
+
+    def __init__(self, folder: Path, opt: argparse.Namespace, resume: bool) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise _missing("--wandb", "wandb", error) from error
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "pix2pixHD"),
+            name=opt.name,
+            id=_same_id(folder / "wandb_id.txt", resume, lambda: secrets.token_hex(4)),
+            resume="allow",
+            dir=folder,
+            config=vars(opt),
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        self._run.log({name: self._image(image) for name, image in images.items()}, step=step)
+
+    def forget_after(self, step: int) -> None:
+        """Its files cannot be changed."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """Steps that are repeated after a kill are logged once more."""
+
+    def __init__(self, folder: Path, opt: argparse.Namespace, resume: bool) -> None:
+        try:
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise _missing("--mlflow", "mlflow", error) from error
+        uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+        self._client = MlflowClient(uri)
+
+        def new_run() -> str:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "pix2pixHD")
+            known = self._client.get_experiment_by_name(name)
+            experiment = known.experiment_id if known else self._client.create_experiment(name)
+            run = self._client.create_run(experiment, run_name=opt.name)
+            for flag, value in vars(opt).items():
+                self._client.log_param(run.info.run_id, flag, value)
+            return run.info.run_id
+
+        self._run = _same_id(folder / "mlflow_id.txt", resume, new_run)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            self._client.log_image(self._run, image, f"{name}/{step:08d}.png")
+
+    def forget_after(self, step: int) -> None:
+        """What is logged cannot be taken back."""
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def _same_id(path: Path, resume: bool, create) -> str:
+    """The service's id of this run, kept beside it so that a resumed run goes on under it."""
+    if not (resume and path.is_file()):
+        path.write_text(create())
+    return path.read_text()
+
+
+def _missing(flag: str, package: str, error: ImportError) -> UserError:
+    return UserError(
+        f"{flag} needs a package ({error}): run `pip install {package}`, or leave it out"
+    )

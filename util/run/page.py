@@ -1,0 +1,182 @@
+"""The pages of a run: web/index.html (figures, curves, images), web/validation.html (fixed scenes
+through time)."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from dominate import tags
+from dominate.util import raw
+from PIL import Image
+
+from util.pages.colours import save_image
+from util.pages.html import Page, Picture
+from util.pages.plots import Series, require_matplotlib, save_curves, series, shown_width
+from util.run.checkpoints import saved_options
+
+# The keys of rows that are not figures.
+BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_pictures")
+REFRESH_SECONDS = 30
+NAMES = ("input_label", "synthesized_image", "real_image")
+_PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
+
+_SLIDER = """
+const slider = document.getElementById("validation");
+const shown = document.getElementById("shown");
+function show() {
+  const row = rows[slider.value];
+  shown.textContent = row.text;
+  for (const image of document.querySelectorAll("img[data-scene]")) {
+    image.src = "validation/" + row.prefix + encodeURIComponent(image.dataset.scene) + ".jpg";
+    image.parentElement.href = image.src;
+  }
+}
+slider.oninput = show;
+show();
+"""
+
+
+class RunPage:
+    """Writes the pages from what is on disk and the rows of figures, so that a resumed run shows
+    all of it."""
+
+    def __init__(self, run_dir: Path, display_winsize: int) -> None:
+        """display_winsize: width in pixels at which a page shows an image. Raises UserError if
+        matplotlib is missing."""
+        require_matplotlib()
+        self.run_dir, self.web = run_dir, run_dir / "web"
+        self.display_winsize = display_winsize
+        (self.web / "images").mkdir(parents=True, exist_ok=True)
+        (self.web / "validation").mkdir(exist_ok=True)
+        self._curves_due = 0.0
+
+    def start_anew(self) -> None:
+        """Drop what an earlier run of the same name has left."""
+        for path in [*self._pictures().values(), *(self.web / "validation").iterdir()]:
+            path.unlink()
+        for name in ("loss_curves.png", "validation_curves.png", "validation.html"):
+            (self.web / name).unlink(missing_ok=True)
+
+    def save_images(self, images: Mapping[str, np.ndarray], epoch: int) -> None:
+        """Keep the images of a training step; the last ones of an epoch stay on the page."""
+        for name, image in images.items():
+            save_image(image, self.web / "images" / f"epoch{epoch:03d}_{name}.png")
+
+    def save_scenes(self, scenes: Mapping[str, Mapping[str, np.ndarray]], epoch: int) -> None:
+        """Keep the images of validated scenes: scene -> name -> image (H, W, 3) uint8."""
+        for scene, images in scenes.items():
+            for name, image in images.items():
+                prefix = f"epoch{epoch:04d}_" if name == "synthesized_image" else f"{name}_"
+                path = self.web / "validation" / f"{prefix}{scene}.jpg"
+                Image.fromarray(image).save(path, quality=90)
+
+    def write(
+        self, rows: Sequence[Mapping], validations: Sequence[Mapping], facts: Mapping[str, str]
+    ) -> None:
+        """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: what
+        the run is and how far, by name."""
+        if (rows or validations) and time.monotonic() >= self._curves_due:
+            self.draw_curves(rows, validations, facts)
+        page = Page(self.web, f"Training: {self.run_dir.name}", refresh=REFRESH_SECONDS)
+        page.table([], [[name, text] for name, text in (facts | self._options()).items()])
+        if validations:
+            page.add(tags.p(tags.a("the validated scenes, epoch by epoch", href="validation.html")))
+            self._write_scenes(validations, facts)
+        for name in ("loss_curves.png", "validation_curves.png"):
+            if (self.web / name).exists():
+                page.row([Picture(name)], width=shown_width(self.web / name))
+        pictures = self._pictures()
+        for epoch in sorted({epoch for epoch, _ in pictures}, reverse=True):
+            own = {name: path for (e, name), path in pictures.items() if e == epoch}
+            order = [*(name for name in NAMES if name in own), *(n for n in own if n not in NAMES)]
+            row = [Picture(own[name].relative_to(self.web), name) for name in order]
+            page.row(row, heading=f"epoch {epoch}", width=self.display_winsize)
+        page.save()
+
+    def draw_curves(
+        self, rows: Sequence[Mapping], validations: Sequence[Mapping], facts: Mapping[str, str]
+    ) -> None:
+        """Draw a panel for each figure. It takes about a second: not more often than pages
+        reload."""
+        best = [row["step"] for row in validations if str(row["epoch"]) == facts.get("best")]
+        marks = {"best": best[0]} if best else {}
+        for name, table in (("loss_curves", rows), ("validation_curves", validations)):
+            panels = curve_panels(table)
+            if panels:
+                smooth = name == "loss_curves"
+                save_curves(self.web / f"{name}.png", panels, marks=marks, smooth=smooth)
+        self._curves_due = time.monotonic() + REFRESH_SECONDS
+
+    def _options(self) -> dict[str, str]:
+        """What the run is, as its opt.json says."""
+        options = saved_options(self.run_dir)
+        known = {"command_line": "command", "git_commit": "code"}
+        return {name: options[key] for key, name in known.items() if options.get(key)}
+
+    def _pictures(self) -> dict[tuple[int, str], Path]:
+        """The training images on disk: (epoch, name) -> path."""
+        found = {}
+        for path in sorted((self.web / "images").glob("epoch*_*.png")):
+            if match := _PICTURE.fullmatch(path.name):
+                found[int(match[1]), match[2]] = path
+        return found
+
+    def _write_scenes(self, validations: Sequence[Mapping], facts: Mapping[str, str]) -> None:
+        """The page of fixed scenes: a row for each, and one slider that moves all of them."""
+        folder = self.web / "validation"
+        scenes = [path.stem.removeprefix("real_image_") for path in folder.glob("real_image_*.jpg")]
+        kept = [row for row in validations if any(folder.glob(f"epoch{row['epoch']:04d}_*.jpg"))]
+        if not scenes or not kept:
+            return
+        steps = [
+            {"prefix": f"epoch{row['epoch']:04d}_", "text": _told(row, facts.get("best"))}
+            for row in kept
+        ]
+        page = Page(self.web, f"Validation: {self.run_dir.name}", name="validation.html")
+        page.add(
+            tags.div(
+                tags.input_(
+                    type="range", id="validation", min=0, max=len(kept) - 1, value=len(kept) - 1
+                ),
+                tags.p(id="shown"),
+                cls="pinned",
+            )
+        )
+        for scene in sorted(scenes):
+            first = Picture(f"validation/input_label_{scene}.jpg", "input_label")
+            last = Picture(f"validation/real_image_{scene}.jpg", "real_image")
+            newest = f"validation/{steps[-1]['prefix']}{scene}.jpg"
+            moved = Picture(newest, "synthesized_image", data={"scene": scene})
+            page.row([first, moved, last], heading=scene, width=self.display_winsize)
+        page.add(tags.script(raw(f"const rows = {json.dumps(steps)};{_SLIDER}")))
+        page.save()
+
+
+def curve_panels(table: Sequence[Mapping]) -> dict[str, dict[str, Series]]:
+    """A panel for each figure of the rows that has values: title -> label -> curve. What was
+    measured of the photographs, too, stands beside that."""
+    names = dict.fromkeys(key for row in table for key in row)
+    panels = {}
+    for name in names:
+        hidden = name in BOOKKEEPING or name.startswith(("oracle_", "ratio_"))
+        if hidden or not len(series(table, name)[1]):
+            continue
+        panels[name] = {name: series(table, name)}
+        if f"oracle_{name}" in names:
+            real = series(table, f"oracle_{name}")
+            panels[name] = {"generated": panels[name][name], "real": real}
+    return panels
+
+
+def _told(row: Mapping, best: str | None) -> str:
+    """A validation in one line."""
+    figures = [
+        f"{name} {row[name]:.4g}"
+        for name in ("mean_iou", "lpips", "ssim", "psnr", "l1")
+        if row.get(name) is not None
+    ]
+    ending = " (the best)" if f"{row['epoch']}" == best else ""
+    return f"epoch {row['epoch']}{ending}: {', '.join(figures)}"

@@ -29,6 +29,7 @@ from models import create_model
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path, to_pictures
 from models.styles import StyleChooser, instance_classes, load_styles, names_of, paint, style
+from models.tiling import Tiling
 from options.base_options import run_dir
 from options.test_options import TestOptions
 from util import distributed
@@ -101,7 +102,11 @@ def shown_images(
 def create_generator(opt: argparse.Namespace, device: torch.device) -> InferenceModel:
     """The generator of the run's weights, or with --onnx of that file."""
     if opt.onnx is None:
-        return create_model(opt, device)
+        model = create_model(opt, device)
+        if opt.tile:
+            folder = make_folder(Path(opt.tile_dir), "--tile_dir") if opt.tile_dir else None
+            model.tiling = Tiling(opt.tile, folder)
+        return model
     from models.export import OnnxModel  # a rarely used package
 
     return OnnxModel(opt, device, run_dir(opt), Path(opt.onnx), opt.ort_provider or "cpu")

@@ -1,6 +1,7 @@
 """A trained generator (and encoder): maps in, images out."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from models.build import (
     build_encoder,
     build_generator,
     convolution_layout,
+    input_channels,
     size_multiple,
     uses_features,
 )
 from models.instance_maps import network_input, pad_to_multiple
 from models.layers import InstanceNorm2d
+from models.tiling import Map, Region, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
 from util.run.checkpoints import load_network, newest, saved_options
@@ -48,6 +51,7 @@ class InferenceModel(nn.Module):
         self.least = _least_side(self.multiple)
         self.netE: nn.Module | None = None
         self.dtype = torch.float16 if opt.data_type == 16 else torch.float32
+        self.tiling: Tiling | None = None  # how to generate images too large for the memory
         if with_generator:
             netG = build_generator(opt)
             load_network(netG, folder / f"{opt.which_epoch}_net_G.pth")
@@ -57,12 +61,7 @@ class InferenceModel(nn.Module):
     def _prepare(self, net: nn.Module) -> nn.Module:
         """Evaluation mode (no dropout), but with each image's own statistics under --norm batch,
         as in the reference and the original pix2pix."""
-        for parent in list(net.modules()):
-            for name, layer in parent.named_children():
-                if isinstance(layer, nn.BatchNorm2d):
-                    own = InstanceNorm2d(layer.num_features, layer.eps, affine=True)
-                    own.weight, own.bias = layer.weight, layer.bias
-                    setattr(parent, name, own)
+        use_own_statistics(net)
         layout = convolution_layout(self.opt, self.device)
         return net.requires_grad_(False).eval().to(self.device, memory_format=layout)
 
@@ -102,7 +101,29 @@ class InferenceModel(nn.Module):
         (B, 3, H, W) float32 in [-1, 1].
         """
         height, width = label.shape[-2:]
-        return self.run_generator(self.generator_input(label, inst, feat))[..., :height, :width]
+        if self.tiling is not None:
+            images = self._generate_in_tiles(label, inst, feat)
+        else:
+            images = self.run_generator(self.generator_input(label, inst, feat))
+        return images[..., :height, :width]
+
+    def _generate_in_tiles(self, *maps: Tensor | None) -> Tensor:
+        """The images of maps, padded to what the networks need, on the CPU."""
+        maps = self._padded_maps(*maps)
+        channels = input_channels(self.opt) + (self.opt.feat_num if maps[2] is not None else 0)
+        images = []
+        for k in range(len(maps[0])):
+            scene = [m if m is None else m[k : k + 1] for m in maps]
+            x = Map(partial(self._input_region, scene), scene[0].shape[-2:], channels)
+            with autocast(self.opt, self.device):
+                images.append(self.tiling.generate(self.netG, x).float())
+        return torch.cat(images) if len(images) > 1 else images[0]
+
+    def _input_region(self, maps: list[Tensor | None], region: Region) -> Tensor:
+        """A region of what the generator sees. Edges depend on one pixel around it."""
+        wider = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in region)
+        inner = [slice(p.start - w.start, p.stop - w.start) for p, w in zip(region, wider)]
+        return self._joined(*(m if m is None else m[(..., *wider)] for m in maps))[(..., *inner)]
 
     @torch.inference_mode()
     def run_generator(self, x: Tensor) -> Tensor:
@@ -113,10 +134,18 @@ class InferenceModel(nn.Module):
 
     def generator_input(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
         """What the generator sees: the maps padded, labels one-hot, with edges and features."""
+        return self._joined(*self._padded_maps(label, inst, feat))
+
+    def _padded_maps(
+        self, label: Tensor, inst: Tensor | None, feat: Tensor | None
+    ) -> list[Tensor | None]:
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
         inst = None if self.opt.no_instance else inst
-        label, inst, feat = (m if m is None else self._padded(m) for m in (label, inst, feat))
+        return [m if m is None else self._padded(m) for m in (label, inst, feat)]
+
+    def _joined(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
+        """One-hot labels, edges and features of maps."""
         x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label)
         if feat is not None:
             x = torch.cat([x, feat.to(x.dtype)], 1)
@@ -164,6 +193,16 @@ class InferenceModel(nn.Module):
         """
         images = to_pictures(self.generate(*to_tensors(self.opt, label, inst, feat)))
         return images[0] if is_single(label, self.opt.label_nc) else images
+
+
+def use_own_statistics(net: nn.Module) -> None:
+    """Replace batch by instance normalizations with the same parameters."""
+    for parent in list(net.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, nn.BatchNorm2d):
+                own = InstanceNorm2d(layer.num_features, layer.eps, affine=True)
+                own.weight, own.bias = layer.weight, layer.bias
+                setattr(parent, name, own)
 
 
 def _least_side(multiple: int) -> int:

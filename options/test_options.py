@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from options.base_options import BaseOptions, run_dir, scene_flags
-from options.parser import Flag, Group, count_or_inf, number
+from options.parser import Flag, Group, count_or_inf, integer, number
 from options.train_options import TrainOptions
 from util.errors import UserError
 
@@ -16,6 +16,10 @@ TEST = Group(
     Flag("--results_dir", "./results/", "folder of the pages", "DIR"),
     Flag("--image_format", "png", "of the saved images", ["png", "jpg"]),
     Flag("--aspect_ratio", 1.0, "saved images are widened by this factor", number(0.01, 100)),
+    Flag(
+        "--tile", None, "generate in tiles of so many pixels: less memory, same image", integer(8)
+    ),
+    Flag("--tile_dir", None, "folder of --tile's large maps; default: the temporary one", "DIR"),
 )
 
 
@@ -25,6 +29,10 @@ def check_test(opt: argparse.Namespace) -> None:
         raise UserError(f"--model ui: the editor is python edit.py --name {opt.name}")
     if opt.data_type == 8:
         raise UserError("--data_type 8: PyTorch has no 8-bit generator; use 16 or 32")
+    if opt.tile and (opt.compile or opt.onnx or opt.export_onnx):
+        raise UserError("--tile: leave --compile, --onnx and --export_onnx out")
+    if opt.tile_dir and not opt.tile:
+        raise UserError("--tile_dir needs --tile PIXELS")
 
 
 ONNX = Group(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.networks import GlobalGenerator, LocalEnhancer, ResnetBlock
@@ -47,17 +48,22 @@ class Map:
     def read(self, region: Region) -> Tensor:
         """A region of what the layers give."""
         down, up, reach = geometry(self.layers)
-        outer, inner = [], []
+        outer, inner, borders = [], [], []
+        padding = sum(p.padding[0] for p in self.layers if isinstance(p, nn.ReflectionPad2d))
         for part, length in zip(region, self.size):
             # from a multiple of the stride on, as layers step over the whole map
             start = max(0, (part.start * down // up - reach) // down * down)
-            stop = -(-(-(-part.stop * down // up) + reach) // down) * down
-            outer.append(slice(start, min(length, stop)))
-            offset = start * up // down
+            stop = min(length, -(-(-(-part.stop * down // up) + reach) // down) * down)
+            outer.append(slice(start, stop))
+            offset = start * up // down + (padding if start else 0)
             inner.append(slice(part.start - offset, part.stop - offset))
+            borders = [start == 0, stop == length, *borders]  # as F.pad takes them: columns first
         x = self.source(tuple(outer))
         for layer in self.layers:
-            x = layer(x)
+            if not isinstance(layer, nn.ReflectionPad2d):
+                x = layer(x)
+            elif any(borders):  # within the map the region has its neighbours around it
+                x = F.pad(x, [padding * border for border in borders], mode="reflect")
         return x[(..., *inner)]
 
     def outcome(self) -> tuple[Size, int]:
@@ -138,7 +144,7 @@ class Tiling:
     def _sum(self, a: Map, b: Map) -> Map:
         size, channels = a.outcome()
         stored = self._compute(Map(lambda at: a.read(at) + b.read(at), size, channels))
-        return Map(stored.read, size, channels)
+        return Map(lambda at: stored.read(at).clone(), size, channels)
 
     def _image(self, x: Map) -> Tensor:
         return self._compute(x, most_in_memory=math.inf).whole()
@@ -224,9 +230,9 @@ class Stored:
             self.file.write(row)
 
     def read(self, region: Region) -> Tensor:
-        """(1, C, h, w), a copy."""
+        """(1, C, h, w), not to be changed."""
         if self.file is None:
-            array = self.array[region].copy()
+            array = self.array[region]
         else:
             rows, columns = (range(length)[part] for length, part in zip(self.shape, region))
             array = np.empty((len(rows), len(columns), self.shape[2]), self.type)

@@ -18,7 +18,7 @@ from models.build import (
     size_multiple,
     uses_features,
 )
-from models.instance_maps import network_input, pad_to_multiple
+from models.instance_maps import edges, network_input, pad_to_multiple
 from models.layers import InstanceNorm2d
 from models.tiling import Map, Region, Tiling
 from models.user_maps import Maps, is_single, to_tensors
@@ -109,21 +109,24 @@ class InferenceModel(nn.Module):
 
     def _generate_in_tiles(self, *maps: Tensor | None) -> Tensor:
         """The images of maps, padded to what the networks need, on the CPU."""
-        maps = self._padded_maps(*maps)
-        channels = input_channels(self.opt) + (self.opt.feat_num if maps[2] is not None else 0)
+        label, inst, feat = self._padded_maps(*maps)
+        borders = inst if inst is None else edges(inst)
+        channels = input_channels(self.opt) + (0 if feat is None else feat.shape[1])
         images = []
-        for k in range(len(maps[0])):
-            scene = [m if m is None else m[k : k + 1] for m in maps]
-            x = Map(partial(self._input_region, scene), scene[0].shape[-2:], channels)
+        for k in range(len(label)):
+            scene = [m if m is None else m[k : k + 1] for m in (label, borders, feat)]
+            x = Map(partial(self._input_region, *scene), label.shape[-2:], channels)
             with autocast(self.opt, self.device):
                 images.append(self.tiling.generate(self.netG, x).float())
         return torch.cat(images) if len(images) > 1 else images[0]
 
-    def _input_region(self, maps: list[Tensor | None], region: Region) -> Tensor:
-        """A region of what the generator sees. Edges depend on one pixel around it."""
-        wider = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in region)
-        inner = [slice(p.start - w.start, p.stop - w.start) for p, w in zip(region, wider)]
-        return self._joined(*(m if m is None else m[(..., *wider)] for m in maps))[(..., *inner)]
+    def _input_region(
+        self, label: Tensor, borders: Tensor | None, feat: Tensor | None, region: Region
+    ) -> Tensor:
+        """A region of what the generator sees."""
+        label, *more = (m[(..., *region)] for m in (label, borders, feat) if m is not None)
+        x = network_input(label, None, self.opt.label_nc, self.opt.ignore_label)
+        return torch.cat([x, *(m.to(x.dtype) for m in more)], 1).to(self.dtype)
 
     @torch.inference_mode()
     def run_generator(self, x: Tensor) -> Tensor:
@@ -134,7 +137,11 @@ class InferenceModel(nn.Module):
 
     def generator_input(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
         """What the generator sees: the maps padded, labels one-hot, with edges and features."""
-        return self._joined(*self._padded_maps(label, inst, feat))
+        label, inst, feat = self._padded_maps(label, inst, feat)
+        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label)
+        if feat is not None:
+            x = torch.cat([x, feat.to(x.dtype)], 1)
+        return x.to(self.dtype)
 
     def _padded_maps(
         self, label: Tensor, inst: Tensor | None, feat: Tensor | None
@@ -143,13 +150,6 @@ class InferenceModel(nn.Module):
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
         inst = None if self.opt.no_instance else inst
         return [m if m is None else self._padded(m) for m in (label, inst, feat)]
-
-    def _joined(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
-        """One-hot labels, edges and features of maps."""
-        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label)
-        if feat is not None:
-            x = torch.cat([x, feat.to(x.dtype)], 1)
-        return x.to(self.dtype)
 
     def _padded(self, maps: Tensor) -> Tensor:
         return pad_to_multiple(maps.to(self.device, non_blocking=True), self.multiple, self.least)

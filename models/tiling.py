@@ -166,7 +166,8 @@ class Tiling:
         def read(at: Region) -> Tensor:
             y = stored.read(at)
             mean, scale, offset = (v.to(y.device) for v in factors)
-            return (y - mean).mul_(scale).add_(offset).to(y.dtype)
+            y = torch.sub(y, mean)
+            return torch.addcmul(offset, y, scale, out=y).to(stored.dtype)
 
         return Map(read, size, channels)
 
@@ -178,7 +179,7 @@ class Tiling:
         side = self.side * math.sqrt(64 / max(x.channels, channels))
         stored = None
         for region in tiles(size, max(1, round(side))):
-            tile = x.read(region)[0].permute(1, 2, 0).contiguous()  # (h, w, C)
+            tile = x.read(region)[0].permute(1, 2, 0)  # (h, w, C)
             if tile.dtype == torch.bfloat16:  # numpy does not know it
                 tile = tile.float()
             if stored is None:
@@ -186,9 +187,9 @@ class Tiling:
                 stored = Stored((*size, channels), tile, on_disk, self.folder)
             stored.write(region, tile)
             if sums is not None:
-                for part in tile.view(-1, channels).split(CHUNK // channels + 1):
-                    values = part.double()
-                    sums += torch.stack([values.sum(0), values.square_().sum(0)]).cpu()
+                for rows in tile.split(CHUNK // tile[0].numel() + 1):
+                    values = rows.double()
+                    sums += torch.stack([values.sum((0, 1)), values.square_().sum((0, 1))]).cpu()
         return stored
 
 
@@ -220,14 +221,14 @@ class Stored:
         self.array = None if on_disk else np.empty(shape, self.type)
 
     def write(self, region: Region, tile: Tensor) -> None:
-        """tile (h, w, C), contiguous."""
+        """tile: (h, w, C)."""
         array = tile.cpu().numpy()
         if self.file is None:
             self.array[region] = array
             return
         for y, row in zip(range(self.shape[0])[region[0]], array):
             self._seek(y, region[1].start)
-            self.file.write(row)
+            self.file.write(np.ascontiguousarray(row))
 
     def read(self, region: Region) -> Tensor:
         """(1, C, h, w), not to be changed."""

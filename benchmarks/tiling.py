@@ -8,7 +8,6 @@ in turns, and the difference of the images is printed in grey levels.
 """
 
 import argparse
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from models.tiling import Tiling
 from options.base_options import integer
 from options.test_options import TestOptions
 from util.errors import run
+from util.progress import peak_memory
 from util.run.checkpoints import save_set
 from util.setup import set_up_torch
 
@@ -47,7 +47,7 @@ def main() -> None:
         (Path(folder) / "run").mkdir()
         save_set(Path(folder) / "run", {"latest_net_G.pth": build_generator(opt).state_dict()})
         model = InferenceModel(opt, device, Path(folder) / "run")
-    loaded = peak_memory()
+    loaded = peak_memory(device)
     maps = scene.batch(*given.size, 1)
     label, inst = maps.pop("label"), maps.pop("inst")
     del maps
@@ -77,7 +77,7 @@ def main() -> None:
         size=f"{given.size[0]}x{given.size[1]}",
         tile=given.tile,
         GB_after_loading=loaded,
-        GB_at_most=peak_memory(),
+        GB_at_most=peak_memory(device),
         **more,
     )
 
@@ -86,11 +86,6 @@ def size(text: str) -> tuple[int, int]:
     """An argparse type: WIDTHxHEIGHT."""
     width, _, height = text.partition("x")
     return integer(1)(width), integer(1)(height)
-
-
-def peak_memory() -> float:
-    """The most memory that the process has had resident, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 if __name__ == "__main__":

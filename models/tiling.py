@@ -240,11 +240,11 @@ class Stored:
             for y, row in zip(rows, array):
                 self._seek(y, columns.start)
                 self.file.readinto(row)
-        return torch.from_numpy(array).permute(2, 0, 1)[None].to(self.device)
+        return torch.from_numpy(array)[None].permute(0, 3, 1, 2).to(self.device)  # channels-last
 
     def whole(self) -> Tensor:
         """A map in memory as (1, C, H, W)."""
-        return torch.from_numpy(self.array).permute(2, 0, 1)[None]
+        return torch.from_numpy(self.array)[None].permute(0, 3, 1, 2)
 
     def _seek(self, y: int, x: int) -> None:
         self.file.seek((y * self.shape[1] + x) * self.shape[2] * self.type.itemsize)

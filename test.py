@@ -4,6 +4,7 @@
     python test.py --name label2city_512p_feat --style car=3 --style sky=0
     python test.py --name label2city_512p_feat --all_styles car
     python test.py --name label2city_512p_feat --use_encoded_image --phase train
+    python test.py --name label2city_512p --input maps/ --input_inst instances/ --output images/
     python test.py --name label2city_512p --export_onnx label2city.onnx
     python test.py --name label2city_512p --onnx label2city.onnx --ort_provider cuda
 
@@ -12,7 +13,7 @@ say otherwise. The page is results/NAME/PHASE_EPOCH/index.html; shown_images tel
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -24,30 +25,29 @@ from torch import Tensor
 
 from data.create import create_dataset, photographs
 from data.files import picture_names, read_rgb
+from data.input_files import InputFiles, create_input_files
+from data.loader import read_ahead
 from data.shares import of_all_scenes, own_batches
 from models import create_model
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path, to_pictures
 from models.styles import StyleChooser, instance_classes, load_styles, names_of, paint, style
+from models.tiling import Tiling
 from options.base_options import run_dir
 from options.test_options import TestOptions
 from util import distributed
-from util.errors import UserError, run
+from util.errors import UserError, out_of_memory, print_error, run
 from util.files import make_folder
 from util.pages.colours import CITYSCAPES_NAMES, class_id, label_picture, save_image
 from util.pages.html import Page, Picture
 from util.parallel import background
-from util.progress import log
+from util.progress import bar, log
 from util.setup import seed_everything, set_up_torch
 
 
 def test(opt: argparse.Namespace, device: torch.device) -> None:
     """Generate the images of every scene of opt.phase and write the page."""
-    set_up_torch(opt.deterministic, opt.tf32)
-    seed_everything(opt.seed)
     model = create_generator(opt, device)
-    if opt.verbose and distributed.is_main():
-        log(str(model))
     dataset = create_dataset(opt, training=False, load_photos=opt.use_encoded_image)
     dataset.scenes = dataset.scenes[: opt.how_many]
     photos = photographs(opt)
@@ -60,25 +60,69 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
     rows: dict[int, list[Picture]] = {}
     with background() as submit, torch.inference_mode():
         for indices, batch in own_batches(dataset, opt, "images", opt.batchSize):
-            inputs = batch["label"], batch.get("inst")
-            generated = {
-                name: to_pictures(model.generate(*inputs, features(batch)))
-                for name, features in sources.items()
-            }
+            generated = generate(model, sources, batch)
             for k, index in enumerate(indices):
                 scene = dataset.scenes[index]
                 maps = {kind: values[k] for kind, values in batch.items()}
                 images = {name: images[k] for name, images in generated.items()}
                 shown = shown_images(opt, maps, images, photos.get(scene))
-                rows[index] = write_row(shown, names[scene], folder, opt, submit)
+                paths = output_paths(opt, names[scene], shown)
+                rows[index] = write_row(shown, paths, folder, opt, submit)
 
     warn_missing(choosers, opt)
     rows = of_all_scenes(rows)
     if distributed.is_main():
-        page = Page(folder, f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}")
-        for index, row in rows.items():
-            page.row(row, heading=names[dataset.scenes[index]], width=opt.display_winsize)
-        log(f"{len(rows)} scenes on the page {page.save()}")
+        title = f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}"
+        write_page(rows, [names[scene] for scene in dataset.scenes], folder, title, opt)
+
+
+def generate_from_files(opt: argparse.Namespace, device: torch.device) -> None:
+    """--input: generate the images of files into --output, and with --page the page.
+
+    A file that cannot be used is named and left out; a UserError counts them at the end.
+    """
+    model = create_generator(opt, device)
+    dataset = create_input_files(opt)
+    names = list(picture_names(dataset.files["label"]).values())
+    choosers = style_choosers(model, opt)
+    sources = feature_sources(model, opt, choosers)
+
+    folder = Path(opt.output)
+    make_folder(folder / "images" if opt.page else folder, "--output")
+    usual = [*(["input_label"] if opt.page else []), *sources]
+    paths = [output_paths(opt, name, usual, sources) for name in names]
+    refuse_overwriting(dataset, (folder / path for row in paths for path in row.values()))
+    own = range(distributed.rank(), len(dataset), distributed.world())
+    rows = {}
+    if opt.skip_existing:
+        there = [i for i in own if all((folder / path).is_file() for path in paths[i].values())]
+        rows = {i: page_row(paths[i]) for i in there}
+    wanted = [i for i in own if i not in rows]
+    failed = 0
+    batches = read_ahead(dataset, [[i] for i in wanted], opt.nThreads, bool(opt.gpu_ids))
+    with background() as submit, torch.inference_mode():
+        for i, batch in bar(zip(wanted, batches), total=len(wanted), desc="images", unit="image"):
+            try:
+                images = generate_one(model, sources, batch)
+            except UserError as error:
+                print_error(error)
+                failed += 1
+                continue
+            if opt.page:
+                maps = {kind: values[0] for kind, values in batch.items()}
+                images = shown_images(opt, maps, images, None)
+            files = output_paths(opt, names[i], images, sources)
+            rows[i] = write_row(images, files, folder, opt, submit)
+
+    warn_missing(choosers, opt)
+    rows, failed = of_all_scenes(rows), sum(distributed.gather(failed))
+    if not distributed.is_main():
+        return
+    if opt.page:
+        write_page(rows, names, folder, f"{opt.name}, {opt.input}, epoch {opt.which_epoch}", opt)
+    log(f"{len(rows)} label maps have their images in {folder}")
+    if failed:
+        raise UserError(f"{failed} of {len(dataset)} label maps were left out, see above")
 
 
 def shown_images(
@@ -100,8 +144,16 @@ def shown_images(
 
 def create_generator(opt: argparse.Namespace, device: torch.device) -> InferenceModel:
     """The generator of the run's weights, or with --onnx of that file."""
+    set_up_torch(opt.deterministic, opt.tf32)
+    seed_everything(opt.seed)
     if opt.onnx is None:
-        return create_model(opt, device)
+        model = create_model(opt, device)
+        if opt.verbose and distributed.is_main():
+            log(str(model))
+        if opt.tile:
+            folder = make_folder(Path(opt.tile_dir), "--tile_dir") if opt.tile_dir else None
+            model.tiling = Tiling(opt.tile, folder)
+        return model
     from models.export import OnnxModel  # a rarely used package
 
     return OnnxModel(opt, device, run_dir(opt), Path(opt.onnx), opt.ort_provider or "cpu")
@@ -120,6 +172,30 @@ def export(opt: argparse.Namespace) -> None:
     )
 
 
+def generate(model: InferenceModel, sources: dict, batch: dict) -> dict[str, np.ndarray]:
+    """The images (B, H, W, 3) uint8 of a batch, by name."""
+    inputs = batch["label"], batch.get("inst")
+    return {
+        name: to_pictures(model.generate(*inputs, features(batch)))
+        for name, features in sources.items()
+    }
+
+
+def generate_one(
+    model: InferenceModel, sources: dict, batch: dict | UserError
+) -> dict[str, np.ndarray]:
+    """The images (H, W, 3) of a batch of one, by name. Raises UserError if it could not be read or
+    is too large for the memory."""
+    if isinstance(batch, UserError):
+        raise batch
+    try:
+        return {name: images[0] for name, images in generate(model, sources, batch).items()}
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"{batch['path'][0]}: out of memory; --tile PIXELS needs less") from error
+
+
 # -- images ----------------------------------------------------------------------------------
 
 
@@ -129,15 +205,52 @@ def read_resized(path: Path, width: int, height: int) -> np.ndarray:
 
 
 def write_row(
-    images: dict, stem: str, folder: Path, opt: argparse.Namespace, submit: Callable
+    images: dict, paths: dict[str, Path], folder: Path, opt: argparse.Namespace, submit: Callable
 ) -> list[Picture]:
     """Have the images of a scene written in the background. Returns the row of the page."""
-    row = []
     for name, image in images.items():
-        path = Path("images") / f"{stem}_{name}.{opt.image_format}"
-        submit(save, image, folder / path, opt.aspect_ratio)
-        row.append(Picture(path, caption=name))
-    return row
+        submit(save, image, folder / paths[name], opt.aspect_ratio)
+    return page_row(paths)
+
+
+def output_paths(
+    opt: argparse.Namespace, stem: str, images: Iterable[str], beside: Collection[str] = ()
+) -> dict[str, Path]:
+    """The files of a scene's images, by name: images/STEM_NAME.png. Those named in `beside` lie
+    beside that folder; one alone is STEM.png."""
+    paths = {}
+    for name in images:
+        ending = "" if [name] == list(beside) else f"_{name}"
+        path = Path(f"{stem}{ending}.{opt.image_format}")
+        paths[name] = path if name in beside else Path("images") / path
+    return paths
+
+
+def refuse_overwriting(dataset: InputFiles, outputs: Iterable[Path]) -> None:
+    """Raise UserError if an output is one of the files to be read."""
+    inputs = {path.resolve() for files in dataset.files.values() for path in files.values()}
+    for path in outputs:
+        if path.resolve() in inputs:
+            raise UserError(f"{path} is an input, and would be overwritten; give another --output")
+
+
+def page_row(paths: dict[str, Path]) -> list[Picture]:
+    """The row of the page with a scene's images."""
+    return [Picture(path, caption=name) for name, path in paths.items()]
+
+
+def write_page(
+    rows: dict[int, list[Picture]],
+    names: list[str],
+    folder: Path,
+    title: str,
+    opt: argparse.Namespace,
+) -> None:
+    """Write folder/index.html; names: the headings of rows, by their index."""
+    page = Page(folder, title)
+    for index, row in rows.items():
+        page.row(row, heading=names[index], width=opt.display_winsize)
+    log(f"{len(rows)} scenes on the page {page.save()}")
 
 
 def save(image: np.ndarray | Callable[[], np.ndarray], path: Path, aspect_ratio: float) -> None:
@@ -266,7 +379,9 @@ def warn_missing(choosers: dict[str, StyleChooser], opt: argparse.Namespace) -> 
 
 def main() -> object:
     opt = TestOptions().parse()
-    return export(opt) if opt.export_onnx else distributed.launch(test, opt)
+    if opt.export_onnx:
+        return export(opt)
+    return distributed.launch(generate_from_files if opt.input else test, opt)
 
 
 if __name__ == "__main__":

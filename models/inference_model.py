@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from models.build import (
     build_encoder,
     build_generator,
     convolution_layout,
+    input_channels,
     size_multiple,
     uses_features,
 )
-from models.instance_maps import network_input, pad_to_multiple
+from models.instance_maps import edges, network_input, pad_to_multiple
 from models.layers import InstanceNorm2d
 from models.pix2pixHD_model import Pix2PixHDModel
+from models.tiling import Map, Region, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
 from util.run.checkpoints import load_network, newest, saved_options, weights_file
@@ -52,6 +55,7 @@ class InferenceModel(nn.Module):
         self.least = _least_side(self.multiple)
         self.netE: nn.Module | None = None
         self.dtype = torch.float16 if opt.data_type == 16 else torch.float32
+        self.tiling: Tiling | None = None  # how to generate images too large for the memory
         if with_generator:
             netG = build_generator(opt)
             load_network(netG, weights_file(folder, opt.which_epoch, "G", opt.ema))
@@ -111,7 +115,32 @@ class InferenceModel(nn.Module):
         (B, 3, H, W) float32 in [-1, 1].
         """
         height, width = label.shape[-2:]
-        return self.run_generator(self.generator_input(label, inst, feat))[..., :height, :width]
+        if self.tiling is not None:
+            images = self._generate_in_tiles(label, inst, feat)
+        else:
+            images = self.run_generator(self.generator_input(label, inst, feat))
+        return images[..., :height, :width]
+
+    def _generate_in_tiles(self, *maps: Tensor | None) -> Tensor:
+        """The images of maps, padded to what the networks need, on the CPU."""
+        label, inst, feat = self._padded_maps(*maps)
+        borders = inst if inst is None else edges(inst)
+        channels = input_channels(self.opt) + (0 if feat is None else feat.shape[1])
+        images = []
+        for k in range(len(label)):
+            scene = [m if m is None else m[k : k + 1] for m in (label, borders, feat)]
+            x = Map(partial(self._input_region, *scene), label.shape[-2:], channels)
+            with autocast(self.opt, self.device):
+                images.append(self.tiling.generate(self.netG, x).float())
+        return torch.cat(images) if len(images) > 1 else images[0]
+
+    def _input_region(
+        self, label: Tensor, borders: Tensor | None, feat: Tensor | None, region: Region
+    ) -> Tensor:
+        """A region of what the generator sees."""
+        label, *more = (m[(..., *region)] for m in (label, borders, feat) if m is not None)
+        x = network_input(label, None, self.opt.label_nc, self.opt.ignore_label)
+        return torch.cat([x, *(m.to(x.dtype) for m in more)], 1).to(self.dtype)
 
     @torch.inference_mode()
     def run_generator(self, x: Tensor) -> Tensor:
@@ -122,14 +151,19 @@ class InferenceModel(nn.Module):
 
     def generator_input(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
         """What the generator sees: the maps padded, labels one-hot, with edges and features."""
-        if uses_features(self.opt) and feat is None:
-            raise ValueError("this model needs a feature map: see StyleChooser and encode")
-        inst = None if self.opt.no_instance else inst
-        label, inst, feat = (m if m is None else self._padded(m) for m in (label, inst, feat))
+        label, inst, feat = self._padded_maps(label, inst, feat)
         x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label)
         if feat is not None:
             x = torch.cat([x, feat.to(x.dtype)], 1)
         return x.to(self.dtype)
+
+    def _padded_maps(
+        self, label: Tensor, inst: Tensor | None, feat: Tensor | None
+    ) -> list[Tensor | None]:
+        if uses_features(self.opt) and feat is None:
+            raise ValueError("this model needs a feature map: see StyleChooser and encode")
+        inst = None if self.opt.no_instance else inst
+        return [m if m is None else self._padded(m) for m in (label, inst, feat)]
 
     def _padded(self, maps: Tensor) -> Tensor:
         return pad_to_multiple(maps.to(self.device, non_blocking=True), self.multiple, self.least)
@@ -176,16 +210,21 @@ class InferenceModel(nn.Module):
 
 
 def _for_inference(net: nn.Module) -> nn.Module:
-    """The network, with the same weights, in evaluation mode (no dropout), but with each image's
-    own statistics under --norm batch, as in the reference and the original pix2pix."""
+    """A copy of the network with the same weights, in evaluation mode (no dropout), but with each
+    image's own statistics under --norm batch, as in the reference and the original pix2pix."""
     net = copy.deepcopy(net, {id(weight): weight for weight in net.parameters()})
+    use_own_statistics(net)
+    return net.eval()
+
+
+def use_own_statistics(net: nn.Module) -> None:
+    """Replace batch by instance normalizations with the same parameters."""
     for parent in list(net.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, nn.BatchNorm2d):
                 own = InstanceNorm2d(layer.num_features, layer.eps, affine=True)
                 own.weight, own.bias = layer.weight, layer.bias
                 setattr(parent, name, own)
-    return net.eval()
 
 
 def _least_side(multiple: int) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from options.base_options import BaseOptions, run_dir, scene_flags
-from options.parser import Flag, Group, count_or_inf, number
+from options.parser import Flag, Group, count_or_inf, integer, number
 from options.train_options import TrainOptions
 from util.errors import UserError
 
@@ -16,6 +16,10 @@ TEST = Group(
     Flag("--results_dir", "./results/", "folder of the pages", "DIR"),
     Flag("--image_format", "png", "of the saved images", ["png", "jpg"]),
     Flag("--aspect_ratio", 1.0, "saved images are widened by this factor", number(0.01, 100)),
+    Flag(
+        "--tile", None, "generate in tiles of so many pixels: less memory, same image", integer(8)
+    ),
+    Flag("--tile_dir", None, "folder of --tile's large maps; default: the temporary one", "DIR"),
 )
 
 
@@ -25,6 +29,43 @@ def check_test(opt: argparse.Namespace) -> None:
         raise UserError(f"--model ui: the editor is python edit.py --name {opt.name}")
     if opt.data_type == 8:
         raise UserError("--data_type 8: PyTorch has no 8-bit generator; use 16 or 32")
+    if opt.tile and (opt.compile or opt.onnx or opt.export_onnx):
+        raise UserError("--tile: leave --compile, --onnx and --export_onnx out")
+    if opt.tile_dir and not opt.tile:
+        raise UserError("--tile_dir needs --tile PIXELS")
+
+
+FILES = Group(
+    "files instead of a data set (FILES: a file, a folder, a quoted glob, or a .txt list of paths)",
+    Flag("--input", None, "label maps, or with --label_nc 0 images; no page is made", "FILES"),
+    Flag("--input_inst", None, "their instance maps, paired by name", "FILES"),
+    Flag("--output", None, "folder of the images, named like the label maps", "DIR"),
+    Flag("--skip_existing", False, "leave out what --output has already"),
+    Flag("--page", False, "make a page in --output"),
+)
+
+
+@FILES.check
+def check_files(opt: argparse.Namespace) -> None:
+    if not opt.input:
+        for flag in ("input_inst", "output", "skip_existing", "page"):
+            if getattr(opt, flag):
+                raise UserError(f"--{flag} needs --input FILES")
+        return
+    if not opt.output:
+        raise UserError("--input needs --output DIR")
+    if opt.input_inst and opt.no_instance:
+        raise UserError(f"--input_inst: {opt.name} was trained without instance maps; leave it out")
+    if not (opt.input_inst or opt.no_instance):
+        raise UserError(
+            f"--input: {opt.name} was trained with instance maps (edges); name those of the label "
+            "maps by --input_inst FILES"
+        )
+    for flag in ("use_encoded_image", "load_features"):
+        if getattr(opt, flag):
+            raise UserError(f"--{flag} needs a data set, not --input; choose styles instead")
+    if opt.batchSize > 1:
+        raise UserError("--input: images are generated one by one; leave --batchSize out")
 
 
 ONNX = Group(
@@ -79,7 +120,7 @@ def check_styles(opt: argparse.Namespace) -> None:
 class TestOptions(BaseOptions):
     __test__ = False  # not a test case, whatever pytest makes of the name
     description = "Generate images from label maps with a trained model, on an HTML page."
-    groups = [*BaseOptions.groups, TEST, STYLES, ONNX]
+    groups = [*BaseOptions.groups, TEST, FILES, STYLES, ONNX]
 
     def complete(self, opt: argparse.Namespace) -> None:
         super().complete(opt)

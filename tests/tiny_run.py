@@ -1,5 +1,6 @@
 """A trained run as the editor finds it, with random weights: no training needed."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from models import DEFAULTS
-from models.networks import define_G
+from models.build import build_encoder, build_generator, uses_features
 
 SMALL = {"ngf": 4, "n_downsample_global": 2, "n_blocks_global": 1, "nef": 4, "n_downsample_E": 1}
 
@@ -19,20 +20,10 @@ def write_run(checkpoints: Path, name: str, **flags: object) -> Path:
     torch.manual_seed(0)
     folder = checkpoints / name
     folder.mkdir(parents=True, exist_ok=True)
-    has_features = opt["instance_feat"] or opt["label_feat"]
-    channels = (opt["label_nc"] or 3) + (not opt["no_instance"])
-    netG = define_G(
-        channels + (opt["feat_num"] if has_features else 0),
-        3,
-        opt["ngf"],
-        opt["netG"],
-        opt["n_downsample_global"],
-        opt["n_blocks_global"],
-    )
-    save(netG, folder / "latest_net_G.pth")
-    if has_features:
-        netE = define_G(3, opt["feat_num"], opt["nef"], "encoder", opt["n_downsample_E"])
-        save(netE, folder / "latest_net_E.pth")
+    namespace = argparse.Namespace(**opt)
+    save(build_generator(namespace), folder / "latest_net_G.pth")
+    if uses_features(namespace):
+        save(build_encoder(namespace), folder / "latest_net_E.pth")
         rng = np.random.default_rng(0)
         labels = np.repeat(np.arange(opt["label_nc"]), 5)
         styles = np.column_stack([labels, rng.normal(size=(len(labels), opt["feat_num"]))])

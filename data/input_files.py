@@ -1,0 +1,114 @@
+"""Label maps (and instance maps) from any files, read as a data set's are."""
+
+import argparse
+import glob
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data.aligned_dataset import AlignedDataset, Geometry, size_problems
+from data.files import image_size, list_files, scene_key
+from util.errors import UserError
+
+Files = dict[str, Path]  # by scene key
+
+
+class InputFiles(AlignedDataset):
+    """AlignedDataset's items, but of the files that a user names, and without photographs.
+
+    Each file is looked at when it is read, so that a bad one stops no other: its item is the
+    UserError that says what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        labels: Files,
+        instances: Files | None,
+        label_nc: int,
+        geometry: Geometry,
+        ignore_label: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """instances: None for networks trained without instance maps."""
+        self.files = {"label": labels}
+        if instances is not None:
+            self.files["inst"] = partners(labels, instances)
+        self.scenes = list(labels)
+        self.label_nc = label_nc
+        self.geometry = geometry
+        self.ignore_label = ignore_label
+        self.seed = seed
+        self.sizes = {}  # of what has been read
+
+    def maps(self, index: int) -> dict[str, np.ndarray]:
+        """See AlignedDataset.scaled_maps."""
+        scene = self.scenes[index]
+        if "inst" in self.files and scene not in self.files["inst"]:
+            path = self.files["label"][scene]
+            raise UserError(f"{path}: --input_inst has no map, or several, of its name")
+        files = self.sources(index)
+        sizes = {kind: image_size(path) for kind, path in files.items()}
+        for problem in size_problems(files, sizes, self.geometry):
+            raise UserError(problem)
+        self.sizes[scene] = sizes["label"]
+        return self.scaled_maps(index)
+
+
+def create_input_files(opt: argparse.Namespace) -> InputFiles:
+    """What --input and --input_inst name, read as opt's data set is."""
+    labels = find_inputs("--input", opt.input)
+    return InputFiles(
+        dict(list(labels.items())[: opt.how_many][: opt.max_dataset_size]),
+        None if opt.no_instance else find_inputs("--input_inst", opt.input_inst),
+        opt.label_nc,
+        Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize),
+        opt.ignore_label,
+        opt.seed,
+    )
+
+
+def find_inputs(flag: str, text: str) -> Files:
+    """The files that a flag's value names: a file, all images in a folder, those that match a glob
+    pattern, or those that a list (.txt) names, one path a line. Raises UserError if there are none.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return list_files(path)
+    if path.is_file() and path.suffix == ".txt":
+        lines = path.read_text(errors="surrogateescape").splitlines()
+        paths = [Path(line.strip()) for line in lines if line.strip()]
+    elif path.is_file():
+        paths = [path]
+    else:
+        found = sorted(glob.glob(text, recursive=True))
+        paths = [Path(name) for name in found if os.path.isfile(name)]
+    if not paths:
+        raise UserError(f"{flag} {text}: no such file or folder, and no file matches it")
+
+    # as if in a data set: a scene is what its files' names, below one folder, have in common
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    files: Files = {}
+    for path in paths:
+        first = files.setdefault(scene_key(path.absolute(), root), path)
+        if first != path:
+            raise UserError(f"{flag}: {first} and {path} would be the same image; leave one out")
+    return files
+
+
+def partners(labels: Files, others: Files) -> Files:
+    """The other file of each label map that has one: the file of that name, in the same folder
+    below theirs if there are several. One file belongs to one file, whatever their names."""
+    if len(labels) == len(others) == 1:
+        return dict(zip(labels, others.values()))
+    by_name: dict[str, list[Path]] = {}
+    for key, path in others.items():
+        by_name.setdefault(Path(key).name, []).append(path)
+    found = {}
+    for key in labels:
+        named = by_name.get(Path(key).name, [])
+        if key in others:
+            found[key] = others[key]
+        elif len(named) == 1:
+            found[key] = named[0]
+    return found

@@ -21,7 +21,8 @@ import torch
 
 from data.create import create_dataset
 from data.loader import batches_in_order
-from data.toy_cityscapes import PALETTES, nearest_style, read_styles
+from data.toy.scene import nearest_style, read_styles
+from data.toy.shapes import PALETTES
 from models import create_model
 from models.inference_model import InferenceModel, cluster_path, to_pictures
 from models.instance_maps import instance_class

@@ -1,0 +1,83 @@
+"""Writing toy scenes, laid out on disk exactly as the Cityscapes download."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.toy.scene import Scene, draw_scene
+from util.errors import UserError, brief
+
+SMALLEST, LARGEST = 32, 8192  # pixels: a person wider than one, a drawing that fits into memory
+CITIES = {"train": "toytown", "val": "toyville"}
+
+
+def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
+    """A generator of its own for each scene: it does not matter how many come before."""
+    return np.random.default_rng([seed, list(CITIES).index(split), index])
+
+
+def write_dataset(
+    out: Path, train: int = 200, val: int = 20, size: tuple[int, int] = (256, 128), seed: int = 0
+) -> None:
+    """Write scenes of size (width, height) below `out`.
+
+    Beside the pictures: train.list and val.list (photograph and label map, one scene a line) and
+    toy_styles.json, {stem: {instance id: palette index}}. Scenes of an earlier call that this one
+    does not make again are removed. Raises UserError for what cannot be drawn, and for a folder
+    that holds real pictures.
+    """
+    _check(out, train, val, size, seed)
+    styles = {}
+    for split, count in (("train", train), ("val", val)):
+        _remove_surplus(out, split, count)
+        lines = []
+        indices = tqdm(range(count), desc=f"draw {split}", disable=not sys.stderr.isatty())
+        for index in indices:
+            scene = draw_scene(scene_rng(seed, split, index), *size)
+            stem = f"{CITIES[split]}_{index:06d}_000019"
+            lines.append(" ".join(_write_scene(out, split, stem, scene)) + "\n")
+            styles[stem] = {str(id): style for id, style in scene.styles.items()}
+        (out / f"{split}.list").write_text("".join(lines))
+    (out / "toy_styles.json").write_text(json.dumps(styles, indent=1) + "\n")
+
+
+def _check(out: Path, train: int, val: int, size: tuple[int, int], seed: int) -> None:
+    if not SMALLEST <= min(size) <= max(size) <= LARGEST:
+        raise UserError(
+            f"--size {size[0]}x{size[1]}: width and height must be {SMALLEST} to {LARGEST} pixels"
+        )
+    for flag, value in (("--train", train), ("--val", val), ("--seed", seed)):
+        if value < 0:
+            raise UserError(f"{flag} {value} must be 0 or more")
+    if train + val == 0:
+        raise UserError("--train 0 --val 0 asks for no scenes: give at least one of them")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
+    cities = {path.name for path in out.glob("leftImg8bit/*/*")} - set(CITIES.values())
+    if cities:
+        raise UserError(
+            f"--out {out} holds other pictures ({brief(sorted(cities))}): give a folder of its own"
+        )
+
+
+def _remove_surplus(out: Path, split: str, count: int) -> None:
+    """Remove the scenes of an earlier, larger set."""
+    city = CITIES[split]
+    for path in out.glob(f"*/{split}/{city}/{city}_*_000019_*.png"):
+        if int(path.name.split("_")[1]) >= count:
+            path.unlink()
+
+
+def _write_scene(out: Path, split: str, stem: str, scene: Scene) -> tuple[str, str]:
+    """Write the three pictures; return photograph and label map relative to `out`."""
+    photo = f"leftImg8bit/{split}/{CITIES[split]}/{stem}_leftImg8bit.png"
+    label = f"gtFine/{split}/{CITIES[split]}/{stem}_gtFine_labelIds.png"
+    instance = label.replace("_labelIds", "_instanceIds")
+    for name, pixels in (photo, scene.photo), (label, scene.label), (instance, scene.instance):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(out / name)  # uint16 becomes a 16-bit PNG
+    return photo, label

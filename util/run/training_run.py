@@ -19,6 +19,9 @@ from util.run.visualizer import Visualizer
 from util.run.watch import Watch
 
 
+LONG_AGO = 10  # validations in a row without a better one, before a warning
+
+
 class TrainingRun:
     """A run that is new, continued, or starts from other weights, as the flags say.
 
@@ -146,6 +149,12 @@ class TrainingRun:
             f"validation after epoch {ended}: {metric} {figures[metric]:.4g} ({best}), "
             f"{time.perf_counter() - start:.1f} s"
         )
+        if self.at.worse == LONG_AGO:
+            log_main(
+                f"warning: no validation was better than that of epoch {self.at.best_epoch} for "
+                f"{LONG_AGO} validations; D may know the training images by heart: take "
+                "--which_epoch best, or see docs/validation.md"
+            )
         if self._out_of_patience() and ended < self.epochs:
             log_main(
                 f"no better {metric} since epoch {self.at.best_epoch}, in {self.at.worse} "

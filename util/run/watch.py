@@ -49,12 +49,12 @@ class Watch:
         if self._collapsed == self.PATIENCE:
             found.append(
                 "warning: the discriminator's loss has been near 0 for long, so that G learns "
-                "little from it; try a lower --lr or another --num_D"
+                "little from it; try a lower --lr or another --num_D (docs/validation.md)"
             )
         if self._saturated == self.PATIENCE:
             found.append(
                 "warning: nearly every pixel of the generated images is at its limit: G is "
-                "saturated; try a lower --lr, starting from an earlier epoch"
+                "saturated; try a lower --lr, starting from an earlier epoch (docs/validation.md)"
             )
         return found
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from conftest import TINY, one_line, run_command
 from PIL import Image
 from torch import nn
 
+from benchmarks import recipes
 from models import load_generator
 from models.ema import averaged, update_average
 from models.layers import UpsampleConv2d
 from models.networks import GlobalGenerator, define_G
 from options.train_options import RECIPES
 from util.run.checkpoints import BEFORE, load_file
+from util.run.visualizer import read_rows
 
 
 def interpolated(x: torch.Tensor, upsample: str) -> torch.Tensor:
@@ -219,3 +222,21 @@ def test_a_run_of_before_these_flags_is_continued(toy_data: Path, tmp_path: Path
     plus = ["--niter", 3, "--niter_decay", 0, "--continue_train", "--recipe", "plus"]
     refusal = one_line(run_command("train.py", *where, *plus))
     assert "--upsample was transpose, now nearest" in refusal
+
+
+def test_the_table_of_recipes(
+    call: Callable, toy_data: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
+    segmenter = tmp_path / "net.pt"
+    made = ["--dataroot", toy_data, "--out", segmenter, "--width", 32, "--steps", 2, "--batch", 2]
+    assert run_command("-m", "benchmarks.toy_segmenter", *made).returncode == 0
+    variants = {"paper": [], "plus": ["--recipe", "plus"]}
+    monkeypatch.setattr(recipes, "VARIANTS", variants)
+    flags = ["--dataroot", toy_data, "--segmenter", segmenter, "--seeds", "1,2", "--epochs", 1]
+    call(recipes.main, *flags, "--checkpoints_dir", tmp_path / "runs")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 4 and lines[2].startswith("| paper |") and lines[3].startswith("| plus |")
+    rows = [read_rows(tmp_path / "runs" / f"plus-{n}" / "validation.jsonl")[-1] for n in (1, 2)]
+    values = [row["l1"] for row in rows]
+    assert f"| {np.mean(values):.1f} ± {np.std(values):.1f} |" in lines[3]

@@ -18,7 +18,6 @@ from util.run.stop import Stop
 from util.run.visualizer import Visualizer
 from util.run.watch import Watch
 
-
 LONG_AGO = 10  # validations in a row without a better one, before a warning
 
 

@@ -1,0 +1,108 @@
+"""What each part of --recipe plus gains: trainings on the toy scenes with and without it.
+
+    python -m benchmarks.toy_segmenter --dataroot datasets/toy --steps 1000
+    python -m benchmarks.recipes --dataroot datasets/toy --seeds 1,2,3
+
+Every variant is trained for the same number of steps with each seed, --jobs of them at a time with
+a thread each, and measured by the validation after its last epoch. Prints the table of
+docs/recipes.md, mean +- deviation over the seeds. What is trained already is not trained again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from options.parser import Parser, integer
+from util.errors import UserError, run
+from util.progress import bar, log
+from util.run.visualizer import read_rows
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = {
+    "paper": [],
+    "plus": ["--recipe", "plus"],
+    "plus, transposed convolutions": ["--recipe", "plus", "--upsample", "transpose"],
+    "plus, bilinear": ["--recipe", "plus", "--upsample", "bilinear"],
+    "plus, least squares": ["--recipe", "plus", "--gan_mode", "lsgan"],
+    "plus without L1": ["--recipe", "plus", "--lambda_L1", "0"],
+    "plus without EMA": ["--recipe", "plus", "--ema", "0"],
+}
+FLAGS = [  # those of the quickstart's first stage
+    *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
+    *("--n_downsample_global", "1", "--n_blocks_global", "6", "--n_layers_D", "2"),
+    *("--batchSize", "2", "--lr", "0.0007", "--cache", "ram", "--no_html", "--gpu_ids", "-1"),
+    *("--nThreads", "0", "--print_freq", "200", "--save_latest_freq", "1000000"),
+    *("--val_freq", "1000000"),
+]
+COLUMNS = {  # of validation.jsonl, and how many decimals
+    **{"l1": 1, "ratio_grid_energy": 2, "ratio_sharpness": 2, "ratio_hue_variance": 2},
+    **{"ratio_brightness_variance": 2, "ratio_mean_iou": 3, "segmenter_kid": 4},
+}
+TITLES = ["mean difference", "grid", "sharpness", "hue", "brightness", "IoU", "KID"]
+
+
+def train(opt: argparse.Namespace, variant: str, seed: int) -> dict:
+    """Train a variant, unless that is done; its last validation and the seconds a step took."""
+    name = f"{variant.replace(', ', '_').replace(' ', '_')}-{seed}"
+    folder = opt.checkpoints_dir / name
+    if not (folder / "validation.jsonl").is_file():
+        constant = opt.epochs * 2 // 5
+        command = [sys.executable, "train.py", "--name", name, "--seed", str(seed), *FLAGS]
+        command += ["--checkpoints_dir", str(opt.checkpoints_dir), "--dataroot", opt.dataroot]
+        command += ["--niter", str(constant), "--niter_decay", str(opt.epochs - constant)]
+        command += ["--segmenter", f"torchscript:{opt.segmenter}", *VARIANTS[variant]]
+        threads = {"OMP_NUM_THREADS": "1"} if opt.jobs > 1 else {}
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise UserError(f"{name}: {done.stderr.strip() or done.returncode}")
+    times = [row["time"] for row in read_rows(folder / "metrics.jsonl")]
+    return read_rows(folder / "validation.jsonl")[-1] | {"time": float(np.median(times))}
+
+
+def table(rows: dict[str, list[dict]]) -> list[str]:
+    """Markdown: a line for each variant, mean +- standard deviation over its seeds."""
+    lines = [
+        f"| recipe | {' | '.join(TITLES)} | time |",
+        "| --- |" + " --- |" * (len(TITLES) + 1),
+    ]
+    base = np.mean([row["time"] for row in rows["paper"]])
+    for variant, runs in rows.items():
+        cells = []
+        for column, decimals in COLUMNS.items():
+            values = [row[column] for row in runs]
+            cells.append(f"{np.mean(values):.{decimals}f} ± {np.std(values):.{decimals}f}")
+        time = np.mean([row["time"] for row in runs]) / base
+        lines.append(f"| {variant} | {' | '.join(cells)} | {time:.2f} |")
+    return lines
+
+
+def main() -> None:
+    parser = Parser(description="Train and measure the recipes on toy scenes.")
+    parser.add_argument("--dataroot", default="datasets/toy")
+    parser.add_argument("--segmenter", default="checkpoints/toy_segmenter.pt")
+    parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints/recipes"))
+    parser.add_argument("--seeds", default="1,2,3", help="of the trainings")
+    parser.add_argument("--epochs", type=integer(1), default=16)
+    parser.add_argument("--jobs", type=integer(1), default=2, help="trainings at a time")
+    opt = parser.parse_args()
+    pairs = list(product(VARIANTS, map(int, opt.seeds.split(","))))
+    rows: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
+    with ThreadPoolExecutor(opt.jobs) as pool:
+        results = pool.map(lambda pair: train(opt, *pair), pairs)
+        for (variant, seed), row in zip(pairs, bar(results, total=len(pairs))):
+            rows[variant].append(row)
+            log(f"{variant}, seed {seed}: {json.dumps({c: row[c] for c in COLUMNS})}")
+    log("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    run(main)

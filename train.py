@@ -50,8 +50,9 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     loader = create_loader(opt, smallest_side(opt))
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, loader.dataset.has_one_size)
-    validation = create_validation(opt, model)
+    validation, told = create_validation(opt, model)
     training = TrainingRun(opt, folder, model, loader, validation)
+    log_main(told)
     if distributed.is_main():
         write_options(opt)
     if opt.verbose:

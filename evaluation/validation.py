@@ -17,7 +17,6 @@ from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
 from util.errors import UserError
 from util.pages.colours import label_picture
-from util.progress import log_main
 
 SHOWN = 4  # scenes on the page
 
@@ -108,24 +107,23 @@ class Validation:
         return to_pictures(self.networks.generate(batch["label"], batch.get("inst"), feat))[0]
 
 
-def create_validation(opt: argparse.Namespace, model: Pix2PixHDModel) -> Validation | None:
-    """The validation that the flags and the data set allow; says in one line what it is."""
+def create_validation(
+    opt: argparse.Namespace, model: Pix2PixHDModel
+) -> tuple[Validation | None, str]:
+    """The validation that the flags and the data set allow, and what it is or why there is none."""
     phase = opt.val_phase or default_phase(opt)
     if phase == "none":
-        log_main("no validation: --val_phase none, or no val or test scenes with photographs")
-        return None
+        return None, "no validation: --val_phase none, or no val or test scenes with photographs"
     try:
         validation = Validation(argparse.Namespace(**{**vars(opt), "val_phase": phase}), model)
     except UserError as error:
         if opt.val_phase or opt.best_metric or opt.segmenter:
             raise
-        log_main(f"no validation on {phase}: {error}")
-        return None
-    log_main(
+        return None, f"no validation on {phase}: {error}"
+    return validation, (
         f"validation on {len(validation.dataset)} scenes of {phase} every {opt.val_freq} epochs; "
         f"the best by {validation.metric} is kept"
     )
-    return validation
 
 
 def default_phase(opt: argparse.Namespace) -> str:

@@ -119,24 +119,24 @@ def test_one_row_adds_a_flag(capsys: pytest.CaptureFixture) -> None:
     """Parsing, ranges, --help and the check beside it."""
     group = Group(
         "extra",
-        Flag("--val_freq", 5, "epochs between two validations", integer(1, 9)),
+        Flag("--log_freq", 5, "epochs between two validations", integer(1, 9)),
         Flag("--tags", [], "notes", "WORD"),
     )
 
     @group.check
     def check_extra(opt: argparse.Namespace) -> None:
-        if opt.val_freq > opt.niter:
-            raise UserError("--val_freq above --niter")
+        if opt.log_freq > opt.niter:
+            raise UserError("--log_freq above --niter")
 
     class Options(TrainOptions):
         groups = [*TrainOptions.groups, group]
 
-    opt = Options().parse(["--val_freq", "7", "--tags", "a", "--tags", "b"])
-    assert (opt.val_freq, opt.tags) == (7, ["a", "b"])
-    assert (Options().parse([]).val_freq, Options().parse([]).tags) == (5, [])
-    with pytest.raises(UserError, match="--val_freq: '12': expected an integer, 1 to 9"):
-        Options().parse(["--val_freq", "12"])
-    with pytest.raises(UserError, match="--val_freq above --niter"):
+    opt = Options().parse(["--log_freq", "7", "--tags", "a", "--tags", "b"])
+    assert (opt.log_freq, opt.tags) == (7, ["a", "b"])
+    assert (Options().parse([]).log_freq, Options().parse([]).tags) == (5, [])
+    with pytest.raises(UserError, match="--log_freq: '12': expected an integer, 1 to 9"):
+        Options().parse(["--log_freq", "12"])
+    with pytest.raises(UserError, match="--log_freq above --niter"):
         Options().parse(["--niter", "2"])
     with pytest.raises(SystemExit):
         Options().parse(["--help"])

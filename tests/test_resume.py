@@ -342,4 +342,4 @@ def test_keep_checkpoints_limits_epochs(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--save_epoch_freq", 1, "--niter", 4, "--niter_decay", 0]
     train(tmp_path / "run", *flags, "--keep_checkpoints", 2)
     names = {path.name for path in (tmp_path / "run").glob("*_net_*.pth")}
-    assert names == {f"{epoch}_net_{net}.pth" for epoch in (3, 4, "latest") for net in "GD"}
+    assert names == {f"{epoch}_net_{net}.pth" for epoch in (3, 4, "latest", "best") for net in "GD"}

@@ -14,6 +14,7 @@ from trainer import Training, assert_same, outcome, train
 
 from util.run.checkpoints import load_file
 from util.run.loggers import MLflow, WeightsAndBiases
+from util.run.page import RunPage
 from util.run.resume import Position
 from util.run.visualizer import read_rows
 
@@ -226,6 +227,26 @@ def test_pages(validated: Path, tmp_path: Path) -> None:
     done = run_command("-m", "util.compare", "run", "run", "--checkpoints_dir", validated.parent)
     assert done.returncode == 0, done.stderr
     assert (validated.parent / "compare" / "index.html").is_file()
+
+
+def test_a_thousand_validations(tmp_path: Path) -> None:
+    """The pages are written in a moment, and hold an image for each scene, not for each epoch."""
+    page = RunPage(tmp_path, 256)
+    image = Image.new("RGB", (8, 4))
+    for epoch in range(1, 1001):
+        for scene in "abcd":
+            image.save(tmp_path / "web" / "validation" / f"epoch{epoch:04d}_{scene}.jpg")
+    for scene in "abcd":
+        for name in ("input_label", "real_image"):
+            image.save(tmp_path / "web" / "validation" / f"{name}_{scene}.jpg")
+    rows = [{"epoch": n, "step": n, "ssim": n / 1000, "oracle_x": 1} for n in range(1, 1001)]
+    page.draw_curves([], rows, {"best": "7"})
+    start = time.perf_counter()
+    page.write([], rows, {"best": "7"})
+    assert time.perf_counter() - start < 1
+    text = (tmp_path / "web" / "validation.html").read_text()
+    assert text.count("<img") == 12 and text.count("epoch0999_") == 1
+    assert "epoch 7 (the best)" in text and len(text) < 300_000
 
 
 def test_comparing_runs(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Several processes, one for each GPU: the only place that knows what "distributed" means."""
 
+import inspect
 import math
 import os
 import signal
@@ -260,13 +261,19 @@ class _Alarm:
         leave(status if isinstance(status, int) else 1)
 
 
+# whether each forward pass copies the first process's buffers; the name before PyTorch 2.15
+_BUFFERS = "forward_sync_buffers"
+if _BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _BUFFERS = "broadcast_buffers"
+
+
 def wrap(net: nn.Module, device: torch.device) -> nn.Module:
     """Let the gradients of a network be averaged over the processes, if there are several."""
     if world() == 1 or not any(p.requires_grad for p in net.parameters()):
         return net
     devices = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(
-        net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        net, device_ids=devices, gradient_as_bucket_view=True, **{_BUFFERS: False}
     )
 
 

@@ -127,8 +127,10 @@ class RunPage:
     def _write_scenes(self, validations: Sequence[Mapping], facts: Mapping[str, str]) -> None:
         """The page of fixed scenes: a row for each, and one slider that moves all of them."""
         folder = self.web / "validation"
-        scenes = [path.stem.removeprefix("real_image_") for path in folder.glob("real_image_*.jpg")]
-        kept = [row for row in validations if any(folder.glob(f"epoch{row['epoch']:04d}_*.jpg"))]
+        files = [path.stem for path in folder.iterdir()]
+        scenes = [name.removeprefix("real_image_") for name in files if name.startswith("real_")]
+        prefixes = {name.partition("_")[0] for name in files}
+        kept = [row for row in validations if f"epoch{row['epoch']:04d}" in prefixes]
         if not scenes or not kept:
             return
         steps = [

@@ -180,6 +180,11 @@ class TrainingRun:
     def _save(self, names: list[str]) -> None:
         self._watch.check()
         self._saved = save(self.model, self.opt, self.folder, self.at, self.scenes, names)
+        if "best" in names and not self._saved:
+            self.at.best, self.at.best_epoch = (
+                None,
+                0,
+            )  # it is not on disk: the next one is the best
 
     def stop(self) -> int:
         """Tell where the run stopped and how it goes on; the exit status for the signal."""
@@ -206,4 +211,5 @@ class TrainingRun:
     def _close_logs(self) -> None:
         """Let TensorBoard's last rows reach the disk."""
         if self.visualizer:
-            self.visualizer.close()
+            with warn_if_unwritable("the page"):
+                self.visualizer.close()

@@ -11,7 +11,7 @@ from util.errors import UserError
 # What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
-    "plus": {"upsample": "nearest", "gan_mode": "hinge", "lambda_L1": 10.0, "ema": 0.998},
+    "plus": {"upsample": "nearest", "lambda_L1": 10.0, "ema": 0.998},
 }
 GAN_MODES = ["lsgan", "vanilla", "hinge"]
 

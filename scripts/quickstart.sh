@@ -17,7 +17,7 @@ activate="" # this script's own environment is not the caller's
 step() { printf '\n== %s\n' "$*"; }
 begin=$SECONDS
 small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_vgg_loss --cache ram
-  --print_freq 200 --display_freq 200 --recipe plus)
+  --print_freq 200 --display_freq 200 --recipe plus --lambda_feat 100 --lambda_L1 100)
 # from labels alone D must be deep enough to make G settle for a colour; features tell it
 labels=(--batchSize 2 --lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2
   --seed 1)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from data.values import side_values
 from evaluation import report
 from evaluation.measures import Measures
 from evaluation.scenes import Scene, find_scenes
@@ -40,7 +41,8 @@ def evaluate(opt: argparse.Namespace) -> dict:
         scenes = spread(scenes, opt.val_max)
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
     make_folder(opt.out / "images", "--out")
-    measures = Measures(len(scenes), opt.weights_dir, device)
+    rgb = side_values(opt, "output").is_rgb8
+    measures = Measures(len(scenes), opt.weights_dir, device, rgb=rgb)
     rows, sizes, resized = measure_scenes(opt, scenes, measures, evaluator)
 
     metrics = {
@@ -66,7 +68,7 @@ def measure_scenes(
     for scene in bar(scenes, desc="images", unit="image"):
         generated, real, label, inst = scene.read(opt)
         sizes[generated.shape[1::-1]] += 1
-        resized += scene.is_resized(generated)
+        resized += scene.is_resized(generated, opt)
         row = {"name": scene.name, **measures.add(generated, real, inst)}
         if evaluator:
             row |= evaluator.add(generated, real, label)

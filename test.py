@@ -20,17 +20,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from data.arrays import geo_tags, resize_array, write_array
 from data.create import create_dataset, photographs
-from data.files import picture_names, read_rgb
+from data.files import picture_names
 from data.input_files import InputFiles, create_input_files
+from data.kinds import image_kind
 from data.loader import read_ahead
 from data.shares import of_all_scenes, own_batches
+from data.values import Values, side_values
 from models import create_model
 from models.build import uses_features
-from models.inference_model import InferenceModel, cluster_path, to_pictures
+from models.inference_model import InferenceModel, cluster_path
 from models.styles import StyleChooser, instance_classes, load_styles, names_of, paint, style
 from models.tiling import Tiling
 from options.base_options import run_dir
@@ -38,7 +40,7 @@ from options.test_options import TestOptions
 from util import distributed
 from util.errors import UserError, out_of_memory, print_error, run
 from util.files import make_folder
-from util.pages.colours import CITYSCAPES_NAMES, class_id, label_picture, save_image
+from util.pages.colours import CITYSCAPES_NAMES, class_id, label_picture, save_image, to_image
 from util.pages.html import Page, Picture
 from util.parallel import background
 from util.progress import bar, log
@@ -67,12 +69,15 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
                 images = {name: images[k] for name, images in generated.items()}
                 shown = shown_images(opt, maps, images, photos.get(scene))
                 paths = output_paths(opt, names[scene], shown)
-                rows[index] = write_row(shown, paths, folder, opt, submit)
+                source = dataset.files["label"][scene]
+                rows[index] = write_row(shown, paths, folder, opt, submit, source)
 
     warn_missing(choosers, opt)
     rows = of_all_scenes(rows)
     if distributed.is_main():
         title = f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}"
+        shown_as = side_values(opt, "output").describe_view()
+        title += f" (shown: {shown_as})" if shown_as else ""
         write_page(rows, [names[scene] for scene in dataset.scenes], folder, title, opt)
 
 
@@ -89,7 +94,8 @@ def generate_from_files(opt: argparse.Namespace, device: torch.device) -> None:
 
     folder = Path(opt.output)
     make_folder(folder / "images" if opt.page else folder, "--output")
-    usual = [*(["input_label"] if opt.page else []), *sources]
+    views = [] if side_values(opt, "output").is_rgb8 else [f"{name}_view" for name in sources]
+    usual = [*(["input_label", *views] if opt.page else []), *sources]
     paths = [output_paths(opt, name, usual, sources) for name in names]
     refuse_overwriting(dataset, (folder / path for row in paths for path in row.values()))
     own = range(distributed.rank(), len(dataset), distributed.world())
@@ -112,7 +118,8 @@ def generate_from_files(opt: argparse.Namespace, device: torch.device) -> None:
                 maps = {kind: values[0] for kind, values in batch.items()}
                 images = shown_images(opt, maps, images, None)
             files = output_paths(opt, names[i], images, sources)
-            rows[i] = write_row(images, files, folder, opt, submit)
+            source = dataset.files["label"][dataset.scenes[i]]
+            rows[i] = write_row(images, files, folder, opt, submit, source)
 
     warn_missing(choosers, opt)
     rows, failed = of_all_scenes(rows), sum(distributed.gather(failed))
@@ -133,12 +140,16 @@ def shown_images(
     maps: the scene as AlignedDataset gives it. generated: the generator's images, by name. photo:
     the photograph's file, if there is one. Returns name -> image (H, W, 3) uint8, or a function
     that makes it, for work in the background. Each is also written to images/SCENE_NAME.png.
+    Generated images other than 8-bit RGB are written as they are, and shown as NAME_view.
     """
     label = maps["label"]
     images = {"input_label": partial(label_picture, label, opt.label_nc, opt.ignore_label)}
     images |= generated
+    values = side_values(opt, "output")
+    if not values.is_rgb8:
+        images |= {f"{n}_view": partial(view, image, values) for n, image in generated.items()}
     if photo is not None:
-        images["real_image"] = partial(read_resized, photo, label.shape[-1], label.shape[-2])
+        images["real_image"] = partial(read_resized, photo, values, label.shape[:-3:-1])
     return images
 
 
@@ -173,10 +184,10 @@ def export(opt: argparse.Namespace) -> None:
 
 
 def generate(model: InferenceModel, sources: dict, batch: dict) -> dict[str, np.ndarray]:
-    """The images (B, H, W, 3) uint8 of a batch, by name."""
+    """The images (B, H, W, C) of a batch, by name; C and the type as in training."""
     inputs = batch["label"], batch.get("inst")
     return {
-        name: to_pictures(model.generate(*inputs, features(batch)))
+        name: model.to_arrays(model.generate(*inputs, features(batch), batch.get("cond")))
         for name, features in sources.items()
     }
 
@@ -184,7 +195,7 @@ def generate(model: InferenceModel, sources: dict, batch: dict) -> dict[str, np.
 def generate_one(
     model: InferenceModel, sources: dict, batch: dict | UserError
 ) -> dict[str, np.ndarray]:
-    """The images (H, W, 3) of a batch of one, by name. Raises UserError if it could not be read or
+    """The images (H, W, C) of a batch of one, by name. Raises UserError if it could not be read or
     is too large for the memory."""
     if isinstance(batch, UserError):
         raise batch
@@ -199,17 +210,29 @@ def generate_one(
 # -- images ----------------------------------------------------------------------------------
 
 
-def read_resized(path: Path, width: int, height: int) -> np.ndarray:
-    """A photograph at the size of its label map, (H, W, 3) uint8."""
-    return np.asarray(read_rgb(path).resize((width, height), Image.Resampling.BICUBIC))
+def read_resized(photo: Path, values: Values, size: tuple[int, int]) -> np.ndarray:
+    """A photograph at the size (width, height) of its label map, to look at: (H, W, 3) uint8."""
+    return view(image_kind(values, "output").load(photo, size), values)
+
+
+def view(image: np.ndarray, values: Values) -> np.ndarray:
+    """An image (H, W, C) of any numbers to look at: (H, W, 3) uint8."""
+    return image if values.is_rgb8 else to_image(values.to_tensor(image))
 
 
 def write_row(
-    images: dict, paths: dict[str, Path], folder: Path, opt: argparse.Namespace, submit: Callable
+    images: dict,
+    paths: dict[str, Path],
+    folder: Path,
+    opt: argparse.Namespace,
+    submit: Callable,
+    source: Path,
 ) -> list[Picture]:
-    """Have the images of a scene written in the background. Returns the row of the page."""
+    """Have the images of a scene written in the background. Returns the row of the page.
+
+    source: the label map, whose georeference TIFF files get."""
     for name, image in images.items():
-        submit(save, image, folder / paths[name], opt.aspect_ratio)
+        submit(save, image, folder / paths[name], opt.aspect_ratio, source)
     return page_row(paths)
 
 
@@ -221,7 +244,9 @@ def output_paths(
     paths = {}
     for name in images:
         ending = "" if [name] == list(beside) else f"_{name}"
-        path = Path(f"{stem}{ending}.{opt.image_format}")
+        is_shown = name in ("input_label", "real_image") or name.endswith("_view")
+        shown_as = "jpg" if opt.image_format == "jpg" else "png"
+        path = Path(f"{stem}{ending}.{shown_as if is_shown else opt.image_format}")
         paths[name] = path if name in beside else Path("images") / path
     return paths
 
@@ -236,7 +261,11 @@ def refuse_overwriting(dataset: InputFiles, outputs: Iterable[Path]) -> None:
 
 def page_row(paths: dict[str, Path]) -> list[Picture]:
     """The row of the page with a scene's images."""
-    return [Picture(path, caption=name) for name, path in paths.items()]
+    return [
+        Picture(path, caption=name)
+        for name, path in paths.items()
+        if path.suffix in (".png", ".jpg") and f"{name}_view" not in paths
+    ]
 
 
 def write_page(
@@ -253,14 +282,18 @@ def write_page(
     log(f"{len(rows)} scenes on the page {page.save()}")
 
 
-def save(image: np.ndarray | Callable[[], np.ndarray], path: Path, aspect_ratio: float) -> None:
+def save(
+    image: np.ndarray | Callable[[], np.ndarray], path: Path, aspect_ratio: float, source: Path
+) -> None:
     """Write an image, or what a function returns, widened by aspect_ratio."""
     array = image() if callable(image) else image
     if aspect_ratio != 1:
         height, width = array.shape[:2]
-        size = max(1, round(width * aspect_ratio)), height
-        array = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC))
-    save_image(array, path)
+        array = resize_array(array, (max(1, round(width * aspect_ratio)), height), smooth=True)
+    if path.suffix in (".png", ".jpg") and array.dtype == np.uint8 and array.shape[2] == 3:
+        save_image(array, path)
+    else:
+        write_array(array, path, geo_tags(source))
 
 
 # -- features and styles ---------------------------------------------------------------------

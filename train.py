@@ -23,7 +23,7 @@ import argparse
 
 import torch
 
-from data.create import count_labels, create_loader
+from data.create import create_loader, fix_data_flags
 from evaluation.validation import create_validation
 from models import create_model
 from models.build import smallest_side
@@ -44,9 +44,8 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     """The whole of training, in each process. Returns the exit status."""
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
-    if opt.label_nc == "auto":
-        opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
-        log_main(f"--label_nc {opt.label_nc}")
+    for line in fix_data_flags(opt):
+        log_main(line)
     loader = create_loader(opt, smallest_side(opt))
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, loader.dataset.has_one_size)

@@ -5,20 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from data.files import (
-    find_folder,
-    image_size,
-    label_problem,
-    list_files,
-    pairing_problems,
-    read_features,
-    read_integers,
-    read_rgb,
-)
+from data.augment import Augmentation
+from data.files import list_files, pairing_problems
+from data.kinds import scene_kinds
 from util.errors import UserError, brief
 
 RESIZE_OR_CROP = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
@@ -78,11 +69,14 @@ class AlignedDataset(Dataset):
 
     An item is a dict of
       label  (1, H, W) uint8 (int32 if a class or ignore_label needs it);
-             with label_nc 0 (3, H, W) float in [-1, 1]
-      inst   (1, H, W) int32, the ids of the file          unless use_instances is off
-      image  (3, H, W) float in [-1, 1], the photograph    if load_photos
-      feat   (feat_num, H, W) float in [-1, 1]             if load_features
+             with label_nc 0 (input_nc, H, W) float in [-1, 1]
+      inst   (1, H, W) int32, the ids of the file              if there are instance maps
+      image  (output_nc, H, W) float in [-1, 1], the photograph
+      feat   (feat_num, H, W) float in [-1, 1]
+      cond   (cond_nc, H, W) float in [-1, 1]
+      loss_weight  (1, H, W) float, from 0 on
       path   the label map's file
+    and has those kinds that scene_kinds was asked for.
     An item that cannot be had is the UserError that says why (raised by the loader: an exception
     in a worker process would arrive wrapped in a traceback).
 
@@ -97,26 +91,22 @@ class AlignedDataset(Dataset):
         label_nc: int,
         geometry: Geometry,
         *,
-        use_instances: bool = True,
-        load_photos: bool = True,
-        load_features: bool = False,
-        feat_num: int = 3,
         max_size: int | None = None,
-        ignore_label: int | None = None,
         seed: int = 0,
         smallest: int = 1,
+        augment: Augmentation | None = None,
+        **kinds: object,
     ) -> None:
-        """smallest: pixels that a scaled and cropped picture must have each way."""
+        """smallest: pixels that a scaled and cropped picture must have each way. kinds: what
+        scene_kinds takes."""
         self.smallest = smallest
-        self.label_nc = label_nc
         self.geometry = geometry
-        self.feat_num = feat_num
-        self.ignore_label = ignore_label
         self.seed = seed
-
-        self.files = find_files(
-            dataroot, phase, label_nc, use_instances, load_photos, load_features
-        )
+        self.augment = augment
+        self.kinds = scene_kinds(label_nc, **kinds)
+        self.read_by = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
+        root = Path(dataroot)
+        self.files = {n: list_files(kind.folder(root, phase)) for n, kind in self.kinds.items()}
         problems = pairing_problems(self.files)
         if problems:
             raise UserError(
@@ -140,8 +130,11 @@ class AlignedDataset(Dataset):
         rng = random.Random(f"{self.seed} {epoch} {index}")
         corner, flip = self.geometry.draw((width, height), rng)
         item = {
-            kind: to_tensor(self.geometry.cut(array, corner, flip)) for kind, array in maps.items()
+            kind: self.kinds[kind].to_tensor(self.geometry.cut(array, corner, flip))
+            for kind, array in maps.items()
         }
+        if self.augment:
+            item = self.augment(item, rng)
         item["path"] = str(self.files["label"][self.scenes[index]])
         return item
 
@@ -153,35 +146,17 @@ class AlignedDataset(Dataset):
     def scaled_maps(self, index: int) -> dict[str, np.ndarray]:
         """Read and scale the maps of a scene: what does not change from epoch to epoch.
 
-        label (H, W) uint8 or int32, or (H, W, 3) uint8; inst (H, W) int32; image (H, W, 3) uint8;
-        feat (H, W, feat_num) uint8.
+        (H, W), or of images (H, W, C), each of its Kind's dtype.
         """
-        scene = self.scenes[index]
-        size = self.geometry.scaled(self.sizes[scene])
-
-        def scaled(kind: str) -> np.ndarray:
-            smooth = kind == "image" or (kind == "label" and self.label_nc == 0)
-            return np.asarray(_resize(self._read(kind, self.files[kind][scene]), size, smooth))
-
-        maps = {kind: scaled(kind) for kind in self.files}
-        if self.label_nc:
-            maps["label"] = maps["label"].astype(self._label_type, copy=False)
-        if "inst" in maps:
-            maps["inst"] = maps["inst"].astype(np.int32, copy=False)
-        if "feat" in maps:  # one feature alone comes without its axis
-            maps["feat"] = maps["feat"].reshape(*maps["feat"].shape[:2], self.feat_num)
-        return maps
+        size = self.geometry.scaled(self.sizes[self.scenes[index]])
+        files = self.sources(index)
+        return {kind: self.kinds[kind].load(path, size) for kind, path in files.items()}
 
     def layout(self, index: int) -> dict[str, tuple[type, tuple[int, ...]]]:
         """The dtype and shape of each of scaled_maps(index)'s arrays, without reading them."""
-        width, height = self.geometry.scaled(self.sizes[self.scenes[index]])
-        kinds = {
-            "label": (self._label_type, (height, width) if self.label_nc else (height, width, 3)),
-            "inst": (np.int32, (height, width)),
-            "image": (np.uint8, (height, width, 3)),
-            "feat": (np.uint8, (height, width, self.feat_num)),
-        }
-        return {kind: kinds[kind] for kind in self.files}
+        size = self.geometry.scaled(self.sizes[self.scenes[index]])
+        kinds = {name: self.kinds[name] for name in self.files}
+        return {name: (np.dtype(kind.dtype), kind.shape(size)) for name, kind in kinds.items()}
 
     def sources(self, index: int) -> dict[str, Path]:
         """The files of a scene by kind."""
@@ -190,37 +165,14 @@ class AlignedDataset(Dataset):
     def reading(self, index: int) -> dict:
         """All that scaled_maps(index) depends on besides its files; values for JSON."""
         size = self.geometry.scaled(self.sizes[self.scenes[index]])
-        return {
-            "size": size,
-            "label_nc": self.label_nc,
-            "ignore_label": self.ignore_label,
-            "feat_num": self.feat_num,
-        }
-
-    def _read(self, kind: str, path: Path) -> Image.Image:
-        if kind == "feat":
-            return read_features(path, self.feat_num)
-        if kind == "inst":
-            return read_integers(path, "instance")
-        if self.label_nc == 0 or kind == "image":
-            return read_rgb(path)
-        label = read_integers(path, "label")
-        problem = label_problem(np.asarray(label), path, self.label_nc, self.ignore_label)
-        if problem:
-            raise UserError(problem)
-        return label
-
-    @property
-    def _label_type(self) -> type:
-        small = not self.label_nc or (self.label_nc <= 256 and 0 <= (self.ignore_label or 0) <= 255)
-        return np.uint8 if small else np.int32
+        return {"size": size, **self.read_by}
 
     def _check_sizes(self) -> dict[str, Size]:
         """The size of every scene by its files' headers; all files of a scene must agree."""
         sizes = {}
         for scene in self.scenes:
             files = {kind: paths[scene] for kind, paths in self.files.items()}
-            found = {kind: image_size(path) for kind, path in files.items()}
+            found = {kind: self.kinds[kind].size(path) for kind, path in files.items()}
             problems = size_problems(files, found, self.geometry, self.smallest)
             if problems:
                 raise UserError(problems[0])
@@ -260,48 +212,3 @@ def size_problems(
             "--fineSize or --resize_or_crop"
         )
     return problems
-
-
-def find_files(
-    root: str | Path,
-    phase: str,
-    label_nc: int,
-    use_instances: bool = True,
-    load_photos: bool = True,
-    load_features: bool = False,
-) -> dict[str, dict[str, Path]]:
-    """The files of a phase: kind ("label", "inst", "image", "feat") -> scene key -> path."""
-    folders = folder_names(phase, label_nc, use_instances, load_photos, load_features)
-    return {kind: list_files(find_folder(Path(root), names)) for kind, names in folders.items()}
-
-
-def folder_names(
-    phase: str, label_nc: int, use_instances: bool, load_photos: bool, load_features: bool
-) -> dict[str, list[str]]:
-    """The names that the folder of each kind may have."""
-    folders = {"label": [f"{phase}_label"] if label_nc else [f"{phase}_A", f"{phase}A"]}
-    if use_instances:
-        folders["inst"] = [f"{phase}_inst"]
-    if load_photos:
-        folders["image"] = [f"{phase}_img"] if label_nc else [f"{phase}_B", f"{phase}B"]
-    if load_features:
-        folders["feat"] = [f"{phase}_feat"]
-    return folders
-
-
-def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Integers (H, W) -> (1, H, W) of the same type; uint8 (H, W, C) -> (C, H, W) in [-1, 1]."""
-    if array.ndim == 2:
-        return torch.from_numpy(np.array(array, order="C"))[None]  # its own memory
-    floats = np.empty((array.shape[2], *array.shape[:2]), np.float32)
-    # by numpy, as torch's threads would wait for each other in so small a job
-    np.divide(array.transpose(2, 0, 1), np.float32(127.5), out=floats)
-    floats -= 1
-    return torch.from_numpy(floats)
-
-
-def _resize(picture: Image.Image, size: Size, smooth: bool) -> Image.Image:
-    if picture.size == size:
-        return picture
-    method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return picture.resize(size, method)

@@ -15,17 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.aligned_dataset import Geometry, folder_names, size_problems
-from data.files import (
-    MOST_CLASSES,
-    find_folder,
-    label_problem,
-    pairing_problems,
-    read_features,
-    read_integers,
-    read_rgb,
-    scan_folder,
-)
+from data.aligned_dataset import Geometry, size_problems
+from data.arrays import NUMPY
+from data.create import fix_values, kind_flags
+from data.files import MOST_CLASSES, label_problem, pairing_problems, scan_folder
+from data.kinds import Kind, scene_kinds
+from data.values import Values, side_values
 from util.errors import UserError, one_line, run
 from util.pages.colours import CITYSCAPES_NAMES
 from util.parallel import parallel
@@ -44,6 +39,8 @@ class Scene:
     classes: Counter = field(default_factory=Counter)  # label -> pixels
     instances: Counter = field(default_factory=Counter)  # label -> instances mostly of it
     pixels: int = 0  # that have both a label and an instance id
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # of images, by kind
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # of images, see BINS
     strangers: int = 0  # of these, pixels whose id is not of their class in Cityscapes' scheme
 
 
@@ -62,12 +59,14 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     smallest: pixels that a scaled and cropped picture must have each way. Raises UserError if
     there is no such data set at all.
     """
-    files, problems = _scan(opt)
+    label_nc = MOST_CLASSES if opt.label_nc == "auto" else opt.label_nc
+    kinds = scene_kinds(label_nc, **kind_flags(opt), loss_weights=opt.loss_weights)
+    files, problems = _scan(opt, kinds)
     names = sorted(set().union(*files.values()))[: opt.max_dataset_size]
     there = [
         {kind: paths[name] for kind, paths in files.items() if name in paths} for name in names
     ]
-    work = partial(examine, opt=opt, smallest=smallest)
+    work = partial(examine, opt=opt, kinds=kinds, smallest=smallest)
     scenes = list(parallel(work, there, opt.nThreads, "reading"))
     for scene in scenes:
         problems += scene.problems
@@ -84,17 +83,18 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     return Report(scenes, problems, notes)
 
 
-def _scan(opt: argparse.Namespace) -> tuple[dict[str, dict[str, Path]], list[str]]:
+def _scan(
+    opt: argparse.Namespace, kinds: dict[str, Kind]
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """The files by kind and scene, and what is wrong with folders, names and partners."""
     root = Path(opt.dataroot)
     if not root.is_dir():
         raise UserError(f"--dataroot {root}: no such folder")
     files: dict[str, dict[str, Path]] = {}
     problems = []
-    names = folder_names(opt.phase, opt.label_nc, not opt.no_instance, True, opt.load_features)
-    for kind, folders in names.items():
+    for name, kind in kinds.items():
         try:
-            files[kind], wrong = scan_folder(find_folder(root, folders))
+            files[name], wrong = scan_folder(kind.folder(root, opt.phase))
             problems += wrong
         except UserError as error:
             problems.append(str(error))
@@ -103,40 +103,53 @@ def _scan(opt: argparse.Namespace) -> tuple[dict[str, dict[str, Path]], list[str
     return files, problems + pairing_problems(files)
 
 
-def examine(files: dict[str, Path], opt: argparse.Namespace, smallest: int = 1) -> Scene:
+def examine(
+    files: dict[str, Path], opt: argparse.Namespace, kinds: dict[str, Kind], smallest: int = 1
+) -> Scene:
     """Read all files of one scene."""
     scene = Scene(files)
-    pictures: dict[str, Image.Image] = {}
+    maps: dict[str, np.ndarray] = {}
     for kind, path in files.items():
         try:
-            pictures[kind] = _read(kind, path, opt)
-            scene.problems += _oddities(kind, path, opt)
+            maps[kind] = np.asarray(kinds[kind].read(path))
+            values = kinds[kind].values
+            if values is None or values.is_rgb8:
+                scene.problems += _oddities(kind, path, opt)
         except UserError as error:
             scene.problems.append(str(error))
-    if "label" not in pictures:
+    if "label" not in maps:
         return scene
-    scene.size = pictures["label"].size
+    sizes = {kind: array.shape[1::-1] for kind, array in maps.items()}
+    scene.size = sizes["label"]
     geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
-    sizes = {kind: picture.size for kind, picture in pictures.items()}
     scene.problems += size_problems(files, sizes, geometry, smallest)
-    label = np.asarray(pictures["label"]) if opt.label_nc else None
+    label = maps["label"] if opt.label_nc else None
     if label is not None:
         _count_labels(scene, label, opt)
-    if "inst" in pictures and pictures["inst"].size == scene.size:
-        _count_instances(scene, np.asarray(pictures["inst"]), label, opt.ignore_label)
+    if "inst" in maps and sizes["inst"] == scene.size:
+        _count_instances(scene, maps["inst"], label, opt.ignore_label)
+    for kind in set(maps) & {"label", "image", "cond"}:
+        if kinds[kind].values and not kinds[kind].values.is_rgb8:
+            _measure_values(scene, kind, maps[kind], kinds[kind].values)
     return scene
 
 
-def _read(kind: str, path: Path, opt: argparse.Namespace) -> Image.Image:
-    if kind == "feat":
-        return read_features(path, opt.feat_num)
-    if kind == "inst" or (kind == "label" and opt.label_nc):
-        return read_integers(path, {"inst": "instance", "label": "label"}[kind])
-    return read_rgb(path)
+BINS = 8  # of a histogram, from the low to the high end of the range; one more on either side
+
+
+def _measure_values(scene: Scene, kind: str, array: np.ndarray, values: Values) -> None:
+    """Note an image's range, and how its numbers are spread over the range that is mapped."""
+    scene.ranges[kind] = float(array.min()), float(array.max())
+    edges = np.linspace(values.low, values.high, BINS + 1)
+    edges[-1] = np.nextafter(edges[-1], np.inf)  # the high end itself is inside
+    counts = np.histogram(array, [-np.inf, *edges, np.inf])[0]
+    scene.histograms[kind] = counts / array.size
 
 
 def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
     """What can be read, but is probably not meant so."""
+    if path.suffix.lower() in NUMPY:
+        return []
     with Image.open(path) as picture:  # the header alone
         indexed, turn = picture.mode == "P", picture.getexif().get(_ORIENTATION, 1)
     if indexed and kind == "label" and opt.label_nc:
@@ -214,6 +227,8 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     sizes = Counter(scene.size for scene in scenes if scene.size)
     listed = [f"{w}x{h} ({count})" for (w, h), count in sizes.most_common()]
     lines.append(f"sizes: {', '.join(listed) or 'none'}")
+    for kind in ("label", "image", "cond"):
+        lines += _value_lines(kind, scenes, opt)
     classes: Counter = sum((scene.classes for scene in scenes), Counter())
     if not classes:
         return lines
@@ -237,13 +252,36 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     return lines
 
 
+def _value_lines(kind: str, scenes: list[Scene], opt: argparse.Namespace) -> list[str]:
+    """The range and histogram of images other than 8-bit RGB."""
+    measured = [scene for scene in scenes if kind in scene.ranges]
+    if not measured:
+        return []
+    values = side_values(opt, {"label": "input", "image": "output"}.get(kind, kind))
+    low = min(scene.ranges[kind][0] for scene in measured)
+    high = max(scene.ranges[kind][1] for scene in measured)
+    shares = np.mean([scene.histograms[kind] for scene in measured], 0)
+    below, *inside, above = (f"{share:.1%}" for share in shares)
+    return [
+        f"{kind}: {values.channels} x {values.dtype}, {low:g} to {high:g}; "
+        f"{values.low:g} to {values.high:g} become -1 to 1",
+        f"  below {below} | {' '.join(inside)} | above {above}",
+    ]
+
+
 def main() -> int:
     # the library part knows neither flags nor networks
     from models.build import smallest_side
     from options.train_options import TrainOptions
 
     opt = TrainOptions().parse()
+    problems = []
+    try:
+        fix_values(opt)
+    except UserError as error:
+        problems = [str(error)]
     report = check(opt, smallest_side(opt))
+    report.problems += [problem for problem in problems if problem not in report.problems]
     lines = [f"problem: {problem}" for problem in report.problems]
     lines += [f"note: {note}" for note in report.notes]
     lines += summary(report, opt)

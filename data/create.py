@@ -5,12 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from data.aligned_dataset import AlignedDataset, Geometry, find_files
+from data.aligned_dataset import AlignedDataset, Geometry
+from data.arrays import read_array
+from data.augment import Augmentation
 from data.cache import create_cache
-from data.files import read_integers, scan_folder
+from data.files import list_files, read_rgb, scan_folder
+from data.kinds import scene_kinds
 from data.loader import Loader
+from data.values import TYPES, Values, side_values
 from util import distributed
 from util.errors import UserError, brief
+from util.run.checkpoints import saved_options
+
+MOST_MEASURED = 200  # files that --SIDE_range auto looks at, evenly spread
 
 
 def create_dataset(
@@ -28,17 +35,36 @@ def create_dataset(
         opt.phase,
         opt.label_nc,
         geometry,
-        use_instances=not opt.no_instance,
-        load_photos=load_photos,
-        load_features=opt.load_features,
-        feat_num=opt.feat_num,
         max_size=opt.max_dataset_size,
-        ignore_label=opt.ignore_label,
         seed=opt.seed,
         smallest=smallest,
+        augment=augmentation(opt) if training else None,
+        **kind_flags(opt),
+        load_photos=load_photos,
+        loss_weights=training and opt.loss_weights,
     )
     dataset.maps = create_cache(opt.cache, dataset, Path(opt.dataroot) / ".cache")
     return dataset
+
+
+def kind_flags(opt: argparse.Namespace) -> dict[str, object]:
+    """What the flags tell scene_kinds of the maps that test.py reads as well."""
+    return {
+        "use_instances": not opt.no_instance,
+        "load_features": opt.load_features,
+        "feat_num": opt.feat_num,
+        "ignore_label": opt.ignore_label,
+        "input_values": side_values(opt, "input"),
+        "output_values": side_values(opt, "output"),
+        "cond_values": side_values(opt, "cond") if opt.cond_nc else None,
+    }
+
+
+def augmentation(opt: argparse.Namespace) -> Augmentation | None:
+    """What --augment asks for."""
+    if not opt.augment:
+        return None
+    return Augmentation(opt.augment, opt.ignore_label, opt.label_nc)
 
 
 def whole_images(options: dict) -> dict:
@@ -70,7 +96,7 @@ def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
 
 def photographs(opt: argparse.Namespace) -> dict[str, Path]:
     """The photographs of opt.phase by scene; empty where there are none."""
-    names = [f"{opt.phase}_img"] if opt.label_nc else [f"{opt.phase}_B", f"{opt.phase}B"]
+    names = scene_kinds(opt.label_nc)["image"].names(opt.phase)
     folders = [Path(opt.dataroot) / name for name in names]
     there = [folder for folder in folders if folder.is_dir() and any(folder.iterdir())]
     found, problems = scan_folder(there[0]) if there else ({}, [])
@@ -79,12 +105,89 @@ def photographs(opt: argparse.Namespace) -> dict[str, Path]:
     return found
 
 
+def fix_data_flags(opt: argparse.Namespace) -> list[str]:
+    """Before training: replace what the flags leave to the data (--label_nc auto, the types and
+    ranges of images) by what the files of opt.phase tell. Returns lines that say so."""
+    lines = []
+    if opt.label_nc == "auto":
+        opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
+        lines.append(f"--label_nc {opt.label_nc}")
+    return lines + fix_values(opt)
+
+
+def fix_values(opt: argparse.Namespace) -> list[str]:
+    """Set the types and ranges of images by the files, where the flags leave them to these. Returns
+    lines that say so. A continued run keeps what it began with."""
+    lines = []
+    kinds = scene_kinds(opt.label_nc != 0, cond_values=Values() if opt.cond_nc else None)
+    sides = {"input": None if opt.label_nc else "label", "output": "image"}
+    sides["cond"] = "cond" if opt.cond_nc else None
+    for side, kind in sides.items():
+        if kind:
+            files = list_files(kinds[kind].folder(Path(opt.dataroot), opt.phase))
+            lines += _fix_side(opt, side, list(files.values()))
+    return lines
+
+
+def _fix_side(opt: argparse.Namespace, side: str, files: list[Path]) -> list[str]:
+    """Set opt.SIDE_type and opt.SIDE_range by the files of a side."""
+    channels, given = getattr(opt, f"{side}_nc"), getattr(opt, f"{side}_range")
+    dtype = getattr(opt, f"{side}_type") or _type_of(files[0], channels)
+    before = saved_options(Path(opt.checkpoints_dir) / opt.name) if opt.continue_train else {}
+    if isinstance(given, str) and isinstance(before.get(f"{side}_range"), list):
+        given = before[f"{side}_range"]
+    if given == "type":
+        if TYPES[dtype] is None:
+            raise UserError(
+                f"{files[0]}: numbers of type {dtype} have no range of their own: give "
+                f"--{side}_range LOW,HIGH, or auto"
+            )
+        given = TYPES[dtype]
+    if given == "auto":
+        given = percentiles(files)
+    whole = TYPES[dtype]
+    if whole and not whole[0] <= given[0] < given[1] <= whole[1]:
+        raise UserError(f"--{side}_range {given[0]:g},{given[1]:g}: {dtype} cannot hold it")
+    setattr(opt, f"{side}_type", dtype)
+    setattr(opt, f"{side}_range", list(given))
+    values = side_values(opt, side)
+    if values.is_rgb8:
+        return []
+    low, high = given
+    told = f"{side} images: {values.channels} x {dtype}, {low:g} to {high:g} as -1 to 1"
+    pages = values.channels > 1 and files[0].suffix.lower() in (".tif", ".tiff")
+    return [told + ("; bands or pages of TIFF files are channels" if pages else "")]
+
+
+def _type_of(path: Path, channels: int) -> str:
+    """The type of a file's numbers. What Pillow turns into 8-bit RGB counts as that."""
+    if channels == 3:
+        try:
+            read_rgb(path)
+            return "uint8"
+        except UserError:
+            pass
+    return read_array(path).dtype.name
+
+
+def percentiles(files: list[Path], share: float = 0.1) -> tuple[float, float]:
+    """The range --SIDE_range auto: from the lowest to the highest of the files' 0.1 and
+    99.9 percentiles. share: in percent."""
+    chosen = files[:: max(1, len(files) // MOST_MEASURED)]
+    bounds = [np.percentile(read_array(path), (share, 100 - share)) for path in chosen]
+    low, high = np.array(bounds).T
+    low, high = float(low.min()), float(high.max())
+    if low >= high:
+        raise UserError(f"{files[0].parent}: all numbers are {low:g}; give a range LOW,HIGH")
+    return low, high
+
+
 def count_labels(dataroot: str, phase: str, ignore_label: int | None = None) -> int:
     """The number of classes that the label maps of a phase need: their largest label plus 1."""
-    files = find_files(dataroot, phase, 1, use_instances=False, load_photos=False)["label"]
+    kind = scene_kinds(1)["label"]
     largest = 0
-    for path in files.values():
-        label = np.asarray(read_integers(path, "label"))
+    for path in list_files(kind.folder(Path(dataroot), phase)).values():
+        label = np.asarray(kind.read(path))
         known = label[label != ignore_label] if ignore_label is not None else label
         largest = max(largest, int(known.max(initial=0)))
     return largest + 1

@@ -1,7 +1,6 @@
 """Finding and pairing the files of a data set by name, and reading them exactly."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,14 @@ from PIL.TiffImagePlugin import (
 from util.errors import UserError, brief
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+EXTENSIONS |= {".npy", ".npz"}
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # others of Pillow start programs
 MOST_CLASSES = 65536  # what --label_nc takes
 
 # What one scene's files differ by: Cityscapes' endings and the everyday ones.
 _ENDING = re.compile(
     r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color)"
-    r"|[_-](labels?|inst|instances?|img|image|photo|feat|A|B))$"
+    r"|[_-](labels?|inst|instances?|img|image|photo|feat|cond|weight|A|B))$"
 )
 
 
@@ -31,22 +31,6 @@ def scene_key(path: Path, folder: Path) -> str:
     """What the files of one scene have in common: the name in its folder without its ending."""
     relative = path.relative_to(folder)
     return (relative.parent / _ENDING.sub("", relative.stem)).as_posix()
-
-
-def find_folder(root: Path, names: Iterable[str]) -> Path:
-    """The first of the named folders under root that exists; UserError names them all."""
-    names = list(names)
-    if not root.is_dir():
-        raise UserError(f"--dataroot {root}: no such folder")
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    remedy = ""
-    if names[0].endswith("_inst"):
-        remedy = "; without instance maps give --no_instance"
-    elif names[0].startswith("test_"):
-        remedy = "; --phase train takes the training scenes"
-    raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")
 
 
 def list_files(folder: Path) -> dict[str, Path]:

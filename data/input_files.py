@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from data.aligned_dataset import AlignedDataset, Geometry, size_problems
-from data.files import image_size, list_files, scene_key
+from data.create import kind_flags
+from data.files import list_files, scene_key
+from data.kinds import scene_kinds
 from util.errors import UserError
 
 Files = dict[str, Path]  # by scene key
@@ -24,31 +26,32 @@ class InputFiles(AlignedDataset):
     def __init__(
         self,
         labels: Files,
-        instances: Files | None,
+        others: dict[str, Files],
         label_nc: int,
         geometry: Geometry,
-        ignore_label: int | None = None,
         seed: int = 0,
+        **kinds: object,
     ) -> None:
-        """instances: None for networks trained without instance maps."""
+        """others: the instance maps ("inst") and conditions ("cond"), where the networks were
+        trained with them. kinds: what scene_kinds takes."""
         self.files = {"label": labels}
-        if instances is not None:
-            self.files["inst"] = partners(labels, instances)
+        self.files |= {kind: partners(labels, files) for kind, files in others.items()}
         self.scenes = list(labels)
-        self.label_nc = label_nc
+        self.kinds = scene_kinds(label_nc, **kinds)
         self.geometry = geometry
-        self.ignore_label = ignore_label
+        self.augment = None
         self.seed = seed
         self.sizes = {}  # of what has been read
 
     def maps(self, index: int) -> dict[str, np.ndarray]:
         """See AlignedDataset.scaled_maps."""
         scene = self.scenes[index]
-        if "inst" in self.files and scene not in self.files["inst"]:
-            path = self.files["label"][scene]
-            raise UserError(f"{path}: --input_inst has no map, or several, of its name")
+        for kind, files in self.files.items():
+            if scene not in files:
+                path = self.files["label"][scene]
+                raise UserError(f"{path}: --input_{kind} has no map, or several, of its name")
         files = self.sources(index)
-        sizes = {kind: image_size(path) for kind, path in files.items()}
+        sizes = {kind: self.kinds[kind].size(path) for kind, path in files.items()}
         for problem in size_problems(files, sizes, self.geometry):
             raise UserError(problem)
         self.sizes[scene] = sizes["label"]
@@ -58,13 +61,18 @@ class InputFiles(AlignedDataset):
 def create_input_files(opt: argparse.Namespace) -> InputFiles:
     """What --input and --input_inst name, read as opt's data set is."""
     labels = find_inputs("--input", opt.input)
+    others = {}
+    if not opt.no_instance:
+        others["inst"] = find_inputs("--input_inst", opt.input_inst)
+    if opt.cond_nc:
+        others["cond"] = find_inputs("--input_cond", opt.input_cond)
     return InputFiles(
         dict(list(labels.items())[: opt.how_many][: opt.max_dataset_size]),
-        None if opt.no_instance else find_inputs("--input_inst", opt.input_inst),
+        others,
         opt.label_nc,
         Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize),
-        opt.ignore_label,
         opt.seed,
+        **{**kind_flags(opt), "load_photos": False, "load_features": False},
     )
 
 

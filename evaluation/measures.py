@@ -1,4 +1,6 @@
-"""Measures of generated images against the real ones. All images are (H, W, 3) uint8.
+"""Measures of generated images against the real ones.
+
+Images are (H, W, 3) uint8, or (H, W, C) of any numbers with their range scaled to 0 .. 255.
 
 A pair measure is a function (generated, real) -> float. A property is a function (image, instance
 map) -> float that is measured of both; the ratio tells how far the generated ones are from real. Of
@@ -59,7 +61,10 @@ def ssim(generated: np.ndarray, real: np.ndarray) -> float:
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """Brightness as video defines it (Rec. 601), (H, W) float64 in 0 .. 255."""
+    """Brightness as video defines it (Rec. 601), (H, W) float64 in 0 .. 255; where there are other
+    than three channels, their mean."""
+    if image.shape[2] != 3:
+        return image.mean(2, dtype=np.float64)
     return image @ np.array([0.299, 0.587, 0.114])
 
 
@@ -82,7 +87,9 @@ def sharpness(image: np.ndarray, inst: np.ndarray | None = None) -> float:
 def hue_variance(image: np.ndarray, inst: np.ndarray | None = None) -> float:
     """How much colour varies inside a thing: the variance of chroma, a vector in the plane of hues
     (its angle is the hue, its length the saturation times the brightness, 0 .. 1), mean over things
-    of at least THING_PIXELS; NaN if there are none."""
+    of at least THING_PIXELS; NaN if there are none, or no colours."""
+    if image.shape[2] != 3:
+        return math.nan
     red, green, blue = np.moveaxis(image / 255.0, -1, 0)
     plane = red - (green + blue) / 2, math.sqrt(3) / 2 * (green - blue)
     return _variance_inside_things(plane, inst)
@@ -194,12 +201,20 @@ class Measures:
     """
 
     def __init__(
-        self, count: int, weights_dir: Path | None, device: torch.device, fetch: bool = True
+        self,
+        count: int,
+        weights_dir: Path | None,
+        device: torch.device,
+        fetch: bool = True,
+        rgb: bool = True,
     ) -> None:
         """count: number of pairs to come. weights_dir: None for torch's cache. fetch: download
-        weights that are not there."""
+        weights that are not there. rgb: images are 8-bit RGB, which the set measures need."""
         self.sets: dict[str, object] = {}
         self.reasons: dict[str, str] = {}
+        if not rgb:
+            self.reasons = dict.fromkeys(SET_MEASURES, "its network sees 8-bit RGB images alone")
+            return
         failed: dict[str, str] = {}  # weights -> why they are missing: not fetched twice
         with _hub_folder(weights_dir), _repeatable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchmetrics on the memory of KID

@@ -7,12 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from data.values import side_values
 from evaluation.measures import PAIR_MEASURES, SET_MEASURES, ratio
 from evaluation.scenes import Scene
 from evaluation.segmentation import SegmentationEvaluator
 from util.files import write_text
-from util.pages.colours import save_image
+from util.pages.colours import save_image, to_image
 from util.pages.html import Page, Picture
 from util.pages.plots import save_matrix
 from util.progress import log
@@ -36,7 +38,7 @@ def protocol(
         "sizes": ", ".join(f"{width}x{height}" for width, height in sorted(sizes)),
         "resize": f"{resized} photographs scaled to their image's size (bicubic); label maps "
         "likewise (nearest)",
-        "psnr_ssim": "per image, 8-bit RGB, then the mean; SSIM with a Gaussian window of 11",
+        "psnr_ssim": f"per image, {numbers(opt)}, then the mean; SSIM with a Gaussian window of 11",
         "weights": f"LPIPS: AlexNet, FID and KID: Inception v3 of {opt.weights_dir or 'torch hub'}",
     }
     if evaluator:
@@ -52,6 +54,15 @@ def protocol(
             "classes that occur in the label maps, all images counted together",
         }
     return told
+
+
+def numbers(opt: argparse.Namespace) -> str:
+    """What the images consist of."""
+    values = side_values(opt, "output")
+    if values.is_rgb8:
+        return "8-bit RGB"
+    low, high = values.low, values.high
+    return f"{values.channels} x {values.dtype} with {low:g} to {high:g} as 0 to 255"
 
 
 def table(metrics: dict) -> list[list[str]]:
@@ -157,6 +168,13 @@ def write_page(
     return page.save()
 
 
+def viewed(image: np.ndarray) -> np.ndarray:
+    """Numbers in 0 .. 255 (H, W, C) to look at, see to_image: (H, W, 3) uint8."""
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return image
+    return to_image(torch.from_numpy(image / 127.5 - 1).movedim(-1, 0))
+
+
 def scene_row(
     scene: Scene, opt: argparse.Namespace, evaluator: SegmentationEvaluator | None
 ) -> list[Picture]:
@@ -174,6 +192,6 @@ def scene_row(
     row = []
     for kind, (caption, image) in images.items():
         path = Path("images") / f"{scene.name}_{kind}.png"
-        save_image(image, opt.out / path)
+        save_image(viewed(image), opt.out / path)
         row.append(Picture(path, caption))
     return row

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data.aligned_dataset import find_files
-from data.files import image_size, label_problem, list_files, picture_names, read_integers, read_rgb
+from data.files import list_files, picture_names
+from data.kinds import find_files, image_kind, scene_kinds
+from data.values import side_values
 from util.errors import UserError
 from util.progress import log
 
@@ -24,32 +24,28 @@ class Scene:
     inst: Path | None
 
     def read(self, opt: argparse.Namespace) -> tuple[np.ndarray | None, ...]:
-        """The generated image and the photograph (H, W, 3) uint8, the label map (H, W) (None with
+        """The generated image and the photograph (H, W, C), the label map (H, W) (None with
         --label_nc 0) and the instance map (H, W) (None if there is none), all scaled to the
-        generated image's size."""
-        generated = read_rgb(self.generated)
-        real = read_rgb(self.real).resize(generated.size, Image.Resampling.BICUBIC)
-        label = None
-        if opt.label_nc:
-            full = read_integers(self.label, "label")
-            problem = label_problem(np.asarray(full), self.label, opt.label_nc, opt.ignore_label)
-            if problem:
-                raise UserError(problem)
-            label = np.asarray(full.resize(generated.size, Image.Resampling.NEAREST))
-        inst = None
-        if self.inst:
-            full = read_integers(self.inst, "instance")
-            inst = np.asarray(full.resize(generated.size, Image.Resampling.NEAREST))
-        return np.asarray(generated), np.asarray(real), label, inst
+        generated image's size. Numbers other than 8-bit RGB have their range as 0 .. 255."""
+        values = side_values(opt, "output")
+        images = image_kind(values, "output")
+        generated = images.load(self.generated)
+        size = generated.shape[1::-1]
+        real = images.load(self.real, size)
+        kinds = scene_kinds(opt.label_nc, ignore_label=opt.ignore_label)
+        label = kinds["label"].load(self.label, size) if opt.label_nc else None
+        inst = kinds["inst"].load(self.inst, size) if self.inst else None
+        return values.scaled(generated), values.scaled(real), label, inst
 
-    def is_resized(self, generated: np.ndarray) -> bool:
+    def is_resized(self, generated: np.ndarray, opt: argparse.Namespace) -> bool:
         """Whether the photograph has another size than the generated image."""
-        return image_size(self.real) != generated.shape[1::-1]
+        size = image_kind(side_values(opt, "output"), "output").size(self.real)
+        return size != generated.shape[1::-1]
 
 
 def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
-    files = find_files(opt.dataroot, opt.phase, opt.label_nc, use_instances=has_instances(opt))
+    files = find_files(opt.dataroot, opt.phase, opt.label_nc, has_instances(opt))
     names = picture_names(files["label"])
     images = find_images(opt.images, names)
     missing = [str(files["label"][scene]) for scene in images if scene not in files["image"]]
@@ -81,7 +77,7 @@ def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:
         raise UserError(f"{folder}: no such folder; generate images with test.py, or give --images")
     found = {}
     for scene, name in names.items():
-        for suffix in ("jpg", "png"):
+        for suffix in ("npy", "tif", "jpg", "png"):
             path = folder / f"{name}_synthesized_image.{suffix}"
             if path.is_file():
                 found[scene] = path

@@ -10,13 +10,14 @@ import torch
 from data.create import create_dataset, photographs, whole_images
 from data.files import picture_names
 from data.shares import of_all_scenes, own_batches
+from data.values import side_values
 from evaluation.measures import BETTER_IS_MORE, Measures, mean_measures, weights_are_there
 from evaluation.segmentation import SegmentationEvaluator, create_evaluator
-from models.inference_model import InferenceModel, to_pictures
+from models.inference_model import InferenceModel
 from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
 from util.errors import UserError
-from util.pages.colours import label_picture
+from util.pages.colours import label_picture, to_image
 
 SHOWN = 4  # scenes on the page
 
@@ -30,12 +31,15 @@ class Validation:
     def __init__(self, opt: argparse.Namespace, model: Pix2PixHDModel) -> None:
         """Raises UserError if the data set or the flags do not allow it."""
         self.opt = validation_options(opt)
+        self.values = side_values(self.opt, "output")
         self.networks = InferenceModel.in_training(model, self.opt)
         self.dataset = create_dataset(self.opt, training=False)
         self.dataset.scenes = spread(self.dataset.scenes, opt.val_max)
         names = picture_names(self.dataset.files["label"])
         self.names = [names[scene] for scene in self.dataset.scenes]
         self.evaluator: SegmentationEvaluator | None = None
+        if opt.segmenter and not self.values.is_rgb8:
+            raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
         if opt.segmenter:
             self.evaluator = create_evaluator(self.opt, model.device)
         self.metric = opt.best_metric or self._default_metric()
@@ -49,7 +53,8 @@ class Validation:
     def _measured(self) -> list[str]:
         """The measures that can be had, of those that --best_metric may name."""
         folder = self.opt.weights_dir
-        sets = [name for name in ("lpips", "fid", "kid") if weights_are_there(name, folder)]
+        names = ("lpips", "fid", "kid") if self.values.is_rgb8 else ()
+        sets = [name for name in names if weights_are_there(name, folder)]
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
         if self.evaluator and self.evaluator.segmenter.features:
             found.append("segmenter_kid")
@@ -67,25 +72,30 @@ class Validation:
         called oracle_NAME and ratio_NAME. images: scene -> "input_label", "synthesized_image" or
         "real_image" -> (H, W, 3) uint8.
         """
-        measures = Measures(len(self.dataset), self.opt.weights_dir, self.networks.device, False)
+        measures = self._create_measures()
         if self.evaluator:
             self.evaluator.start()
         rows: dict[int, dict] = {}
         shown: dict[int, dict[str, np.ndarray]] = {}
         for (index,), batch in self._scenes():
             generated = self._generate(batch)
-            real = ((batch["image"][0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            pictures = to_image(generated), to_image(batch["image"][0])
+            generated, real = self._numbers(generated), self._numbers(batch["image"][0], exact=True)
             inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
             rows[index] = measures.add(generated, real, inst)
             if self.evaluator:
                 rows[index] |= self.evaluator.add(generated, real, batch["label"][0, 0].numpy())
             if index < SHOWN:
                 label = label_picture(batch["label"][0], self.opt.label_nc, self.opt.ignore_label)
-                images = {"input_label": label, "synthesized_image": generated, "real_image": real}
-                shown[index] = images
+                images = dict(zip(("synthesized_image", "real_image"), pictures))
+                shown[index] = {"input_label": label, **images}
         rows, shown = of_all_scenes(rows), of_all_scenes(shown)
         figures = flat(summary(list(rows.values()), measures, self.evaluator))
         return figures, {self.names[index]: images for index, images in shown.items()}
+
+    def _create_measures(self) -> Measures:
+        device, folder = self.networks.device, self.opt.weights_dir
+        return Measures(len(self.dataset), folder, device, fetch=False, rgb=self.values.is_rgb8)
 
     def _scenes(self) -> Iterator[tuple[range, dict]]:
         """This process's scenes. A bad file of any process is every process's UserError."""
@@ -98,13 +108,21 @@ class Validation:
         if problems:
             raise UserError(problems[0])
 
-    def _generate(self, batch: dict) -> np.ndarray:
-        """The image (H, W, 3) uint8 of a batch of one, with the features of its photograph."""
+    def _generate(self, batch: dict) -> torch.Tensor:
+        """The image (output_nc, H, W) of a batch of one, with the features of its photograph."""
         feat = batch.get("feat")
         if self.networks.netE is not None:
             regions = self.networks.regions(batch["label"], batch.get("inst"))
             feat = self.networks.encode(batch["image"], regions)
-        return to_pictures(self.networks.generate(batch["label"], batch.get("inst"), feat))[0]
+        maps = batch["label"], batch.get("inst"), feat, batch.get("cond")
+        return self.networks.generate(*maps)[0]
+
+    def _numbers(self, image: torch.Tensor, exact: bool = False) -> np.ndarray:
+        """What is measured: the numbers of a written file, their range as 0 .. 255. exact: of an
+        image that was read, not generated: 8-bit numbers are rounded instead of cut off."""
+        if self.values.is_rgb8 and not exact:
+            return self.networks.to_arrays(image[None])[0]
+        return self.values.scaled(self.values.to_array(image))
 
 
 def create_validation(

@@ -17,8 +17,8 @@ def uses_features(opt: argparse.Namespace) -> bool:
 
 
 def input_channels(opt: argparse.Namespace) -> int:
-    """Channels of label and edges: what the generator and the discriminator both see."""
-    return (opt.label_nc or opt.input_nc) + (not opt.no_instance)
+    """Channels of label, edges and conditions: what both G and D see."""
+    return (opt.label_nc or opt.input_nc) + (not opt.no_instance) + opt.cond_nc
 
 
 def build_generator(opt: argparse.Namespace) -> nn.Module:

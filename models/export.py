@@ -3,10 +3,11 @@
 The graph takes a data set's maps and returns the image. One-hot labels, instance edges, and
 padding to the networks' multiple are inside; batch, height and width are free.
 
-    input   label    (B, 1, H, W) int32; with label_nc 0 (B, 3, H, W) float32 in [-1, 1]
+    input   label    (B, 1, H, W) int32; with label_nc 0 (B, input_nc, H, W) float32 in [-1, 1]
             inst     (B, 1, H, W) int32                 unless no_instance
             feat     (B, feat_num, H, W) float32        for models with features
-    output  picture  (B, 3, H, W) float32 in [-1, 1]
+            cond     (B, cond_nc, H, W) float32         for models with conditions
+    output  picture  (B, output_nc, H, W) float32 in [-1, 1]
 
 Needs the packages of requirements-onnx.txt; to run a graph, onnxruntime is enough.
 """
@@ -49,11 +50,17 @@ class OnnxModel(InferenceModel):
         self.session = open_session(file, provider, device.index or 0)
         _check_description(self.session, opt, file)
 
-    def generate(self, label: Tensor, inst: Tensor | None, feat: Tensor | None = None) -> Tensor:
+    def generate(
+        self,
+        label: Tensor,
+        inst: Tensor | None,
+        feat: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> Tensor:
         """See InferenceModel.generate; the images are returned on the CPU."""
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
-        return run_graph(self.session, graph_inputs(self.opt, label, inst, feat))
+        return run_graph(self.session, graph_inputs(self.opt, label, inst, feat, cond))
 
 
 def export_onnx(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]:
@@ -109,7 +116,11 @@ def open_session(path: Path, provider: str = "cpu", device_index: int = 0) -> ob
 
 
 def graph_inputs(
-    opt: argparse.Namespace, label: Tensor, inst: Tensor | None, feat: Tensor | None
+    opt: argparse.Namespace,
+    label: Tensor,
+    inst: Tensor | None,
+    feat: Tensor | None,
+    cond: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The graph's inputs by name, in its types, for maps as InferenceModel.generate takes them."""
     inputs = {"label": label.to(torch.int32) if opt.label_nc else label.float()}
@@ -117,6 +128,8 @@ def graph_inputs(
         inputs["inst"] = inst.to(torch.int32)
     if uses_features(opt):
         inputs["feat"] = feat.float()
+    if opt.cond_nc:
+        inputs["cond"] = cond.float()
     return inputs
 
 
@@ -133,6 +146,7 @@ def describe(opt: argparse.Namespace) -> dict[str, object]:
         "no_instance": opt.no_instance,
         "feat_num": opt.feat_num if uses_features(opt) else 0,
         "ignore_label": opt.ignore_label,
+        **({"cond_nc": opt.cond_nc} if opt.cond_nc else {}),
     }
 
 
@@ -147,10 +161,14 @@ class _Graph(nn.Module):
         self.model = model
 
     def forward(
-        self, label: Tensor, inst: Tensor | None = None, feat: Tensor | None = None
+        self,
+        label: Tensor,
+        inst: Tensor | None = None,
+        feat: Tensor | None = None,
+        cond: Tensor | None = None,
     ) -> Tensor:
         height, width = label.shape[-2:]
-        x = self.model.generator_input(label, inst, feat)
+        x = self.model.generator_input(label, inst, feat, cond)
         return self.model.netG(x).float()[..., :height, :width]
 
 
@@ -188,7 +206,7 @@ def _check(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]
     differences = {}
     for size in [(1, least, 2 * least), (2, 2 * least, least), (3, least + 3, 2 * least - 1)]:
         inputs = _random_scene(model.opt, *size)
-        maps = [inputs.get(name) for name in ("label", "inst", "feat")]
+        maps = [inputs.get(name) for name in ("label", "inst", "feat", "cond")]
         expected = exact.generate(*maps)
         limit = 1 + (_grey_levels(model.generate(*maps), expected) if exact is not model else 0)
         differences[size] = _grey_levels(run_graph(session, inputs), expected)
@@ -219,10 +237,11 @@ def _random_scene(
         values = torch.randint(count, small, generator=generator)
         return values.repeat_interleave(3, 2).repeat_interleave(3, 3)[..., :height, :width]
 
-    label = blocks(opt.label_nc) if opt.label_nc else blocks(256, 3) / 127.5 - 1
+    label = blocks(opt.label_nc) if opt.label_nc else blocks(256, opt.input_nc) / 127.5 - 1
     if opt.ignore_label is not None:
         label = torch.where(blocks(8) == 0, opt.ignore_label, label)
-    return graph_inputs(opt, label, blocks(34_000), blocks(256, opt.feat_num) / 127.5 - 1)
+    feat, cond = (blocks(256, count) / 127.5 - 1 for count in (opt.feat_num, opt.cond_nc or 1))
+    return graph_inputs(opt, label, blocks(34_000), feat, cond)
 
 
 def _check_description(session: object, opt: argparse.Namespace, path: Path) -> None:

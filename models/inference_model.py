@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.values import side_values
 from models.build import (
     autocast,
     build_encoder,
@@ -22,7 +23,7 @@ from models.build import (
 from models.instance_maps import edges, network_input, pad_to_multiple
 from models.layers import InstanceNorm2d
 from models.pix2pixHD_model import Pix2PixHDModel
-from models.tiling import Map, Region, Tiling
+from models.tiling import Map, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
 from util.run.checkpoints import load_network, newest, saved_options, weights_file
@@ -107,63 +108,74 @@ class InferenceModel(nn.Module):
         self.encoder_shrink = 2**self.opt.n_local_enhancers if shrinks else 1
 
     @torch.inference_mode()
-    def generate(self, label: Tensor, inst: Tensor | None, feat: Tensor | None = None) -> Tensor:
+    def generate(
+        self,
+        label: Tensor,
+        inst: Tensor | None,
+        feat: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> Tensor:
         """Generate the images of scenes.
 
-        label (B, 1, H, W) integers (with label_nc 0: (B, 3, H, W) in [-1, 1]), inst (B, 1, H, W)
-        integers or None with --no_instance, feat (B, feat_num, H, W) for models with features ->
-        (B, 3, H, W) float32 in [-1, 1].
+        label (B, 1, H, W) integers (with label_nc 0: (B, input_nc, H, W) in [-1, 1]), inst
+        (B, 1, H, W) integers or None with --no_instance, feat (B, feat_num, H, W) for models with
+        features, cond (B, cond_nc, H, W) for those with conditions -> (B, output_nc, H, W) float32
+        in [-1, 1].
         """
         height, width = label.shape[-2:]
         if self.tiling is not None:
-            images = self._generate_in_tiles(label, inst, feat)
+            images = self._generate_in_tiles(label, inst, feat, cond)
         else:
-            images = self.run_generator(self.generator_input(label, inst, feat))
+            images = self.run_generator(self.generator_input(label, inst, feat, cond))
         return images[..., :height, :width]
 
     def _generate_in_tiles(self, *maps: Tensor | None) -> Tensor:
         """The images of maps, padded to what the networks need, on the CPU."""
-        label, inst, feat = self._padded_maps(*maps)
+        label, inst, feat, cond = self._padded_maps(*maps)
         borders = inst if inst is None else edges(inst)
         channels = input_channels(self.opt) + (0 if feat is None else feat.shape[1])
         images = []
         for k in range(len(label)):
-            scene = [m if m is None else m[k : k + 1] for m in (label, borders, feat)]
+            scene = [m if m is None else m[k : k + 1] for m in (label, borders, cond, feat)]
             x = Map(partial(self._input_region, *scene), label.shape[-2:], channels)
             with autocast(self.opt, self.device):
                 images.append(self.tiling.generate(self.netG, x).float())
         return torch.cat(images) if len(images) > 1 else images[0]
 
-    def _input_region(
-        self, label: Tensor, borders: Tensor | None, feat: Tensor | None, region: Region
-    ) -> Tensor:
-        """A region of what the generator sees."""
-        label, *more = (m[(..., *region)] for m in (label, borders, feat) if m is not None)
+    def _input_region(self, *maps: Tensor | None) -> Tensor:
+        """A region (the last argument) of what the generator sees: label, borders, cond, feat."""
+        *maps, region = maps
+        label, *more = (m[(..., *region)] for m in maps if m is not None)
         x = network_input(label, None, self.opt.label_nc, self.opt.ignore_label)
         return torch.cat([x, *(m.to(x.dtype) for m in more)], 1).to(self.dtype)
 
     @torch.inference_mode()
     def run_generator(self, x: Tensor) -> Tensor:
         """The generator alone: its input (B, C, H, W), H and W multiples of self.multiple, on the
-        device and of self.dtype -> (B, 3, H, W) float32 in [-1, 1]."""
+        device and of self.dtype -> (B, output_nc, H, W) float32 in [-1, 1]."""
         with autocast(self.opt, self.device):
             return self._generator(x).float()
 
-    def generator_input(self, label: Tensor, inst: Tensor | None, feat: Tensor | None) -> Tensor:
-        """What the generator sees: the maps padded, labels one-hot, with edges and features."""
-        label, inst, feat = self._padded_maps(label, inst, feat)
-        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label)
+    def generator_input(
+        self, label: Tensor, inst: Tensor | None, feat: Tensor | None, cond: Tensor | None = None
+    ) -> Tensor:
+        """What the generator sees: the maps padded, labels one-hot, with edges, conditions and
+        features."""
+        label, inst, feat, cond = self._padded_maps(label, inst, feat, cond)
+        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond)
         if feat is not None:
             x = torch.cat([x, feat.to(x.dtype)], 1)
         return x.to(self.dtype)
 
     def _padded_maps(
-        self, label: Tensor, inst: Tensor | None, feat: Tensor | None
+        self, label: Tensor, inst: Tensor | None, feat: Tensor | None, cond: Tensor | None
     ) -> list[Tensor | None]:
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
+        if self.opt.cond_nc and cond is None:
+            raise ValueError(f"this model needs conditions (B, {self.opt.cond_nc}, H, W)")
         inst = None if self.opt.no_instance else inst
-        return [m if m is None else self._padded(m) for m in (label, inst, feat)]
+        return [m if m is None else self._padded(m) for m in (label, inst, feat, cond)]
 
     def _padded(self, maps: Tensor) -> Tensor:
         return pad_to_multiple(maps.to(self.device, non_blocking=True), self.multiple, self.least)
@@ -171,7 +183,7 @@ class InferenceModel(nn.Module):
     @torch.inference_mode()
     def encode(self, image: Tensor, regions: Tensor) -> Tensor:
         """The features of photographs, averaged over regions (instances, or with --label_feat
-        classes): image (B, 3, H, W) in [-1, 1], regions (B, 1, H, W) integers ->
+        classes): image (B, output_nc, H, W) in [-1, 1], regions (B, 1, H, W) integers ->
         (B, feat_num, H, W) float32."""
         self.load_encoder()
         height, width = image.shape[-2:]
@@ -194,19 +206,29 @@ class InferenceModel(nn.Module):
         return label if self.opt.label_feat or inst is None else inst
 
     def forward(
-        self, label: Maps, inst: Maps | None = None, feat: Maps | None = None
+        self,
+        label: Maps,
+        inst: Maps | None = None,
+        feat: Maps | None = None,
+        cond: Maps | None = None,
     ) -> np.ndarray:
         """The image of a label map.
 
-        label: (H, W) integers 0 .. label_nc-1; with label_nc 0 an RGB image (H, W, 3) uint8.
-        inst: (H, W) integers, ignored by a --no_instance model.
-        feat: (feat_num, H, W) floats, for models with features. Each as array, tensor or PIL
-        image, any H and W. Several at once: a leading batch dimension (for integers also the data
-        set's (B, 1, H, W)), or a list. Returns (H, W, 3) uint8, or (B, H, W, 3).
+        label: (H, W) integers 0 .. label_nc-1; with label_nc 0 an image (H, W, input_nc) of the
+        training images' type. inst: (H, W) integers, ignored by a --no_instance model.
+        feat: (feat_num, H, W) floats, for models with features. cond: (H, W, cond_nc) of the type
+        of training's. Each as array, tensor or PIL image, any H and W. Several at once: a leading
+        batch dimension (for integers also the data set's (B, 1, H, W)), or a list.
+        Returns (H, W, output_nc) of the photographs' type, e.g. uint8, or (B, H, W, output_nc).
         Raises UserError for maps that do not fit.
         """
-        images = to_pictures(self.generate(*to_tensors(self.opt, label, inst, feat)))
+        images = self.to_arrays(self.generate(*to_tensors(self.opt, label, inst, feat, cond)))
         return images[0] if is_single(label, self.opt.label_nc) else images
+
+    def to_arrays(self, images: Tensor) -> np.ndarray:
+        """(B, output_nc, H, W) in [-1, 1] -> (B, H, W, output_nc) of the photographs' type."""
+        values = side_values(self.opt, "output")
+        return to_pictures(images) if values.is_rgb8 else values.to_array(images)
 
 
 def _for_inference(net: nn.Module) -> nn.Module:

@@ -54,12 +54,19 @@ def instance_class(inst_id: int) -> int:
 
 
 def network_input(
-    label: Tensor, inst: Tensor | None, label_nc: int, ignore_label: int | None = None
+    label: Tensor,
+    inst: Tensor | None,
+    label_nc: int,
+    ignore_label: int | None = None,
+    cond: Tensor | None = None,
 ) -> Tensor:
-    """What both G and D see of a scene: one-hot label and, if there are instances, edges.
+    """What both G and D see of a scene: one-hot label and, if they are there, edges and conditions.
 
-    label (B, 1, H, W) integers, or with label_nc 0 (B, 3, H, W) float; inst (B, 1, H, W) integers
-    or None -> (B, label_nc or 3, plus 1, H, W) float32.
+    label (B, 1, H, W) integers, or with label_nc 0 (B, input_nc, H, W) float; inst (B, 1, H, W)
+    integers; cond (B, cond_nc, H, W) float -> (B, C, H, W) float32 with C = label_nc or input_nc,
+    plus 1, plus cond_nc.
     """
     x = one_hot(label, label_nc, ignore_label) if label_nc else label
-    return x if inst is None else torch.cat([x, edges(inst).to(x.dtype)], 1)
+    parts = [x] if inst is None else [x, edges(inst).to(x.dtype)]
+    parts += [] if cond is None else [cond.to(x.dtype)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

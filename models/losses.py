@@ -35,42 +35,58 @@ def gan_loss(
 
 
 def feature_matching_loss(
-    fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]]
+    fake: Sequence[Sequence[Tensor]],
+    real: Sequence[Sequence[Tensor]],
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """L1 distance of D's feature maps on fake and real, averaged over scales and stages.
 
     The weight 4 / number of stages keeps the sum where it was with the default three-layer D,
-    whatever --n_layers_D says. Scores themselves (the last maps) are left out.
+    whatever --n_layers_D says. Scores themselves (the last maps) are left out. pixel_weights: see
+    l1.
     """
     weight = 4.0 / (len(fake[0]) - 1) / len(fake)
     return weight * sum(
-        l1(fake_map, real_map)
+        l1(fake_map, real_map, pixel_weights)
         for fake_scale, real_scale in zip(fake, real)
         for fake_map, real_map in zip(fake_scale[:-1], real_scale[:-1])
     )
 
 
-def l1(fake: Tensor, real: Tensor) -> Tensor:
-    """The mean of |fake - real| in float32 at least, of any shape; only fake gets a gradient."""
-    return _L1.apply(fake, real.detach())
+def l1(fake: Tensor, real: Tensor, pixel_weights: Tensor | None = None) -> Tensor:
+    """The mean of |fake - real| in float32 at least, of any shape; only fake gets a gradient.
+
+    pixel_weights (B, 1, H, W): with fake and real (B, C, h, w), the mean of weight * |fake - real|;
+    for maps of another size the weights are averaged over each of their pixels' areas.
+    """
+    if pixel_weights is not None and fake.shape[-2:] != pixel_weights.shape[-2:]:
+        pixel_weights = F.adaptive_avg_pool2d(pixel_weights, fake.shape[-2:])
+    return _L1.apply(fake, real.detach(), pixel_weights)
 
 
 class _L1(torch.autograd.Function):
     """Keeps a byte for each element, the sign, where the usual one keeps both inputs."""
 
     @staticmethod
-    def forward(ctx, fake: Tensor, real: Tensor) -> Tensor:
+    def forward(ctx, fake: Tensor, real: Tensor, pixel_weights: Tensor | None) -> Tensor:
         kind = torch.promote_types(fake.dtype, torch.float32)
         difference = fake.to(kind, copy=True).sub_(real)  # no other map beside it
         positive, negative = difference > 0, difference < 0
-        ctx.save_for_backward(positive.view(torch.int8) - negative.view(torch.int8))
+        sign = positive.view(torch.int8) - negative.view(torch.int8)
+        ctx.save_for_backward(sign, pixel_weights)
         ctx.dtype = fake.dtype
-        return difference.abs_().mean()
+        difference = difference.abs_()
+        if pixel_weights is not None:
+            difference = difference.mul_(pixel_weights)
+        return difference.mean()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (sign,) = ctx.saved_tensors
-        return (sign * (grad / sign.numel())).to(ctx.dtype), None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        sign, pixel_weights = ctx.saved_tensors
+        gradient = sign * (grad / sign.numel())
+        if pixel_weights is not None:
+            gradient = gradient * pixel_weights
+        return gradient.to(ctx.dtype), None, None
 
 
 class GANLoss(nn.Module):
@@ -87,8 +103,9 @@ class GANLoss(nn.Module):
 class VGGLoss(nn.Module):
     """Perceptual distance: L1 between VGG19's relu1_1 .. relu5_1 of two pictures, weighted.
 
-    forward: fake and real (B, 3, H, W) in [-1, 1] -> scalar. Pictures go into VGG as they are,
-    without ImageNet's mean and deviation, as in the reference.
+    forward: fake and real (B, 3, H, W) or grey (B, 1, H, W) in [-1, 1], perhaps pixel weights
+    (B, 1, H, W) -> scalar. Images go into VGG as they are, without ImageNet's mean and deviation,
+    as in the reference.
     """
 
     def __init__(self, weights_file: str = "") -> None:
@@ -98,14 +115,16 @@ class VGGLoss(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+    def forward(self, fake: Tensor, real: Tensor, pixel_weights: Tensor | None = None) -> Tensor:
+        if fake.shape[1] == 1:
+            fake, real = fake.expand(-1, 3, -1, -1), real.expand(-1, 3, -1, -1)
         distances = []
         for part in self.slices:  # both side by side, so that no map is kept longer than it need be
             with torch.no_grad():
                 real = part(real)
             keep_less = self.recompute and torch.is_grad_enabled()
             fake = recomputed(part, fake) if keep_less else part(fake)
-            distances.append(l1(fake, real))
+            distances.append(l1(fake, real, pixel_weights))
         return sum(weight * distance for weight, distance in zip(VGG_WEIGHTS, distances))
 
 

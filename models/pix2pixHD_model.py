@@ -21,6 +21,7 @@ update.
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,9 +42,10 @@ from models.layers import count_statistics, zero_bias_gradients_before_norms
 from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
+from models.transfer import adapt_weights, freeze, map_classes
 from util import distributed
 from util.image_pool import ImagePool
-from util.run.checkpoints import load_network, load_pretrained
+from util.run.checkpoints import load_network, load_pretrained, saved_options
 from util.setup import set_up_compiler
 
 LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "G_L1", "D_real", "D_fake")  # the order in logs
@@ -113,6 +115,7 @@ class Pix2PixHDModel(nn.Module):
         outermost = f"model{self.opt.n_local_enhancers}_"
         for name, parameter in self.netG.named_parameters():
             parameter.requires_grad_(not fix_global or name.startswith(outermost))
+        freeze(self.netG, self.netE, self.opt.freeze)
         self.optimizer_G = adam(self._generator_parameters(), self.opt, self.device)
         self.fixes_global = fix_global
         self.wrap()
@@ -140,7 +143,7 @@ class Pix2PixHDModel(nn.Module):
     def _generator_parameters(self) -> Iterator[nn.Parameter]:
         yield from (p for p in self.netG.parameters() if p.requires_grad)
         if self.netE is not None:
-            yield from self.netE.parameters()
+            yield from (p for p in self.netE.parameters() if p.requires_grad)
 
     def _trained_parameters(self) -> Iterator[nn.Parameter]:
         yield from self._generator_parameters()
@@ -165,15 +168,16 @@ class Pix2PixHDModel(nn.Module):
         losses: dict[str, Tensor] = {}
         self._begin(has_images=weight > 0)
         x, fake, real = self.generate(batch)
+        pixel_weights = batch["loss_weight"].to(self.device) if self.opt.loss_weights else None
         image = fake.detach().float().requires_grad_()
         gradient = torch.zeros_like(image)
 
         if self.vgg is not None:
-            losses["G_VGG"] = lambda_feat * self._run("VGG", image, real)
+            losses["G_VGG"] = lambda_feat * self._run("VGG", image, real, pixel_weights)
             gradient += self._gradient(losses["G_VGG"] * weight, image)
 
         if self.opt.lambda_L1:
-            losses["G_L1"] = self.opt.lambda_L1 * l1(image, real)
+            losses["G_L1"] = self.opt.lambda_L1 * l1(image, real, pixel_weights)
             gradient += self._gradient(losses["G_L1"] * weight, image)
 
         with distributed.unsynced(self.call["D"]):
@@ -185,7 +189,8 @@ class Pix2PixHDModel(nn.Module):
         on_fake = self._run("D", torch.cat([x, image], 1))
         loss_G = losses["G_GAN"] = gan_loss(on_fake, True, mode, for_G=True)
         if not self.opt.no_ganFeat_loss:
-            losses["G_GAN_Feat"] = lambda_feat * feature_matching_loss(on_fake, on_real)
+            distance = feature_matching_loss(on_fake, on_real, pixel_weights)
+            losses["G_GAN_Feat"] = lambda_feat * distance
             loss_G = loss_G + losses["G_GAN_Feat"]
         uses_pool = self.opt.pool_size > 0
         gradient += self._gradient(loss_G * weight, image, keep_graph=not uses_pool)
@@ -210,7 +215,10 @@ class Pix2PixHDModel(nn.Module):
         }
         height, width = on_device["label"].shape[-2:]
         maps = {kind: pad_to_multiple(value, self.multiple) for kind, value in on_device.items()}
-        x = network_input(maps["label"], maps.get("inst"), self.opt.label_nc, self.opt.ignore_label)
+        x = network_input(
+            *(maps["label"], maps.get("inst"), self.opt.label_nc, self.opt.ignore_label),
+            cond=maps.get("cond"),
+        )
         x = x.contiguous(memory_format=self.layout)
         inputs = [x]
         if self.netE is not None:
@@ -221,7 +229,7 @@ class Pix2PixHDModel(nn.Module):
         fake = self._run("G", x if len(inputs) == 1 else torch.cat(inputs, 1))
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
 
-    def _run(self, name: str, *inputs: Tensor) -> Tensor:
+    def _run(self, name: str, *inputs: Tensor | None) -> Tensor:
         """A network's output in the precision that --amp asks for."""
         with autocast(self.opt, self.device):
             return self.call[name](*inputs)
@@ -268,14 +276,18 @@ class Pix2PixHDModel(nn.Module):
             load_network(net, folder / f"{epoch}_net_{name}.pth")
 
     def load_pretrained_networks(self, folder: Path, epoch: str) -> list[str]:
-        """Load what fits from another run; G's file must be there. Returns what starts fresh."""
-        fresh = []
+        """Load what fits from another run, its classes and channels mapped to this run's; G's file
+        must be there. Returns what starts fresh, and what was adapted."""
+        fresh: list[str] = []
+        old = argparse.Namespace(**{**vars(self.opt), **saved_options(folder)})
+        classes = map_classes(self.opt.map_classes, old, self.opt)
         for name, net in self.networks().items():
             path = folder / f"{epoch}_net_{name}.pth"
             if name != "G" and not path.is_file():
                 fresh.append(f"{name} (no {path})")
                 continue
-            fresh += [f"{name}: {layer}" for layer in load_pretrained(net, path)]
+            fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
+            fresh += [f"{name}: {layer}" for layer in load_pretrained(net, path, fits)]
         self.start_averages()
         return fresh
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.values import Values, side_values
 from models.build import uses_features
 from util.errors import UserError
 
@@ -15,13 +16,17 @@ Maps = Map | list[Map]  # a list is a batch
 
 
 def to_tensors(
-    opt: argparse.Namespace, label: Maps, inst: Maps | None, feat: Maps | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    opt: argparse.Namespace,
+    label: Maps,
+    inst: Maps | None,
+    feat: Maps | None,
+    cond: Maps | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """What InferenceModel.generate takes, from what InferenceModel.forward takes.
 
     Raises UserError for maps that do not fit the model or each other.
     """
-    label = _labels(label, opt) if opt.label_nc else _rgb_images(label)
+    label = _labels(label, opt) if opt.label_nc else _images(label, side_values(opt, "input"))
     batch, height, width = shape = _shape(label)
     if opt.no_instance:
         inst = None
@@ -44,11 +49,17 @@ def to_tensors(
                 f"feature maps {_shape(feat)} beside label maps {shape}, expected {opt.feat_num} "
                 "features"
             )
-    return label, inst, feat
+    if cond is None and opt.cond_nc:
+        raise UserError(f"this model needs conditions (H, W, {opt.cond_nc}): G(..., cond=...)")
+    if cond is not None:
+        cond = _images(cond, side_values(opt, "cond"))
+        if _shape(cond) != shape:
+            raise UserError(f"conditions {_shape(cond)} beside label maps {shape}")
+    return label, inst, feat, cond
 
 
 def is_single(label: Maps, label_nc: int) -> bool:
-    """Whether these are not several label maps (with label_nc 0, RGB images) but one."""
+    """Whether these are not several label maps (with label_nc 0, images) but one."""
     return not isinstance(label, (list, tuple)) and np.ndim(label) == (2 if label_nc else 3)
 
 
@@ -63,16 +74,18 @@ def _labels(label: Maps, opt: argparse.Namespace) -> Tensor:
     return maps
 
 
-def _rgb_images(images: Maps) -> Tensor:
-    """(B, 3, H, W) float32 in [-1, 1]."""
+def _images(images: Maps, values: Values) -> Tensor:
+    """(B, C, H, W) float32, the range of their values as [-1, 1]."""
     array = _array(images)
-    if array.ndim not in (3, 4) or array.shape[-1] != 3 or array.dtype != np.uint8:
+    array = array[..., None] if values.channels == 1 and array.ndim == 2 else array
+    found = array.shape[-1], array.dtype.name
+    if array.ndim not in (3, 4) or found != (values.channels, values.dtype):
         raise UserError(
-            f"input images of shape {array.shape} and type {array.dtype}: expected (H, W, 3) or "
-            "(B, H, W, 3) uint8"
+            f"input images of shape {array.shape} and type {array.dtype}: expected "
+            f"(H, W, {values.channels}) or (B, H, W, {values.channels}) {values.dtype}"
         )
-    rgb = torch.from_numpy(array.reshape(-1, *array.shape[-3:]))
-    return rgb.permute(0, 3, 1, 2).float() / 127.5 - 1
+    batch = array.reshape(-1, *array.shape[-3:])
+    return torch.stack([values.to_tensor(image) for image in batch])
 
 
 def _integers(maps: Maps, what: str) -> Tensor:
@@ -86,6 +99,8 @@ def _integers(maps: Maps, what: str) -> Tensor:
         array = array[:, 0]
     if colour or array.ndim not in (2, 3) or not array.size:
         raise UserError(f"a {what} of shape {array.shape}: expected (H, W) or (B, H, W)")
+    if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch knows few unsigned types
+        array = array.astype(np.int64)
     return torch.from_numpy(array).reshape(-1, 1, *array.shape[-2:])
 
 
@@ -97,8 +112,7 @@ def _array(maps: Maps) -> np.ndarray:
             raise UserError(f"maps of shapes {[array.shape for array in arrays]} in one batch")
         return np.stack(arrays)
     array = np.array(maps.cpu().numpy() if isinstance(maps, Tensor) else maps, order="C")
-    wide = array.dtype in (np.uint16, np.uint32, np.uint64)  # torch knows few unsigned types
-    return array.astype(np.int64) if wide else array
+    return array
 
 
 def _shape(maps: Tensor) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ import torch
 import torchvision
 
 from data.create import whole_images
+from data.values import SIDES, TYPES
 from options.parser import (
     Flag,
     Group,
@@ -27,6 +28,7 @@ from options.parser import (
     label_count,
     name_inside,
     number,
+    value_range,
 )
 from util.errors import UserError
 from util.files import write_text
@@ -65,6 +67,15 @@ def check_precision(opt: argparse.Namespace) -> None:
         raise UserError("--fp16 and --amp bf16 exclude each other; give one of them")
 
 
+def value_flags(side: str) -> list[Flag]:
+    """How the numbers in the files of a side become [-1, 1]."""
+    told = f"numbers of {side} images that become -1 and 1; type: their type's ends; auto: measured"
+    return [
+        Flag(f"--{side}_range", "type", told, value_range),
+        Flag(f"--{side}_type", None, "type of these numbers; default: as in the files", [*TYPES]),
+    ]
+
+
 DATA = Group(
     "data set",
     Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/, PHASE_img/, ...", "DIR"),
@@ -73,6 +84,8 @@ DATA = Group(
     Flag("--no_instance", False, "there are no instance maps"),
     Flag("--input_nc", 3, "channels of the input with --label_nc 0", integer(1)),
     Flag("--output_nc", 3, "channels of the generated image", integer(1)),
+    Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", integer(0)),
+    *(flag for side in SIDES for flag in value_flags(side)),
     Flag("--resize_or_crop", "scale_width", "how images are scaled and cropped", RESIZE_OR_CROP),
     Flag("--loadSize", 1024, "pixels to scale to", integer(1)),
     Flag("--fineSize", 512, "pixels to crop to", integer(1)),
@@ -86,10 +99,6 @@ def check_data(opt: argparse.Namespace) -> None:
         raise UserError(
             f"--label_nc auto: {run_dir(opt)} has no opt.json with a count; give the number"
         )
-    if opt.label_nc == 0 and opt.input_nc != 3:
-        raise UserError(f"--input_nc {opt.input_nc}: input images are RGB, so 3")
-    if opt.output_nc != 3:
-        raise UserError(f"--output_nc {opt.output_nc}: photographs are RGB, so 3")
 
 
 LOADING = Group(

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from options.base_options import BaseOptions, gpu_list, inherited, run_dir
+from data.values import side_values
+from options.base_options import BaseOptions, gpu_list, inherited, run_dir, value_flags
 from options.parser import Flag, Group, Parser, integer, label_count, name_inside, names_inside
 from util.errors import UserError
 
@@ -40,11 +41,14 @@ WEIGHTS_DIR = Flag(
     "--weights_dir", None, "weights for LPIPS, FID and KID; default: torch's cache", "DIR"
 )
 
+OUTPUT = [Flag("--output_nc", 3, "channels of the images", integer(1)), *value_flags("output")]
+
 MEASURING = Group(
     "how it is measured",
     WEIGHTS_DIR,
     Flag("--val_max", None, "only the scenes that training validates on", integer(1)),
     Flag("--gpu_ids", None, "a GPU, or -1 for the CPU"),
+    *OUTPUT,
     Flag("--worst", 8, "how many of the worst images to show", integer(0)),
 )
 
@@ -61,6 +65,8 @@ def check_segmenter(opt: argparse.Namespace) -> None:
 
 @MEASURING.check
 def check_measuring(opt: argparse.Namespace) -> None:
+    if opt.segmenter and not side_values(opt, "output").is_rgb8:
+        raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
     if opt.label_nc == "auto":
         raise UserError("--label_nc auto: give the number of classes of the label maps")
     check_weights_dir(opt)
@@ -91,7 +97,7 @@ class EvaluateOptions(BaseOptions):
         self.declare(parser)
         opt = parser.parse_args(argv)
         folder = run_dir(argparse.Namespace(**{**vars(opt), "name": name}))
-        known = {"dataroot", "label_nc", "ignore_label"}
+        known = {"dataroot", "label_nc", "ignore_label", *(f.name[2:] for f in OUTPUT)}
         parser.set_defaults(**{k: v for k, v in inherited(folder).items() if k in known})
         opt = parser.parse_args(argv)
         opt.name, opt.which_epoch = name, epoch

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,6 +134,38 @@ integer = partial(Number, int)  # integer(low, high)
 number = partial(Number, float)  # number(low, high)
 count_or_inf = Number(int, 1, words=(("inf", None), ("Infinity", None)))
 label_count = Number(int, 0, 65536, words=(("auto", "auto"),))
+
+
+def value_range(text: str) -> str | tuple[float, float]:
+    """An argparse type: LOW,HIGH, or one of the words "type" and "auto"."""
+    if text in ("type", "auto"):
+        return text
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (low < high and math.isfinite(high - low)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected LOW,HIGH, type or auto")
+    return low, high
+
+
+value_range.metavar = "LOW,HIGH"
+
+
+def names_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type: some of these names, separated by commas."""
+
+    def convert(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(text.split(","))) if text else ()
+        for name in names:
+            if name not in choices:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r}: expected some of {', '.join(choices)}, separated by commas"
+                )
+        return names
+
+    convert.metavar = "NAMES"
+    return convert
 
 
 def names_inside(text: str) -> str:

@@ -3,10 +3,13 @@
 import argparse
 from pathlib import Path
 
+from data.values import side_values
 from options.base_options import BaseOptions, run_dir, scene_flags
 from options.parser import Flag, Group, count_or_inf, integer, number
 from options.train_options import TrainOptions
 from util.errors import UserError
+
+FORMATS = ["png", "jpg", "tif", "npy"]
 
 TEST = Group(
     "test",
@@ -14,7 +17,7 @@ TEST = Group(
     Flag("--how_many", None, "use only so many scenes; default: all", count_or_inf),
     Flag("--ntest", None, "the same", count_or_inf),
     Flag("--results_dir", "./results/", "folder of the pages", "DIR"),
-    Flag("--image_format", "png", "of the saved images", ["png", "jpg"]),
+    Flag("--image_format", None, "of the saved images; default: png where it fits", FORMATS),
     Flag("--aspect_ratio", 1.0, "saved images are widened by this factor", number(0.01, 100)),
     Flag(
         "--tile", None, "generate in tiles of so many pixels: less memory, same image", integer(8)
@@ -39,6 +42,7 @@ FILES = Group(
     "files instead of a data set (FILES: a file, a folder, a quoted glob, or a .txt list of paths)",
     Flag("--input", None, "label maps, or with --label_nc 0 images; no page is made", "FILES"),
     Flag("--input_inst", None, "their instance maps, paired by name", "FILES"),
+    Flag("--input_cond", None, "their further maps (--cond_nc), paired by name", "FILES"),
     Flag("--output", None, "folder of the images, named like the label maps", "DIR"),
     Flag("--skip_existing", False, "leave out what --output has already"),
     Flag("--page", False, "make a page in --output"),
@@ -48,7 +52,7 @@ FILES = Group(
 @FILES.check
 def check_files(opt: argparse.Namespace) -> None:
     if not opt.input:
-        for flag in ("input_inst", "output", "skip_existing", "page"):
+        for flag in ("input_inst", "input_cond", "output", "skip_existing", "page"):
             if getattr(opt, flag):
                 raise UserError(f"--{flag} needs --input FILES")
         return
@@ -60,6 +64,11 @@ def check_files(opt: argparse.Namespace) -> None:
         raise UserError(
             f"--input: {opt.name} was trained with instance maps (edges); name those of the label "
             "maps by --input_inst FILES"
+        )
+    if bool(opt.input_cond) != bool(opt.cond_nc):
+        raise UserError(
+            f"--input: {opt.name} was trained with --cond_nc {opt.cond_nc}; "
+            + ("name its maps by --input_cond FILES" if opt.cond_nc else "leave --input_cond out")
         )
     for flag in ("use_encoded_image", "load_features"):
         if getattr(opt, flag):
@@ -126,6 +135,24 @@ class TestOptions(BaseOptions):
         super().complete(opt)
         if opt.ntest is not None:
             opt.how_many = min(opt.how_many or opt.ntest, opt.ntest)
+        opt.image_format = image_format(opt)
+
+
+def image_format(opt: argparse.Namespace) -> str:
+    """--image_format: that of the flag, or else png where it holds the images, and tif where not.
+    Raises UserError for a format that does not hold them."""
+    values = side_values(opt, "output")
+    fits = {"tif", "npy"}
+    if values.dtype in ("uint8", "uint16") and values.channels in (1, 3):
+        fits.add("png")
+    if values.is_rgb8:
+        fits.add("jpg")
+    if opt.image_format and opt.image_format not in fits:
+        raise UserError(
+            f"--image_format {opt.image_format} cannot hold {values.channels} channels of "
+            f"{values.dtype}; choose one of {', '.join(sorted(fits))}"
+        )
+    return opt.image_format or ("png" if "png" in fits else "tif")
 
 
 ENCODER = Group("encoder", Flag("--reencode", False, "encode again although features.npy is there"))

@@ -2,10 +2,11 @@
 
 import argparse
 
+from data.augment import GEOMETRIC, NAMES
 from evaluation.measures import BETTER_IS_MORE
 from options.base_options import BaseOptions, scene_flags
 from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
-from options.parser import Flag, Group, integer, name_inside, number
+from options.parser import Flag, Group, integer, name_inside, names_of, number
 from util.errors import UserError
 
 # What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
@@ -13,6 +14,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
     "plus": {"upsample": "nearest", "lambda_L1": 10.0, "ema": 0.998},
 }
+FREEZABLE = ["down", "blocks", "up", "E"]  # of G, and the encoder
 GAN_MODES = ["lsgan", "vanilla", "hinge"]
 
 SAVING = Group(
@@ -34,6 +36,9 @@ TRAINING = Group(
     Flag("--recipe", "paper", "plus: other defaults (docs/recipes.md)", sorted(RECIPES)),
     Flag("--continue_train", False, "resume from the last save"),
     Flag("--load_pretrain", "", "start from the weights in this folder", "DIR"),
+    Flag("--map_classes", "", "which of its classes become which: OLD=NEW,..."),
+    Flag("--freeze", "", "what is not trained: parts of G, or E", names_of(FREEZABLE)),
+    Flag("--augment", "", "random changes of the scenes", names_of(NAMES)),
     Flag("--niter", 100, "epochs at the initial learning rate", integer(0)),
     Flag("--niter_decay", 100, "epochs in which it then falls linearly to zero", integer(0)),
     Flag("--lr", 0.0002, "initial learning rate of Adam", number(0, 1e6)),
@@ -55,10 +60,24 @@ def check_training(opt: argparse.Namespace) -> None:
         )
     if opt.niter + opt.niter_decay == 0:
         raise UserError("--niter 0 --niter_decay 0: no epoch to train")
+    if opt.map_classes and not opt.load_pretrain:
+        raise UserError("--map_classes needs --load_pretrain DIR")
+    if {"down", "blocks", "up"} <= set(opt.freeze):
+        raise UserError("--freeze down,blocks,up leaves nothing of G to train; leave one out")
     if opt.continue_train and opt.which_epoch != "latest":
         raise UserError(
             "--continue_train resumes from the latest state; to start from another epoch's weights "
             "use --load_pretrain DIR --which_epoch N"
+        )
+
+
+@TRAINING.check
+def check_augmentation(opt: argparse.Namespace) -> None:
+    moves = [name for name in opt.augment if name in GEOMETRIC]
+    if moves and opt.label_nc != 0 and opt.ignore_label is None:
+        raise UserError(
+            f"--augment {','.join(moves)} brings in borders without a class; give their label by "
+            "--ignore_label N"
         )
 
 
@@ -72,10 +91,19 @@ LOSSES = Group(
     Flag("--no_vgg_loss", False, "no VGG loss"),
     Flag("--vgg_weights", "", "torchvision's vgg19 state dict; default: downloaded", "FILE"),
     Flag("--gan_mode", "lsgan", "adversarial loss: least squares, cross entropy, hinge", GAN_MODES),
+    Flag("--loss_weights", False, "PHASE_weight/ weighs feature matching, VGG and L1 loss"),
     Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", number(0, 1e9)),
     Flag("--no_lsgan", False, "the same as --gan_mode vanilla"),
     Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
 )
+
+
+@LOSSES.check
+def check_losses(opt: argparse.Namespace) -> None:
+    if opt.output_nc not in (1, 3) and not opt.no_vgg_loss and opt.is_train:
+        raise UserError(
+            f"--output_nc {opt.output_nc}: the VGG loss sees grey or RGB images; give --no_vgg_loss"
+        )
 
 
 VALIDATION = Group(

@@ -120,13 +120,15 @@ def class_id(name_or_id: str, label_nc: int) -> int:
 
 
 def to_image(tensor: torch.Tensor) -> np.ndarray:
-    """A picture to look at: (3, H, W) or (1, H, W) float in [-1, 1] -> (H, W, 3) uint8.
+    """An image to look at: (C, H, W) float in [-1, 1] -> (H, W, 3) uint8: the first three channels,
+    or with one or two the first as grey.
 
     Values outside are clipped. Grey levels are cut off, not rounded, as in the reference.
     """
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        raise ValueError(f"expected a (3, H, W) or (1, H, W) picture, got {tuple(tensor.shape)}")
-    grey = (tensor.detach().float() + 1) / 2.0 * 255.0
+    if tensor.ndim != 3:
+        raise ValueError(f"expected an image (C, H, W), got {tuple(tensor.shape)}")
+    shown = tensor[:3] if len(tensor) >= 3 else tensor[:1]
+    grey = (shown.detach().float() + 1) / 2.0 * 255.0
     grey = grey.nan_to_num(nan=0.0).clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(grey.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # CHW -> HWC
 

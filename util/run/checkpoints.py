@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +25,9 @@ _MARKER = "save_complete.txt"
 # flags that came later: what the runs did whose files do not name them
 BEFORE = {
     **{"upsample": "transpose", "ema": 0.0, "gan_mode": "lsgan", "lambda_L1": 0.0},
+    **{"cond_nc": 0, "input_range": "type", "output_range": "type", "cond_range": "type"},
+    **{"input_type": "uint8", "output_type": "uint8", "cond_type": None},
+    **{"loss_weights": False, "augment": (), "freeze": (), "map_classes": ""},
     **{"val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None},
 }
 
@@ -174,15 +177,21 @@ def load_network(net: nn.Module, path: Path) -> None:
     net.load_state_dict(state)
 
 
-def load_pretrained(net: nn.Module, path: Path) -> list[str]:
+def load_pretrained(
+    net: nn.Module, path: Path, adapt: Callable[[dict, dict], dict] | None = None
+) -> list[str]:
     """Load the weights that a file has for a network that may be larger (coarse to fine).
+
+    adapt: from the file's state dict and the network's to one that fits other classes or channels.
 
     Returns the names of the parameters that the file does not have: they keep what they hold.
     Raises UserError if a parameter has another shape, or the file has layers that the network
     does not: only the coarse generator's last layer, which made its image, may be left over.
     """
-    state = _network_state(path)
     own = net.state_dict()
+    state = _network_state(path)
+    if adapt:
+        state = adapt(state, own)
     wrong = _shape_mismatches(state, own)
     unknown = list(dict.fromkeys(n.rpartition(".")[0] for n in state if n not in own))
     if len(unknown) > 1:

@@ -1,0 +1,260 @@
+"""Images of any number of channels and depth, as arrays (H, W, C) exactly as they are in the file.
+
+PNG (8 and 16 bits), TIFF (bands or pages become channels), npy, npz, and the 8-bit formats. TIFF
+beyond what Pillow reads needs tifffile, 48-bit PNG needs imagecodecs: requirements-images.txt.
+"""
+
+import importlib
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image
+
+from data.files import image_size, open_image
+from data.values import TYPES
+from util.errors import UserError, brief
+from util.files import replacing
+
+NUMPY = (".npy", ".npz")
+TIFF = (".tif", ".tiff")
+# ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams,
+# GeoAsciiParams (GeoTIFF 1.1) and GDAL_METADATA's neighbour GDAL_NODATA
+GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42113)
+MOST_NUMBERS = 2**31  # in one file
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An image file as (H, W, C), of a type in data.values.TYPES.
+
+    Raises UserError for files that are damaged, hold numbers of other types, or NaN or infinity.
+    """
+    try:
+        _check_length(array_shape(path), path)
+        array = _read(path)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files make the libraries raise many kinds
+        raise _unreadable(path, error) from error
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or not array.size:
+        raise UserError(f"{path}: an array of shape {array.shape}, expected (H, W) or (H, W, C)")
+    if array.dtype.name not in TYPES:
+        raise UserError(
+            f"{path}: numbers of type {array.dtype.name}, expected {', '.join(TYPES)}; save it as "
+            "one of these"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise UserError(f"{path}: {count} numbers are NaN or infinite; replace them")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def read_integer_array(path: Path, what: str) -> np.ndarray:
+    """A label or instance map ("label" or "instance") in an npy or npz file: (H, W) int32."""
+    try:
+        _check_length(array_shape(path), path)
+        array = _read(path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 or array.dtype.kind not in "iub" or not array.size:
+        raise UserError(
+            f"{path}: an array of shape {array.shape} and type {array.dtype.name}; a {what} map "
+            "must have one integer for each pixel"
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < -(2**31) or high >= 2**31:
+        raise UserError(f"{path}: a {what} map with {low} to {high}, beyond 32 bits; renumber it")
+    return array.astype(np.int32)
+
+
+def array_shape(path: Path) -> tuple[int, int, int]:
+    """(H, W, C) of a file, from its header where the format has one. Raises UserError."""
+    try:
+        return _shape(path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def array_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a file that read_array reads, by its header. Raises UserError."""
+    return array_shape(path)[1::-1]
+
+
+def file_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a file that Pillow or numpy reads, by its header. Raises UserError."""
+    return array_size(path) if path.suffix.lower() in NUMPY else image_size(path)
+
+
+def _shape(path: Path) -> tuple[int, int, int]:
+    suffix = path.suffix.lower()
+    if suffix in NUMPY:
+        shape = _numpy_shape(path)
+    elif suffix in TIFF:
+        with _package("tifffile").TiffFile(path) as tiff:
+            series = _only_series(tiff, path)
+            shape = _channels_last(series.shape, series.axes, path)[0]
+    else:
+        with Image.open(path, formats=("PNG", "JPEG", "BMP", "PPM", "WEBP")) as image:
+            shape = (image.height, image.width, len(image.getbands()))
+    shape = (*shape, 1) if len(shape) == 2 else tuple(shape)
+    if len(shape) != 3:
+        raise UserError(f"{path}: an array of shape {shape}, expected (H, W) or (H, W, C)")
+    return shape
+
+
+def _read(path: Path) -> np.ndarray:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[arrays.files[0]]
+    if suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if suffix in TIFF:
+        with _package("tifffile").TiffFile(path) as tiff:
+            series = _only_series(tiff, path)
+            order = _channels_last(series.shape, series.axes, path)[1]
+            array = series.asarray()
+            if tiff.pages[0].photometric == 0:
+                raise UserError(f"{path}: inverted numbers (TIFF's WhiteIsZero); save it anew")
+        array = array.transpose(order)
+        return np.ascontiguousarray(array.reshape(*array.shape[:2], -1))
+    with open(path, "rb") as file:
+        head = file.read(26)
+    if suffix == ".png" and head[24] == 16:
+        return _package("imagecodecs").png_decode(path.read_bytes())
+    image = open_image(path)  # which refuses what Pillow would change
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise UserError(
+            f"{path}: mode {image.mode}, expected grey or RGB of 8 or 16 bits a channel; "
+            "save it as that"
+        )
+    if suffix == ".png" and head[24] < 8:
+        raise UserError(f"{path}: {head[24]} bits a channel, expected 8 or 16; save it as that")
+    return np.asarray(image)
+
+
+def _only_series(tiff: object, path: Path) -> object:
+    if len(tiff.series) != 1:
+        raise UserError(
+            f"{path}: holds {len(tiff.series)} images of different kinds, expected one image or "
+            "pages of one size and type; save the one meant as a file of its own"
+        )
+    return tiff.series[0]
+
+
+def _channels_last(shape: tuple[int, ...], axes: str, path: Path) -> tuple[tuple, list[int]]:
+    """The shape (H, W, C) with bands or pages as channels, and the order of axes for it."""
+    if axes.count("Y") != 1 or axes.count("X") != 1:
+        raise UserError(f"{path}: a TIFF with axes {axes}, expected height, width and channels")
+    rows, columns = axes.index("Y"), axes.index("X")
+    others = [axis for axis in range(len(axes)) if axis not in (rows, columns)]
+    if len([axis for axis in others if shape[axis] > 1]) > 1:
+        raise UserError(f"{path}: has pages of several channels each; expected one of both")
+    channels = int(np.prod([shape[axis] for axis in others]))
+    return (shape[rows], shape[columns], channels), [rows, columns, *others]
+
+
+def _numpy_shape(path: Path) -> tuple[int, ...]:
+    """The shape of the one array in an npy or npz file, by its header."""
+    if path.suffix.lower() == ".npy":
+        with open(path, "rb") as file:
+            return _npy_header(file)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(names) != 1:
+            raise UserError(f"{path}: holds {len(names)} arrays ({brief(names)}), expected one")
+        with archive.open(names[0]) as file:
+            return _npy_header(file)
+
+
+def _npy_header(file: object) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0}
+    return read.get(version, np.lib.format.read_array_header_2_0)(file)[0]
+
+
+def _check_length(shape: tuple[int, ...], path: Path) -> None:
+    if np.prod(shape, dtype=np.int64) > MOST_NUMBERS or min(shape) < 1:
+        raise UserError(f"{path}: an image of shape {tuple(shape)} cannot be held in memory")
+
+
+def geo_tags(path: Path) -> list[tuple]:
+    """A TIFF's georeference, as tifffile.imwrite takes it (extratags); [] for other files."""
+    if path.suffix.lower() not in TIFF:
+        return []
+    try:
+        with _package("tifffile").TiffFile(path) as tiff:
+            tags = [tiff.pages[0].tags.get(code) for code in GEO_TAGS]
+    except UserError:
+        return []  # a TIFF that Pillow alone reads, without tifffile
+    return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in tags if tag]
+
+
+def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) -> None:
+    """Write (H, W, C) exactly: .png (uint8 or uint16, 1 or 3 channels), .tif or .npy; a kill
+    leaves no half file. tags: what geo_tags returned, for a TIFF."""
+    array = np.ascontiguousarray(array)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        if path.suffix == ".npy":
+            np.save(file, array, allow_pickle=False)
+        elif path.suffix == ".tif":
+            rgb = array.shape[2] == 3 and array.dtype in (np.uint8, np.uint16)
+            _package("tifffile").imwrite(
+                file,
+                array if array.shape[2] > 1 else array[..., 0],
+                photometric="rgb" if rgb else "minisblack",
+                planarconfig="contig" if array.shape[2] > 1 else None,
+                extratags=tags or (),
+                metadata=None,
+            )
+        elif array.dtype == np.uint16:
+            file.write(_package("imagecodecs").png_encode(array))
+        else:
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
+
+
+def resize_array(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
+    """(H, W) or (H, W, C) scaled to (width, height): bicubic with antialiasing, or nearest."""
+    height, width = array.shape[:2]
+    if (width, height) == size:
+        return array
+    if not smooth:
+        rows, columns = (
+            ((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(size[::-1], array.shape)
+        )
+        return array[rows[:, None], columns]
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+        return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC))
+    channels = array.reshape(height, width, -1)
+    out = np.empty((size[1], size[0], channels.shape[2]), np.float32)
+    for k in range(channels.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(channels[..., k], np.float32))
+        out[..., k] = np.asarray(plane.resize(size, Image.Resampling.BICUBIC))
+    # what the bicubic kernel overshoots is no number of the file's
+    out = out.clip(array.min(), array.max()) if array.dtype.kind == "f" else out.round()
+    if array.dtype.kind in "iu":
+        out = out.clip(*TYPES[array.dtype.name])
+    return out.reshape(size[1], size[0], *array.shape[2:]).astype(array.dtype)
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"this file needs the package {name}; pip install -r requirements-images.txt"
+        ) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(f"{path}: cannot be read as an image ({reason}); save it anew")

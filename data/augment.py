@@ -1,0 +1,89 @@
+"""--augment: random changes of a scene, the same ones for all of its maps."""
+
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import affine_transform, gaussian_filter
+from torch import Tensor
+
+NAMES = ("flip_v", "rotate", "scale", "shift", "color", "blur")
+GEOMETRIC = ("rotate", "scale", "shift")  # these bring in borders from outside the image
+
+ROTATION = 10.0  # degrees, either way
+SCALE = 1.25  # at most this factor, larger or smaller
+SHIFT = 0.1  # of the width and height, either way
+COLOR = 0.2  # of the gain of each channel and of the offset, in units of [-1, 1]
+BLUR = 1.5  # standard deviation in pixels, at most; every other scene
+
+NEAREST = ("inst", "feat", "loss_weight")  # never interpolated, as label maps are not
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which changes are made, of NAMES. ids are never interpolated; what comes in from outside the
+    image is ignore_label, instance 0, loss weight 0 and the lowest value of images."""
+
+    names: tuple[str, ...]
+    ignore_label: int | None = None
+    label_nc: int = 0
+
+    def __call__(self, item: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
+        """item: what AlignedDataset gives. Draws from rng alone, in a fixed order."""
+        item = dict(item)
+        if "flip_v" in self.names and rng.random() > 0.5:
+            item = {kind: value.flip(-2).contiguous() for kind, value in item.items()}
+        if any(name in self.names for name in GEOMETRIC):
+            matrix, shift = self._draw_affine(rng)
+            for kind, value in item.items():
+                item[kind] = self._transform(kind, value, matrix, shift)
+        seen = "image" if self.label_nc else "label"
+        if seen in item and "color" in self.names:
+            item[seen] = _color(item[seen], rng)
+        if seen in item and "blur" in self.names:
+            item[seen] = _blur(item[seen], rng)
+        return item
+
+    def _draw_affine(self, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """From places in the result to places in the source, both (row, column) from the middle: a
+        matrix (2, 2), and a shift (2,) as a share of the size."""
+        names = self.names
+        angle = math.radians(rng.uniform(-ROTATION, ROTATION)) if "rotate" in names else 0.0
+        factor = SCALE ** rng.uniform(-1, 1) if "scale" in names else 1.0
+        shift = [rng.uniform(-SHIFT, SHIFT) if "shift" in names else 0.0 for _ in range(2)]
+        cosine, sine = math.cos(angle) / factor, math.sin(angle) / factor
+        return np.array([[cosine, -sine], [sine, cosine]]), np.array(shift)
+
+    def _transform(self, kind: str, value: Tensor, matrix: np.ndarray, shift: np.ndarray) -> Tensor:
+        maps = value.numpy()
+        middle = (np.array(maps.shape[1:]) - 1) / 2
+        offset = middle - matrix @ middle + shift * maps.shape[1:]
+        ids = kind in NEAREST or (kind == "label" and self.label_nc)
+        outside = 0 if kind in NEAREST else self.ignore_label if ids else -1
+        planes = [
+            affine_transform(plane, matrix, offset, order=0 if ids else 1, cval=outside)
+            for plane in maps
+        ]
+        return torch.from_numpy(np.stack(planes))
+
+
+def _color(image: Tensor, rng: random.Random) -> Tensor:
+    """Another gain for each channel and one offset for all, within [-1, 1]."""
+    gains = [1 + rng.uniform(-COLOR, COLOR) for _ in range(len(image))]
+    offset = rng.uniform(-COLOR, COLOR)
+    return (image * torch.tensor(gains)[:, None, None] + offset).clamp(-1, 1)
+
+
+def _blur(image: Tensor, rng: random.Random) -> Tensor:
+    deviation = rng.uniform(0, BLUR)
+    if rng.random() > 0.5:
+        return image
+    return torch.from_numpy(gaussian_filter(image.numpy(), (0, deviation, deviation)))
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """Those that are not in NAMES."""
+    return [name for name in names if name not in NAMES]

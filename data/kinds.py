@@ -1,0 +1,182 @@
+"""The kinds of maps that make a scene: where their files lie and how they are read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.arrays import NUMPY, array_size, file_size, read_array, read_integer_array, resize_array
+from data.files import (
+    image_size,
+    label_problem,
+    list_files,
+    read_features,
+    read_integers,
+    read_rgb,
+)
+from data.values import RGB8, Values
+from util.errors import UserError
+
+Size = tuple[int, int]  # (width, height) in pixels
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of map, in a folder of its own.
+
+    folders: the names that the folder may have, {} for the phase. read: the exact numbers of a
+    file, as an image or an array. dtype: of the scaled array. values: how images become tensors;
+    None for maps of one number a pixel, which stay as they are. smooth: scaled by bicubic
+    interpolation instead of nearest neighbour. size: of a file, by its header. problem: what is
+    wrong with the numbers, or None. remedy: what to do where there is no folder.
+    """
+
+    folders: tuple[str, ...]
+    read: Callable[[Path], Image.Image | np.ndarray]
+    dtype: str = "uint8"
+    values: Values | None = None
+    smooth: bool = False
+    size: Callable[[Path], Size] = image_size
+    problem: Callable[[np.ndarray, Path], str | None] | None = None
+    remedy: str = ""
+
+    def names(self, phase: str) -> list[str]:
+        return [name.format(phase) for name in self.folders]
+
+    def folder(self, root: Path, phase: str) -> Path:
+        """The first folder of these names that exists under root; UserError names them all."""
+        if not root.is_dir():
+            raise UserError(f"--dataroot {root}: no such folder")
+        names = self.names(phase)
+        for name in names:
+            if (root / name).is_dir():
+                return root / name
+        remedy = self.remedy
+        if not remedy and names[0].startswith("test_"):
+            remedy = "; --phase train takes the training scenes"
+        raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")
+
+    def shape(self, size: Size) -> tuple[int, ...]:
+        """The shape of an array of this size: (H, W), or of images (H, W, C)."""
+        return (size[1], size[0], self.values.channels) if self.values else (size[1], size[0])
+
+    def load(self, path: Path, size: Size | None = None) -> np.ndarray:
+        """A file's checked numbers, scaled to a size. Raises UserError."""
+        image = self.read(path)
+        problem = self.problem and self.problem(np.asarray(image), path)
+        if problem:
+            raise UserError(problem)
+        size = size or (image.size if isinstance(image, Image.Image) else image.shape[1::-1])
+        if isinstance(image, np.ndarray):
+            image = resize_array(image, size, self.smooth)
+        elif image.size != size:
+            resampling = Image.Resampling.BICUBIC if self.smooth else Image.Resampling.NEAREST
+            image = image.resize(size, resampling)
+        return np.asarray(image).astype(self.dtype, copy=False).reshape(self.shape(size))
+
+    def to_tensor(self, array: np.ndarray) -> Tensor:
+        """(H, W) -> (1, H, W) of the same type; images (H, W, C) -> (C, H, W) float in [-1, 1]."""
+        if self.values:
+            return self.values.to_tensor(array)
+        return torch.from_numpy(np.array(array, order="C"))[None]  # its own memory
+
+
+def scene_kinds(
+    label_nc: int,
+    use_instances: bool = True,
+    load_photos: bool = True,
+    load_features: bool = False,
+    feat_num: int = 3,
+    ignore_label: int | None = None,
+    input_values: Values = RGB8,
+    output_values: Values = RGB8,
+    cond_values: Values | None = None,
+    loss_weights: bool = False,
+) -> dict[str, Kind]:
+    """The kinds that these flags ask for, by the name that they have in an item."""
+    small = label_nc <= 256 and 0 <= (ignore_label or 0) <= 255
+    label = Kind(
+        ("{}_label",),
+        partial(_integers, what="label"),
+        "uint8" if small else "int32",
+        size=file_size,
+        problem=partial(label_problem, label_nc=label_nc, ignore_label=ignore_label),
+    )
+    inst = Kind(
+        ("{}_inst",),
+        partial(_integers, what="instance"),
+        "int32",
+        size=file_size,
+        remedy="; without instance maps give --no_instance",
+    )
+    feat = Kind(("{}_feat",), partial(read_features, feat_num=feat_num), values=Values(feat_num))
+    weight = Kind(("{}_weight",), read_weights, "float32", size=file_size)
+    pairs = ("{}_A", "{}A"), ("{}_B", "{}B")
+    rows = {
+        "label": (True, label if label_nc else image_kind(input_values, "input", *pairs[0])),
+        "inst": (use_instances, inst),
+        "image": (
+            load_photos,
+            image_kind(output_values, "output", *(("{}_img",) if label_nc else pairs[1])),
+        ),
+        "feat": (load_features, feat),
+        "cond": (cond_values, cond_values and image_kind(cond_values, "cond", "{}_cond")),
+        "loss_weight": (loss_weights, weight),
+    }
+    return {name: kind for name, (wanted, kind) in rows.items() if wanted}
+
+
+def image_kind(values: Values, side: str, *folders: str) -> Kind:
+    """Images of a side ("input", "output", "cond"): 8-bit RGB, or any channels and numbers."""
+    if values.is_rgb8 or values == Values(dtype="uint8", low=values.low, high=values.high):
+        return Kind(folders, read_rgb, values=values, smooth=True, size=file_size)
+    read = partial(_channels, values=values, side=side)
+    return Kind(folders, read, values.dtype, values, smooth=True, size=array_size)
+
+
+def find_files(
+    root: str | Path,
+    phase: str,
+    label_nc: int,
+    use_instances: bool = True,
+    load_photos: bool = True,
+    load_features: bool = False,
+) -> dict[str, dict[str, Path]]:
+    """The files of a phase: kind ("label", "inst", "image", "feat") -> scene key -> path."""
+    kinds = scene_kinds(label_nc, use_instances, load_photos, load_features)
+    return {name: list_files(kind.folder(Path(root), phase)) for name, kind in kinds.items()}
+
+
+def _channels(path: Path, values: Values, side: str) -> np.ndarray:
+    """An image (H, W, C) of these channels and this type."""
+    array = read_array(path)
+    if array.shape[2] != values.channels:
+        raise UserError(
+            f"{path}: {array.shape[2]} channels, but --{side}_nc is {values.channels}"
+            + ("; arrays are (H, W, C)" if array.shape[0] == values.channels else "")
+        )
+    if array.dtype.name != values.dtype:
+        raise UserError(
+            f"{path}: numbers of type {array.dtype.name}, but --{side}_type is {values.dtype}; "
+            "all files must have one type"
+        )
+    return array
+
+
+def read_weights(path: Path) -> np.ndarray:
+    """One non-negative number a pixel, as in the file: (H, W) float32."""
+    array = read_array(path)
+    if array.shape[2] != 1 or array.min() < 0:
+        raise UserError(f"{path}: expected one channel of numbers from 0 on, as loss weights")
+    return array[..., 0].astype(np.float32)
+
+
+def _integers(path: Path, what: str) -> Image.Image | np.ndarray:
+    """read_integers, of npy and npz files too."""
+    read = read_integer_array if path.suffix.lower() in NUMPY else read_integers
+    return read(path, what)

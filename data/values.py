@@ -1,0 +1,74 @@
+"""Numbers in image files and in tensors: what type they have, and which range becomes [-1, 1]."""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TYPES: dict[str, tuple[float, float] | None] = {  # type of a file's numbers -> its whole range
+    **{"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)},
+    "float32": None,
+}
+SIDES = ("input", "output", "cond")  # --input_nc, --input_range, --input_type, and so on
+
+
+@dataclass(frozen=True)
+class Values:
+    """The images of one kind: how many channels, numbers of which type, and the range whose ends
+    become -1 and 1. Numbers outside of it go beyond -1 and 1; none is clipped."""
+
+    channels: int = 3
+    dtype: str = "uint8"
+    low: float = 0.0
+    high: float = 255.0
+
+    @property
+    def is_rgb8(self) -> bool:
+        """Whether these are ordinary 8-bit RGB images."""
+        return self == RGB8
+
+    def to_tensor(self, array: np.ndarray) -> Tensor:
+        """(H, W, C) of the file's type -> (C, H, W) float32, the range as [-1, 1]."""
+        floats = np.empty((array.shape[2], *array.shape[:2]), np.float32)
+        # by numpy, as torch's threads would wait for each other in so small a job
+        rows = array.transpose(2, 0, 1)
+        if self.low:
+            rows = rows - np.float32(self.low)
+        np.divide(rows, np.float32((self.high - self.low) / 2), out=floats)
+        floats -= 1
+        return torch.from_numpy(floats)
+
+    def to_array(self, images: Tensor) -> np.ndarray:
+        """(..., C, H, W) in [-1, 1] -> (..., H, W, C) of the file's type, rounded to nearest."""
+        numbers = (images.movedim(-3, -1).cpu().double() + 1) * ((self.high - self.low) / 2)
+        numbers += self.low
+        whole = TYPES[self.dtype]
+        if whole is not None:  # a number outside the type would wrap around
+            numbers = numbers.clamp(*whole).round()
+        return numbers.numpy().astype(self.dtype)
+
+    def scaled(self, array: np.ndarray) -> np.ndarray:
+        """Numbers of a file with the range as 0 .. 255, float64; 8-bit ones as they are."""
+        if (self.dtype, self.low, self.high) == ("uint8", 0.0, 255.0):
+            return array
+        return (array.astype(np.float64) - self.low) * (255 / (self.high - self.low))
+
+    def describe_view(self) -> str:
+        """What util.pages.colours.to_image shows, for a caption; empty for 8-bit RGB."""
+        if self.is_rgb8:
+            return ""
+        which = "channels 1, 2, 3" if self.channels >= 3 else "channel 1"
+        return f"{which} of {self.channels}, {self.low:g} to {self.high:g} as black to white"
+
+
+RGB8 = Values()
+
+
+def side_values(opt: argparse.Namespace, side: str) -> Values:
+    """The values of a side, "input", "output" or "cond", as the flags and training fixed them."""
+    dtype = getattr(opt, f"{side}_type") or "uint8"
+    low_high = getattr(opt, f"{side}_range")
+    low, high = (TYPES[dtype] or (-1.0, 1.0)) if isinstance(low_high, str) else low_high
+    return Values(getattr(opt, f"{side}_nc"), dtype, float(low), float(high))

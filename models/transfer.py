@@ -1,0 +1,131 @@
+"""--load_pretrain from a run with other classes or channels: which weights of the first and last
+layers go where. All other layers must have the same shapes."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.build import uses_features
+from models.networks import ResnetBlock
+from util.errors import UserError
+from util.pages.colours import class_id
+from util.progress import log_main
+
+Parts = list[tuple[str, int]]  # what the input channels of a layer are, in order, and how many
+
+
+def map_classes(text: str, old: argparse.Namespace, new: argparse.Namespace) -> dict[int, int]:
+    """--map_classes OLD=NEW,... as new class -> old class; names of Cityscapes' classes where there
+    are 35. Without it classes keep their numbers, which needs equal counts."""
+    if not text:
+        if old.label_nc != new.label_nc:
+            raise UserError(
+                f"--load_pretrain: that run has --label_nc {old.label_nc}, this one "
+                f"{new.label_nc}; say which class becomes which by --map_classes OLD=NEW,..."
+            )
+        return {label: label for label in range(new.label_nc)}
+    mapping: dict[int, int] = {}
+    for pair in text.split(","):
+        before, equals, after = pair.partition("=")
+        if not (before and equals and after):
+            raise UserError(f"--map_classes {pair}: expected OLD=NEW, e.g. car=1 or 26=1")
+        label = class_id(after, new.label_nc)
+        if label in mapping:
+            raise UserError(f"--map_classes: class {after} is named twice")
+        mapping[label] = class_id(before, old.label_nc)
+    return mapping
+
+
+def input_parts(opt: argparse.Namespace, network: str) -> Parts:
+    """What a network's first layer sees: "G", "D" or "E"."""
+    if network == "E":
+        return [("image", opt.output_nc)]
+    parts = [("class", opt.label_nc)] if opt.label_nc else [("input", opt.input_nc)]
+    parts += [("edges", int(not opt.no_instance)), ("cond", opt.cond_nc)]
+    if network == "D":
+        return [*parts, ("image", opt.output_nc)]
+    return [*parts, ("feat", opt.feat_num if uses_features(opt) else 0)]
+
+
+def adapt_weights(
+    state: dict[str, Tensor],
+    own: dict[str, Tensor],
+    network: str,
+    old: argparse.Namespace,
+    new: argparse.Namespace,
+    classes: dict[int, int],
+) -> dict[str, Tensor]:
+    """state with first and last layers as new's network has them.
+
+    New classes start from the mean of the old ones, new input and output channels too; new edges,
+    conditions and features from zero, so that they change nothing at first. classes: see
+    map_classes.
+    """
+    before, after = input_parts(old, network), input_parts(new, network)
+    moved = any(label != source for label, source in classes.items())
+    adapted = dict(state)
+    for name, weight in state.items():
+        if name not in own or weight.ndim != 4:
+            continue
+        sees_maps = weight.shape[1] == sum(count for _, count in before)
+        first = sees_maps and own[name].shape[1] == sum(count for _, count in after)
+        if first and (before != after or moved) and _is_first(name, network):
+            adapted[name] = _input_weights(weight, before, after, classes)
+            log_main(f"  {network}: {name}: {_describe(before)} -> {_describe(after)}")
+        elif weight.shape[0] == old.output_nc != new.output_nc == own[name].shape[0]:
+            for key in (name, name.removesuffix("weight") + "bias"):
+                adapted[key] = _output_weights(state[key], new.output_nc)
+            log_main(f"  {network}: {name}: {old.output_nc} -> {new.output_nc} output channels")
+    return adapted
+
+
+def _is_first(name: str, network: str) -> bool:
+    """Whether a layer sees the maps themselves: Sequential's second, after the padding, or a
+    scale's layer0 in D."""
+    if network == "D":
+        return name.endswith("layer0.0.weight")
+    return name.endswith(".1.weight") and name.count(".") == 2
+
+
+def _input_weights(weight: Tensor, before: Parts, after: Parts, classes: dict[int, int]) -> Tensor:
+    """A convolution's weights (out, in, k, k) for other input channels."""
+    old = dict(zip((name for name, _ in before), weight.split([count for _, count in before], 1)))
+    columns = []
+    for name, count in after:
+        part = old.get(name, weight[:, :0])
+        if name == "class" and part.shape[1]:
+            mean = part.mean(1, keepdim=True)
+            one = part.split(1, 1)
+            columns += [one[classes[k]] if k in classes else mean for k in range(count)]
+        elif part.shape[1] == count:
+            columns.append(part)
+        elif name in ("image", "input") and part.shape[1]:
+            columns.append(part.mean(1, keepdim=True).expand(-1, count, -1, -1))
+        else:
+            columns.append(weight.new_zeros(len(weight), count, *weight.shape[2:]))
+    return torch.cat(columns, 1)
+
+
+def _output_weights(weight: Tensor, count: int) -> Tensor:
+    """A layer's weights (out, ...) or bias (out,) for other output channels: their mean."""
+    return weight.mean(0, keepdim=True).expand(count, *weight.shape[1:]).clone()
+
+
+def _describe(parts: Parts) -> str:
+    return " + ".join(f"{count} {name}" for name, count in parts if count)
+
+
+def freeze(netG: nn.Module, netE: nn.Module | None, parts: Sequence[str]) -> None:
+    """--freeze: let no gradient reach these parts: "E", or G's "down", "blocks" and "up" (the
+    layers before, in and after the residual blocks)."""
+    for layers in [child for child in netG.children() if isinstance(child, nn.Sequential)]:
+        blocks = [k for k, layer in enumerate(layers) if isinstance(layer, ResnetBlock)]
+        for k, layer in enumerate(layers):
+            before = not blocks or k < blocks[0]
+            part = "down" if before else "blocks" if k <= blocks[-1] else "up"
+            if part in parts:
+                layer.requires_grad_(False)
+    if netE is not None and "E" in parts:
+        netE.requires_grad_(False)

@@ -290,7 +290,11 @@ def save(
     if aspect_ratio != 1:
         height, width = array.shape[:2]
         array = resize_array(array, (max(1, round(width * aspect_ratio)), height), smooth=True)
-    if path.suffix in (".png", ".jpg") and array.dtype == np.uint8 and array.shape[2] == 3:
+    if (
+        path.suffix in (".png", ".jpg")
+        and array.dtype == np.uint8
+        and array.shape[2:] in ((), (3,))
+    ):
         save_image(array, path)
     else:
         write_array(array, path, geo_tags(source))

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from data.aligned_dataset import find_files
 from data.files import read_integers, read_rgb
+from data.kinds import find_files
 from evaluation.segmentation import evaluation_classes
 from options.base_options import Parser, integer
 from util.errors import UserError, run

@@ -194,9 +194,9 @@ def geo_tags(path: Path) -> list[tuple]:
     try:
         with _package("tifffile").TiffFile(path) as tiff:
             tags = [tiff.pages[0].tags.get(code) for code in GEO_TAGS]
+            return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in tags if tag]
     except UserError:
-        return []  # a TIFF that Pillow alone reads, without tifffile
-    return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in tags if tag]
+        return []  # a TIFF that Pillow reads, without tifffile
 
 
 def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) -> None:

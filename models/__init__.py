@@ -82,5 +82,7 @@ DEFAULTS = {  # of the flags that tell an architecture, for checkpoints of the 2
     **{"n_blocks_local": 3, "n_local_enhancers": 1, "norm": "instance", "use_dropout": False},
     **{"upsample": "transpose", "ema": 0.0},
     **{"label_nc": 35, "input_nc": 3, "output_nc": 3, "no_instance": False, "ignore_label": None},
+    **{"cond_nc": 0, "input_range": "type", "output_range": "type", "cond_range": "type"},
+    **{"input_type": None, "output_type": None, "cond_type": None},
     **{"instance_feat": False, "label_feat": False, "feat_num": 3, "nef": 16, "n_downsample_E": 4},
 }

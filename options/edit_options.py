@@ -2,6 +2,7 @@
 
 import argparse
 
+from data.values import side_values
 from options.base_options import BaseOptions, scene_flags
 from options.parser import Flag, Group, integer
 from util.errors import UserError
@@ -30,6 +31,10 @@ def check_model(opt: argparse.Namespace) -> None:
         raise UserError("--data_type 8: PyTorch has no 8-bit generator; use 16 or 32")
     if opt.label_nc == 0:
         raise UserError("--label_nc 0: the editor needs a model of label maps, not of images")
+    if opt.cond_nc:
+        raise UserError("--cond_nc: the editor cannot edit conditions; it needs a model without")
+    if not side_values(opt, "output").is_rgb8:
+        raise UserError(f"{opt.name}: the editor shows 8-bit RGB images; this model makes others")
 
 
 @EDITOR.check

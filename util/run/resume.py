@@ -39,7 +39,7 @@ FOLDER_FLAGS = "--checkpoints_dir or --name"  # where a run is kept
 NETWORK_FLAGS = (
     *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
     *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
-    *("label_nc", "input_nc", "output_nc", "no_instance"),
+    *("label_nc", "input_nc", "output_nc", "cond_nc", "no_instance"),
     *("instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E", "load_features"),
     *("ndf", "n_layers_D", "num_D", "no_ganFeat_loss"),
 )
@@ -58,6 +58,8 @@ TRAINING_FLAGS = (
         "fineSize",
     ),
     *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
+    *("input_range", "input_type", "output_range", "output_type", "cond_range", "cond_type"),
+    *("loss_weights", "augment", "freeze"),
     *("val_phase", "val_freq", "val_max", "patience", "segmenter"),
 )
 

@@ -1,0 +1,232 @@
+"""Other people's weights: classes and channels mapped, parts frozen; scenes augmented."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, one_line, run_command
+
+from data.aligned_dataset import AlignedDataset, Geometry
+from data.augment import NAMES, Augmentation
+from models import load_generator
+
+ONCE = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
+
+
+@pytest.fixture
+def classes(toy_data: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two data sets of the same scenes: with Cityscapes' 35 classes, and with their order turned
+    round; instance maps are left as they are."""
+    from PIL import Image
+
+    roots = tmp_path / "ids", tmp_path / "turned"
+    for root, turned in zip(roots, (False, True)):
+        for path in toy_data.rglob("*.png"):
+            copy = root / path.relative_to(toy_data)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            array = np.asarray(Image.open(path))
+            array = 34 - array if turned and "_label" in copy.parent.name else array
+            Image.fromarray(array).save(copy)
+    return roots
+
+
+def train(root: Path, name: str, *flags: object) -> str:
+    where = ["--dataroot", root, "--checkpoints_dir", root.parent / "runs", "--name", name]
+    done = run_command("train.py", *TINY, *ONCE, *where, *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def weights(root: Path, name: str, net: str = "G") -> dict[str, torch.Tensor]:
+    return torch.load(root.parent / "runs" / name / f"latest_net_{net}.pth")
+
+
+@pytest.mark.parametrize("net", ["global", "local"])
+def test_classes_in_another_order_give_the_same_training(
+    classes: tuple[Path, Path], net: str
+) -> None:
+    """One run pretrained on classes in order, one on classes turned round and mapped: their
+    networks differ by the order of the first layers' columns alone."""
+    ids, turned = classes
+    small = ["--n_blocks_local", 1, "--netG", net]
+    train(ids, "base", *small)
+    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", *small, "--lr", 0]
+    train(ids, "same", *pretrained)
+    pairs = ",".join(f"{34 - k}={k}" for k in range(35))
+    told = train(turned, "mapped", *pretrained, "--map_classes", pairs)
+    assert "G: model.1.weight: 35 class + 1 edges -> 35 class + 1 edges" in told
+    for name in ("G", "D"):
+        same, mapped = weights(ids, "same", name), weights(turned, "mapped", name)
+        moved = 0
+        for layer, value in same.items():
+            if not torch.equal(value, mapped[layer]):
+                moved += 1
+                assert torch.equal(value[:, :35].flip(1), mapped[layer][:, :35])
+                assert torch.equal(value[:, 35:], mapped[layer][:, 35:])
+        assert moved == (2 if (name, net) != ("G", "global") else 1)
+
+
+def test_fewer_classes_by_name_and_new_ones_from_the_mean(
+    classes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ids, _ = classes
+    train(ids, "base")
+    base = ids.parent / "runs" / "base"
+    where = ["--dataroot", ids, "--checkpoints_dir", ids.parent / "runs", "--name", "new"]
+    more = [*where, "--load_pretrain", base, "--label_nc", 40, "--lr", 0]
+    refusal = one_line(run_command("train.py", *TINY, *ONCE, *more))
+    assert "--label_nc 35, this one 40" in refusal and "--map_classes" in refusal
+    unknown = one_line(run_command("train.py", *TINY, *ONCE, *more, "--map_classes", "boat=3"))
+    assert "unknown class 'boat'" in unknown
+    train(ids, "new", *more[6:], "--map_classes", "car=3,road=0,7=1")
+    old, new = weights(ids, "base")["model.1.weight"], weights(ids, "new")["model.1.weight"]
+    assert new.shape[1] == 41
+    for ours, theirs in ((3, 26), (0, 7), (1, 7), (-1, -1)):
+        assert torch.equal(new[:, ours], old[:, theirs])
+    torch.testing.assert_close(new[:, 30], old[:, :35].mean(1))
+
+
+def test_other_channels_and_conditions_start_without_effect(
+    classes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A condition that is new changes nothing at first: G's image is that of before."""
+    ids, _ = classes
+    train(ids, "base")
+    for phase in ("train", "test"):
+        folder = ids / f"{phase}_cond"
+        folder.mkdir()
+        for path in (ids / f"{phase}_label").iterdir():
+            np.save(folder / f"{path.stem}.npy", np.random.rand(32, 64).astype(np.float32))
+    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
+    told = train(ids, "cond", *pretrained, "--cond_nc", 1, "--cond_range", "0,1")
+    assert "35 class + 1 edges -> 35 class + 1 edges + 1 cond" in told
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 35, (32, 64), dtype=np.uint8)
+    before = load_generator(ids.parent / "runs" / "base")(label, label)
+    cond = rng.random((32, 64), dtype=np.float32)
+    after = load_generator(ids.parent / "runs" / "cond")(label, label, cond=cond)
+    np.testing.assert_array_equal(before, after)
+
+
+def test_the_image_of_a_grey_run_starts_as_the_mean(classes: tuple[Path, Path]) -> None:
+    from PIL import Image
+
+    ids, _ = classes
+    train(ids, "base")
+    for path in ids.glob("*_img/*"):
+        Image.open(path).convert("L").save(path)
+    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
+    told = train(ids, "grey", *pretrained, "--output_nc", 1)
+    assert "3 -> 1 output channels" in told
+    last = [layer for layer in weights(ids, "base") if layer.endswith("weight")][-1]
+    old, new = weights(ids, "base")[last], weights(ids, "grey")[last]
+    torch.testing.assert_close(new, old.mean(0, keepdim=True))
+
+
+def test_frozen_parts_stay_as_they_were(toy_data: Path, tmp_path: Path) -> None:
+    where = ["--dataroot", toy_data, "--checkpoints_dir", tmp_path]
+    features = ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]
+    runs = {"base": [], "all": [], "frozen": ["--freeze", "down,blocks,E"]}
+    for name, flags in runs.items():
+        start = ["--load_pretrain", tmp_path / "base"] if name != "base" else []
+        given = [*TINY, *ONCE, *where, *features, "--name", name, *start, *flags]
+        done = run_command("train.py", *given)
+        assert done.returncode == 0, done.stderr
+    states = {
+        (name, net): torch.load(tmp_path / name / f"latest_net_{net}.pth")
+        for name in runs
+        for net in "GE"
+    }
+    for net in "GE":
+        kept = {
+            layer
+            for layer, value in states["frozen", net].items()
+            if torch.equal(value, states["base", net][layer])
+        }
+        trained = {
+            layer
+            for layer, value in states["all", net].items()
+            if layer.endswith("weight") and not torch.equal(value, states["base", net][layer])
+        }
+        heads = {layer.split(".")[1] for layer in trained - kept}
+        assert (heads == set()) if net == "E" else (heads and trained & kept)
+        assert all(int(head) > 6 for head in heads), heads  # after the one residual block
+    refusal = one_line(
+        run_command("train.py", *TINY, *where, "--name", "x", "--freeze", "down,blocks,up")
+    )
+    assert "leaves nothing of G to train" in refusal
+
+
+# -- augmentation ----------------------------------------------------------------------------------
+
+
+def dataset(root: Path, *names: str, ignore: int | None = 255) -> AlignedDataset:
+    augment = Augmentation(names, ignore, 35) if names else None
+    return AlignedDataset(
+        *(root, "train", 35, Geometry("none", flip=False)), ignore_label=ignore, augment=augment
+    )
+
+
+@pytest.mark.parametrize("names", [NAMES, ("rotate",), ("scale",), ("shift",), ("flip_v",)])
+def test_ids_stay_ids_and_maps_stay_together(toy_data: Path, names: tuple[str, ...]) -> None:
+    plain, changed = dataset(toy_data)[0], dataset(toy_data, *names)
+    known = set(zip(plain["label"].flatten().tolist(), plain["inst"].flatten().tolist()))
+    seen = 0
+    for epoch in range(6):
+        item = changed[epoch, 0]
+        for kind in ("label", "inst", "image"):
+            assert item[kind].dtype == plain[kind].dtype
+            assert item[kind].shape == plain[kind].shape
+        pairs = set(zip(item["label"].flatten().tolist(), item["inst"].flatten().tolist()))
+        assert pairs <= known | {(255, 0)}
+        assert item["image"].min() >= -1 and item["image"].max() <= 1
+        again = changed[epoch, 0]
+        assert all(torch.equal(item[kind], again[kind]) for kind in ("label", "inst", "image"))
+        seen += not torch.equal(item["label"], plain["label"])
+        if names != NAMES:  # colours stay those of the label's places
+            outside = item["label"][0] == 255
+            assert (item["image"][:, outside] < -0.99).float().mean() > 0.8 or not outside.any()
+    assert seen > 1
+
+
+def test_a_rotation_is_one(toy_data: Path) -> None:
+    """Against the rotation's formula at every pixel of a map that encodes places."""
+    rows, columns = np.mgrid[0:40, 0:60].astype(np.float32)
+    item = {"cond": torch.from_numpy(np.stack([rows, columns]) / 100)}
+    augment = Augmentation(("rotate", "scale", "shift"), None, 0)
+    got = augment(item, random.Random(4))["cond"].numpy() * 100
+    matrix, shift = augment._draw_affine(random.Random(4))
+    middle = np.array([19.5, 29.5])
+    for y, x in ((19, 29), (10, 40), (25, 15)):
+        expected = matrix @ (np.array([y, x]) - middle) + middle + shift * (40, 60)
+        np.testing.assert_allclose(got[:, y, x], expected, atol=0.01)
+    assert np.linalg.det(matrix) == pytest.approx(1 / (1 / np.linalg.det(matrix)))
+    turn = matrix / np.sqrt(np.linalg.det(matrix))
+    np.testing.assert_allclose(turn @ turn.T, np.eye(2), atol=1e-9)
+
+
+def test_augmented_trainings_resume(toy_data: Path, tmp_path: Path) -> None:
+    flags = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--no_html"]
+    flags += ["--val_phase", "none", "--ignore_label", 255, "--augment", ",".join(NAMES)]
+    epochs = ["--niter", 2, "--niter_decay", 0]
+    assert run_command("train.py", *flags, "--name", "whole", *epochs).returncode == 0
+    first = ["--niter", 1, "--niter_decay", 0, "--nThreads", 2]
+    assert run_command("train.py", *flags, "--name", "half", *first).returncode == 0
+    done = run_command("train.py", *flags, "--name", "half", *epochs, "--continue_train")
+    assert done.returncode == 0, done.stderr
+    whole, half = (torch.load(tmp_path / n / "latest_net_G.pth") for n in ("whole", "half"))
+    assert all(torch.equal(whole[name], half[name]) for name in whole)
+
+
+def test_refused(toy_data: Path, tmp_path: Path) -> None:
+    where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "x"]
+    refusals = {
+        "give their label by --ignore_label": ["--augment", "rotate"],
+        "expected some of flip_v, rotate": ["--augment", "turn"],
+        "expected some of down, blocks, up, E": ["--freeze", "D"],
+        "--map_classes needs --load_pretrain": ["--map_classes", "1=2"],
+    }
+    for expected, flags in refusals.items():
+        assert expected in one_line(run_command("train.py", *where, *flags))

@@ -20,6 +20,7 @@ if __name__ == "__main__":
     exit_on_signals()  # importing torch takes seconds
 
 import argparse
+from functools import partial
 
 import torch
 
@@ -70,7 +71,8 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
             if at.passed(opt.print_freq):
                 training.log_losses(losses, batch["weight"], rate)
             if distributed.is_main() and at.passed(opt.display_freq):
-                training.show(current_images(model, batch, opt))
+                fake = model.fake[0].cpu()
+                training.show(partial(current_images, fake, batch, opt))
             if training.epoch_is_complete():
                 at.next_epoch()
                 training.validate_if_due()
@@ -81,11 +83,13 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     return training.finish()
 
 
-def current_images(model: torch.nn.Module, batch: dict, opt: argparse.Namespace) -> dict:
-    """The batch's first scene as images (H, W, 3) uint8: label map, generated, real."""
+def current_images(fake: torch.Tensor, batch: dict, opt: argparse.Namespace) -> dict:
+    """The batch's first scene as images (H, W, 3) uint8: label map, generated, real.
+
+    fake: the image that was generated, (C, H, W) in [-1, 1]."""
     return {
         "input_label": label_picture(batch["label"][0], opt.label_nc, opt.ignore_label),
-        "synthesized_image": to_image(model.fake[0]),
+        "synthesized_image": to_image(fake),
         "real_image": to_image(batch["image"][0]),
     }
 

@@ -25,22 +25,21 @@ from util.progress import bar, log
 from util.run.visualizer import read_rows
 
 ROOT = Path(__file__).parents[1]
-PLUS = ["--recipe", "plus", "--lambda_L1", "100"]
 VARIANTS = {
     "paper": [],
-    "plus": PLUS,
-    "plus, transposed convolutions": [*PLUS, "--upsample", "transpose"],
+    "plus": ["--recipe", "plus"],
+    "plus, transposed convolutions": ["--recipe", "plus", "--upsample", "transpose"],
+    "plus, least squares": ["--recipe", "plus", "--gan_mode", "lsgan"],
     "plus without L1": ["--recipe", "plus", "--lambda_L1", "0"],
-    "plus without EMA": [*PLUS, "--ema", "0"],
-    "plus and hinge loss": [*PLUS, "--gan_mode", "hinge"],
+    "plus without EMA": ["--recipe", "plus", "--ema", "0"],
 }
-# those of the quickstart's first stage: without VGG's loss the others weigh ten times as much
+# those of the quickstart's first stage
 FLAGS = [
     *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
     *("--n_downsample_global", "1", "--n_blocks_global", "6", "--n_layers_D", "2"),
     *("--batchSize", "2", "--lr", "0.0007", "--cache", "ram", "--no_html", "--gpu_ids", "-1"),
     *("--nThreads", "0", "--print_freq", "200", "--save_latest_freq", "1000000"),
-    *("--val_freq", "1000000", "--lambda_feat", "100"),
+    *("--val_freq", "1000000"),
 ]
 COLUMNS = {  # of validation.jsonl, and how many decimals
     **{"l1": 1, "ratio_grid_energy": 2, "ratio_sharpness": 2, "ratio_hue_variance": 2},

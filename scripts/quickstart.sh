@@ -17,11 +17,12 @@ activate="" # this script's own environment is not the caller's
 step() { printf '\n== %s\n' "$*"; }
 begin=$SECONDS
 small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_vgg_loss --cache ram
-  --print_freq 200 --display_freq 200 --recipe plus --lambda_feat 100 --lambda_L1 100)
+  --print_freq 200 --display_freq 200 --recipe plus)
 # from labels alone D must be deep enough to make G settle for a colour; features tell it
 labels=(--batchSize 2 --lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2
   --seed 1)
 features=(--lr 0.001 --n_downsample_global 2 --n_blocks_global 4 --n_layers_D 1
+  --lambda_feat 100 --lambda_L1 100 --gan_mode lsgan # features tell the colours: tie them to pixels
   --instance_feat --nef 16 --n_downsample_E 2)
 
 step "drawing toy scenes"

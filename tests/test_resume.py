@@ -50,9 +50,9 @@ class KillAfter:
 
         original = module.save
 
-        def save(model, opt, folder, at, *rest):
-            done = original(model, opt, folder, at, *rest)
-            if at.step >= self.step:
+        def save(files, *rest):
+            done = original(files, *rest)
+            if files["latest_state.pth"]["position"]["step"] >= self.step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
 

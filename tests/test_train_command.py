@@ -545,7 +545,6 @@ def test_pretrained_weights_that_are_not_there(
     "flags, named",
     [
         (["--ngf", 8], ["model.1.weight is [4, 36, 7, 7], expected [8, 36, 7, 7]"]),
-        (["--no_instance"], ["[4, 36, 7, 7], expected [4, 35, 7, 7]"]),
         (["--ndf", 8], ["net_D.pth", "scale0_layer0.0.weight"]),
         (["--n_downsample_global", 2], ["net_G.pth", "model.7.conv_block.1 is unknown"]),
         (["--n_blocks_global", 2], ["net_G.pth", "model.8 is unknown"]),

@@ -291,9 +291,10 @@ def test_mlflow_offline(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run"]
     flags = ["--mlflow", "--print_freq", 1, "--niter", 1, "--niter_decay", 0, "--gpu_ids", -1]
+    client = mlflow.MlflowClient(uri)
+    client.create_experiment("pix2pixHD", artifact_location=str(tmp_path / "artifacts"))
     done = run_command("train.py", *where, *flags)
     assert done.returncode == 0, done.stderr
-    client = mlflow.MlflowClient(uri)
     run = (tmp_path / "run" / "mlflow_id.txt").read_text()
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     logged = client.get_metric_history(run, "loss/G_GAN")

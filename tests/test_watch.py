@@ -79,15 +79,15 @@ def test_weights_that_are_not_finite_are_never_saved(toy_data, tmp_path):
 def _break_a_weight() -> None:
     import util.run.training_run as module
 
-    original = module.save
+    original = module.snapshot
 
-    def save(model, *args, **more):
-        done = original(model, *args, **more)
+    def snapshot(model, *args):
+        done = original(model, *args)
         with torch.no_grad():
             next(model.netG.parameters())[0, 0, 0, 0] = math.inf
         return done
 
-    module.save = save
+    module.snapshot = snapshot
 
 
 def test_a_rate_that_is_far_too_high_ends_clearly(toy_data, tmp_path):

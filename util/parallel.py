@@ -1,9 +1,9 @@
-"""Doing the same to many things in several processes, or other things in the background."""
+"""Doing the same to many things in several processes, or things in the background."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -45,3 +45,28 @@ def background(most: int = 64) -> Iterator[Callable[..., None]]:
         yield submit
         for call in pending:
             call.result()
+
+
+class Writer:
+    """One thread that does what it is given in that order: files are written while training goes
+    on. Errors are raised by a later call of submit or finish; what was given is done even if the
+    process ends by an exception."""
+
+    def __init__(self, most: int = 64) -> None:
+        """most: calls that may wait; submit waits for the first of more."""
+        self.most = most
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future] = deque()
+
+    def submit(self, function: Callable[..., Result], *arguments: object) -> Future:
+        """Have function(*arguments) called; its result is the future's."""
+        future = self._thread.submit(function, *arguments)
+        self._waiting.append(future)
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) > self.most):
+            self._waiting.popleft().result()
+        return future
+
+    def finish(self) -> None:
+        """Wait until all is done."""
+        while self._waiting:
+            self._waiting.popleft().result()

@@ -120,7 +120,11 @@ class MLflow:
         def new_run() -> str:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "pix2pixHD")
             known = self._client.get_experiment_by_name(name)
-            experiment = known.experiment_id if known else self._client.create_experiment(name)
+            own = str(folder.resolve() / "mlartifacts")  # else ./mlruns, wherever that is
+            place = None if "MLFLOW_TRACKING_URI" in os.environ else own
+            experiment = (
+                known.experiment_id if known else self._client.create_experiment(name, place)
+            )
             run = self._client.create_run(experiment, run_name=opt.name)
             for flag, value in vars(opt).items():
                 self._client.log_param(run.info.run_id, flag, value)

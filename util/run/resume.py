@@ -11,20 +11,22 @@ depends on nothing but
   reads it ("position"; the best validation is noted there, too),
 - each process's random generators (dropout) and pool of older images ("processes").
 
-save() writes all of it as one set, whole or not at all (util.run.checkpoints); load() reads it
-and checks that all processes agree; Visualizer.truncate_after() takes back what was logged after
-the save. tests/test_resume.py compares every bit.
+snapshot() copies all of it; save() writes the copy, while training goes on, as one set, whole or not
+at all (util.run.checkpoints); load() reads it and checks that all processes agree;
+Visualizer.truncate_after() takes back what was logged after the save. tests/test_resume.py compares
+every bit.
 """
 
 import argparse
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from util import distributed
 from util.errors import UserError, brief, out_of_memory
@@ -210,11 +212,11 @@ def _reference_epoch(folder: Path) -> int:
         return 1
 
 
-def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int, names=()) -> bool:
-    """Save networks and state as "latest", and the networks under other names as well.
+def snapshot(model, opt: argparse.Namespace, at: Position, scenes: int) -> dict[str, object] | None:
+    """What a save writes, as copies in main memory: file name -> text, or anything that torch.save
+    takes. All processes call it together; it is None for all but the main one.
 
-    Raises NonFinite, and writes nothing, if a weight is not finite. A save that fails leaves the
-    old files, is reported, and returns False.
+    Raises NonFinite if a weight is not finite.
     """
     networks = {n: net.state_dict() for n, net in model.saved_networks().items()}
     broken = [n for n, ws in networks.items() if not all(w.isfinite().all() for w in ws.values())]
@@ -225,26 +227,41 @@ def save(model, opt: argparse.Namespace, folder: Path, at: Position, scenes: int
         )
     processes = distributed.gather({"random": random_state(), "pool": model.pool.state_dict()})
     if not distributed.is_main():
-        return True
-    files: dict[str, object] = {  # as any machine loads them: in main memory, in the usual layout
-        f"latest_net_{name}.pth": {key: value.cpu().contiguous() for key, value in weights.items()}
-        for name, weights in networks.items()
-    }
+        return None
+    files: dict[str, object] = {f"latest_net_{name}.pth": net for name, net in networks.items()}
     files["latest_state.pth"] = {
-        "position": vars(at),
+        "position": dict(vars(at)),
         "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
         "scenes": scenes,
         "model": model.training_state(),
         "processes": processes,
     }
     files["iter.txt"] = f"{at.epoch}\n{at.pictures}\n"
-    copies = {f"{name}_net_{n}.pth": f"latest_net_{n}.pth" for name in names for n in networks}
+    return tree_map(_copied, files)
+
+
+def _copied(value: object) -> object:
+    """A tensor as any machine loads it: in main memory, in the usual layout."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int | None) -> bool:
+    """Write a snapshot: networks and state as "latest", the networks under other names as well, and
+    of numbered epochs only the newest `keep`.
+
+    A save that fails leaves the old files, is reported, and returns False.
+    """
+    step = files["latest_state.pth"]["position"]["step"]
+    latest = [name for name in files if name.startswith("latest_net_")]
+    copies = {name + file.removeprefix("latest"): file for name in names for file in latest}
     try:
         save_set(folder, files, copies)
-        _drop_old(folder, opt.keep_checkpoints)
+        _drop_old(folder, keep)
     except OSError as error:
         log(
-            f"warning: saving after {at.step} images failed ({error.strerror}); the last "
+            f"warning: saving after {step} images failed ({error.strerror}); the last "
             "checkpoint is kept"
         )
         return False

@@ -2,7 +2,8 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from util import distributed
 from util.errors import UserError
 from util.files import cannot_write
+from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.loggers import create_loggers
-from util.run.resume import FOLDER_FLAGS, load, save
+from util.run.resume import FOLDER_FLAGS, load, save, snapshot
 from util.run.stop import Stop
 from util.run.visualizer import Visualizer
 from util.run.watch import Watch
@@ -50,6 +52,9 @@ class TrainingRun:
         log_main(f"{self.scenes} scenes, {at}, on {model.device}")
         self._watch, self._stop = Watch(), Stop()
         self._pace = Pace(total=self.epochs * self.scenes, done=self.at.step)
+        self._writer = Writer()
+        self._saving: Future | None = None  # the save that is being written
+        self._saves_best = False
         self._saved = True
         self._is_best = False  # the last validation, until it is saved
 
@@ -115,11 +120,19 @@ class TrainingRun:
         for warning in self._watch.warnings(values, self.model.fake):
             log_main(warning)
 
-    def show(self, images: dict[str, np.ndarray]) -> None:
-        """Put images (H, W, 3) uint8 on the run's page."""
-        if self.visualizer:
-            with warn_if_unwritable("the images"):
-                self.visualizer.display(images, self.at.epoch, self.at.step)
+    def show(self, images: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Put images (H, W, 3) uint8 on the run's page. images: a function that makes them, called
+        while training goes on."""
+        if not self.visualizer:
+            return
+        if self.visualizer.loggers:  # which take the steps in order alone
+            self._display(images, self.at.epoch, self.at.step)
+        else:
+            self._writer.submit(self._display, images, self.at.epoch, self.at.step)
+
+    def _display(self, images: Callable[[], dict[str, np.ndarray]], epoch: int, step: int) -> None:
+        with warn_if_unwritable("the images"):
+            self.visualizer.display(images(), epoch, step)
 
     def epoch_is_complete(self) -> bool:
         return self.at.batch == len(self.loader)
@@ -141,6 +154,7 @@ class TrainingRun:
         if not self.visualizer:
             return
         with warn_if_unwritable("the validation"):
+            self._writer.finish()  # what shows earlier steps
             best = self.at.best_epoch
             self.visualizer.show_validation(ended, self.at.step, figures, images, best)
         best = "the best" if self._is_best else f"best: epoch {self.at.best_epoch}"
@@ -178,16 +192,27 @@ class TrainingRun:
             self._save(names)
 
     def _save(self, names: list[str]) -> None:
+        """Copy the networks and all state, and have them written while training goes on."""
         self._watch.check()
-        self._saved = save(self.model, self.opt, self.folder, self.at, self.scenes, names)
-        if "best" in names and not self._saved:
-            self.at.best, self.at.best_epoch = (
-                None,
-                0,
-            )  # it is not on disk: the next one is the best
+        self._wait_for_save()  # so that there is one copy at a time
+        files = snapshot(self.model, self.opt, self.at, self.scenes)
+        if files is None:
+            return
+        keep = self.opt.keep_checkpoints
+        self._saving = self._writer.submit(save, files, self.folder, names, keep)
+        self._saves_best = "best" in names
+
+    def _wait_for_save(self) -> None:
+        """Wait until the last save is on disk, or is known to have failed."""
+        if self._saving is None:
+            return
+        self._saved, self._saving = self._saving.result(), None
+        if self._saves_best and not self._saved:
+            self.at.best, self.at.best_epoch = None, 0  # not on disk: the next one is the best
 
     def stop(self) -> int:
         """Tell where the run stopped and how it goes on; the exit status for the signal."""
+        self._wait_for_save()
         self._close_logs()
         at = self.at
         where = f"at step {at.step}" if at.batch else f"after epoch {at.epoch - 1}"
@@ -196,6 +221,7 @@ class TrainingRun:
 
     def finish(self) -> int:
         """Tell where the results are; the exit status. Raises UserError if they are not saved."""
+        self._wait_for_save()
         if not self._saved:
             raise UserError(
                 f"{self.folder}: the end of training could not be saved; {self._how_to_continue()}"
@@ -209,7 +235,8 @@ class TrainingRun:
         return f"--continue_train goes on from {'here' if self._saved else 'the last checkpoint'}"
 
     def _close_logs(self) -> None:
-        """Let TensorBoard's last rows reach the disk."""
+        """Let the page and TensorBoard's last rows reach the disk."""
+        self._writer.finish()
         if self.visualizer:
             with warn_if_unwritable("the page"):
                 self.visualizer.close()

@@ -88,7 +88,8 @@ class Visualizer:
 
     def _write_page(self, where: str) -> None:
         self.facts["epoch"] = f"{where}, {clock.strftime('%Y-%m-%d %H:%M')}"
-        self._page.write(self._rows, self._validations, self.facts)
+        # copies: training goes on to log while a page is written
+        self._page.write(list(self._rows), list(self._validations), dict(self.facts))
 
     def log(
         self,

@@ -1,0 +1,100 @@
+"""What augmentation and other people's weights gain where scenes are few, on toy scenes.
+
+    python -m benchmarks.few_images --dataroot datasets/toy
+
+trains on the same 20 scenes with several seeds: as they are, with --augment, and from the weights
+of a run on all scenes whose classes have other numbers, so that every column of the first layers
+has to find its place. Prints the mean difference to the photographs of the test scenes, in grey
+levels, and after how many epochs the fine-tuned run is as good as the plain one at its end.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from options.parser import Parser, integer
+from util.errors import UserError, run
+from util.files import link_or_copy
+from util.progress import log
+from util.run.visualizer import read_rows
+
+ROOT = Path(__file__).parents[1]
+CLASSES = 35
+FLAGS = [
+    *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
+    *("--n_downsample_global", "1", "--n_blocks_global", "4", "--n_layers_D", "2"),
+    *("--batchSize", "2", "--lr", "0.0007", "--lambda_L1", "30", "--no_html", "--gpu_ids", "-1"),
+    *("--cache", "ram", "--nThreads", "0", "--print_freq", "1000", "--ignore_label", "255"),
+    *("--save_latest_freq", "1000000", "--niter_decay", "0", "--val_max", "20"),
+]
+FEW = ["--max_dataset_size", "20", "--val_freq", "5"]
+MAPPING = ",".join(f"{CLASSES - 1 - label}={label}" for label in range(CLASSES))
+
+
+def renumber(dataroot: Path, out: Path) -> Path:
+    """A copy of a data set whose class k is called 34 - k."""
+    for path in dataroot.rglob("*.png"):
+        copy = out / path.relative_to(dataroot)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if copy.parent.name.endswith("_label"):
+            Image.fromarray(CLASSES - 1 - np.asarray(Image.open(path))).save(copy)
+        elif not copy.exists():
+            link_or_copy(path, copy)
+    return out
+
+
+def train(opt: argparse.Namespace, name: str, dataroot: Path, *flags: str) -> list[float]:
+    """Train a run, unless that is done; the mean difference at each validation."""
+    folder = opt.checkpoints_dir / name
+    if not (folder / "validation.jsonl").is_file():
+        command = [sys.executable, "train.py", "--name", name, *FLAGS, *flags]
+        command += ["--checkpoints_dir", str(opt.checkpoints_dir), "--dataroot", str(dataroot)]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{name}: {done.stderr.strip() or done.returncode}")
+    return [row["l1"] for row in read_rows(folder / "validation.jsonl")]
+
+
+def main() -> None:
+    parser = Parser(description="Measure what helps where scenes are few.")
+    parser.add_argument("--dataroot", type=Path, default=Path("datasets/toy"))
+    parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints/few_images"))
+    parser.add_argument("--seeds", default="1,2,3", help="of the trainings")
+    parser.add_argument("--epochs", type=integer(5), default=100, help="on the few scenes")
+    parser.add_argument("--base_epochs", type=integer(1), default=12, help="on all of them")
+    parser.add_argument("--augment", default="scale,shift", help="what train.py takes")
+    opt = parser.parse_args()
+    other = renumber(opt.dataroot, opt.checkpoints_dir / "renumbered")
+    train(opt, "base", other, "--niter", str(opt.base_epochs), "--val_freq", "100")
+    variants = {
+        "plain": [],
+        "augmented": ["--augment", opt.augment],
+        "fine-tuned": [
+            *("--load_pretrain", str(opt.checkpoints_dir / "base"), "--map_classes", MAPPING)
+        ],
+    }
+    log("| seed | plain | augmented | gain | fine-tuned | as good after |")
+    log("| --- | --- | --- | --- | --- | --- |")
+    for seed in opt.seeds.split(","):
+        plain, augmented, tuned = (
+            train(
+                *(opt, f"{variant}-{seed}", opt.dataroot, *FEW, "--seed", seed),
+                *("--niter", str(opt.epochs), *flags),
+            )
+            for variant, flags in variants.items()
+        )
+        reached = next((5 * (k + 1) for k, error in enumerate(tuned) if error <= plain[-1]), None)
+        log(
+            f"| {seed} | {plain[-1]:.1f} | {augmented[-1]:.1f} | "
+            f"{1 - augmented[-1] / plain[-1]:.0%} | {tuned[-1]:.1f} | "
+            f"{f'{reached} of {opt.epochs} epochs' if reached else 'never'} |"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -25,7 +25,7 @@ NEAREST = ("inst", "feat", "loss_weight")  # never interpolated, as label maps a
 @dataclass(frozen=True)
 class Augmentation:
     """Which changes are made, of NAMES. ids are never interpolated; what comes in from outside the
-    image is ignore_label, instance 0, loss weight 0 and the lowest value of images."""
+    image is ignore_label, instance 0 and loss weight 0; images go on as in a mirror."""
 
     names: tuple[str, ...]
     ignore_label: int | None = None
@@ -62,11 +62,9 @@ class Augmentation:
         middle = (np.array(maps.shape[1:]) - 1) / 2
         offset = middle - matrix @ middle + shift * maps.shape[1:]
         ids = kind in NEAREST or (kind == "label" and self.label_nc)
-        outside = 0 if kind in NEAREST else self.ignore_label if ids else -1
-        planes = [
-            affine_transform(plane, matrix, offset, order=0 if ids else 1, cval=outside)
-            for plane in maps
-        ]
+        outside = self.ignore_label if kind == "label" and ids else 0
+        settings = {"order": 0, "cval": outside} if ids else {"order": 1, "mode": "mirror"}
+        planes = [affine_transform(plane, matrix, offset, **settings) for plane in maps]
         return torch.from_numpy(np.stack(planes))
 
 

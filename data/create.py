@@ -64,7 +64,7 @@ def augmentation(opt: argparse.Namespace) -> Augmentation | None:
     """What --augment asks for."""
     if not opt.augment:
         return None
-    return Augmentation(opt.augment, opt.ignore_label, opt.label_nc)
+    return Augmentation(tuple(opt.augment), opt.ignore_label, opt.label_nc)
 
 
 def whole_images(options: dict) -> dict:

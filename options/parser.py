@@ -76,6 +76,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **settings})
+        # a range like -1000,3000 is a value as well, not a flag
+        self._negative_number_matcher = re.compile(r"-\.?\d[\d.,e+-]*$")
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
@@ -136,7 +138,7 @@ count_or_inf = Number(int, 1, words=(("inf", None), ("Infinity", None)))
 label_count = Number(int, 0, 65536, words=(("auto", "auto"),))
 
 
-def value_range(text: str) -> str | tuple[float, float]:
+def value_range(text: str) -> str | list[float]:
     """An argparse type: LOW,HIGH, or one of the words "type" and "auto"."""
     if text in ("type", "auto"):
         return text
@@ -146,17 +148,17 @@ def value_range(text: str) -> str | tuple[float, float]:
         low = high = math.nan
     if not (low < high and math.isfinite(high - low)):
         raise argparse.ArgumentTypeError(f"{text!r}: expected LOW,HIGH, type or auto")
-    return low, high
+    return [low, high]
 
 
 value_range.metavar = "LOW,HIGH"
 
 
-def names_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+def names_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
     """An argparse type: some of these names, separated by commas."""
 
-    def convert(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(text.split(","))) if text else ()
+    def convert(text: str) -> list[str]:
+        names = list(dict.fromkeys(text.split(","))) if text else []
         for name in names:
             if name not in choices:
                 raise argparse.ArgumentTypeError(

@@ -185,9 +185,6 @@ def test_ids_stay_ids_and_maps_stay_together(toy_data: Path, names: tuple[str, .
         again = changed[epoch, 0]
         assert all(torch.equal(item[kind], again[kind]) for kind in ("label", "inst", "image"))
         seen += not torch.equal(item["label"], plain["label"])
-        if names != NAMES:  # colours stay those of the label's places
-            outside = item["label"][0] == 255
-            assert (item["image"][:, outside] < -0.99).float().mean() > 0.8 or not outside.any()
     assert seen > 1
 
 

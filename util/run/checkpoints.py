@@ -27,7 +27,7 @@ BEFORE = {
     **{"upsample": "transpose", "ema": 0.0, "gan_mode": "lsgan", "lambda_L1": 0.0},
     **{"cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type"},
     **{"input_type": None, "output_type": "uint8", "cond_type": None},
-    **{"loss_weights": False, "augment": (), "freeze": ()},
+    **{"loss_weights": False, "augment": [], "freeze": []},
     **{"val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None},
 }
 

@@ -11,10 +11,10 @@ depends on nothing but
   reads it ("position"; the best validation is noted there, too),
 - each process's random generators (dropout) and pool of older images ("processes").
 
-snapshot() copies all of it; save() writes the copy, while training goes on, as one set, whole or not
-at all (util.run.checkpoints); load() reads it and checks that all processes agree;
-Visualizer.truncate_after() takes back what was logged after the save. tests/test_resume.py compares
-every bit.
+snapshot() copies all of it; save() writes the copy, while training goes on, as one set, whole or
+not at all (util.run.checkpoints); load() reads it and checks that all processes agree;
+Visualizer.truncate_after() takes back what was logged after the save. tests/test_resume.py
+compares every bit.
 """
 
 import argparse

@@ -1,0 +1,109 @@
+"""A training step on a device beside the same step in float64 on the CPU.
+
+    python -m benchmarks.correctness --device cuda
+
+For small networks of every kind and each precision: the largest relative difference of the losses,
+and of the generated image in units of [-1, 1].
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks import scene
+from benchmarks.measure import add_common_flags, report
+from models.pix2pixHD_model import Pix2PixHDModel
+from util.errors import run
+from util.setup import set_up_torch
+
+SMALL = "--ngf 8 --ndf 8 --n_blocks_global 2 --n_downsample_global 2 --no_vgg_loss --nef 8 --seed 1"
+CPU = torch.device("cpu")
+NETWORKS = {
+    "global": "",
+    "local": "--netG local --ngf 4",
+    "features": "--instance_feat --n_downsample_E 2",
+    "batch norm": "--norm batch",
+    "pool": "--pool_size 4",
+}
+PRECISIONS = {
+    "float64": "",
+    "float32": "",
+    "tf32": "--tf32",
+    "bf16": "--amp bf16",
+    "fp16": "--amp fp16",
+    "recomputed": "--checkpoint_activations",
+}
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Everything that is computed meanwhile, in float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with patch.object(Tensor, "float", Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+Weights = dict[str, dict[str, Tensor]]  # network -> state dict
+
+
+def first_weights(flags: str) -> Weights:
+    """What every precision starts from: the weights as float32 draws them."""
+    torch.manual_seed(0)
+    model = Pix2PixHDModel(scene.options("cpu", [*SMALL.split(), *flags.split()]), CPU)
+    return {name: net.state_dict() for name, net in model.networks().items()}
+
+
+def step(
+    flags: str, device: torch.device, batch: dict[str, Tensor], weights: Weights
+) -> tuple[dict, Tensor]:
+    """The losses of two steps from these weights, and the last image."""
+    opt = scene.options(device.type, [*SMALL.split(), *flags.split()])
+    set_up_torch(deterministic=False, tf32=opt.tf32)
+    model = Pix2PixHDModel(opt, device)
+    for name, net in model.networks().items():
+        net.load_state_dict(weights[name])
+    batch = {**batch, "image": batch["image"].to(torch.get_default_dtype())}
+    losses = {}
+    for number in (1, 2):
+        found = model.step(batch)
+        losses |= {f"{name} {number}": float(value) for name, value in found.items()}
+    return losses, model.fake.cpu().double()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A step on a device beside float64 on the CPU.")
+    add_common_flags(parser)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--height", type=int, default=128)
+    given = parser.parse_args()
+    device, size = torch.device(given.device), (given.width, given.height)
+    batch = scene.batch(*size, 2, instances=20)
+    rows = []
+    for network, flags in NETWORKS.items():
+        weights = first_weights(flags)
+        with double_precision():
+            exact, image = step(flags, CPU, batch, weights)
+        for precision, more in PRECISIONS.items():
+            if precision == "float64":
+                with double_precision():
+                    losses, fake = step(flags, device, batch, weights)
+            else:
+                losses, fake = step(f"{flags} {more}", device, batch, weights)
+            apart = max(abs(losses[n] - v) / abs(v) for n, v in exact.items())
+            largest = (fake - image).abs().max().item()
+            rows.append(
+                {"network": network, "precision": precision, "losses": apart, "image": largest}
+            )
+    report("correctness", rows, device, given.json, size=f"{size[0]}x{size[1]}")
+
+
+if __name__ == "__main__":
+    run(main)

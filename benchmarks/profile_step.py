@@ -1,0 +1,79 @@
+"""Where a training step's time goes on a GPU: the kernels that take most, launches, idle time.
+
+    python -m benchmarks.profile_step --device cuda --amp bf16 --compile
+
+Further flags are train.py's. On a CPU operators stand in for kernels.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import scene
+from benchmarks.measure import add_common_flags, report, synchronize
+from models.pix2pixHD_model import Pix2PixHDModel
+from options.parser import integer
+from util.errors import run
+from util.setup import set_up_torch
+
+SHOWN = 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Profile the training step.")
+    add_common_flags(parser)
+    parser.add_argument("--width", type=integer(1), default=1024)
+    parser.add_argument("--height", type=integer(1), default=512)
+    parser.add_argument("--batch", type=integer(1), default=1)
+    parser.add_argument("--steps", type=integer(1), default=10)
+    given, more = parser.parse_known_args()
+    device = torch.device(given.device)
+    set_up_torch(deterministic=False, tf32="--tf32" in more)
+    with scene.temporary_folder() as folder:
+        flags = more if "--no_vgg_loss" in more else [*scene.vgg_flags(True, Path(folder)), *more]
+        model = Pix2PixHDModel(scene.options(given.device, flags), device, one_size=True)
+    batch = scene.pinned(scene.batch(given.width, given.height, given.batch), device)
+    for _ in range(3):
+        model.step(batch)
+    synchronize(device)
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    start = time.perf_counter()
+    with profile(activities=activities) as profiler:
+        for _ in range(given.steps):
+            model.step(batch)
+        synchronize(device)
+    seconds = (time.perf_counter() - start) / given.steps
+
+    def microseconds(event) -> float:
+        return event.self_device_time_total if cuda else event.self_cpu_time_total
+
+    events = [event for event in profiler.key_averages() if microseconds(event) > 0]
+    if cuda:  # kernels alone, without the operators that launched them
+        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=microseconds, reverse=True)
+    busy = sum(microseconds(event) for event in events) / given.steps / 1e6
+    rows = [
+        {
+            "kernel": event.key[:80],
+            "ms a step": microseconds(event) / given.steps / 1e3,
+            "share": microseconds(event) / given.steps / 1e6 / busy,
+            "launches a step": event.count / given.steps,
+        }
+        for event in events[:SHOWN]
+    ]
+    report(
+        *("profile_step", rows, device, given.json),
+        flags=" ".join(more),
+        size=f"{given.batch}x{given.width}x{given.height}",
+        seconds_a_step=seconds,
+        launches_a_step=sum(event.count for event in events) / given.steps,
+        idle_share=max(0.0, 1 - busy / seconds),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import run_command
 from torch import nn
 
 from benchmarks import (
@@ -157,3 +158,28 @@ def test_seconds_per_step_from_what_train_prints() -> None:
     assert side_by_side.seconds_per_step(lines, 0) == pytest.approx(0.05)
     with pytest.raises(UserError, match="status 2"):
         side_by_side.seconds_per_step("error: wrong", 2)
+
+
+def test_the_parts_of_a_machine(tmp_path: Path) -> None:
+    """Two parts at toy sizes; one that cannot be done is noted, and the rest goes on."""
+    parts = ["--only", "correctness", "--only", "profile"]
+    done = run_command("-m", "benchmarks.gpu", "--out", tmp_path, *parts)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "machine.json").read_text())
+    results = [row["result"] for part in found["parts"].values() for row in part]
+    exact = [row for row in results[0]["rows"] if row["precision"] in ("float64", "float32")]
+    assert len(exact) == 10 and all(row["losses"] < 1e-3 for row in exact)
+    assert results[1]["launches_a_step"] > 10 and len(results[1]["rows"]) == 15
+    table = (tmp_path / "table.md").read_text()
+    assert "### Correctness" in table and "| network | precision |" in table
+    done = run_command("-m", "benchmarks.gpu", "--out", tmp_path, *parts, "--limit", 1)
+    assert (
+        done.returncode == 0 and "failed: not done after 1 s" in (tmp_path / "table.md").read_text()
+    )
+
+
+@pytest.mark.slow
+def test_all_parts_of_a_machine(tmp_path: Path) -> None:
+    done = run_command("-m", "benchmarks.gpu", "--out", tmp_path, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in (tmp_path / "table.md").read_text()

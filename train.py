@@ -43,11 +43,11 @@ from util.setup import seed_everything, set_up_torch
 
 def train(opt: argparse.Namespace, device: torch.device) -> int:
     """The whole of training, in each process. Returns the exit status."""
-    set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     for line in fix_data_flags(opt):
         log_main(line)
     loader = create_loader(opt, smallest_side(opt))
+    set_up_torch(opt.deterministic, opt.tf32, loader.dataset.has_one_size)
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, loader.dataset.has_one_size)
     validation, told = create_validation(opt, model)

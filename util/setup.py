@@ -14,16 +14,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def set_up_torch(deterministic: bool, tf32: bool) -> None:
+def set_up_torch(deterministic: bool, tf32: bool, one_size: bool = True) -> None:
     """Choose between the fastest and the reproducible algorithms, and whether TF32 may be used.
 
     deterministic: an operation without a deterministic algorithm raises a RuntimeError, which
-    util.errors.run prints in one line.
+    util.errors.run prints in one line. one_size: images have one size; cudnn's search for the
+    fastest algorithm takes seconds for each new one.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.benchmark = not deterministic and one_size
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
 

@@ -50,6 +50,8 @@ class TrainingRun:
         if self._out_of_patience():
             at = f"ended after epoch {self.at.epoch - 1} (--patience {opt.patience})"
         log_main(f"{self.scenes} scenes, {at}, on {model.device}")
+        if model.device.type == "cuda" and opt.amp == "off" and not opt.tf32:
+            log_main("float32 without TF32; --tf32 or --amp bf16 is faster")
         self._watch, self._stop = Watch(), Stop()
         self._pace = Pace(total=self.epochs * self.scenes, done=self.at.step)
         self._writer = Writer()

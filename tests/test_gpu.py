@@ -1,0 +1,165 @@
+"""What needs an NVIDIA GPU: the same numbers as on a CPU, every flag of precision and speed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, one_line, run_command
+
+from benchmarks import correctness, scene
+from models import load_generator
+from models.layers import instance_average
+
+CUDA = torch.device("cuda")
+ON_GPU = [flag for flag in TINY if flag not in ("--gpu_ids", "-1")] + ["--gpu_ids", "0"]
+EPOCHS = ["--niter", 1, "--niter_decay", 1, "--no_html", "--val_phase", "none"]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("network", correctness.NETWORKS)
+def test_a_step_equals_that_of_the_cpu(network: str) -> None:
+    """Two steps: in float64 to 1e-9; in float32 as near as float32 allows."""
+    flags = correctness.NETWORKS[network]
+    weights, batch = correctness.first_weights(flags), scene.batch(128, 64, 2, instances=20)
+    with correctness.double_precision():
+        exact, image = correctness.step(flags, torch.device("cpu"), batch, weights)
+        losses, fake = correctness.step(flags, CUDA, batch, weights)
+    assert all(abs(losses[name] - value) <= 1e-9 * abs(value) for name, value in exact.items())
+    assert (fake - image).abs().max() < 1e-8
+    losses, _ = correctness.step(flags, CUDA, batch, weights)
+    assert all(abs(losses[name] - value) <= 1e-3 * abs(value) for name, value in exact.items())
+
+
+def test_a_step_waits_for_the_device_nowhere() -> None:
+    """Nothing of a step copies to the CPU: Python runs ahead of the GPU."""
+    from models.pix2pixHD_model import Pix2PixHDModel
+
+    model = Pix2PixHDModel(scene.options("cuda", correctness.SMALL.split()), CUDA)
+    batch = scene.pinned(scene.batch(128, 64, 2, instances=20), CUDA)
+    for _ in range(3):
+        model.step(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--amp", "bf16"], ["--amp", "fp16"], ["--tf32"], ["--checkpoint_activations"]),
+        *(["--compile"], ["--compile", "--amp", "bf16"], ["--deterministic"]),
+        *(["--recipe", "plus"], ["--netG", "local", "--niter_fix_global", "1"]),
+    ],
+    ids=" ".join,
+)
+def test_every_flag_trains_and_generates(flags: list[str], toy_data: Path, tmp_path: Path) -> None:
+    named = ["--name", "run", "--checkpoints_dir", tmp_path]
+    done = run_command("train.py", *ON_GPU, *EPOCHS, *named, "--dataroot", toy_data, *flags)
+    assert done.returncode == 0, done.stderr
+    given = [flag for flag in flags if flag in ("--compile", "--amp", "bf16", "fp16", "--tf32")]
+    done = run_command("test.py", *named, "--gpu_ids", 0, "--results_dir", tmp_path, *given)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]])
+def test_resume_is_bit_equal(more: list, toy_data: Path, tmp_path: Path) -> None:
+    flags = [*ON_GPU, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--deterministic"]
+    flags += [*more, "--use_dropout"]
+    assert run_command("train.py", *flags, *EPOCHS, "--name", "whole").returncode == 0
+    half = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
+    assert run_command("train.py", *flags, *half, "--name", "half").returncode == 0
+    done = run_command("train.py", *flags, *EPOCHS, "--name", "half", "--continue_train")
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "whole").glob("latest_net_*.pth"):
+        whole, half = torch.load(path), torch.load(tmp_path / "half" / path.name)
+        assert all(torch.equal(whole[name], half[name]) for name in whole)
+
+
+def test_checkpoints_move_between_cpu_and_gpu(toy_data: Path, tmp_path: Path) -> None:
+    flags = ["--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run", "--no_html"]
+    epochs = iter((1, 2, 3))
+    for device in (TINY, ON_GPU, TINY):
+        length = ["--niter", next(epochs), "--niter_decay", 0, "--val_phase", "none"]
+        done = run_command("train.py", *device, *flags, *length, "--continue_train")
+        assert done.returncode == 0, done.stderr
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 35, (64, 128), dtype=np.uint8)
+    images = [load_generator(tmp_path / "run", device=d)(label, label) for d in ("cpu", "cuda")]
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
+
+
+def test_a_graph_of_weights_trained_here(toy_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
+    named = ["--name", "run", "--checkpoints_dir", tmp_path]
+    done = run_command("train.py", *ON_GPU, *EPOCHS, *named, "--dataroot", toy_data)
+    assert done.returncode == 0, done.stderr
+    done = run_command("test.py", *named, "--gpu_ids", 0, "--export_onnx", tmp_path / "net.onnx")
+    assert done.returncode == 0, done.stderr
+
+
+def test_pooling_of_one_huge_instance_and_of_many() -> None:
+    features = torch.randn(1, 3, 1024, 2048, device=CUDA, requires_grad=True)
+    for inst in (torch.zeros(1, 1, 1024, 2048), torch.randint(0, 5000, (1, 1, 1024, 2048))):
+        averaged = instance_average(features, inst.int().to(CUDA))
+        exact = instance_average(features.detach().double().cpu(), inst.int())
+        torch.testing.assert_close(averaged.cpu().double(), exact, rtol=0, atol=1e-5)
+        averaged.sum().backward()
+
+
+def test_out_of_memory_is_told_in_one_line(toy_data: Path, tmp_path: Path) -> None:
+    done = run_command(
+        *("train.py", *ON_GPU, *EPOCHS, "--name", "run", "--checkpoints_dir", tmp_path),
+        *("--dataroot", toy_data, "--ngf", 4096, "--ndf", 4096, "--n_blocks_global", 9),
+    )
+    assert "memory" in one_line(done)
+
+
+def test_two_processes_on_one_device() -> None:
+    """By gloo, where NCCL refuses to share a device: gradients are averaged."""
+    code = (
+        "import os, torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "net = torch.nn.Linear(4, 1).cuda()\n"
+        "torch.nn.init.ones_(net.weight)\n"
+        "net = torch.nn.parallel.DistributedDataParallel(net)\n"
+        "net(torch.full((1, 4), float(dist.get_rank() + 1)).cuda()).sum().backward()\n"
+        "assert (net.module.weight.grad == 1.5).all()\n"
+        "dist.barrier()\n"
+        "dist.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = Path(os.environ.get("TMPDIR", "/tmp")) / f"two_processes_{os.getpid()}.py"
+    script.write_text(code)
+    try:
+        done = subprocess.run([*command, script], cwd=ROOT, capture_output=True, text=True)
+    finally:
+        script.unlink()
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_editors_model(tmp_path: Path) -> None:
+    from tiny_run import write_run
+
+    from models import create_model
+    from options.edit_options import EditOptions
+
+    write_run(tmp_path, "run")
+    images = []
+    for device in ("-1", "0"):
+        flags = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--gpu_ids", device]
+        opt = EditOptions().parse(flags)
+        ui = create_model(opt, CUDA if device == "0" else torch.device("cpu"))
+        rng = np.random.default_rng(0)
+        label = rng.integers(0, 35, (64, 128), dtype=np.uint8)
+        ui.open(label, label.astype(np.int32))
+        images.append(ui.picture())
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from data.augment import Augmentation
@@ -130,13 +131,17 @@ class AlignedDataset(Dataset):
         rng = random.Random(f"{self.seed} {epoch} {index}")
         corner, flip = self.geometry.draw((width, height), rng)
         item = {
-            kind: self.kinds[kind].to_tensor(self.geometry.cut(array, corner, flip))
+            kind: self._to_tensor(kind, self.geometry.cut(array, corner, flip))
             for kind, array in maps.items()
         }
         if self.augment:
             item = self.augment(item, rng)
         item["path"] = str(self.files["label"][self.scenes[index]])
         return item
+
+    def _to_tensor(self, kind: str, array: np.ndarray) -> torch.Tensor:
+        values = self.kinds[kind].values
+        return to_tensor(array) if values is None or values.is_bytes else values.to_tensor(array)
 
     @property
     def has_one_size(self) -> bool:
@@ -212,3 +217,14 @@ def size_problems(
             "--fineSize or --resize_or_crop"
         )
     return problems
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """Integers (H, W) -> (1, H, W) of the same type; uint8 (H, W, C) -> (C, H, W) in [-1, 1]."""
+    if array.ndim == 2:
+        return torch.from_numpy(np.array(array, order="C"))[None]  # its own memory
+    floats = np.empty((array.shape[2], *array.shape[:2]), np.float32)
+    # by numpy, as torch's threads would wait for each other in so small a job
+    np.divide(array.transpose(2, 0, 1), np.float32(127.5), out=floats)
+    floats -= 1
+    return torch.from_numpy(floats)

@@ -2,11 +2,11 @@
 
     python -m data.check --dataroot datasets/cityscapes
 
-takes the flags that train.py takes, so that it looks for what that run would need. Exit status:
-0, all is well; 1, there are problems; 2, the command itself is wrong.
+runs scripts/check_data.py, which knows train.py's flags and the networks' needs.
 """
 
 import argparse
+import runpy
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +17,13 @@ from PIL import Image
 
 from data.aligned_dataset import Geometry, size_problems
 from data.arrays import NUMPY
-from data.create import fix_values, kind_flags
+from data.create import kind_flags
 from data.files import MOST_CLASSES, label_problem, pairing_problems, scan_folder
 from data.kinds import Kind, scene_kinds
 from data.values import Values, side_values
-from util.errors import UserError, one_line, run
+from util.errors import UserError
 from util.pages.colours import CITYSCAPES_NAMES
 from util.parallel import parallel
-from util.progress import log
 
 _ORIENTATION = 274  # the EXIF tag: 1 is upright
 
@@ -269,27 +268,5 @@ def _value_lines(kind: str, scenes: list[Scene], opt: argparse.Namespace) -> lis
     ]
 
 
-def main() -> int:
-    # the library part knows neither flags nor networks
-    from models.build import smallest_side
-    from options.train_options import TrainOptions
-
-    opt = TrainOptions().parse()
-    problems = []
-    try:
-        fix_values(opt)
-    except UserError as error:
-        problems = [str(error)]
-    report = check(opt, smallest_side(opt))
-    report.problems += [problem for problem in problems if problem not in report.problems]
-    lines = [f"problem: {problem}" for problem in report.problems]
-    lines += [f"note: {note}" for note in report.notes]
-    lines += summary(report, opt)
-    lines.append(f"{len(report.problems)} problems" if report.problems else "no problems found")
-    for line in lines:
-        log(one_line(line))
-    return 1 if report.problems else 0
-
-
 if __name__ == "__main__":
-    run(main)
+    runpy.run_module("scripts.check_data", run_name="__main__")

@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from data.arrays import NUMPY, array_size, file_size, read_array, read_integer_array, resize_array
 from data.files import (
@@ -78,12 +76,6 @@ class Kind:
             resampling = Image.Resampling.BICUBIC if self.smooth else Image.Resampling.NEAREST
             image = image.resize(size, resampling)
         return np.asarray(image).astype(self.dtype, copy=False).reshape(self.shape(size))
-
-    def to_tensor(self, array: np.ndarray) -> Tensor:
-        """(H, W) -> (1, H, W) of the same type; images (H, W, C) -> (C, H, W) float in [-1, 1]."""
-        if self.values:
-            return self.values.to_tensor(array)
-        return torch.from_numpy(np.array(array, order="C"))[None]  # its own memory
 
 
 def scene_kinds(

@@ -29,6 +29,11 @@ class Values:
         """Whether these are ordinary 8-bit RGB images."""
         return self == RGB8
 
+    @property
+    def is_bytes(self) -> bool:
+        """Whether 0 .. 255 become [-1, 1], of however many channels."""
+        return (self.dtype, self.low, self.high) == ("uint8", 0.0, 255.0)
+
     def to_tensor(self, array: np.ndarray) -> Tensor:
         """(H, W, C) of the file's type -> (C, H, W) float32, the range as [-1, 1]."""
         floats = np.empty((array.shape[2], *array.shape[:2]), np.float32)
@@ -51,7 +56,7 @@ class Values:
 
     def scaled(self, array: np.ndarray) -> np.ndarray:
         """Numbers of a file with the range as 0 .. 255, float64; 8-bit ones as they are."""
-        if (self.dtype, self.low, self.high) == ("uint8", 0.0, 255.0):
+        if self.is_bytes:
             return array
         return (array.astype(np.float64) - self.low) * (255 / (self.high - self.low))
 

@@ -9,11 +9,11 @@ from conftest import SHARED, TINY, run_command, save_png
 from PIL import Image
 
 from data.check import check, summary
-from data.check import main as check_main
 from data.convert_labels import main as convert_main
 from data.convert_labels import to_labels
 from data.files import read_integers
 from options.train_options import TrainOptions
+from scripts.check_data import main as check_main
 from util.pages.colours import colour_label
 
 FLAGS = TINY

@@ -1,0 +1,36 @@
+"""Read a whole data set once and report everything that training would fail on.
+
+    python -m data.check --dataroot datasets/cityscapes
+
+takes the flags that train.py takes, so that it looks for what that run would need. Exit status:
+0, all is well; 1, there are problems; 2, the command itself is wrong.
+"""
+
+from data.check import check, summary
+from data.create import fix_values
+from models.build import smallest_side
+from options.train_options import TrainOptions
+from util.errors import UserError, one_line, run
+from util.progress import log
+
+
+def main() -> int:
+    opt = TrainOptions().parse()
+    problems = []
+    try:
+        fix_values(opt)
+    except UserError as error:
+        problems = [str(error)]
+    report = check(opt, smallest_side(opt))
+    report.problems += [problem for problem in problems if problem not in report.problems]
+    lines = [f"problem: {problem}" for problem in report.problems]
+    lines += [f"note: {note}" for note in report.notes]
+    lines += summary(report, opt)
+    lines.append(f"{len(report.problems)} problems" if report.problems else "no problems found")
+    for line in lines:
+        log(one_line(line))
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    run(main)

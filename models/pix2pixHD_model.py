@@ -203,7 +203,7 @@ class Pix2PixHDModel(nn.Module):
 
         fake.backward(gradient.to(fake.dtype))
         self._update(losses)
-        self.fake = image.detach()
+        self.fake, self.real = image.detach(), real
         return {name: losses[name].detach() for name in LOSS_NAMES if name in losses}
 
     def generate(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:

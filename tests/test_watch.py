@@ -144,9 +144,26 @@ def test_warnings_come_once_and_only_after_long(loss, grey, word):
     watch, found = Watch(), []
     for look in range(100):
         if look == 10:  # an interruption starts the count over
-            found += watch.warnings({"D_real": 0.5, "D_fake": 0.5}, torch.zeros(1, 3, 4, 4))
+            found += watch.warnings({"D_real": 0.5, "D_fake": 0.5}, *[torch.zeros(1, 3, 4, 4)] * 2)
         losses = {"D_real": loss, "D_fake": loss}
-        new = watch.warnings(losses, torch.full((1, 3, 4, 4), grey))
+        new = watch.warnings(losses, *[torch.full((1, 3, 4, 4), grey)] * 2)
         assert look >= 29 or not new
         found += new
     assert [word in warning for warning in found] == ([True] if word else [])
+
+
+def test_the_gap_between_training_and_validation_is_told_once() -> None:
+    """By hand: images 25.5 grey levels from their photographs, and validation twice as far."""
+    watch, image = Watch(), torch.zeros(1, 3, 4, 4)
+    losses = {"D_real": 1.0, "D_fake": 1.0}
+    for _ in range(5):
+        assert watch.warnings(losses, image, image + 0.2) == []
+    assert watch.gap_warning(38.0) is None
+    assert watch.gap_warning(60.0) is None  # nothing was logged since
+    for _ in range(5):
+        watch.warnings(losses, image, image + 0.2)
+    told = watch.gap_warning(51.0)
+    assert "differ by 51.0 grey levels" in told and "by 25.5" in told
+    for _ in range(5):
+        watch.warnings(losses, image, image + 0.2)
+    assert watch.gap_warning(99.0) is None

@@ -119,7 +119,7 @@ class TrainingRun:
             log_main(
                 f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory}, {left} left]"
             )
-        for warning in self._watch.warnings(values, self.model.fake):
+        for warning in self._watch.warnings(values, self.model.fake, self.model.real):
             log_main(warning)
 
     def show(self, images: Callable[[], dict[str, np.ndarray]]) -> None:
@@ -164,6 +164,8 @@ class TrainingRun:
             f"validation after epoch {ended}: {metric} {figures[metric]:.4g} ({best}), "
             f"{time.perf_counter() - start:.1f} s"
         )
+        if warning := self._watch.gap_warning(figures["l1"]):
+            log_main(warning)
         if self.at.worse == LONG_AGO:
             log_main(
                 f"warning: no validation was better than that of epoch {self.at.best_epoch} for "

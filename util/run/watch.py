@@ -17,8 +17,11 @@ class Watch:
     """
 
     PATIENCE = 20  # logged losses in a row before a warning
+    GAP = 1.5  # validation's difference to the photographs, in training's, before a warning
 
     def __init__(self) -> None:
+        self._training_l1: list[float] = []  # of logged steps since the last validation
+        self._told_of_gap = False
         self._steps: list[tuple[Tensor, int, dict[str, Tensor], list[str]]] = []
         self._collapsed = self._saturated = 0
 
@@ -40,8 +43,10 @@ class Watch:
                     "the last checkpoint is kept: look at these files, lower --lr, or leave --amp"
                 )
 
-    def warnings(self, losses: dict[str, float], image: Tensor) -> list[str]:
-        """What looks wrong in logged losses and a generated image in [-1, 1]; each comes once."""
+    def warnings(self, losses: dict[str, float], image: Tensor, real: Tensor) -> list[str]:
+        """What looks wrong in logged losses and generated images in [-1, 1], beside their
+        photographs; each comes once."""
+        self._training_l1.append((image - real).abs().mean().item() * 127.5)
         self._collapsed = _count(self._collapsed, losses["D_real"] + losses["D_fake"] < 0.02)
         saturated = (image.abs() > 0.999).float().mean().item() > 0.9
         self._saturated = _count(self._saturated, saturated)
@@ -57,6 +62,22 @@ class Watch:
                 "saturated; try a lower --lr, starting from an earlier epoch (docs/validation.md)"
             )
         return found
+
+    def gap_warning(self, validation_l1: float) -> str | None:
+        """A warning, once, if the images of validation differ from their photographs much more than
+        those of training since the last one; in grey levels of 255."""
+        values, self._training_l1 = self._training_l1, []
+        if len(values) < 5 or self._told_of_gap:
+            return None
+        training = sum(values) / len(values)
+        if validation_l1 < self.GAP * training:
+            return None
+        self._told_of_gap = True
+        return (
+            f"warning: the validation images differ by {validation_l1:.1f} grey levels from their "
+            f"photographs, those of training by {training:.1f}: the training scenes are being "
+            "learnt by heart; more scenes or --augment help (docs/validation.md)"
+        )
 
 
 def _count(so_far: int, again: bool) -> int:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 import socket
 import subprocess
 import sys
@@ -79,10 +80,12 @@ def test_a_kill_after_the_last_save_repeats_the_lost_steps(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, *SHORT, "--save_latest_freq", 3]
     train(tmp_path / "whole", *flags)
     training = Training(tmp_path / "parts", *flags)
-    training.wait_for("(epoch: 2, iters: 3")  # the last save was at step 6
+    training.wait_for("(epoch: 2, iters: 3")  # step 7; the last save was of step 6
+    state = tmp_path / "parts" / "latest_state.pth"
+    while load_file(state)["position"]["step"] < 6:  # a thread writes it
+        time.sleep(0.005)
     training.process.kill()
     training.end()
-    assert load_file(tmp_path / "parts" / "latest_state.pth")["position"]["step"] >= 6
     train(tmp_path / "parts", *flags, "--continue_train")
     assert_same(tmp_path / "whole", tmp_path / "parts")
 

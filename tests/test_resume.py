@@ -5,10 +5,10 @@ import os
 import re
 import shutil
 import signal
-import time
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest

@@ -1,9 +1,11 @@
 """What the tests share: toy data, the commands by their command lines, small networks."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +56,30 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_command("prepare_cityscapes.py", "--raw", raw, "--out", out)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A context of headless Chromium, of playwright."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright (requirements-test.txt) is missing"
+    )
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("chromium is not installed")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync"]
+    with playwright.sync_playwright() as p, tempfile.TemporaryDirectory() as profile:
+        context = p.chromium.launch_persistent_context(
+            profile,
+            executable_path=chromium,
+            headless=True,
+            args=flags,
+            viewport={"width": 1200, "height": 1000},
+        )
+        context.set_default_timeout(20000)
+        playwright.expect.set_options(timeout=20000)
+        yield context
+        context.close()
 
 
 @pytest.fixture(scope="session")

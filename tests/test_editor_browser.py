@@ -4,9 +4,7 @@ import base64
 import io
 import json
 import re
-import shutil
 import struct
-import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -22,13 +20,8 @@ pytest.importorskip("gradio", reason="the editor's packages (requirements-ui.txt
 pytest.importorskip("playwright", reason="playwright (requirements-test.txt) is missing")
 
 from editor_server import CAR, Client, running, write_project
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
-CHROMIUM = shutil.which("chromium")
 TRAIN, TRAIN_COLOUR = 31, (0, 80, 100)  # in no toy scene
 SCENE = "toyville_000000_000019"
 
@@ -44,24 +37,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(project: Path):
     with running(project) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with sync_playwright() as p, tempfile.TemporaryDirectory() as profile:
-        context = p.chromium.launch_persistent_context(
-            profile,
-            executable_path=CHROMIUM,
-            headless=True,
-            args=FLAGS,
-            viewport={"width": 1200, "height": 1000},
-        )
-        context.set_default_timeout(20000)
-        expect.set_options(timeout=20000)
-        yield context
-        context.close()
 
 
 class Window:

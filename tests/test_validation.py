@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
@@ -227,6 +228,37 @@ def test_pages(validated: Path, tmp_path: Path) -> None:
     done = run_command("-m", "util.compare", "run", "run", "--checkpoints_dir", validated.parent)
     assert done.returncode == 0, done.stderr
     assert (validated.parent / "compare" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_pages_in_a_browser(width: int, validated: Path, browser) -> None:
+    """Every image loads from the file, nothing is wider than the window, the slider moves all."""
+    compared = validated.parent / "compare" / "index.html"
+    run_command("-m", "util.compare", "run", "run", "--checkpoints_dir", validated.parent)
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    asked, failed = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    for path in (validated / "web" / "index.html", validated / "web" / "validation.html", compared):
+        page.goto(path.as_uri())
+        for image in page.locator("img").all():
+            image.scroll_into_view_if_needed()
+            page.wait_for_function("image => image.naturalWidth > 0", arg=image.element_handle())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        links = page.eval_on_selector_all("a", "links => links.map(link => link.href)")
+        assert links and all(Path(unquote(urlparse(link).path)).is_file() for link in links)
+    page.goto((validated / "web" / "validation.html").as_uri())
+    scenes = page.locator("img[data-scene]")
+    before = scenes.evaluate_all("images => images.map(image => image.src)")
+    page.locator("input[type=range]").focus()
+    page.keyboard.press("Home")
+    after = scenes.evaluate_all("images => images.map(image => image.src)")
+    assert len(after) == 2 and all("epoch0001_" in source for source in after)
+    assert not set(before) & set(after)
+    assert "epoch 1" in page.locator("#shown").inner_text()
+    page.close()
+    assert all(url.startswith("file:") for url in asked) and not failed
 
 
 def test_a_thousand_validations(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ body { margin: 0 auto; max-width: max-content; padding: 1.5rem clamp(0.75rem, 3v
 h1 { font-size: 1.4rem; font-weight: 600; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1rem; font-weight: 600; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
 p { margin: 0 0 0.5rem; opacity: 0.75; overflow-wrap: anywhere; }
-section { margin-top: 1.25rem; padding-top: 1rem;
+section { margin-top: 1.25rem; padding-top: 1rem; overflow-x: auto;
   border-top: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }
 .row { display: grid; gap: 0.75rem;
   grid-template-columns: repeat(var(--columns), minmax(0, var(--width))); }
@@ -32,6 +32,7 @@ figcaption { font-size: 0.8rem; opacity: 0.75; margin-top: 0.2rem; overflow-wrap
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 1rem 0.2rem 0; text-align: left; vertical-align: top; }
 tbody th { font-weight: normal; }
+td:nth-child(2):last-child { overflow-wrap: anywhere; }
 .pinned { position: sticky; top: 0; padding: 0.5rem 0; background: Canvas; z-index: 1; }
 .pinned input { width: 100%; }
 @media (max-width: 600px) { .row { grid-template-columns: minmax(0, var(--width)); } }

@@ -71,8 +71,8 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
             if at.passed(opt.print_freq):
                 training.log_losses(losses, batch["weight"], rate)
             if distributed.is_main() and at.passed(opt.display_freq):
-                fake = model.fake[0].cpu()
-                training.show(partial(current_images, fake, batch, opt))
+                fake, real = model.fake[0].cpu(), model.real[0].cpu()
+                training.show(partial(current_images, batch["label"][0], fake, real, opt))
             if training.epoch_is_complete():
                 at.next_epoch()
                 training.validate_if_due()
@@ -83,14 +83,15 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     return training.finish()
 
 
-def current_images(fake: torch.Tensor, batch: dict, opt: argparse.Namespace) -> dict:
-    """The batch's first scene as images (H, W, 3) uint8: label map, generated, real.
-
-    fake: the image that was generated, (C, H, W) in [-1, 1]."""
+def current_images(
+    label: torch.Tensor, fake: torch.Tensor, real: torch.Tensor, opt: argparse.Namespace
+) -> dict:
+    """A scene as images (H, W, 3) uint8: label map, generated, real. fake and real: (C, H, W) in
+    [-1, 1]."""
     return {
-        "input_label": label_picture(batch["label"][0], opt.label_nc, opt.ignore_label),
+        "input_label": label_picture(label, opt.label_nc, opt.ignore_label),
         "synthesized_image": to_image(fake),
-        "real_image": to_image(batch["image"][0]),
+        "real_image": to_image(real),
     }
 
 

@@ -72,7 +72,7 @@ class AlignedDataset(Dataset):
       label  (1, H, W) uint8 (int32 if a class or ignore_label needs it);
              with label_nc 0 (input_nc, H, W) float in [-1, 1]
       inst   (1, H, W) int32, the ids of the file              if there are instance maps
-      image  (output_nc, H, W) float in [-1, 1], the photograph
+      image  (output_nc, H, W) float in [-1, 1], the photograph; see image_bytes
       feat   (feat_num, H, W) float in [-1, 1]
       cond   (cond_nc, H, W) float in [-1, 1]
       loss_weight  (1, H, W) float, from 0 on
@@ -96,14 +96,17 @@ class AlignedDataset(Dataset):
         seed: int = 0,
         smallest: int = 1,
         augment: Augmentation | None = None,
+        image_bytes: bool = False,
         **kinds: object,
     ) -> None:
-        """smallest: pixels that a scaled and cropped picture must have each way. kinds: what
-        scene_kinds takes."""
+        """smallest: pixels that a scaled and cropped picture must have each way. image_bytes:
+        leave 8-bit photographs uint8, for data.values.bytes_to_float on the device that uses them.
+        kinds: what scene_kinds takes."""
         self.smallest = smallest
         self.geometry = geometry
         self.seed = seed
         self.augment = augment
+        self.image_bytes = image_bytes and not augment
         self.kinds = scene_kinds(label_nc, **kinds)
         self.read_by = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
         root = Path(dataroot)
@@ -141,6 +144,8 @@ class AlignedDataset(Dataset):
 
     def _to_tensor(self, kind: str, array: np.ndarray) -> torch.Tensor:
         values = self.kinds[kind].values
+        if kind == "image" and self.image_bytes and values.is_bytes:
+            return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
         return to_tensor(array) if values is None or values.is_bytes else values.to_tensor(array)
 
     @property

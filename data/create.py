@@ -25,7 +25,8 @@ def create_dataset(
 ) -> AlignedDataset:
     """The data set of opt.dataroot and opt.phase. Raises UserError for what is wrong with it.
 
-    smallest: pixels that a scaled and cropped picture must have each way.
+    smallest: pixels that a scaled and cropped picture must have each way. On GPUs photographs to
+    train on travel as bytes, a quarter of the floats.
     """
     geometry = Geometry(
         opt.resize_or_crop, opt.loadSize, opt.fineSize, flip=training and not opt.no_flip
@@ -39,6 +40,7 @@ def create_dataset(
         seed=opt.seed,
         smallest=smallest,
         augment=augmentation(opt) if training else None,
+        image_bytes=training and bool(opt.gpu_ids),
         **kind_flags(opt),
         load_photos=load_photos,
         loss_weights=training and opt.loss_weights,

@@ -122,6 +122,8 @@ def read_ahead(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
+        # 8 batches on their way at most: containers give 64 MB of shared memory by default
+        prefetch_factor=2 if workers <= 4 else 1,
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=True,

@@ -71,6 +71,13 @@ class Values:
 RGB8 = Values()
 
 
+def bytes_to_float(images: Tensor) -> Tensor:
+    """uint8 -> float in [-1, 1]: the numbers that Values.to_tensor makes of them, on any device."""
+    floats = images.float()
+    # a tensor: by a number GPUs multiply with its reciprocal, which rounds differently
+    return floats.div_(floats.new_tensor(127.5)).sub_(1)
+
+
 def side_values(opt: argparse.Namespace, side: str) -> Values:
     """The values of a side, "input", "output" or "cond", as the flags and training fixed them."""
     dtype = getattr(opt, f"{side}_type") or "uint8"

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data.values import bytes_to_float
 from models.build import (
     autocast,
     build_discriminator,
@@ -213,6 +214,8 @@ class Pix2PixHDModel(nn.Module):
             for kind, value in batch.items()
             if isinstance(value, Tensor)
         }
+        if on_device["image"].dtype == torch.uint8:
+            on_device["image"] = bytes_to_float(on_device["image"])
         height, width = on_device["label"].shape[-2:]
         maps = {kind: pad_to_multiple(value, self.multiple) for kind, value in on_device.items()}
         x = network_input(

@@ -7,6 +7,7 @@ group with inherited=True are passed on from training to test.py and the like.
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -32,6 +33,7 @@ from options.parser import (
 )
 from util.errors import UserError
 from util.files import write_text
+from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
 UPSAMPLE = ["transpose", "bilinear", "nearest"]
@@ -107,7 +109,7 @@ LOADING = Group(
     Flag("--serial_batches", False, "in order of name instead of shuffled"),
     Flag("--no_flip", False, "no random horizontal flips"),
     Flag("--max_dataset_size", None, "use only so many scenes; default: all", count_or_inf),
-    Flag("--nThreads", 2, "processes that read images; 0: threads instead", integer(0)),
+    Flag("--nThreads", 2, "processes that read images (on GPUs up to 8); 0: threads", integer(0)),
     Flag("--cache", "none", "keep scaled images; disk: DATAROOT/.cache", ["none", "ram", "disk"]),
     Flag("--display_winsize", 512, "width of images on HTML pages, in pixels", integer(1)),
 )
@@ -203,7 +205,10 @@ class BaseOptions:
 
     def defaults(self, opt: argparse.Namespace) -> dict:
         """Defaults that depend on other flags: commands that use a trained run take its own."""
-        return {} if self.is_train else inherited(run_dir(opt))
+        values = {} if self.is_train else inherited(run_dir(opt))
+        if gpus := gpu_list(opt.gpu_ids):
+            values["nThreads"] = reading_processes(len(gpus))
+        return values
 
     def complete(self, opt: argparse.Namespace) -> None:
         """Set what follows from flags that were checked."""
@@ -223,6 +228,13 @@ def inherited(folder: Path) -> dict:
     saved = saved_options(folder)
     values = {name: saved[name] for name in names if name in saved}
     return values | whole_images(values)
+
+
+def reading_processes(gpus: int) -> int:
+    """--nThreads where there are GPUs, which ask for 50 scenes a second and more: as many as the
+    processor has cores for each, 2 to 8."""
+    processes = max(gpus, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(8, max(2, available_cores() // processes - 1))
 
 
 def gpu_list(text: str | None) -> list[int]:

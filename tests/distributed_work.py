@@ -163,11 +163,13 @@ def until_stopped(opt: argparse.Namespace, device: torch.device) -> int:
     stop = Stop()
     out = Path(opt.out)
     (out / f"ready{distributed.rank()}").touch()
-    while not distributed.maximum(stop.signal):
+    highest = distributed.LastMaximum()
+    while not (signal := highest(stop.signal)):
         distributed.mean(torch.ones(10))
     time.sleep(0.5)  # a save
     (out / f"saved{distributed.rank()}").touch()
-    return 128 + distributed.maximum(stop.signal)
+    highest.finish()
+    return 128 + signal
 
 
 def options(data: str, flags: str = "") -> argparse.Namespace:

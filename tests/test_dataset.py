@@ -11,9 +11,11 @@ from conftest import save_png
 from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
-from data.create import count_labels
+from data.create import count_labels, create_dataset, fix_data_flags
 from data.files import pairing_problems
 from data.loader import Loader
+from data.values import bytes_to_float
+from options.train_options import TrainOptions
 from util.errors import UserError
 
 WIDTH, HEIGHT = 48, 30
@@ -334,6 +336,22 @@ def test_pictures_to_pictures(tmp_path: Path, folders: tuple[str, str]) -> None:
     assert item["label"].shape == (3, 20, 32)
     np.testing.assert_allclose(as_image(item["label"]), smooth(drawing, (32, 20)), atol=1.01)
     np.testing.assert_allclose(as_image(item["image"]), smooth(photo, (32, 20)), atol=1.01)
+
+
+@pytest.mark.parametrize("mode", ["scale_width_and_crop", "none"])
+def test_photographs_as_bytes(mode: str, own: Path) -> None:
+    """On GPUs they travel as bytes; all else is the same, and with --augment they are floats."""
+    floats, as_bytes = read(own, mode=mode)[0], read(own, mode=mode, image_bytes=True)[0]
+    assert as_bytes["image"].dtype == torch.uint8
+    as_bytes["image"] = bytes_to_float(as_bytes["image"])
+    assert all(torch.equal(as_bytes[kind], floats[kind]) for kind in ("label", "inst", "image"))
+    flags = f"--dataroot {own} --label_nc 35".split()
+    for more, dtype in (([], torch.uint8), (["--augment", "flip_v"], torch.float32)):
+        opt = TrainOptions().parse([*flags, *more, "--gpu_ids", "-1"])
+        opt.gpu_ids = [0]
+        fix_data_flags(opt)
+        assert create_dataset(opt, training=True)[0]["image"].dtype == dtype
+        assert create_dataset(opt, training=False)[0]["image"].dtype == torch.float32
 
 
 def test_instances_of_pictures_are_not_interpolated(tmp_path: Path) -> None:

@@ -258,3 +258,19 @@ def test_several_gpus_are_started_one_process_each(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert distributed.launch(print, Namespace(gpu_ids=[0, 2, 3], local_rank=0)) == 7
     assert asked == [(3,)]
+
+
+@pytest.mark.parametrize(
+    "gpus, local, others, index",
+    [("0", 1, 2, 1), ("3", 0, 1, 3), ("2,3", 1, 2, 3), ("0", 0, 1, 0)],
+)
+def test_the_gpu_of_a_process(gpus: str, local: int, others: int, index: int, monkeypatch) -> None:
+    """torchrun's processes of a machine take its GPUs in order, or as listed; one alone takes the
+    one that is named."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.set_device", lambda index: None)
+    values = {"WORLD_SIZE": 4, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": others}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    opt = Namespace(gpu_ids=[int(gpu) for gpu in gpus.split(",")], local_rank=0)
+    assert distributed._device(opt) == torch.device("cuda", index)

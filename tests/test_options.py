@@ -12,7 +12,7 @@ from conftest import TINY, one_line, run_command
 
 import train
 from models import DEFAULTS
-from options.base_options import run_dir, write_options
+from options.base_options import reading_processes, run_dir, write_options
 from options.edit_options import EditOptions
 from options.parser import Flag, Group, Number, integer
 from options.test_options import EncoderOptions, TestOptions
@@ -44,8 +44,21 @@ def test_every_flag_of_the_reference_has_its_default(command: str, flag: dict) -
         expected = None  # without limit
     if flag["flag"] == "--gpu_ids":
         expected = [0] if torch.cuda.is_available() else []
+    if flag["flag"] == "--nThreads" and torch.cuda.is_available():
+        expected = reading_processes(1)
     found = defaults(command)[flag["flag"][2:]]
     assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize("cores, gpus, workers", [(2, 1, 2), (16, 1, 8), (16, 4, 3), (8, 8, 2)])
+def test_more_processes_read_for_gpus(cores: int, gpus: int, workers: int, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("options.base_options.available_cores", lambda: cores)
+    given = ["--gpu_ids", ",".join(map(str, range(gpus))), "--batchSize", str(gpus)]
+    assert TrainOptions().parse(given).nThreads == workers
+    assert TrainOptions().parse([*given, "--nThreads", "5"]).nThreads == 5
+    assert TrainOptions().parse(["--gpu_ids", "-1"]).nThreads == 2
 
 
 @pytest.mark.parametrize("command, flag", CASES, ids=[f"{c} {f['flag']}" for c, f in CASES])

@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.measure import SavedBytes
+from data.aligned_dataset import to_tensor
 from models import pix2pixHD_model
 from models.losses import load_vgg19
 from models.pix2pixHD_model import Pix2PixHDModel
@@ -211,6 +212,21 @@ def test_step_equals_the_plain_step(flags: str, request: pytest.FixtureRequest) 
         assert model.finite
         for name, net in plain.networks().items():  # the next step starts from the same weights
             model.networks()[name].load_state_dict(net.state_dict())
+
+
+def test_photographs_may_be_bytes() -> None:
+    """They are turned into the same numbers on the device."""
+    batch = make_batch()
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, batch["image"].shape, dtype=torch.uint8, generator=generator)
+    batch["image"] = image
+    floats = torch.stack([to_tensor(one.permute(1, 2, 0).numpy()) for one in image])
+    losses = []
+    for one in (batch, batch | {"image": floats}):
+        model = make_model("--no_vgg_loss --instance_feat")
+        losses.append(model.step(one))
+        assert torch.equal(model.real, floats)
+    assert losses[0] == losses[1]
 
 
 def test_updates_equal_those_of_plain_adam() -> None:

@@ -72,13 +72,29 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def maximum(value: int) -> int:
-    """The largest of a number over the processes."""
-    if not dist.is_initialized():
-        return value
-    highest = torch.tensor(value)  # on the CPU, so that a GPU is not waited for
-    dist.all_reduce(highest, dist.ReduceOp.MAX)
-    return int(highest)
+class LastMaximum:
+    """The largest of a number over the processes, one call late: each call sends this process's
+    number and returns what the call before has found, so that none waits for the others."""
+
+    def __init__(self) -> None:
+        self._found: tuple[dist.Work, Tensor] | None = None
+
+    def __call__(self, value: int) -> int:
+        """All processes call it together. The first call returns 0."""
+        if not dist.is_initialized():
+            return value
+        before = self.finish()
+        highest = torch.tensor(value)  # on the CPU, so that a GPU is not waited for
+        self._found = dist.all_reduce(highest, dist.ReduceOp.MAX, async_op=True), highest
+        return before
+
+    def finish(self) -> int:
+        """What the last call has found."""
+        if self._found is None:
+            return 0
+        (work, highest), self._found = self._found, None
+        work.wait()
+        return int(highest)
 
 
 def gather(value: object) -> list:
@@ -87,6 +103,15 @@ def gather(value: object) -> list:
         return [value]
     values = [None] * world()
     dist.all_gather_object(values, value)
+    return values
+
+
+def gather_to_main(value: object) -> list | None:
+    """One object of each process, in order of rank, in the main process; None in others."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world() if is_main() else None
+    dist.gather_object(value, values)
     return values
 
 
@@ -113,7 +138,8 @@ def _device(opt) -> torch.device:
     if not opt.gpu_ids:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", opt.local_rank))
-    if _processes() > 1 and len(opt.gpu_ids) == 1:
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == "1"  # on this machine
+    if _processes() > 1 and len(opt.gpu_ids) == 1 and not alone:
         index = local  # torchrun without --gpu_ids: the machine's GPUs in order
     else:
         index = opt.gpu_ids[local] if local < len(opt.gpu_ids) else torch.cuda.device_count()

@@ -12,6 +12,13 @@ from util.progress import bar
 Thing, Result = TypeVar("Thing"), TypeVar("Result")
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def parallel(
     work: Callable[[Thing], Result], things: Sequence[Thing], workers: int, what: str
 ) -> Iterator[Result]:

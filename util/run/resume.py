@@ -225,8 +225,9 @@ def snapshot(model, opt: argparse.Namespace, at: Position, scenes: int) -> dict[
             f"step {at.step}: weights of {' and '.join(broken)} are not finite; the last "
             "checkpoint is kept: lower --lr, or leave --amp"
         )
-    processes = distributed.gather({"random": random_state(), "pool": model.pool.state_dict()})
-    if not distributed.is_main():
+    mine = {"random": random_state(), "pool": model.pool.state_dict()}
+    processes = distributed.gather_to_main(mine)
+    if processes is None:
         return None
     files: dict[str, object] = {f"latest_net_{name}.pth": net for name, net in networks.items()}
     files["latest_state.pth"] = {

@@ -50,9 +50,12 @@ class TrainingRun:
         if self._out_of_patience():
             at = f"ended after epoch {self.at.epoch - 1} (--patience {opt.patience})"
         log_main(f"{self.scenes} scenes, {at}, on {model.device}")
+        if model.device.type == "cpu" and torch.backends.mps.is_available():
+            log_main("this machine's GPU is not used: training needs float64, which it has not")
         if model.device.type == "cuda" and opt.amp == "off" and not opt.tf32:
             log_main("float32 without TF32; --tf32 or --amp bf16 is faster")
         self._watch, self._stop = Watch(), Stop()
+        self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
         self._pace = Pace(total=self.epochs * self.scenes, done=self.at.step)
         self._writer = Writer()
         self._saving: Future | None = None  # the save that is being written
@@ -180,8 +183,8 @@ class TrainingRun:
 
     def stop_requested(self) -> bool:
         """Whether a signal asks any process to stop. The end of training needs no stop."""
-        self._stop.signal = distributed.maximum(self._stop.signal)
-        return self._stop.signal > 0 and not self.is_over()
+        self._stopped_by = self._highest_signal(self._stop.signal)
+        return self._stopped_by > 0 and not self.is_over()
 
     def save_if_due(self, stopping: bool) -> None:
         """Save every --save_latest_freq images, after every --save_epoch_freq epochs, when a
@@ -217,11 +220,11 @@ class TrainingRun:
     def stop(self) -> int:
         """Tell where the run stopped and how it goes on; the exit status for the signal."""
         self._wait_for_save()
-        self._close_logs()
+        self._close()
         at = self.at
         where = f"at step {at.step}" if at.batch else f"after epoch {at.epoch - 1}"
         log_main(f"stopped {where}; {self._how_to_continue()}")
-        return 128 + self._stop.signal
+        return 128 + self._stopped_by
 
     def finish(self) -> int:
         """Tell where the results are; the exit status. Raises UserError if they are not saved."""
@@ -230,7 +233,7 @@ class TrainingRun:
             raise UserError(
                 f"{self.folder}: the end of training could not be saved; {self._how_to_continue()}"
             )
-        self._close_logs()
+        self._close()
         page = "" if self.opt.no_html else f", images in {self.folder / 'web' / 'index.html'}"
         log_main(f"done: weights in {self.folder}{page}")
         return 0
@@ -238,8 +241,9 @@ class TrainingRun:
     def _how_to_continue(self) -> str:
         return f"--continue_train goes on from {'here' if self._saved else 'the last checkpoint'}"
 
-    def _close_logs(self) -> None:
-        """Let the page and TensorBoard's last rows reach the disk."""
+    def _close(self) -> None:
+        """Let the page and TensorBoard's last rows reach the disk, and messages their receivers."""
+        self._highest_signal.finish()
         self._writer.finish()
         if self.visualizer:
             with warn_if_unwritable("the page"):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from util import distributed
+from util.parallel import available_cores
 
 try:
     import fcntl
@@ -70,8 +71,7 @@ class Turn:
 
 def _uses_all_cores() -> bool:
     """torch starts a thread for each physical core, of which there may be half as many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return torch.get_num_threads() > 1 and 2 * torch.get_num_threads() >= cores
+    return torch.get_num_threads() > 1 and 2 * torch.get_num_threads() >= available_cores()
 
 
 def _lock_file() -> Path:

@@ -4,10 +4,8 @@ Decoding and resizing large PNGs takes most of the loading time and gives the sa
 epoch. A cache keeps these arrays as raw bytes; what it gives equals what scaled_maps reads.
 """
 
-import ctypes
 import hashlib
 import json
-import multiprocessing
 import os
 import tempfile
 import time
@@ -20,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from data.shared_memory import SharedMemory
 from util.errors import UserError
 
 Maps = dict[str, np.ndarray]
@@ -56,30 +55,29 @@ def create_cache(kind: str, scenes: Scenes, folder: Path) -> Callable[[int], Map
 
 
 class RamCache:
-    """Maps in memory that this process shares with its worker processes, however they start.
-
-    The memory is taken at once, so that a lack of it shows before training, and is given back
-    when the last of the processes ends, even by a kill.
-    """
+    """Maps in memory that all processes of this machine share (data.shared_memory). It is taken at
+    once, so that a lack of it shows before training."""
 
     def __init__(self, scenes: Scenes) -> None:
         self.scenes = scenes
         ends = np.cumsum([_size(scenes.layout(index)) for index in range(len(scenes))])
         self.starts = [0, *ends.tolist()]
         needed, there = self.starts[-1], _physical_memory()
-        if needed > there:
+        try:
+            if needed > there:
+                raise OSError
+            # at its end the digest of what each place holds, written last; zeros: nothing
+            self.memory = SharedMemory(needed + 32 * len(scenes))
+        except OSError as error:
             raise UserError(
                 f"--cache ram needs {needed / 1e9:.1f} GB, and this machine has {there / 1e9:.1f}: "
                 "use --cache disk or none"
-            )
-        self.memory = multiprocessing.RawArray(ctypes.c_uint8, needed)
-        # the digest of what each place holds, written last; zeros: nothing
-        self.digests = multiprocessing.RawArray(ctypes.c_uint8, 32 * len(scenes))
+            ) from error
 
     def __call__(self, index: int) -> Maps:
-        held = np.frombuffer(self.digests, np.uint8)[32 * index : 32 * index + 32]
-        place = slice(self.starts[index], self.starts[index + 1])
-        payload = np.frombuffer(self.memory, np.uint8)[place]
+        memory = self.memory.array()
+        held = memory[self.starts[-1] :][32 * index : 32 * index + 32]
+        payload = memory[self.starts[index] : self.starts[index + 1]]
         layout = self.scenes.layout(index)
         digest = _digest(self.scenes, index)
         if held.tobytes() == digest:

@@ -30,7 +30,7 @@ CASES = {
     "batch": "--norm batch",
     "recompute": "--norm batch --checkpoint_activations",
     "stages": "--netG local --n_blocks_local 1 --niter_fix_global 1",
-    "pool": "--pool_size 6",
+    "pool": "--pool_size 6 --cache ram",
     "bf16": "--amp bf16",
 }
 

@@ -15,6 +15,7 @@ from data.aligned_dataset import AlignedDataset, Geometry
 from data.cache import STALE, DiskCache, RamCache, create_cache
 from data.create import create_loader
 from data.loader import Loader
+from data.shared_memory import TOKEN, SharedMemory
 from options.train_options import TrainOptions
 from util.errors import UserError
 
@@ -151,6 +152,22 @@ def test_memory_is_shared_with_a_process_that_is_not_forked(root: Path) -> None:
     assert process.exitcode == 0
     spoil_sources(root)
     assert_same(scenes[2], expected)
+
+
+def test_the_processes_of_a_machine_share_memory(monkeypatch) -> None:
+    """The second opens what the first has made, or has its own where it cannot see the first."""
+    first = SharedMemory(10)
+    first.array()[3] = 7
+    offer = first._path, Path(first._path).read_bytes()[:TOKEN]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("util.distributed.rank", lambda: 1)
+    for found, shared in ((offer, True), ((offer[0], b"x"), False), (("/proc/0/fd/9", b""), False)):
+        monkeypatch.setattr("util.distributed.gather", lambda mine, found=found: [found, mine])
+        second = SharedMemory(10)
+        assert second.array().tolist() == ([0, 0, 0, 7] if shared else [0] * 4) + [0] * 6
+        second.array()[4] = 5
+        assert (first.array()[4] == 5) == shared
+        first.array()[4] = 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

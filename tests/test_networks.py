@@ -325,3 +325,26 @@ def test_reflection_as_gpus_compute_it(shape: tuple[int, ...], reflect: Callable
     margins = ((0, 0), (0, 0), (1, 3), (3, 2))
     np.testing.assert_array_equal(found.detach(), np.pad(x.detach(), margins, mode="reflect"))
     assert torch.autograd.gradcheck(lambda x: reflect(x, (3, 2, 1, 3)), x)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("upsample", ["transpose", "nearest"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_what_is_computed_again_changes_no_bit(name: str, upsample: str, amp: bool, monkeypatch):
+    """Outputs and gradients are those of plain layers, also if a graph is gone through twice."""
+    net = define_G(
+        4, 3, 4, **{"netG": name.split(",")[0], **GENERATORS[name], "upsample": upsample}
+    )
+    x = torch.randn(2, 4, 32, 64)
+    found = []
+    for small in (0, 2**40):
+        monkeypatch.setattr("models.recompute.SMALL", small)
+        torch.manual_seed(1)
+        image = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            y = net(image).float()
+        once = torch.autograd.grad(y.square().sum(), image, retain_graph=True)
+        y.sum().backward()
+        found.append([y, *once, image.grad, *(p.grad for p in net.parameters())])
+        net.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*found))

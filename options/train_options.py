@@ -12,7 +12,7 @@ from util.errors import UserError
 # What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
-    "plus": {"upsample": "nearest", "gan_mode": "hinge", "lambda_L1": 30.0, "ema": 0.998},
+    "plus": {"upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998},
 }
 FREEZABLE = ["down", "blocks", "up", "E"]  # of G, and the encoder
 GAN_MODES = ["lsgan", "vanilla", "hinge"]

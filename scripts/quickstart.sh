@@ -19,10 +19,8 @@ begin=$SECONDS
 small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_vgg_loss --cache ram
   --print_freq 200 --display_freq 200 --recipe plus)
 # from labels alone D must be deep enough to make G settle for a colour; features tell it
-labels=(--batchSize 2 --lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2
-  --seed 1)
+labels=(--lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2 --seed 1)
 features=(--lr 0.001 --n_downsample_global 2 --n_blocks_global 4 --n_layers_D 1
-  --lambda_feat 100 --lambda_L1 100 --gan_mode lsgan # features tell the colours: tie them to pixels
   --instance_feat --nef 16 --n_downsample_E 2)
 
 step "drawing toy scenes"
@@ -31,7 +29,7 @@ step "drawing toy scenes"
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 step "training on label maps, 128 pixels wide"
-python train.py --name toy_labels "${small[@]}" "${labels[@]}" --niter 14 --niter_decay 21 \
+python train.py --name toy_labels "${small[@]}" "${labels[@]}" --niter 12 --niter_decay 18 \
   --continue_train
 
 step "photographs of the validation scenes"
@@ -43,7 +41,7 @@ if [ "${1:-}" = --labels-only ]; then
 fi
 
 step "training with instance features, 128 pixels wide"
-python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 4 --niter_decay 8 \
+python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 8 --niter_decay 16 \
   --continue_train
 
 step "encoding all instances, clustering their features to styles"

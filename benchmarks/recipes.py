@@ -30,7 +30,6 @@ VARIANTS = {
     "plus": ["--recipe", "plus"],
     "plus, transposed convolutions": ["--recipe", "plus", "--upsample", "transpose"],
     "plus, hinge loss": ["--recipe", "plus", "--gan_mode", "hinge"],
-    "plus, hinge loss, L1 30": ["--recipe", "plus", "--gan_mode", "hinge", "--lambda_L1", "30"],
     "plus without L1": ["--recipe", "plus", "--lambda_L1", "0"],
     "plus without EMA": ["--recipe", "plus", "--ema", "0"],
 }

@@ -233,9 +233,13 @@ class Measures:
     def add(self, generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None) -> dict:
         """Take one pair of a size, and its instance map (H, W), None if there is none; returns its
         row: pair measures and properties by name, those of the real image as "oracle_..."."""
+        self.add_to_sets(generated, real)
+        return measure_pair(generated, real, inst)
+
+    def add_to_sets(self, generated: np.ndarray, real: np.ndarray) -> None:
+        """Let the set measures alone see a pair."""
         for measure in self.sets.values():
             measure.add(generated, real)
-        return measure_pair(generated, real, inst)
 
     def compute(self) -> dict[str, float | None]:
         """The set measures by name; None for those in reasons."""

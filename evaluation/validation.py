@@ -11,13 +11,20 @@ from data.create import create_dataset, photographs, whole_images
 from data.files import picture_names
 from data.shares import of_all_scenes, own_batches
 from data.values import side_values
-from evaluation.measures import BETTER_IS_MORE, Measures, mean_measures, weights_are_there
+from evaluation.measures import (
+    BETTER_IS_MORE,
+    Measures,
+    mean_measures,
+    measure_pair,
+    weights_are_there,
+)
 from evaluation.segmentation import SegmentationEvaluator, create_evaluator
 from models.inference_model import InferenceModel
 from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
 from util.errors import UserError
 from util.pages.colours import label_picture, to_image
+from util.parallel import in_threads
 
 SHOWN = 4  # scenes on the page
 
@@ -75,23 +82,33 @@ class Validation:
         measures = self._create_measures()
         if self.evaluator:
             self.evaluator.start()
-        rows: dict[int, dict] = {}
+        seen: dict[int, dict] = {}  # by the segmenter
         shown: dict[int, dict[str, np.ndarray]] = {}
+        measured = list(in_threads(measure_pair, self._pairs(measures, seen, shown)))
+        rows = {index: row | seen[index] for index, row in zip(seen, measured)}
+        rows, shown = of_all_scenes(rows), of_all_scenes(shown)
+        figures = flat(summary(list(rows.values()), measures, self.evaluator))
+        return figures, {self.names[index]: images for index, images in shown.items()}
+
+    def _pairs(
+        self, measures: Measures, seen: dict[int, dict], shown: dict[int, dict]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Generate the images of this process's scenes: yields (generated, real, instances), and
+        fills seen and shown by the scene's number."""
         for (index,), batch in self._scenes():
             generated = self._generate(batch)
             pictures = to_image(generated), to_image(batch["image"][0])
             generated, real = self._numbers(generated), self._numbers(batch["image"][0], exact=True)
             inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
-            rows[index] = measures.add(generated, real, inst)
+            measures.add_to_sets(generated, real)
+            seen[index] = {}
             if self.evaluator:
-                rows[index] |= self.evaluator.add(generated, real, batch["label"][0, 0].numpy())
+                seen[index] = self.evaluator.add(generated, real, batch["label"][0, 0].numpy())
             if index < SHOWN:
                 label = label_picture(batch["label"][0], self.opt.label_nc, self.opt.ignore_label)
                 images = dict(zip(("synthesized_image", "real_image"), pictures))
                 shown[index] = {"input_label": label, **images}
-        rows, shown = of_all_scenes(rows), of_all_scenes(shown)
-        figures = flat(summary(list(rows.values()), measures, self.evaluator))
-        return figures, {self.names[index]: images for index, images in shown.items()}
+            yield generated, real, inst
 
     def _create_measures(self) -> Measures:
         device, folder = self.networks.device, self.opt.weights_dir

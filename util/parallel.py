@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -32,6 +32,19 @@ def parallel(
     with ProcessPoolExecutor(workers) as pool:
         # what is left undone when the caller stops early is not started
         yield from bar(pool.map(work, things, chunksize=1), total=len(things), desc=what)
+
+
+def in_threads(work: Callable[..., Result], calls: Iterable[tuple]) -> Iterator[Result]:
+    """work(*call) of each call, in their order, by threads, while this one makes the next calls."""
+    pending: deque[Future] = deque()
+    threads = min(8, available_cores())
+    with ThreadPoolExecutor(threads) as pool:
+        for call in calls:
+            pending.append(pool.submit(work, *call))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        for future in pending:
+            yield future.result()
 
 
 @contextmanager

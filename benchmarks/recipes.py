@@ -37,7 +37,7 @@ VARIANTS = {
 FLAGS = [
     *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
     *("--n_downsample_global", "1", "--n_blocks_global", "6", "--n_layers_D", "2"),
-    *("--batchSize", "2", "--lr", "0.0007", "--cache", "ram", "--no_html", "--gpu_ids", "-1"),
+    *("--lr", "0.0007", "--cache", "ram", "--no_html", "--gpu_ids", "-1"),
     *("--nThreads", "0", "--print_freq", "200", "--save_latest_freq", "1000000"),
     *("--val_freq", "1000000"),
 ]

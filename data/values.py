@@ -74,8 +74,10 @@ RGB8 = Values()
 def bytes_to_float(images: Tensor) -> Tensor:
     """uint8 -> float in [-1, 1]: the numbers that Values.to_tensor makes of them, on any device."""
     floats = images.float()
-    # a tensor: by a number GPUs multiply with its reciprocal, which rounds differently
-    return floats.div_(floats.new_tensor(127.5)).sub_(1)
+    # by a tensor: instead of dividing by a number GPUs multiply with its reciprocal, which rounds
+    # differently; and filled there, as a copy would wait for the device
+    half = torch.full((), 127.5, dtype=floats.dtype, device=floats.device)
+    return floats.div_(half).sub_(1)
 
 
 def side_values(opt: argparse.Namespace, side: str) -> Values:

@@ -27,7 +27,7 @@ step "drawing toy scenes"
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 step "training on label maps, 128 pixels wide"
-python train.py --name toy_labels "${small[@]}" --niter 12 --niter_decay 18 \
+python train.py --name toy_labels "${small[@]}" --niter 12 --niter_decay 16 \
   --continue_train
 
 step "photographs of the validation scenes"
@@ -55,7 +55,7 @@ step "the next stage: twice the size, with the features written as maps"
 python precompute_feature_maps.py --name toy_features
 python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
   --loadSize 256 --load_features --load_pretrain checkpoints/toy_features \
-  --niter_fix_global 1 --niter 2 --niter_decay 2 --continue_train
+  --niter_fix_global 1 --niter 2 --niter_decay 3 --continue_train
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
 

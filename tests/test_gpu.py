@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, TINY, one_line, run_command
 
 from benchmarks import correctness, scene
+from data.values import bytes_to_float
 from models import load_generator
 from models.layers import instance_average
 
@@ -42,7 +43,9 @@ def test_a_step_waits_for_the_device_nowhere() -> None:
     from models.pix2pixHD_model import Pix2PixHDModel
 
     model = Pix2PixHDModel(scene.options("cuda", correctness.SMALL.split()), CUDA)
-    batch = scene.pinned(scene.batch(128, 64, 2, instances=20), CUDA)
+    batch = scene.batch(128, 64, 2, instances=20)
+    batch["image"] = ((batch["image"] + 1) * 127.5).byte()  # as the loader gives it on GPUs
+    batch = scene.pinned(batch, CUDA)
     for _ in range(3):
         model.step(batch)
     torch.cuda.set_sync_debug_mode("error")
@@ -50,6 +53,11 @@ def test_a_step_waits_for_the_device_nowhere() -> None:
         model.step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_bytes_become_the_same_floats_as_on_the_cpu() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(bytes_to_float(values.cuda()).cpu(), bytes_to_float(values))
 
 
 @pytest.mark.parametrize(

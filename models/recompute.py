@@ -7,8 +7,8 @@ keeps only the inputs of residual blocks and of VGG's slices: under a third of t
 tenth more time (docs/performance.md).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -96,9 +96,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, layers: list[nn.Module]) -> Tensor:
         ctx.save_for_backward(x)
-        device = x.device.type
-        precision = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        ctx.run, ctx.again = partial(_again, layers, precision), None
+        ctx.run, ctx.again = partial(_again, layers, _precision(x.device.type)), None
         for layer in layers:
             x = layer(x)
         return x
@@ -110,14 +108,21 @@ class _Recomputed(torch.autograd.Function):
         return torch.autograd.grad(h, x, grad)[0], None
 
 
+def _precision(device: str) -> Callable[[], AbstractContextManager]:
+    """Enters the autocast of now."""
+    if not torch.amp.is_autocast_available(device):  # meta
+        return nullcontext
+    on = torch.is_autocast_enabled(device)
+    return partial(torch.autocast, device, torch.get_autocast_dtype(device), on)
+
+
 def _again(
-    layers: list[nn.Module], precision: tuple[str, torch.dtype, bool], x: Tensor
+    layers: list[nn.Module], precision: Callable[[], AbstractContextManager], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x as a leaf, and what the layers make of it. precision: device, type and whether, of
-    autocast."""
+    """x as a leaf, and what the layers make of it under that autocast."""
     x = x.detach().requires_grad_()
     h = x
-    with torch.enable_grad(), torch.autocast(*precision):
+    with torch.enable_grad(), precision():
         for layer in layers:
             h = layer(h)
     return x, h

@@ -371,13 +371,13 @@ def style_of_instance(
     item = find_scene(scene, opt)
     batch = {kind: value[None] for kind, value in item.items() if isinstance(value, Tensor)}
     regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
-    where = np.argwhere(regions == int(number))
+    where = np.argwhere(regions & 0xFFFFFFFF == int(number))  # ids from 2**31 on are negative
     if not len(where):
         raise UserError(f"--style_from {request}: no instance {number} in {item['path']}")
     y, x = where[0]
     label = item["label"][0].numpy() if opt.label_nc else None
     feature = encode(model, batch)[0, :, y, x].cpu().numpy()
-    return {instance_classes(regions, label)[int(number)]: feature}
+    return {instance_classes(regions, label)[int(regions[y, x])]: feature}
 
 
 def find_scene(name: str, opt: argparse.Namespace) -> dict:

@@ -53,7 +53,10 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_integer_array(path: Path, what: str) -> np.ndarray:
-    """A label or instance map ("label" or "instance") in an npy or npz file: (H, W) int32."""
+    """A label or instance map ("label" or "instance") in an npy or npz file: (H, W) int32.
+
+    Instance ids of 2**31 to 2**32 - 1 become the negative number of the same 32 bits.
+    """
     try:
         _check_length(array_shape(path), path)
         array = _read(path)
@@ -69,7 +72,8 @@ def read_integer_array(path: Path, what: str) -> np.ndarray:
             "must have one integer for each pixel"
         )
     low, high = int(array.min()), int(array.max())
-    if low < -(2**31) or high >= 2**31:
+    unsigned = what == "instance" and low >= 0
+    if low < -(2**31) or high >= (2**32 if unsigned else 2**31):
         raise UserError(f"{path}: a {what} map with {low} to {high}, beyond 32 bits; renumber it")
     return array.astype(np.int32)
 

@@ -173,7 +173,9 @@ def read_integers(path: Path, what: str) -> Image.Image:
     """A label or instance map ("label" or "instance") as an image of its exact integers.
 
     Modes L (8-bit) and I (int32) come back; fewer bits, 16 bits and palette indices become one of
-    them. Raises UserError for colour images, lossy files and integers that Pillow would change.
+    them, and instance ids from 2**31 on the negative number of the same 32 bits (they are only
+    told apart). Raises UserError for colour images, lossy files and integers that Pillow would
+    change.
     """
     image = open_image(path)
     compression = image.info.get("compression", "") if image.format == "TIFF" else ""
@@ -185,6 +187,8 @@ def read_integers(path: Path, what: str) -> Image.Image:
             f"{image.mode}; python -m data.convert_labels makes one from colours"
         )
     changed = _changed_by_pillow(image)
+    if not changed and what == "label" and _is_wrapped(image):
+        changed = "integers above 2147483647"
     if changed:
         raise UserError(f"{path}: a {what} map with {changed}; save it as 8- or 16-bit PNG")
     if image.mode in ("1", "P"):  # a palette's indices are the integers
@@ -230,9 +234,13 @@ def _changed_by_pillow(image: Image.Image) -> str | None:
         return "inverted values (TIFF's WhiteIsZero)"
     if 1 in image.tag_v2.get(EXTRASAMPLES, ()):
         return "premultiplied alpha"
-    if image.mode == "I" and not _is_signed(image) and image.getextrema()[0] < 0:
-        return "integers above 2147483647"
     return None
+
+
+def _is_wrapped(image: Image.Image) -> bool:
+    """Whether unsigned integers from 2**31 on became negative ones."""
+    unsigned = image.format == "TIFF" and image.mode == "I" and not _is_signed(image)
+    return unsigned and image.getextrema()[0] < 0
 
 
 def label_problem(

@@ -12,13 +12,23 @@ from conftest import TINY, one_line, run_command
 from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
-from data.arrays import array_shape, geo_tags, read_array, resize_array, write_array
+from data.arrays import (
+    array_shape,
+    geo_tags,
+    read_array,
+    read_integer_array,
+    resize_array,
+    write_array,
+)
 from data.create import create_loader
+from data.files import read_integers
 from data.kinds import read_weights
 from data.loader import Loader
 from data.values import RGB8, Values
 from models import load_generator
+from models.inference_model import InferenceModel
 from models.losses import l1
+from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from util.errors import UserError
 from util.pages.colours import to_image
@@ -101,6 +111,28 @@ def test_pages_planes_and_other_layouts_become_channels(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         np.testing.assert_array_equal(read_array(path), array, err_msg=path.name)
         assert array_shape(path) == array.shape
+
+
+def test_instance_ids_of_32_bits(tmp_path: Path) -> None:
+    """Ids that differ stay different, from the file to the encoder of the stage below."""
+    ids = np.array([2**24, 2**24 + 1, 2**31, 2**32 - 2, 2**32 - 1, 5], np.uint32)
+    ids = np.repeat(np.repeat(ids[None], 4, 0), 4, 1)
+    np.save(tmp_path / "ids.npy", ids)
+    tifffile.imwrite(tmp_path / "ids.tif", ids, photometric="minisblack")
+    found = read_integer_array(tmp_path / "ids.npy", "instance")
+    np.testing.assert_array_equal(found.view(np.uint32), ids)
+    np.testing.assert_array_equal(read_integers(tmp_path / "ids.tif", "instance"), found)
+    np.save(tmp_path / "mixed.npy", ids.astype(np.int64) - 6)
+    for name, what in (("ids.npy", "label"), ("mixed.npy", "instance")):
+        with pytest.raises(UserError, match="beyond 32 bits"):
+            read_integer_array(tmp_path / name, what)
+
+    opt = TestOptions().parse(["--name", "run", "--gpu_ids", "-1"])
+    model = InferenceModel(opt, torch.device("cpu"), tmp_path, with_generator=False)
+    model.encoder_shrink, model.encoder_multiple, seen = 2, 1, []
+    model.netE = lambda image, regions: seen.append(regions) or image
+    model.encode(torch.zeros(1, 3, *ids.shape), torch.from_numpy(found)[None, None])
+    assert seen[0].shape[-1] == 12 and seen[0].unique().numel() == 6
 
 
 ODD: dict[str, Callable[[Path], object]] = {

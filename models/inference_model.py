@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data.values import side_values
 from models.build import (
+    AMP_TYPES,
     autocast,
     build_encoder,
     build_generator,
@@ -162,10 +163,11 @@ class InferenceModel(nn.Module):
         """What the generator sees: the maps padded, labels one-hot, with edges, conditions and
         features."""
         label, inst, feat, cond = self._padded_maps(label, inst, feat, cond)
-        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond)
+        kept = AMP_TYPES.get(self.opt.amp)
+        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond, kept)
         if feat is not None:
-            x = torch.cat([x, feat.to(x.dtype)], 1)
-        return x.to(self.dtype)
+            x = torch.cat([x, feat], 1)
+        return x.to(self.dtype) if kept is None else x
 
     def _padded_maps(
         self, label: Tensor, inst: Tensor | None, feat: Tensor | None, cond: Tensor | None

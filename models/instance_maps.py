@@ -4,18 +4,23 @@ import torch
 from torch import Tensor
 
 
-def one_hot(label: Tensor, label_nc: int, ignore_label: int | None = None) -> Tensor:
-    """(B, 1, H, W) integers in 0 .. label_nc-1 -> (B, label_nc, H, W) float32.
+def one_hot(
+    label: Tensor,
+    label_nc: int,
+    ignore_label: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """(B, 1, H, W) integers in 0 .. label_nc-1 -> (B, label_nc, H, W) of dtype, or float32.
 
     Pixels of ignore_label get zero in every channel.
     """
     batch, _, height, width = label.shape
     index = label.long()
-    hot = torch.zeros(batch, label_nc, height, width, device=label.device)
+    hot = torch.zeros(batch, label_nc, height, width, dtype=dtype, device=label.device)
     if ignore_label is None:
         return hot.scatter_(1, index, 1.0)
     known = index != ignore_label
-    return hot.scatter_(1, torch.where(known, index, 0), known.float())
+    return hot.scatter_(1, torch.where(known, index, 0), known.to(hot.dtype))
 
 
 def edges(inst: Tensor) -> Tensor:
@@ -59,14 +64,16 @@ def network_input(
     label_nc: int,
     ignore_label: int | None = None,
     cond: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """What both G and D see of a scene: one-hot label and, if they are there, edges and conditions.
 
     label (B, 1, H, W) integers, or with label_nc 0 (B, input_nc, H, W) float; inst (B, 1, H, W)
     integers; cond (B, cond_nc, H, W) float -> (B, C, H, W) float32 with C = label_nc or input_nc,
-    plus 1, plus cond_nc.
+    plus 1, plus cond_nc. dtype: a smaller one for labels and edges, whose 0 and 1 are exact in any;
+    beside floats they are float32 all the same.
     """
-    x = one_hot(label, label_nc, ignore_label) if label_nc else label
+    x = one_hot(label, label_nc, ignore_label, dtype) if label_nc else label
     parts = [x] if inst is None else [x, edges(inst).to(x.dtype)]
-    parts += [] if cond is None else [cond.to(x.dtype)]
+    parts += [] if cond is None else [cond]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

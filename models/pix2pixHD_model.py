@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from data.values import bytes_to_float
 from models.build import (
+    AMP_TYPES,
     autocast,
     build_discriminator,
     build_encoder,
@@ -107,6 +108,7 @@ class Pix2PixHDModel(nn.Module):
         """With --ema: let the averages of G and E begin at their weights."""
         trained = {n: net for n, net in self.networks().items() if n != "D" and self.opt.ema}
         self.averages = {f"{name}_ema": averaged(net) for name, net in trained.items()}
+        self.updates = 0  # of the averages
 
     def start_stage(self, fix_global: bool) -> None:
         """Begin to train all of G, or (fix_global) its outermost enhancer alone; E always.
@@ -221,6 +223,7 @@ class Pix2PixHDModel(nn.Module):
         x = network_input(
             *(maps["label"], maps.get("inst"), self.opt.label_nc, self.opt.ignore_label),
             cond=maps.get("cond"),
+            dtype=AMP_TYPES.get(self.opt.amp),
         )
         x = x.contiguous(memory_format=self.layout)
         inputs = [x]
@@ -256,7 +259,9 @@ class Pix2PixHDModel(nn.Module):
         self.scaler.step(self.optimizer_D)
         self.scaler.update()
         for name, average in self.averages.items():
-            update_average(average, getattr(self, f"net{name.removesuffix('_ema')}"), self.opt.ema)
+            net = getattr(self, f"net{name.removesuffix('_ema')}")
+            update_average(average, net, self.opt.ema, self.updates)
+        self.updates += 1
 
     def _all_finite(self, losses: dict[str, Tensor]) -> Tensor:
         """Whether losses and gradients are finite, as a scalar on the device.
@@ -301,6 +306,7 @@ class Pix2PixHDModel(nn.Module):
             "optimizer_D": self.optimizer_D.state_dict(),
             "scaler": self.scaler.state_dict(),
             "fixes_global": self.fixes_global,
+            "updates": self.updates,
         }
 
     def load_training_state(self, state: dict) -> None:
@@ -310,5 +316,6 @@ class Pix2PixHDModel(nn.Module):
             optimizer = getattr(self, name)
             optimizer.load_state_dict(state[name])
             adopt(optimizer, self.device)
+        self.updates = state.get("updates", 10**9)  # older saves: no short averages
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

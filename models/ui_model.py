@@ -184,7 +184,7 @@ def bytes_per_pixel(networks: InferenceModel) -> float:
         if opt.instance_feat or opt.label_feat:
             feat = torch.zeros(1, opt.feat_num, side, side)
         with LiveBytes() as live:
-            networks.netG(networks.generator_input(zeros, zeros, feat))
+            networks.netG(networks.generator_input(zeros, zeros, feat).to(networks.dtype))
         networks.bytes_per_pixel = live.most / side**2
     return networks.bytes_per_pixel
 

@@ -90,6 +90,18 @@ def test_network_input_is_labels_then_edges() -> None:
     assert torch.equal(network_input(label, None, 3), found[:, :3])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_network_input_in_half_precision_is_exact(dtype: torch.dtype) -> None:
+    """Labels and edges are half as large; beside floats they are float32 and these untouched."""
+    label, inst = maps(["0122"]), maps(["aabb"], {"a": 24001, "b": 33000})
+    found = network_input(label, inst, 3, dtype=dtype)
+    assert found.dtype == dtype and torch.equal(found.float(), network_input(label, inst, 3))
+    depth = torch.tensor([[[[1.001, 0, -0.3, 7e6]]]])
+    found = network_input(label, inst, 3, cond=depth, dtype=dtype)
+    assert torch.equal(found, network_input(label, inst, 3, cond=depth))
+    assert torch.equal(found[:, 4:], depth)
+
+
 def test_network_input_of_rgb_is_the_picture_itself() -> None:
     picture, inst = torch.rand(1, 3, 1, 4), maps(["abbb"], {"a": 1, "b": 2})
     found = network_input(picture, inst, 0)

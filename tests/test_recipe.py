@@ -94,14 +94,15 @@ def test_averages_follow_the_weights_by_the_formula() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).double()
     average = averaged(net)
     expected = {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
-    for step in range(5):
+    for step in range(100):
         with torch.no_grad():
             for p in net.parameters():
                 p += torch.randn_like(p)
             net[1].running_mean += step
-        update_average(average, net, 0.9)
+        update_average(average, net, 0.9, step)
+        decay = 0.9 if step >= 80 else (1 + step) / (10 + step)
         for name, p in net.named_parameters():
-            expected[name] = 0.9 * expected[name] + 0.1 * p.detach().numpy()
+            expected[name] = decay * expected[name] + (1 - decay) * p.detach().numpy()
     for name, p in average.named_parameters():
         np.testing.assert_allclose(p.numpy(), expected[name], rtol=1e-12)
     assert torch.equal(average[1].running_mean, net[1].running_mean)

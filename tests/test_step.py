@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.measure import SavedBytes
 from data.aligned_dataset import to_tensor
 from models import pix2pixHD_model
+from models.instance_maps import network_input
 from models.losses import load_vgg19
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
@@ -403,6 +404,22 @@ def test_half_precision_stays_close(amp: str, tolerance: float, vgg_file: Path) 
         b = torch.cat([p.grad.flatten() for p in net.parameters()])
         assert F.cosine_similarity(a, b, dim=0) > 0.95
         assert a.norm().item() == pytest.approx(b.norm().item(), rel=0.1)  # unscaled again
+
+
+@pytest.mark.parametrize("more", ["", "--instance_feat", "--netG local --n_blocks_local 1"])
+def test_half_precision_input_gives_the_same_step(more: str, monkeypatch) -> None:
+    """Labels in half precision, which autocast would have rounded: not a bit is different."""
+    given, kept = (make_model(f"--no_vgg_loss --amp bf16 {more}") for _ in range(2))
+    losses = kept.step(make_batch())
+
+    def in_float32(*maps: Tensor | None, cond: Tensor | None, dtype: torch.dtype) -> Tensor:
+        return network_input(*maps, cond=cond)
+
+    monkeypatch.setattr(pix2pixHD_model, "network_input", in_float32)
+    assert losses == given.step(make_batch())
+    for name, net in kept.networks().items():
+        for a, b in zip(net.parameters(), given.networks()[name].parameters()):
+            assert torch.equal(a, b)
 
 
 def test_compiled_networks_give_the_same_step(monkeypatch) -> None:

@@ -8,8 +8,7 @@ Layers whose implementation differs from torch's are in models/layers.py; models
 the Sequential that saves memory. With torch's own in their place the networks compute the same.
 """
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -204,11 +203,6 @@ def patch_discriminator(
     return [*stages, [conv(nc, 1, 1)]]
 
 
-def run_stages(stages: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """Apply one stage after the other and collect what each one gives."""
-    return list(accumulate(stages, lambda x, stage: stage(x), initial=x))[1:]
-
-
 class MultiscaleDiscriminator(nn.Module):
     """num_D discriminators of one architecture, at full, half, quarter... resolution.
 
@@ -243,7 +237,10 @@ class MultiscaleDiscriminator(nn.Module):
         outputs = []
         for i, names in enumerate(self.scales):
             x = self.downsample(x) if i > 0 else x
-            outputs.append(run_stages([getattr(self, name) for name in names], x))
+            maps = [x]
+            for name in names:
+                maps.append(getattr(self, name)(maps[-1]))
+            outputs.append(maps[1:])
         return outputs
 
 
@@ -299,7 +296,5 @@ def define_D(
     get_features: bool = False,
 ) -> MultiscaleDiscriminator:
     """A discriminator with fresh weights. get_features: for the feature matching loss."""
-    norm_of = norm_layer(norm)
-    return init_weights(
-        MultiscaleDiscriminator(input_nc, ndf, n_layers, norm_of, num_D, get_features)
-    )
+    net = MultiscaleDiscriminator(input_nc, ndf, n_layers, norm_layer(norm), num_D, get_features)
+    return init_weights(net)

@@ -95,7 +95,7 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
     scenes = read_list(raw, listing) if listing.is_file() else walk(raw, split)
     if not scenes:
         where = listing if listing.is_file() else raw / "leftImg8bit" / split
-        fail(f"no pictures for --splits {split} in {where}: unpack leftImg8bit and gtFine in --raw")
+        fail(f"no images for --splits {split} in {where}: unpack leftImg8bit and gtFine in --raw")
     phase = PHASES[split]
     return [
         Job(kind, source, out / f"{phase}_{kind}" / source.name)
@@ -223,7 +223,7 @@ def write(job: Job, link: bool, width: int | None) -> None:
 
 
 def scale(job: Job, width: int) -> Image.Image:
-    """The picture at this width: bicubic for a photograph, the nearest pixel for maps."""
+    """The image at this width: bicubic for a photograph, the nearest pixel for maps."""
     with Image.open(job.source) as picture:
         size = scaled_size(picture.size, width)
         if job.kind == "img":

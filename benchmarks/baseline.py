@@ -1,7 +1,7 @@
 """The plain way: the paper's method as one would first write it, to compare the project with.
 
 Float32, three passes of D, gradients of D's weights computed with G's loss and thrown away, a
-loop over instances, maps sent as float32, pictures decoded and scaled anew in every epoch.
+loop over instances, maps sent as float32, images decoded and scaled anew in every epoch.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def labels_and_edges(label: Tensor, inst: Tensor, label_nc: int) -> Tensor:
 def plain_generate(
     net: nn.Module, label: Tensor, inst: Tensor, label_nc: int, device: torch.device
 ) -> np.ndarray:
-    """Float maps to 8-bit pictures (B, H, W, 3), in float32, scaled on the CPU."""
+    """Float maps to 8-bit images (B, H, W, 3), in float32, scaled on the CPU."""
     with torch.no_grad():
         picture = net(labels_and_edges(label.to(device), inst.to(device), label_nc))
     pixels = np.transpose(picture.cpu().float().numpy(), (0, 2, 3, 1))
@@ -106,7 +106,7 @@ class TrainStep(nn.Module):
         return total
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(what D sees beside a picture, what G sees)"""
+        """(what D sees beside an image, what G sees)"""
         inst = batch["inst"].to(self.device)
         x = labels_and_edges(batch["label"].to(self.device), inst, self.opt.label_nc)
         if self.netE is None:

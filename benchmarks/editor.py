@@ -62,7 +62,7 @@ def restyle(ui: UIModel, instance: int, rng: np.random.Generator) -> None:
 def report(what: str, work: Callable[[], object]) -> None:
     """Print the median and the slowest of REPEAT calls, and the processor time of one on average.
 
-    The pictures come back to the host, so a GPU has finished by then. On a machine with other work,
+    The images come back to the host, so a GPU has finished by then. On a machine with other work,
     processor time on one thread (OMP_NUM_THREADS=1) tells more than the clock.
     """
     work()

@@ -1,9 +1,9 @@
-"""Pictures a second from label maps in memory to 8-bit pictures in memory, beside the plain way.
+"""Images a second from label maps in memory to 8-bit images in memory, beside the plain way.
 
     python -m benchmarks.inference --width 512 --height 256
     python -m benchmarks.inference --device cuda --amp bf16 --compile
 
-Both have the same random weights; the difference of their pictures is printed in grey levels.
+Both have the same random weights; the difference of their images is printed in grey levels.
 """
 
 import argparse

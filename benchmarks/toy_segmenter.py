@@ -4,7 +4,7 @@
     python evaluate.py --name toy_labels --segmenter torchscript:checkpoints/toy_segmenter.pt
 
 About a minute on two cores. It is taught on the real training photographs alone: blurred, noisy, in
-other brightness, and with things in other colours, so that it goes by what is in a picture and not
+other brightness, and with things in other colours, so that it goes by what is in an image and not
 by its finest grain or by the colours that cars happened to have. The file is a torch.jit module:
 (B, 3, H, W) RGB in [0, 1] -> (B, 19, H, W) scores, in Cityscapes' train ids. With --steps 1000
 it is a stricter evaluator (docs/recipes.md).
@@ -169,7 +169,7 @@ def cut(scene: Scene, width: int, rng: np.random.Generator) -> tuple[Tensor, Ten
 
 
 def spoil(pictures: Tensor) -> Tensor:
-    """What generated pictures do and photographs do not, at random for each (B, 3, H, W): another
+    """What generated images do and photographs do not, at random for each (B, 3, H, W): another
     brightness, detail lost, noise, patches of false colour, and the tiles that transposed
     convolutions leave."""
     count, _, height, width = pictures.shape

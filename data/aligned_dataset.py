@@ -15,14 +15,14 @@ from util.errors import UserError, brief
 
 RESIZE_OR_CROP = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 
-MOST_PIXELS = 2**28  # of a scaled picture; a narrow strip scaled to a width can need far more
+MOST_PIXELS = 2**28  # of a scaled image; a narrow strip scaled to a width can need far more
 
 Size = tuple[int, int]  # (width, height) in pixels
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How pictures are resized, cropped and flipped: --resize_or_crop and its sizes."""
+    """How images are resized, cropped and flipped: --resize_or_crop and its sizes."""
 
     mode: str = "scale_width"
     load_size: int = 1024
@@ -30,7 +30,7 @@ class Geometry:
     flip: bool = False
 
     def scaled(self, size: Size) -> Size:
-        """The size after scaling a picture of this size, before the crop."""
+        """The size after scaling an image of this size, before the crop."""
         width, height = size
         if self.mode == "resize_and_crop":
             return self.load_size, self.load_size
@@ -39,7 +39,7 @@ class Geometry:
         return size
 
     def final(self, size: Size) -> Size:
-        """The size after scaling and cropping a picture of this size."""
+        """The size after scaling and cropping an image of this size."""
         return (self.fine_size, self.fine_size) if self.crops else self.scaled(size)
 
     @property
@@ -47,7 +47,7 @@ class Geometry:
         return "crop" in self.mode
 
     def draw(self, size: Size, rng: random.Random) -> tuple[Size, bool]:
-        """Choose the crop's upper left corner (x, y) in a scaled picture, and whether to flip."""
+        """Choose the crop's upper left corner (x, y) in a scaled image, and whether to flip."""
         width, height = size
         corner = (0, 0)
         if self.crops:
@@ -99,7 +99,7 @@ class AlignedDataset(Dataset):
         image_bytes: bool = False,
         **kinds: object,
     ) -> None:
-        """smallest: pixels that a scaled and cropped picture must have each way. image_bytes:
+        """smallest: pixels that a scaled and cropped image must have each way. image_bytes:
         leave 8-bit photographs uint8, for data.values.bytes_to_float on the device that uses them.
         kinds: what scene_kinds takes."""
         self.smallest = smallest
@@ -195,7 +195,7 @@ def size_problems(
 ) -> list[str]:
     """What is wrong with the sizes (by kind, as in the files) of one scene's files.
 
-    smallest: pixels that a scaled and cropped picture must have each way.
+    smallest: pixels that a scaled and cropped image must have each way.
     """
     problems = []
     width, height = scaled = geometry.scaled(sizes["label"])

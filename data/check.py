@@ -55,7 +55,7 @@ class Report:
 def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     """Read every file that train.py with these flags would read.
 
-    smallest: pixels that a scaled and cropped picture must have each way. Raises UserError if
+    smallest: pixels that a scaled and cropped image must have each way. Raises UserError if
     there is no such data set at all.
     """
     label_nc = MOST_CLASSES if opt.label_nc == "auto" else opt.label_nc
@@ -74,7 +74,7 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
     sizes = {geometry.final(scene.size) for scene in scenes if scene.size}
     if len(sizes) > 1:
-        several = f"pictures of {len(sizes)} sizes, which cannot share a batch"
+        several = f"images of {len(sizes)} sizes, which cannot share a batch"
         if opt.batchSize > 1:
             problems.append(f"{several}: give --batchSize 1, or crop them to one size")
         else:
@@ -218,11 +218,11 @@ def _judge_instances(scenes: list[Scene]) -> tuple[list[str], list[str]]:
 
 
 def summary(report: Report, opt: argparse.Namespace) -> list[str]:
-    """Lines about pictures, sizes, classes and instances."""
+    """Lines about images, sizes, classes and instances."""
     scenes = report.scenes
     kinds = Counter(kind for scene in scenes for kind in scene.files)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    lines = [f"{opt.dataroot}, phase {opt.phase}: {len(scenes)} scenes; pictures: {counts}"]
+    lines = [f"{opt.dataroot}, phase {opt.phase}: {len(scenes)} scenes; images: {counts}"]
     sizes = Counter(scene.size for scene in scenes if scene.size)
     listed = [f"{w}x{h} ({count})" for (w, h), count in sizes.most_common()]
     lines.append(f"sizes: {', '.join(listed) or 'none'}")

@@ -56,7 +56,7 @@ def read_palette(name: str) -> np.ndarray:
 
 
 def find_colours(path: Path) -> np.ndarray:
-    """The distinct colours of a picture in the order in which they appear, (N,) codes."""
+    """The distinct colours of an image in the order in which they appear, (N,) codes."""
     if open_image(path).format == "JPEG":
         raise UserError(
             f"{path}: JPEG has blurred the colours, so they cannot be listed; give the list with "

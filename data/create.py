@@ -25,7 +25,7 @@ def create_dataset(
 ) -> AlignedDataset:
     """The data set of opt.dataroot and opt.phase. Raises UserError for what is wrong with it.
 
-    smallest: pixels that a scaled and cropped picture must have each way. On GPUs photographs to
+    smallest: pixels that a scaled and cropped image must have each way. On GPUs photographs to
     train on travel as bytes, a quarter of the floats.
     """
     geometry = Geometry(

@@ -34,7 +34,7 @@ def scene_key(path: Path, folder: Path) -> str:
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """All pictures below a folder, by scene key, sorted. Two files of one scene are an error."""
+    """All images below a folder, by scene key, sorted. Two files of one scene are an error."""
     found, problems = scan_folder(folder)
     if problems:
         raise UserError(brief(problems))
@@ -42,7 +42,7 @@ def list_files(folder: Path) -> dict[str, Path]:
 
 
 def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """All pictures below a folder, by scene key, sorted; and what is wrong with their names."""
+    """All images below a folder, by scene key, sorted; and what is wrong with their names."""
     found: dict[str, Path] = {}
     problems = []
     for path in sorted(folder.rglob("*")):
@@ -50,7 +50,7 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
             continue
         key = scene_key(path, folder)
         if not path.is_file():
-            problems.append(f"{path}: named like a picture but not a file; move it away")
+            problems.append(f"{path}: named like an image but not a file; move it away")
         elif key in found:
             problems.append(
                 f"{folder}: {found[key].name} and {path.name} would both be the scene {key!r}; "
@@ -59,12 +59,12 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
         else:
             found[key] = path
     if not found and not problems:
-        problems.append(f"{folder}: holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+        problems.append(f"{folder}: holds no images ({', '.join(sorted(EXTENSIONS))})")
     return found, problems
 
 
 def picture_names(labels: dict[str, Path]) -> dict[str, str]:
-    """What test.py calls a scene's pictures: the label map's stem, or, where stems repeat in
+    """What test.py calls a scene's images: the label map's stem, or, where stems repeat in
     several folders, the scene key. labels: scene key -> label map."""
     stems = {scene: path.stem for scene, path in labels.items()}
     if len(set(stems.values())) == len(stems):
@@ -264,4 +264,4 @@ def label_problem(
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return UserError(f"{path}: cannot be read as a picture ({reason}); save it anew, as 8-bit PNG")
+    return UserError(f"{path}: cannot be read as an image ({reason}); save it anew, as 8-bit PNG")

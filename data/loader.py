@@ -24,7 +24,7 @@ class EpochSampler(Sampler):
     """Yields lists of (epoch, index): the batches of one epoch from a position on.
 
     The order depends on (seed, epoch) alone. A rank takes its share of every whole batch; where
-    the last batch has fewer pictures than ranks, those left without one get the batch's first.
+    the last batch has fewer images than ranks, those left without one get the batch's first.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ def collate(items: list[dict | UserError]) -> dict | UserError:
             for item in items
         )
         return UserError(
-            f"the pictures of a batch must have one size, but {listed}; crop them to one "
+            f"the images of a batch must have one size, but {listed}; crop them to one "
             "(--resize_or_crop scale_width_and_crop) or use --batchSize 1"
         )
     if len(items) == 1:  # nothing to stack: spare the copy

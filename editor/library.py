@@ -32,7 +32,7 @@ from util.setup import seed_everything, set_up_torch
 
 FILE = "object_library.npz"
 THUMBNAIL = 64  # pixels each way
-LEAST, MOST = 1 / 2000, 1 / 6  # of the picture's area
+LEAST, MOST = 1 / 2000, 1 / 6  # of the image's area
 LEAST_PIXELS = 24
 # Cityscapes: poles, lights, signs, trees and things; a piece of road or wall is no object
 _CITYSCAPES_OBJECTS = {17, 18, 19, 20, 21, *range(24, 34)}
@@ -105,7 +105,7 @@ def objects_of(
 def whole_objects(
     label: np.ndarray, inst: np.ndarray | None
 ) -> list[tuple[tuple[slice, slice], np.ndarray]]:
-    """Where the objects of a scene are, with their masks: connected, inside the picture, and if
+    """Where the objects of a scene are, with their masks: connected, inside the image, and if
     they are numbered instances, (nearly) all that is seen of one."""
     ids = label if inst is None else inst
     pieces = components(ids)
@@ -129,7 +129,7 @@ def whole_objects(
 
 
 def thumbnail(colours: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An object as a small picture: (h, w, 3) uint8 and (h, w) bool -> (64, 64, 4) uint8."""
+    """An object as a small image: (h, w, 3) uint8 and (h, w) bool -> (64, 64, 4) uint8."""
     cut = Image.fromarray(np.dstack([colours, mask.astype(np.uint8) * 255]))
     scale = THUMBNAIL / max(cut.size)
     width, height = (max(1, round(side * scale)) for side in cut.size)
@@ -203,7 +203,7 @@ def main() -> None:
         objects = build(opt, device)
     if not objects:
         raise UserError(
-            f"{opt.dataroot}: no object of --phase {opt.phase} is whole, inside its picture, and "
+            f"{opt.dataroot}: no object of --phase {opt.phase} is whole, inside its image, and "
             f"between {LEAST:.2%} and {MOST:.0%} of its area"
         )
     path = run_dir(opt) / FILE

@@ -109,7 +109,7 @@ def classes(session: Session) -> str:
 
 
 def library(session: Session, thumbnails: list[str]) -> str:
-    """The objects to add, by class. thumbnails: their pictures' addresses."""
+    """The objects to add, by class. thumbnails: their images' addresses."""
     if not session.objects:
         name = escape(session.ui.networks.folder.name)
         return note(

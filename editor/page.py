@@ -333,7 +333,7 @@ class Page:
             self.class_panel: gr.Column(visible=session.tool in NEEDS_CLASS),
             self.add_panel: gr.Column(visible=session.tool == "Add"),
         }
-        # these hold many pictures, and seldom change
+        # these hold many images, and seldom change
         if self._is_news(session, "library", session.object):
             view[self.library] = markup.library(session, self.thumbnails)
         if self._is_news(session, "photo", session.photo):

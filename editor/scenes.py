@@ -13,7 +13,7 @@ from data.create import create_dataset, photographs
 from data.files import image_size, label_problem, read_integers, read_rgb
 from util.errors import UserError
 
-MOST_PIXELS = 4096 * 2048  # of an uploaded picture
+MOST_PIXELS = 4096 * 2048  # of an uploaded image
 MOST_BYTES = 32 << 20  # of an uploaded file
 
 

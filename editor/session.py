@@ -21,8 +21,8 @@ from util.errors import UserError
 from util.pages.colours import CITYSCAPES_NAMES
 
 HINTS = {
-    "Select": "Click an object, in either picture; then choose one of its styles below.",
-    "Paint": "Choose a class below, then draw in either picture.",
+    "Select": "Click an object, in either image; then choose one of its styles below.",
+    "Paint": "Choose a class below, then draw in either image.",
     "Change class": "Click an object, then its new class.",
     "Add": "Choose an object below, then click where to put it.",
     "Move": "Drag an object to its new place.",
@@ -34,7 +34,7 @@ NEEDS_CLASS = ("Paint", "Change class")
 
 @dataclass
 class Gallery:
-    """The styles of the selected object: (K, feat_num) and their pictures, (h, w, 3) uint8 each."""
+    """The styles of the selected object: (K, feat_num) and their images, (h, w, 3) uint8 each."""
 
     features: np.ndarray
     pictures: list[np.ndarray]
@@ -140,7 +140,7 @@ class Session:
         return f"Click the object whose class and style {self.name_of_selected()} gets."
 
     def pointer(self, points: list[Point]) -> str:
-        """What the pointer drew on a picture, (y, x) in pixels: a click is a single point."""
+        """What the pointer drew on an image, (y, x) in pixels: a click is a single point."""
         self._needs_scene()
         return {
             "Select": self._click,
@@ -324,7 +324,7 @@ TITLES = {
 
 
 def pixel(point: Point, shape: tuple[int, int]) -> tuple[int, int]:
-    """The pixel (y, x) at a point, the nearest one of the picture (height, width) if outside."""
+    """The pixel (y, x) at a point, the nearest one of the image (height, width) if outside."""
     y, x = (min(max(math.floor(v + 0.5), 0), side - 1) for v, side in zip(point, shape))
     return y, x
 
@@ -337,7 +337,7 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
 
 
 def surroundings(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """A cut-out (top, bottom, left, right) of a picture around a mask (H, W), of 2:1 if it fits."""
+    """A cut-out (top, bottom, left, right) of an image around a mask (H, W), of 2:1 if it fits."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height = max(1.5 * (rows[-1] - rows[0] + 1), 0.75 * (columns[-1] - columns[0] + 1))
     height = min(max(height, mask.shape[0] / 4), mask.shape[0])

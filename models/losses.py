@@ -101,7 +101,7 @@ class GANLoss(nn.Module):
 
 
 class VGGLoss(nn.Module):
-    """Perceptual distance: L1 between VGG19's relu1_1 .. relu5_1 of two pictures, weighted.
+    """Perceptual distance: L1 between VGG19's relu1_1 .. relu5_1 of two images, weighted.
 
     forward: fake and real (B, 3, H, W) or grey (B, 1, H, W) in [-1, 1], perhaps pixel weights
     (B, 1, H, W) -> scalar. Images go into VGG as they are, without ImageNet's mean and deviation,

@@ -37,7 +37,7 @@ class Box(NamedTuple):
         return Box(self.top - margin, self.bottom + margin, self.left - margin, self.right + margin)
 
     def clipped(self, shape: tuple[int, int]) -> "Box":
-        """The part inside a picture of (height, width)."""
+        """The part inside an image of (height, width)."""
         height, width = shape
         return Box(
             max(0, self.top), min(height, self.bottom), max(0, self.left), min(width, self.right)
@@ -67,7 +67,7 @@ def box_of(mask: np.ndarray) -> Box | None:
 def stroke(
     points: Sequence[Point], radius: float, shape: tuple[int, int]
 ) -> tuple[Box, np.ndarray]:
-    """What a round brush touches that is drawn along points, in a picture of (height, width).
+    """What a round brush touches that is drawn along points, in an image of (height, width).
 
     Returns the box of the stroke and, inside it, (h, w) bool: the pixels whose centre is at most
     radius away from the line. The pixel under a point is always touched. The box is empty if the
@@ -122,7 +122,7 @@ def centred(shape: tuple[int, int], y: float, x: float) -> Box:
 
 
 def pasted(mask: np.ndarray, place: Box, picture: tuple[int, int]) -> tuple[Box, np.ndarray]:
-    """The part of a mask put at place that lies inside a picture: its box and its pixels there."""
+    """The part of a mask put at place that lies inside an image: its box and its pixels there."""
     box = place.clipped(picture)
     return box, mask[box.inside(place)] if not box.empty else mask[:0, :0]
 

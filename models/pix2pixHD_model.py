@@ -63,7 +63,7 @@ class Pix2PixHDModel(nn.Module):
     def __init__(
         self, opt: argparse.Namespace, device: torch.device, one_size: bool = False
     ) -> None:
-        """one_size: all pictures have one size, so that --compile need not allow for others."""
+        """one_size: all images have one size, so that --compile need not allow for others."""
         super().__init__()
         self.opt = opt
         self.one_size = one_size
@@ -140,7 +140,7 @@ class Pix2PixHDModel(nn.Module):
         if not self.opt.compile:
             return net
         set_up_compiler()
-        # dynamic: the first batch with fewer pictures would make all later ones slower
+        # dynamic: the first batch with fewer images would make all later ones slower
         return torch.compile(net, dynamic=False if self.one_size else None)
 
     def _generator_parameters(self) -> Iterator[nn.Parameter]:

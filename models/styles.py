@@ -47,7 +47,7 @@ def instance_classes(inst: np.ndarray, label: np.ndarray | None = None) -> dict[
 
 
 def cluster(rows: np.ndarray, n_clusters: int, seed: int = 0) -> Styles:
-    """k-means per class over the instances larger than 1/64 of their picture (weight > 0.5).
+    """k-means per class over the instances larger than 1/64 of their image (weight > 0.5).
 
     rows as instance_rows gives them. A class gets at most n_clusters styles, the most frequent
     first, fewer if it has fewer different instances, none if it has no large instance.

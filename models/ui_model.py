@@ -47,7 +47,7 @@ class UIModel(Scene):
     ) -> None:
         """styles: those to choose from. Raises UserError for a model of RGB inputs."""
         if networks.opt.label_nc == 0:
-            raise UserError("--label_nc 0: the editor needs a model of label maps, not of pictures")
+            raise UserError("--label_nc 0: the editor needs a model of label maps, not of images")
         super().__init__(networks.opt, styles)
         self.networks = networks
         self.generated = 0

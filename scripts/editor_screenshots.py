@@ -1,4 +1,4 @@
-"""Make the pictures of docs/editor.md from a running editor.
+"""Make the images of docs/editor.md from a running editor.
 
     python -m scripts.editor_screenshots --name toy_features
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--scene", default=None, help="the scene to show; default: the first")
     arguments, others = parser.parse_known_args()
     if shutil.which("chromium") is None:
-        raise UserError("chromium is not installed: the pictures are taken with it")
+        raise UserError("chromium is not installed: the images are taken with it")
     command = [sys.executable, "-u", "edit.py", "--name", arguments.name, "--port", "0", *others]
     arguments.out.mkdir(parents=True, exist_ok=True)
     editor = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def show_all(page: Page, out: Path, scene: str | None) -> None:
-    """Use each tool once and take a picture of it."""
+    """Use each tool once and take an image of it."""
     if scene:
         page.locator("#scene input").click()
         after(page, page.get_by_role("option", name=scene, exact=True).click)

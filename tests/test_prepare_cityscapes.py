@@ -262,7 +262,7 @@ def test_bad_usage_ends_in_one_line(raw, tmp_path):
     assert "--raw" in refused()
     assert "nowhere" in refused("--raw", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "no pictures" in refused("--raw", tmp_path / "empty")
+    assert "no images" in refused("--raw", tmp_path / "empty")
     assert "--link with --size" in refused("--raw", raw, "--link", "--size", 8)
     assert "--size 0" in refused("--raw", raw, "--size", 0)
     assert "--workers 0" in refused("--raw", raw, "--workers", 0)

@@ -32,7 +32,7 @@ def set_up_torch(deterministic: bool, tf32: bool, one_size: bool = True) -> None
 def set_up_compiler() -> None:
     """What torch.compile must know of the training step.
 
-    D's graph of the generated picture is gone through twice, so that its memory may not be reused
+    D's graph of the generated image is gone through twice, so that its memory may not be reused
     in the first pass; and a network is not cut in pieces for DistributedDataParallel, which not all
     of our layers allow.
     """

@@ -25,10 +25,10 @@ def write_dataset(
 ) -> None:
     """Write scenes of size (width, height) below `out`.
 
-    Beside the pictures: train.list and val.list (photograph and label map, one scene a line) and
+    Beside the images: train.list and val.list (photograph and label map, one scene a line) and
     toy_styles.json, {stem: {instance id: palette index}}. Scenes of an earlier call that this one
     does not make again are removed. Raises UserError for what cannot be drawn, and for a folder
-    that holds real pictures.
+    that holds real images.
     """
     _check(out, train, val, size, seed)
     styles = {}
@@ -60,7 +60,7 @@ def _check(out: Path, train: int, val: int, size: tuple[int, int], seed: int) ->
     cities = {path.name for path in out.glob("leftImg8bit/*/*")} - set(CITIES.values())
     if cities:
         raise UserError(
-            f"--out {out} holds other pictures ({brief(sorted(cities))}): give a folder of its own"
+            f"--out {out} holds other images ({brief(sorted(cities))}): give a folder of its own"
         )
 
 
@@ -73,7 +73,7 @@ def _remove_surplus(out: Path, split: str, count: int) -> None:
 
 
 def _write_scene(out: Path, split: str, stem: str, scene: Scene) -> tuple[str, str]:
-    """Write the three pictures; return photograph and label map relative to `out`."""
+    """Write the three images; return photograph and label map relative to `out`."""
     photo = f"leftImg8bit/{split}/{CITIES[split]}/{stem}_leftImg8bit.png"
     label = f"gtFine/{split}/{CITIES[split]}/{stem}_gtFine_labelIds.png"
     instance = label.replace("_labelIds", "_instanceIds")

@@ -30,7 +30,7 @@ def draw_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
     """One scene, drawn from the generator alone: the same generator state gives the same bytes.
 
     A scene where a thing is hidden so far that its colour cannot be told is drawn anew. (In a very
-    long or tiny picture that may be every scene; the last one is then taken as it is.)
+    long or tiny image that may be every scene; the last one is then taken as it is.)
     """
     for _ in range(20):
         scene = _draw_once(rng, width, height)

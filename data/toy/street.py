@@ -12,7 +12,7 @@ from data.toy.drawing import Outline, Point, box, disc, fill
 # Cityscapes' own label ids
 ROAD, SIDEWALK, BUILDING, VEGETATION, SKY = 7, 8, 11, 21, 23
 
-# The colours of stuff at the picture's top and bottom edge; in between they fade with the row only
+# The colours of stuff at the image's top and bottom edge; in between they fade with the row only
 BACKGROUND = {
     SKY: ((134, 178, 222), (190, 214, 232)),
     BUILDING: ((188, 164, 142), (158, 134, 116)),
@@ -27,7 +27,7 @@ WINDOW, LEAVES, MARKING, CURB, SHADOW = -15, 9, 72, 14, -34
 class Street:
     """A street as the camera sees it, and two drawings of it, in samples.
 
-    A place on the ground is given by how near it is (0 at the horizon, 1 at the picture's bottom
+    A place on the ground is given by how near it is (0 at the horizon, 1 at the image's bottom
     edge; the distance is 1 / near) and how many metres it lies to the right of the road's middle.
     """
 
@@ -37,7 +37,7 @@ class Street:
         self.vanish = rng.uniform(0.34, 0.66) * width  # x where the road ends
         self.foot = rng.uniform(0.4, 0.6) * width  # x where the road meets the bottom edge
         self.bend = rng.uniform(-0.35, 0.35) * width
-        # metres above the ground; a narrow picture is taken from higher up, or a single car would
+        # metres above the ground; a narrow image is taken from higher up, or a single car would
         # fill it
         self.camera = 2.0 * max(1.0, 1.6 * height / width)
         self.road = rng.uniform(3.2, 5.0)  # half the road's width in metres
@@ -50,7 +50,7 @@ class Street:
         return near * (self.height - self.horizon) / self.camera
 
     def at(self, near: float, across: float = 0.0, up: float = 0.0) -> Point:
-        """Where a point of the street lies in the picture, `up` metres above the ground."""
+        """Where a point of the street lies in the image, `up` metres above the ground."""
         middle = self.vanish + (self.foot - self.vanish) * near + self.bend * near * (1 - near)
         y = self.horizon + near * (self.height - self.horizon)
         return middle + across * self.metre(near), y - up * self.metre(near)

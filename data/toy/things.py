@@ -12,7 +12,7 @@ from data.toy.shapes import BICYCLE, BUS, CAR, PALETTES, PERSON, RIDER, Shape
 from data.toy.street import SHADOW, Street
 
 POLE = 17  # Cityscapes' label id
-LARGE = 1 / 64  # of the picture's area: encode_features.py clusters instances above it
+LARGE = 1 / 64  # of the image's area: encode_features.py clusters instances above it
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def place_things(rng: np.random.Generator, street: Street) -> list[Thing]:
 
 
 def wishes(rng: np.random.Generator) -> list[tuple[tuple[int, ...], float | None]]:
-    """What a scene should hold: labels that share a place, and their area in the picture, if told.
+    """What a scene should hold: labels that share a place, and their area in the image, if told.
 
     The large ones come first, so that they find room.
     """
@@ -99,7 +99,7 @@ def propose(
         near = min(metre / street.metre(1.0), 0.96)
     metre = street.metre(near)
     x, y = street.at(near, place_across(rng, street, labels[0]))
-    # a large thing is wholly in the picture, of others at least half
+    # a large thing is wholly in the image, of others at least half
     margin = min((right - left) * metre / 2 if area else 0, street.width / 2)
     foot = (min(max(x, margin), street.width - margin), y)
     group = []

@@ -1,4 +1,4 @@
-"""From tensors and label maps to pictures: palettes, class names, image files."""
+"""From tensors and label maps to images: palettes, class names, image files."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -97,8 +97,8 @@ def colour_label(label: np.ndarray, label_nc: int) -> np.ndarray:
 def label_picture(
     label: torch.Tensor, label_nc: int, ignore_label: int | None = None
 ) -> np.ndarray:
-    """What a network is given, as a picture HxWx3 uint8: a label map (1, H, W) in colours, ignored
-    pixels black, or with label_nc 0 the input picture (3, H, W) in [-1, 1]."""
+    """What a network is given, as an image HxWx3 uint8: a label map (1, H, W) in colours, ignored
+    pixels black, or with label_nc 0 the input image (3, H, W) in [-1, 1]."""
     if label_nc == 0:
         return to_image(label)
     classes = label[0].cpu().numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""Pages of rows of pictures, to be opened straight from disk: test results, training progress."""
+"""Pages of rows of images, to be opened straight from disk: test results, training progress."""
 
 import os
 from collections.abc import Mapping
@@ -41,9 +41,9 @@ td:nth-child(2):last-child { overflow-wrap: anywhere; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on a page. Paths are relative to the page's folder; a click opens link.
+    """An image on a page. Paths are relative to the page's folder; a click opens link.
 
-    Without a link the click opens the picture itself, at full size. data: its data-... attributes,
+    Without a link the click opens the image itself, at full size. data: its data-... attributes,
     for scripts.
     """
 
@@ -91,7 +91,7 @@ class Page:
         self._document.body.add(tags.section(tags.table(titles, tags.tbody(*body))))
 
     def row(self, pictures: list[Picture], *, heading: str = "", width: int = 512) -> None:
-        """Add pictures side by side, each shown width pixels wide, less where the window is."""
+        """Add images side by side, each shown width pixels wide, less where the window is."""
         columns = tags.div(
             *[self._figure(picture, width) for picture in pictures],
             cls="row",
@@ -114,7 +114,7 @@ class Page:
         source = self._url(picture.path)
         with Image.open(self.folder / picture.path) as image:
             own_width, own_height = image.size
-        # With the size known beforehand, unloaded pictures hold their place: lazy loading works
+        # With the size known beforehand, unloaded images hold their place: lazy loading works
         # and a page that refreshes itself does not jump.
         shown = tags.img(
             src=source,

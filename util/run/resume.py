@@ -68,14 +68,14 @@ TRAINING_FLAGS = (
 
 @dataclass
 class Position:
-    """How far training is: the epoch (from 1), what is done of it, pictures in all; and how well
+    """How far training is: the epoch (from 1), what is done of it, images in all; and how well
     validations went."""
 
     epoch: int = 1
     batch: int = 0  # batches done in this epoch
-    pictures: int = 0  # pictures done in this epoch
-    step: int = 0  # pictures since the run began
-    newest: int = 0  # pictures of the newest batch
+    pictures: int = 0  # images done in this epoch
+    step: int = 0  # images since the run began
+    newest: int = 0  # images of the newest batch
     best_metric: str = ""  # what best_net_*.pth is the best by
     best: float | None = None  # its value; None before the first validation
     best_epoch: int = 0
@@ -94,7 +94,7 @@ class Position:
         return False
 
     def advance(self, pictures: int) -> None:
-        """Note a batch of so many pictures."""
+        """Note a batch of so many images."""
         self.batch += 1
         self.pictures += pictures
         self.step += pictures
@@ -205,7 +205,7 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
 
 
 def _reference_epoch(folder: Path) -> int:
-    """The epoch in an iter.txt of the 2018 code (two lines: epoch, pictures of it), or 1."""
+    """The epoch in an iter.txt of the 2018 code (two lines: epoch, images of it), or 1."""
     try:
         return max(1, int((folder / "iter.txt").read_text().split()[0]))
     except (OSError, ValueError, IndexError):

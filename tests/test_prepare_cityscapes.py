@@ -121,7 +121,7 @@ def test_list_chooses_scenes_and_counts_names_up_to_the_last_underscore(raw, tmp
         ("leftImg8bit/a_leftImg8bit.png", "line 1"),
         ("a.png b.png", "line 1"),
         ("a b c_d.png", "line 1"),
-        ("", "no pictures"),
+        ("", "no images"),
     ],
 )
 def test_wrong_lists_are_refused(raw, tmp_path, line, word):

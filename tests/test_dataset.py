@@ -428,7 +428,7 @@ def twice(folder: Path) -> None:
 FOLDER_ERRORS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no root": (lambda root: root.rename(root.with_name("x")), ["--dataroot", "no such folder"]),
     "no folder": (lambda root: (root / "train_inst").rename(root / "inst"), ["train_inst"]),
-    "no pictures": (lambda root: remove(root / "train_label"), ["train_label", "no pictures"]),
+    "no images": (lambda root: remove(root / "train_label"), ["train_label", "no images"]),
     "two files of a scene": (lambda root: twice(root / "train_label"), ["_label.png", "keep one"]),
     "folder named like a picture": (
         lambda root: (root / "train_img" / "d.png").mkdir(),

@@ -368,7 +368,7 @@ REFUSED = {
     "no file": ("--segmenter torchscript:nowhere.pt", "nowhere.pt: no such file"),
     "damaged": ("--segmenter torchscript:README.md", "cannot be loaded"),
     "no such model": ("--segmenter hf:./nowhere", "cannot be loaded"),
-    "no pictures": ("--images empty", "holds no pictures"),
+    "no images": ("--images empty", "holds no images"),
     "no folder": ("--images nowhere", "generate images with test.py"),
     "other scenes": ("--images other", "no image of the data set's scenes"),
     "labels": ("--label_nc 10 --segmenter torchscript:net.pt", "label 23"),

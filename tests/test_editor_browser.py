@@ -286,7 +286,7 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
     wrong_label = tmp_path / "high_label.png"
     Image.fromarray((label + 100).astype(np.uint8)).save(wrong_label)
     for path, said in (
-        (text, "cannot be read as a picture"),
+        (text, "cannot be read as an image"),
         (too_large, "8000x8000 pixels"),
         (wrong_label, "--label_nc 35 allows 0 to 34"),
     ):

@@ -371,7 +371,8 @@ def style_of_instance(
     item = find_scene(scene, opt)
     batch = {kind: value[None] for kind, value in item.items() if isinstance(value, Tensor)}
     regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
-    where = np.argwhere(regions & 0xFFFFFFFF == int(number))  # ids from 2**31 on are negative
+    unsigned = regions.astype(np.int64) & 0xFFFFFFFF  # ids from 2**31 on are negative
+    where = np.argwhere(unsigned == int(number))
     if not len(where):
         raise UserError(f"--style_from {request}: no instance {number} in {item['path']}")
     y, x = where[0]

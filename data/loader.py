@@ -4,7 +4,6 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.utils.data import (
@@ -18,6 +17,7 @@ from torch.utils.data import (
 
 from data.aligned_dataset import AlignedDataset
 from util.errors import UserError
+from util.parallel import thread_pool
 
 
 class EpochSampler(Sampler):
@@ -143,7 +143,7 @@ class ThreadedBatches:
         self.pin_memory = pin_memory
 
     def __iter__(self) -> Iterator[dict | UserError]:
-        pool = ThreadPoolExecutor(2)
+        pool = thread_pool(2)
         coming = deque()
         try:
             for keys in self.sampler:

@@ -1,6 +1,7 @@
 """Doing the same to many things in several processes, or things in the background."""
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -34,11 +35,25 @@ def parallel(
         yield from bar(pool.map(work, things, chunksize=1), total=len(things), desc=what)
 
 
+def thread_pool(count: int) -> ThreadPoolExecutor:
+    """Threads in which torch computes without threads of its own.
+
+    Each thread whose loops torch splits has OpenMP threads beside the main thread's. With more of
+    them than cores, GNU OpenMP sends idle ones to sleep at once, and a training step on a CPU took
+    1.5 times as long from its first page on.
+    """
+    torch = sys.modules.get("torch")  # not every command needs it
+    if torch is None:
+        return ThreadPoolExecutor(count)
+    torch.get_num_threads()  # settles this thread's number, which would be 1 as well
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+
 def in_threads(work: Callable[..., Result], calls: Iterable[tuple]) -> Iterator[Result]:
     """work(*call) of each call, in their order, by threads, while this one makes the next calls."""
     pending: deque[Future] = deque()
     threads = min(8, available_cores())
-    with ThreadPoolExecutor(threads) as pool:
+    with thread_pool(threads) as pool:
         for call in calls:
             pending.append(pool.submit(work, *call))
             if len(pending) > threads:
@@ -55,7 +70,7 @@ def background(most: int = 64) -> Iterator[Callable[..., None]]:
     by a later submit or at the end, which waits for all.
     """
     pending: deque = deque()
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with thread_pool(min(16, os.cpu_count() or 1)) as pool:
 
         def submit(function: Callable, *arguments: object) -> None:
             pending.append(pool.submit(function, *arguments))
@@ -75,7 +90,7 @@ class Writer:
     def __init__(self, most: int = 64) -> None:
         """most: calls that may wait; submit waits for the first of more."""
         self.most = most
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = thread_pool(1)
         self._waiting: deque[Future] = deque()
 
     def submit(self, function: Callable[..., Result], *arguments: object) -> Future:

@@ -152,8 +152,8 @@ class InferenceModel(nn.Module):
 
     @torch.inference_mode()
     def run_generator(self, x: Tensor) -> Tensor:
-        """The generator alone: its input (B, C, H, W), H and W multiples of self.multiple, on the
-        device and of self.dtype -> (B, output_nc, H, W) float32 in [-1, 1]."""
+        """The generator alone: what generator_input gives, (B, C, H, W), H and W multiples of
+        self.multiple, on the device -> (B, output_nc, H, W) float32 in [-1, 1]."""
         with autocast(self.opt, self.device):
             return self._generator(x).float()
 
@@ -161,7 +161,8 @@ class InferenceModel(nn.Module):
         self, label: Tensor, inst: Tensor | None, feat: Tensor | None, cond: Tensor | None = None
     ) -> Tensor:
         """What the generator sees: the maps padded, labels one-hot, with edges, conditions and
-        features."""
+        features, float32; float16 with --data_type 16, and with --amp, where they are labels and
+        edges alone, of its type."""
         label, inst, feat, cond = self._padded_maps(label, inst, feat, cond)
         kept = AMP_TYPES.get(self.opt.amp)
         x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond, kept)

@@ -29,7 +29,6 @@ VARIANTS = {
     "paper": [],
     "plus": ["--recipe", "plus"],
     "plus, transposed convolutions": ["--recipe", "plus", "--upsample", "transpose"],
-    "plus, hinge loss": ["--recipe", "plus", "--gan_mode", "hinge"],
     "plus without L1": ["--recipe", "plus", "--lambda_L1", "0"],
     "plus without EMA": ["--recipe", "plus", "--ema", "0"],
 }

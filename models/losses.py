@@ -16,21 +16,15 @@ from util.errors import UserError
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # for relu1_1 .. relu5_1
 
 
-def gan_loss(
-    outputs: Sequence[Sequence[Tensor]], is_real: bool, mode: str = "lsgan", for_G: bool = False
-) -> Tensor:
+def gan_loss(outputs: Sequence[Sequence[Tensor]], is_real: bool, use_lsgan: bool = True) -> Tensor:
     """How far the scores of all scales are from "real" (1) or "fake" (0), summed over scales.
 
-    outputs: what MultiscaleDiscriminator gives; raw scores are the last of each scale. mode:
-    "lsgan" (least squares), "vanilla" (cross entropy on the logits) or "hinge" (Lim and Ye, 2017),
-    in which G's loss has no margin.
+    outputs: what MultiscaleDiscriminator gives; raw scores are the last of each scale. use_lsgan:
+    least squares (Mao et al., 2017), else cross entropy on the logits.
     """
     scores = [scale[-1].float() for scale in outputs]
-    if mode == "hinge":
-        sign = -1.0 if is_real else 1.0
-        return sum((sign * s if for_G else F.relu(1 + sign * s)).mean() for s in scores)
     criterion: Callable[[Tensor, Tensor], Tensor]
-    criterion = F.mse_loss if mode == "lsgan" else F.binary_cross_entropy_with_logits
+    criterion = F.mse_loss if use_lsgan else F.binary_cross_entropy_with_logits
     return sum(criterion(score, torch.full_like(score, float(is_real))) for score in scores)
 
 
@@ -97,7 +91,7 @@ class GANLoss(nn.Module):
         self.use_lsgan = use_lsgan
 
     def forward(self, outputs: Sequence[Sequence[Tensor]], target_is_real: bool) -> Tensor:
-        return gan_loss(outputs, target_is_real, "lsgan" if self.use_lsgan else "vanilla")
+        return gan_loss(outputs, target_is_real, self.use_lsgan)
 
 
 class VGGLoss(nn.Module):

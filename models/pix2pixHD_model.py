@@ -167,7 +167,7 @@ class Pix2PixHDModel(nn.Module):
 
         weight: this process's share of the batch, times the number of processes.
         """
-        lambda_feat, mode = self.opt.lambda_feat, self.opt.gan_mode
+        lambda_feat, use_lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
         losses: dict[str, Tensor] = {}
         self._begin(has_images=weight > 0)
         x, fake, real = self.generate(batch)
@@ -185,12 +185,12 @@ class Pix2PixHDModel(nn.Module):
 
         with distributed.unsynced(self.call["D"]):
             on_real = self._run("D", torch.cat([x, real], 1))
-            losses["D_real"] = gan_loss(on_real, True, mode)
+            losses["D_real"] = gan_loss(on_real, True, use_lsgan)
             self._scaled(losses["D_real"] * (0.5 * weight)).backward()
         on_real = [[features.detach() for features in scale] for scale in on_real]
 
         on_fake = self._run("D", torch.cat([x, image], 1))
-        loss_G = losses["G_GAN"] = gan_loss(on_fake, True, mode, for_G=True)
+        loss_G = losses["G_GAN"] = gan_loss(on_fake, True, use_lsgan)
         if not self.opt.no_ganFeat_loss:
             distance = feature_matching_loss(on_fake, on_real, pixel_weights)
             losses["G_GAN_Feat"] = lambda_feat * distance
@@ -200,7 +200,7 @@ class Pix2PixHDModel(nn.Module):
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
             on_fake = self._run("D", self.pool.query(torch.cat([x, image.detach()], 1)))
-        losses["D_fake"] = gan_loss(on_fake, False, mode)
+        losses["D_fake"] = gan_loss(on_fake, False, use_lsgan)
         weights_D = list(self.netD.parameters())  # and not the image
         self._scaled(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
 

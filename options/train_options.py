@@ -15,7 +15,6 @@ RECIPES: dict[str, dict[str, object]] = {
     "plus": {"upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998},
 }
 FREEZABLE = ["down", "blocks", "up", "E"]  # of G, and the encoder
-GAN_MODES = ["lsgan", "vanilla", "hinge"]
 
 SAVING = Group(
     "logging and saving",
@@ -90,10 +89,9 @@ LOSSES = Group(
     Flag("--no_ganFeat_loss", False, "no feature matching loss"),
     Flag("--no_vgg_loss", False, "no VGG loss"),
     Flag("--vgg_weights", "", "torchvision's vgg19 state dict; default: downloaded", "FILE"),
-    Flag("--gan_mode", "lsgan", "adversarial loss: least squares, cross entropy, hinge", GAN_MODES),
     Flag("--loss_weights", False, "PHASE_weight/ weighs feature matching, VGG and L1 loss"),
     Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", number(0, 1e9)),
-    Flag("--no_lsgan", False, "the same as --gan_mode vanilla"),
+    Flag("--no_lsgan", False, "adversarial loss: cross entropy for least squares"),
     Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
 )
 
@@ -130,8 +128,6 @@ class TrainOptions(BaseOptions):
 
     def complete(self, opt: argparse.Namespace) -> None:
         super().complete(opt)
-        if opt.no_lsgan:
-            opt.gan_mode = "vanilla"
         if opt.debug:
             opt.display_freq = opt.print_freq = opt.niter = 1
             opt.niter_decay = 0

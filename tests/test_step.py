@@ -88,9 +88,6 @@ class PlainStep:
         self.pool = ImagePool(opt.pool_size, opt.seed)
 
     def gan(self, outputs: list[list[Tensor]], target: float) -> Tensor:
-        if self.opt.gan_mode == "hinge":
-            margin = [(1 - s[-1] if target else 1 + s[-1]).clamp(min=0) for s in outputs]
-            return sum(scores.mean() for scores in margin)
         loss = nn.BCEWithLogitsLoss() if self.opt.no_lsgan else nn.MSELoss()
         return sum(loss(scale[-1], torch.ones_like(scale[-1]) * target) for scale in outputs)
 
@@ -130,8 +127,6 @@ class PlainStep:
         losses["D_real"] = self.gan(real_outputs, 1.0)
         outputs = self.D(torch.cat([x, fake], 1))
         losses["G_GAN"] = self.gan(outputs, 1.0)
-        if opt.gan_mode == "hinge":
-            losses["G_GAN"] = -sum(scale[-1].mean() for scale in outputs)
         if opt.lambda_L1:
             losses["G_L1"] = opt.lambda_L1 * F.l1_loss(fake, real)
         if not opt.no_ganFeat_loss:
@@ -190,7 +185,7 @@ FLAGS = [
     "--no_vgg_loss --norm batch",
     "--no_vgg_loss --netG local --n_downsample_global 1 --n_blocks_local 1",
     "--no_vgg_loss --recipe plus --instance_feat",
-    "--no_vgg_loss --gan_mode hinge --no_ganFeat_loss --upsample bilinear --pool_size 2",
+    "--no_vgg_loss --no_ganFeat_loss --upsample bilinear --pool_size 2",
     "VGG",
     "VGG --instance_feat --no_lsgan",
 ]

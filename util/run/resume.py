@@ -48,17 +48,8 @@ NETWORK_FLAGS = (
 # ... and says when one of these has changed, which is allowed.
 TRAINING_FLAGS = (
     *("niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed"),
-    *(
-        "lambda_feat",
-        "lambda_L1",
-        "no_vgg_loss",
-        "gan_mode",
-        "no_lsgan",
-        "amp",
-        "dataroot",
-        "loadSize",
-        "fineSize",
-    ),
+    *("lambda_feat", "lambda_L1", "no_vgg_loss", "no_lsgan"),
+    *("amp", "dataroot", "loadSize", "fineSize"),
     *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
     *("input_range", "input_type", "output_range", "output_type", "cond_range", "cond_type"),
     *("loss_weights", "augment", "freeze"),

@@ -130,8 +130,9 @@ class Pix2PixHDModel(nn.Module):
         plain networks that are saved.
         """
         self.call = {}
+        in_bf16 = self.opt.amp == "bf16"
         for name, net in self.networks().items():
-            self.call[name] = distributed.wrap(self._compiled(net), self.device)
+            self.call[name] = distributed.wrap(self._compiled(net), self.device, in_bf16)
         if self.vgg is not None:
             self.call["VGG"] = self._compiled(self.vgg)
 

@@ -62,6 +62,9 @@ def train(opt: argparse.Namespace, device: torch.device) -> dict:
             batch["image"] = batch["image"].to(torch.get_default_dtype())
             losses = model.step(batch, batch["weight"])
             assert model.finite
+            if opt.amp == "bf16" and distributed.world() > 1:  # the gradients travelled so
+                sums = [p.grad for net in model.networks().values() for p in net.parameters()]
+                assert all(torch.equal(grad, grad.bfloat16().float()) for grad in sums)
             steps += 1
             if steps == STEPS:
                 break

@@ -194,8 +194,11 @@ class InferenceModel(nn.Module):
         if self.encoder_shrink > 1:
             size = [max(1, side // self.encoder_shrink) for side in (height, width)]
             image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
-            nearest = F.interpolate(regions.double(), size, mode="nearest")  # exact for 32 bits
-            regions = nearest.to(regions.dtype)
+            rows, columns = (
+                torch.arange(to, device=self.device) * side // to
+                for to, side in zip(size, (height, width))
+            )
+            regions = regions[..., rows[:, None], columns]
         small = image.shape[-2:]
         padding = self.encoder_multiple, _least_side(self.encoder_multiple)
         image, regions = (pad_to_multiple(maps, *padding) for maps in (image, regions))

@@ -373,9 +373,11 @@ class _InstanceAverage(torch.autograd.Function):
         ctx.count = count
         batch, channels = features.shape[:2]
         index = segments[:, None].expand(-1, channels, -1)  # (B, C, H*W)
-        # float64: millions of float32 additions into one number lose the fourth digit
-        sums = features.new_zeros(batch, channels, count, dtype=torch.float64)
-        sums.scatter_add_(2, index, features.flatten(2).double())
+        # float64: millions of float32 additions into one number lose the fourth digit; Macs' GPUs
+        # have none
+        kind = torch.float32 if features.device.type == "mps" else torch.float64
+        sums = features.new_zeros(batch, channels, count, dtype=kind)
+        sums.scatter_add_(2, index, features.flatten(2).to(kind))
         areas = features.new_zeros(batch, count)
         areas.scatter_add_(1, segments, features.new_ones(1, 1).expand(segments.shape))
         means = (sums / areas.clamp(min=1)[:, None]).to(features.dtype)

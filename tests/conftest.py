@@ -14,30 +14,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tiny pictu
 import pytest
 import torch
 import torchvision
+from commands import ROOT, run_command
 from PIL import Image
 
 from data.toy_cityscapes import write_dataset
 from util.errors import run
 
-ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # real and golden data, where there are any
 
 TINY = [
     *("--ngf", "4", "--ndf", "4", "--n_downsample_global", "1", "--n_blocks_global", "1"),
     *("--loadSize", "64", "--no_vgg_loss", "--nThreads", "0", "--gpu_ids", "-1"),
 ]
-
-
-def run_command(*args: object, timeout: float = 300) -> subprocess.CompletedProcess:
-    """Run python with these arguments ("train.py", "--name", ...) in the project's folder."""
-    return subprocess.run(
-        [sys.executable, *map(str, args)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
 
 
 def one_line(done: subprocess.CompletedProcess) -> str:

@@ -12,16 +12,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "torchvision", "PIL.Image", "numpy", "tqdm", "dominate"])
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "torch.nn.parallel",
+    "scipy.ndimage",
+    "matplotlib.figure",
+    "dominate",
+]
+SERVER.set_forkserver_preload(PACKAGES)
 
 
-def run_command(*args: object, timeout: float = 300) -> subprocess.CompletedProcess:
+def run_command(
+    *args: object, timeout: float = 300, cwd: Path = ROOT
+) -> subprocess.CompletedProcess:
     """Run python with these arguments ("train.py", "--name", ...) in the project's folder."""
     command = [str(arg) for arg in args]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = SERVER.Process(target=_run, args=(command, env, files))
+        process = SERVER.Process(target=_run, args=(command, env, files, cwd))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -32,11 +42,11 @@ def run_command(*args: object, timeout: float = 300) -> subprocess.CompletedProc
         return subprocess.CompletedProcess(command, process.exitcode, *output)
 
 
-def _run(command: list[str], env: dict[str, str], files: list[Path]) -> None:
+def _run(command: list[str], env: dict[str, str], files: list[Path], cwd: Path) -> None:
     """What the interpreter does between its start and its end, in a fork."""
     os.environ.clear()
     os.environ.update(env)
-    os.chdir(ROOT)
+    os.chdir(cwd)
     tempfile.tempdir = None  # found again, for this environment
     for number, file in enumerate(files, 1):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,7 +1,6 @@
 """The benchmarks: each runs at a small size and tells what it should; the yardsticks are right."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
 from util.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 TINY = (
     "--ndf 4 --nef 4 --label_nc 35 --n_downsample_global 1 --n_blocks_global 2 --n_downsample_E 1"
@@ -42,9 +40,8 @@ def result(main, flags: str, monkeypatch, capsys) -> dict:
 
 def test_train_step_by_its_command_line(tmp_path: Path) -> None:
     flags = f"--device cpu --width 64 --height 32 --ngf 4 --no_vgg --repeat 2 {TINY}"
-    command = [sys.executable, "-m", "benchmarks.train_step", *flags.split()]
-    command += ["--json", str(tmp_path / "result.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ["-m", "benchmarks.train_step", *flags.split()]
+    done = run_command(*command, "--json", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told == json.loads((tmp_path / "result.json").read_text())

@@ -2,13 +2,12 @@
 
 import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_command
 from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
@@ -19,7 +18,6 @@ from data.shared_memory import TOKEN, SharedMemory
 from options.train_options import TrainOptions
 from util.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 SIZE = (48, 24)  # width, height
 HALF = Geometry("scale_width", load_size=24)
 KINDS = ("ram", "disk")
@@ -293,7 +291,6 @@ def test_the_flag_reaches_the_loader(root: Path) -> None:
 def test_an_unusable_folder_is_one_line(root: Path) -> None:
     (root / ".cache").write_text("in the way")
     flags = f"--dataroot {root} --loadSize 64 --gpu_ids -1 --cache disk --no_vgg_loss"
-    command = [sys.executable, "train.py", *flags.split(), "--checkpoints_dir", str(root / "runs")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_command("train.py", *flags.split(), "--checkpoints_dir", root / "runs")
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and str(root / ".cache") in done.stderr

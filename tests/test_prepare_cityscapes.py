@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, run_command
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
 SIZE = (24, 12)
 TREES = {
     "img": ("leftImg8bit", "leftImg8bit"),
@@ -23,8 +22,7 @@ STEMS = {
 
 
 def prepare(*flags: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "prepare_cityscapes.py", *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return run_command(ROOT / "prepare_cityscapes.py", *flags, cwd=cwd)
 
 
 def ok(*flags: object) -> str:

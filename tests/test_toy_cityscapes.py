@@ -3,11 +3,11 @@
 import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_command
 from PIL import Image
 
 from data.toy.dataset import scene_rng, write_dataset
@@ -15,13 +15,11 @@ from data.toy.scene import draw_scene, read_styles
 from data.toy.shapes import PALETTES
 from util.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 ROAD, BUILDING, SKY, CAR = 7, 11, 23, 26
 
 
 def toy(*flags: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "data.toy_cityscapes", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_command("-m", "data.toy_cityscapes", *flags)
 
 
 def scenes(count: int, width: int = 256, height: int = 128) -> list:

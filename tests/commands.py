@@ -12,15 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
-PACKAGES = [
-    "torch",
-    "torchvision",
-    "torch.nn.parallel",
-    "scipy.ndimage",
-    "matplotlib.figure",
-    "dominate",
-]
-SERVER.set_forkserver_preload(PACKAGES)
+SERVER.set_forkserver_preload(
+    ["torch", "torchvision", "torch.nn.parallel", "scipy.ndimage", "matplotlib.figure", "dominate"]
+)
 
 
 def run_command(
@@ -44,14 +38,11 @@ def run_command(
 
 def _run(command: list[str], env: dict[str, str], files: list[Path], cwd: Path) -> None:
     """What the interpreter does between its start and its end, in a fork."""
+    redirect(*files)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     tempfile.tempdir = None  # found again, for this environment
-    for number, file in enumerate(files, 1):
-        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(opened, number)
-        os.close(opened)
     is_module = command[0] == "-m"
     script, sys.argv = command[is_module], command[is_module:]
     own = {"", str(ROOT), str(ROOT / "tests")}
@@ -66,3 +57,12 @@ def _run(command: list[str], env: dict[str, str], files: list[Path], cwd: Path) 
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+
+
+def redirect(stdout: Path, stderr: Path) -> None:
+    """Begin a process of the server: its output goes to files, its own processes are forked."""
+    for number, file in ((1, stdout), (2, stderr)):
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        os.dup2(opened, number)
+        os.close(opened)
+    multiprocessing.set_start_method(None, force=True)  # the default, not the server's

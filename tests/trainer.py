@@ -6,7 +6,6 @@ saved, so that tests can kill and continue training dozens of times.
 
 import contextlib
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -14,11 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from commands import SERVER, redirect
 from conftest import ROOT, TINY
-
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["train", "trainer", "torch.utils.data"])
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 
 class Training:
@@ -33,8 +29,8 @@ class Training:
     ) -> None:
         self.out = out or folder.parent / f"{folder.name}.out"
         argv = ["train.py", *TINY, "--checkpoints_dir", folder.parent, "--name", folder.name]
-        self.process = _server.Process(
-            target=_train, args=([str(a) for a in [*argv, *flags]], str(self.out), prepare)
+        self.process = SERVER.Process(
+            target=_train, args=([str(a) for a in [*argv, *flags]], self.out, prepare)
         )
         self.process.start()
 
@@ -59,12 +55,9 @@ class Training:
             time.sleep(0.005)
 
 
-def _train(argv: list[str], out: str, prepare: Callable[[], None] | None) -> None:
-    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def _train(argv: list[str], out: Path, prepare: Callable[[], None] | None) -> None:
+    redirect(out, out)
     os.chdir(ROOT)
-    multiprocessing.set_start_method("fork", force=True)  # of reading processes, as by default
     sys.argv = argv
     torch.set_num_threads(1)
     import train

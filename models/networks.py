@@ -4,14 +4,16 @@ Source: Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation 
 GANs", CVPR 2018: section 3.2 (generators, discriminators), 3.4 (encoder), appendix (layers).
 Parameter names and shapes equal those of the released checkpoints.
 
-Layers whose implementation differs from torch's are in models/layers.py; models/recompute.py has
-the Sequential that saves memory. With torch's own in their place the networks compute the same.
+Layers that differ from torch's are in models/layers.py and models/alignment.py; models/recompute.py
+has the Sequential that saves memory. With torch's own in their place the networks compute the same.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
+from models.alignment import Conv2d
 from models.layers import InstanceNorm2d, ReflectionPad2d, instance_average, norm_layer, upsampling
 from models.recompute import Sequential
 
@@ -43,7 +45,7 @@ class ResnetBlock(nn.Module):
 def _conv7(in_nc: int, out_nc: int, norm: Norm | None = None) -> list[nn.Module]:
     """The 7x7 convolution at full resolution: into a network (with norm) or out of it (tanh)."""
     ending = [nn.Tanh()] if norm is None else [norm(out_nc), nn.ReLU(True)]
-    return [ReflectionPad2d(3), nn.Conv2d(in_nc, out_nc, kernel_size=7), *ending]
+    return [ReflectionPad2d(3), Conv2d(in_nc, out_nc, kernel_size=7), *ending]
 
 
 def _halve(in_nc: int, norm: Norm) -> list[nn.Module]:
@@ -189,18 +191,15 @@ def patch_discriminator(
 
     The last stage gives raw scores (B, 1, h, w), before any sigmoid.
     """
-
-    def conv(in_nc: int, out_nc: int, stride: int) -> nn.Conv2d:
-        return nn.Conv2d(in_nc, out_nc, kernel_size=4, stride=stride, padding=2)
-
-    stages: list[list[nn.Module]] = [[conv(input_nc, ndf, 2), nn.LeakyReLU(0.2, True)]]
+    conv = partial(Conv2d, kernel_size=4, padding=2)
+    stages: list[list[nn.Module]] = [[conv(input_nc, ndf, stride=2), nn.LeakyReLU(0.2, True)]]
     nc = ndf
     for n in range(1, n_layers + 1):
         wider = min(nc * 2, 512)
         stride = 2 if n < n_layers else 1
-        stages.append([conv(nc, wider, stride), norm(wider), nn.LeakyReLU(0.2, True)])
+        stages.append([conv(nc, wider, stride=stride), norm(wider), nn.LeakyReLU(0.2, True)])
         nc = wider
-    return [*stages, [conv(nc, 1, 1)]]
+    return [*stages, [conv(nc, 1)]]
 
 
 class MultiscaleDiscriminator(nn.Module):

@@ -65,15 +65,17 @@ def network_input(
     ignore_label: int | None = None,
     cond: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
     """What both G and D see of a scene: one-hot label and, if they are there, edges and conditions.
 
     label (B, 1, H, W) integers, or with label_nc 0 (B, input_nc, H, W) float; inst (B, 1, H, W)
     integers; cond (B, cond_nc, H, W) float -> (B, C, H, W) float32 with C = label_nc or input_nc,
     plus 1, plus cond_nc. dtype: a smaller one for labels and edges, whose 0 and 1 are exact in any;
-    beside floats they are float32 all the same.
+    beside floats they are float32 all the same. layout: how the result lies in memory.
     """
     x = one_hot(label, label_nc, ignore_label, dtype) if label_nc else label
     parts = [x] if inst is None else [x, edges(inst).to(x.dtype)]
     parts += [] if cond is None else [cond]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return x if layout is None else x.contiguous(memory_format=layout)

@@ -20,7 +20,7 @@ update.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -135,14 +135,17 @@ class Pix2PixHDModel(nn.Module):
             self.call[name] = distributed.wrap(self._compiled(net), self.device, in_bf16)
         if self.vgg is not None:
             self.call["VGG"] = self._compiled(self.vgg)
+        # what stands between the networks: uncompiled, a kernel for each of its many operations
+        for work in (network_input, gan_loss, feature_matching_loss, l1):
+            self.call[work.__name__] = self._compiled(work)
 
-    def _compiled(self, net: nn.Module) -> nn.Module:
-        """The network as a step calls it: compiled, with --compile."""
+    def _compiled(self, work: Callable) -> Callable:
+        """A network or function as a step calls it: compiled, with --compile."""
         if not self.opt.compile:
-            return net
+            return work
         set_up_compiler()
         # dynamic: the first batch with fewer images would make all later ones slower
-        return torch.compile(net, dynamic=False if self.one_size else None)
+        return torch.compile(work, dynamic=False if self.one_size else None)
 
     def _generator_parameters(self) -> Iterator[nn.Parameter]:
         yield from (p for p in self.netG.parameters() if p.requires_grad)
@@ -169,10 +172,13 @@ class Pix2PixHDModel(nn.Module):
         weight: this process's share of the batch, times the number of processes.
         """
         lambda_feat, use_lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
+        gan = partial(self.call["gan_loss"], use_lsgan=use_lsgan)
         losses: dict[str, Tensor] = {}
         self._begin(has_images=weight > 0)
         x, fake, real = self.generate(batch)
-        pixel_weights = batch["loss_weight"].to(self.device) if self.opt.loss_weights else None
+        pixel_weights = None
+        if self.opt.loss_weights:
+            pixel_weights = batch["loss_weight"].to(self.device, non_blocking=True)
         image = fake.detach().float().requires_grad_()
         gradient = torch.zeros_like(image)
 
@@ -181,34 +187,36 @@ class Pix2PixHDModel(nn.Module):
             gradient += self._gradient(losses["G_VGG"] * weight, image)
 
         if self.opt.lambda_L1:
-            losses["G_L1"] = self.opt.lambda_L1 * l1(image, real, pixel_weights)
+            losses["G_L1"] = self.opt.lambda_L1 * self.call["l1"](image, real, pixel_weights)
             gradient += self._gradient(losses["G_L1"] * weight, image)
 
         with distributed.unsynced(self.call["D"]):
             on_real = self._run("D", torch.cat([x, real], 1))
-            losses["D_real"] = gan_loss(on_real, True, use_lsgan)
+            losses["D_real"] = gan(on_real, True)
             self._scaled(losses["D_real"] * (0.5 * weight)).backward()
         on_real = [[features.detach() for features in scale] for scale in on_real]
 
         on_fake = self._run("D", torch.cat([x, image], 1))
-        loss_G = losses["G_GAN"] = gan_loss(on_fake, True, use_lsgan)
+        loss_G = losses["G_GAN"] = gan(on_fake, True)
         if not self.opt.no_ganFeat_loss:
-            distance = feature_matching_loss(on_fake, on_real, pixel_weights)
-            losses["G_GAN_Feat"] = lambda_feat * distance
+            matching = self.call["feature_matching_loss"]
+            losses["G_GAN_Feat"] = lambda_feat * matching(on_fake, on_real, pixel_weights)
             loss_G = loss_G + losses["G_GAN_Feat"]
         uses_pool = self.opt.pool_size > 0
         gradient += self._gradient(loss_G * weight, image, keep_graph=not uses_pool)
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
             on_fake = self._run("D", self.pool.query(torch.cat([x, image.detach()], 1)))
-        losses["D_fake"] = gan_loss(on_fake, False, use_lsgan)
+        losses["D_fake"] = gan(on_fake, False)
         weights_D = list(self.netD.parameters())  # and not the image
         self._scaled(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
 
+        on_real = on_fake = loss_G = None  # D's maps need not stand beside G's backward,
+        losses = {name: loss.detach() for name, loss in losses.items()}  # nor signs of L1
         fake.backward(gradient.to(fake.dtype))
         self._update(losses)
         self.fake, self.real = image.detach(), real
-        return {name: losses[name].detach() for name in LOSS_NAMES if name in losses}
+        return {name: losses[name] for name in LOSS_NAMES if name in losses}
 
     def generate(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """(x, fake, real): label and edges (B, C, H, W), G's image of them, the photograph."""
@@ -221,12 +229,12 @@ class Pix2PixHDModel(nn.Module):
             on_device["image"] = bytes_to_float(on_device["image"])
         height, width = on_device["label"].shape[-2:]
         maps = {kind: pad_to_multiple(value, self.multiple) for kind, value in on_device.items()}
-        x = network_input(
+        x = self.call["network_input"](
             *(maps["label"], maps.get("inst"), self.opt.label_nc, self.opt.ignore_label),
             cond=maps.get("cond"),
             dtype=AMP_TYPES.get(self.opt.amp),
+            layout=self.layout,
         )
-        x = x.contiguous(memory_format=self.layout)
         inputs = [x]
         if self.netE is not None:
             regions = maps["label"] if self.opt.label_feat else maps["inst"]

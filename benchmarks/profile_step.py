@@ -52,8 +52,12 @@ def main() -> None:
         return event.self_device_time_total if cuda else event.self_cpu_time_total
 
     events = [event for event in profiler.key_averages() if microseconds(event) > 0]
-    if cuda:  # kernels alone, without the operators that launched them
-        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    if cuda:  # kernels alone, without the operators that launched them and the spans they lie in
+        events = [
+            event
+            for event in events
+            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+        ]
     events.sort(key=microseconds, reverse=True)
     busy = sum(microseconds(event) for event in events) / given.steps / 1e6
     rows = [

@@ -167,7 +167,9 @@ class Normalize(torch.autograd.Function):
         mean = pixels.mean(axes, keepdim=True, dtype=kind)
         count = pixels.numel() // mean.numel()
         if share is not None:
-            sums = torch.cat([mean.double().flatten() * count, mean.new_tensor([count]).double()])
+            # the count filled in there, as a copy would wait for the device
+            own = mean.new_full((1,), count, dtype=torch.float64)
+            sums = torch.cat([mean.double().flatten() * count, own])
             *sums, count = distributed.total(sums * share).split([mean.numel(), 1])
             mean = (sums[0] / count).view_as(mean).to(kind)
 

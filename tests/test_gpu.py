@@ -126,7 +126,9 @@ def test_pooling_of_one_huge_instance_and_of_many() -> None:
 def test_out_of_memory_is_told_in_one_line(toy_data: Path, tmp_path: Path) -> None:
     done = run_command(
         *("train.py", *ON_GPU, *EPOCHS, "--name", "run", "--checkpoints_dir", tmp_path),
-        *("--dataroot", toy_data, "--ngf", 4096, "--ndf", 4096, "--n_blocks_global", 9),
+        # small weights, and hundreds of maps of 2 GB
+        *("--dataroot", toy_data, "--loadSize", 4096, "--ngf", 64),
+        *("--n_downsample_global", 0, "--n_blocks_global", 99),
     )
     assert "memory" in one_line(done)
 

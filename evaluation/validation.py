@@ -24,7 +24,7 @@ from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
 from util.errors import UserError
 from util.pages.colours import label_picture, to_image
-from util.parallel import in_threads
+from util.parallel import background
 
 SHOWN = 4  # scenes on the page
 
@@ -84,8 +84,9 @@ class Validation:
             self.evaluator.start()
         seen: dict[int, dict] = {}  # by the segmenter
         shown: dict[int, dict[str, np.ndarray]] = {}
-        measured = list(in_threads(measure_pair, self._pairs(measures, seen, shown)))
-        rows = {index: row | seen[index] for index, row in zip(seen, measured)}
+        with background(most=8) as submit:  # measures one image while the next is generated
+            measured = [submit(measure_pair, *pair) for pair in self._pairs(measures, seen, shown)]
+        rows = {index: row.result() | seen[index] for index, row in zip(seen, measured)}
         rows, shown = of_all_scenes(rows), of_all_scenes(shown)
         figures = flat(summary(list(rows.values()), measures, self.evaluator))
         return figures, {self.names[index]: images for index, images in shown.items()}

@@ -1,5 +1,6 @@
 """Validation during training: its figures, the best checkpoint, patience, resume, pages."""
 
+import argparse
 import json
 import random
 import signal
@@ -14,7 +15,7 @@ from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
 from util.run.checkpoints import load_file
-from util.run.loggers import MLflow, WeightsAndBiases
+from util.run.loggers import create_loggers
 from util.run.page import RunPage
 from util.run.resume import Position
 from util.run.visualizer import read_rows
@@ -342,6 +343,6 @@ def test_a_missing_package_is_one_line(flag: str, tmp_path: Path, monkeypatch) -
     from util.errors import UserError
 
     monkeypatch.setitem(sys.modules, flag, None)
-    kind = {"wandb": WeightsAndBiases, "mlflow": MLflow}[flag]
+    flags = {"tf_log": False, "wandb": False, "mlflow": False, flag: True}
     with pytest.raises(UserError, match=f"--{flag} needs a package.*pip install {flag}"):
-        kind(tmp_path, None, False)
+        create_loggers(argparse.Namespace(**flags), tmp_path, False)

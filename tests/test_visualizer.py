@@ -11,14 +11,15 @@ from PIL import Image
 
 from util.errors import UserError
 from util.pages.plots import save_curves, series
-from util.run.loggers import TensorBoard
+from util.run.loggers import create_loggers
 from util.run.visualizer import Visualizer, read_rows
 
 LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
 
 
 def visualizer(folder, *, resume=False, write_html=False, tf_log=False) -> Visualizer:
-    loggers = [TensorBoard(folder, argparse.Namespace(), resume)] if tf_log else []
+    opt = argparse.Namespace(tf_log=tf_log, wandb=False, mlflow=False)
+    loggers = create_loggers(opt, folder, resume)
     return Visualizer(
         folder, write_html=write_html, display_winsize=16, resume=resume, loggers=loggers
     )

@@ -17,7 +17,7 @@ from util.pages.html import Page, Picture
 from util.pages.plots import save_curves, series, shown_width
 from util.progress import log
 from util.run.checkpoints import saved_options
-from util.run.page import BOOKKEEPING, NAMES
+from util.run.page import NAMES, figure_names
 from util.run.visualizer import read_rows
 
 UNTOLD = {"name", "command_line", "versions", "git_commit", "checkpoints_dir"}
@@ -67,16 +67,12 @@ def different_flags(runs: dict[str, Path]) -> list[list[str]]:
 
 def common_panels(tables: dict[str, list[dict]]) -> dict[str, dict]:
     """A panel for each figure, with a curve for each run that has it."""
-    names = dict.fromkeys(key for rows in tables.values() for row in rows for key in row)
-    hidden = (*BOOKKEEPING, "lr")
-    panels = {
-        name: {run: series(rows, name) for run, rows in tables.items() if rows}
-        for name in names
-        if name not in hidden and not name.startswith(("oracle_", "ratio_"))
-    }
-    return {
-        name: curves for name, curves in panels.items() if any(len(v) for _, v in curves.values())
-    }
+    panels = {}
+    for name in figure_names(tables.values()):
+        curves = {run: series(rows, name) for run, rows in tables.items() if rows}
+        if name != "lr" and any(len(values) for _, values in curves.values()):
+            panels[name] = curves
+    return panels
 
 
 def common_scenes(

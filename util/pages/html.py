@@ -12,31 +12,7 @@ from PIL import Image
 
 from util.files import replacing
 
-# System colours (Canvas, CanvasText, ...) follow the reader's light or dark theme by themselves.
-_CSS = """
-:root { color-scheme: light dark; }
-body { margin: 0 auto; max-width: max-content; padding: 1.5rem clamp(0.75rem, 3vw, 2.5rem) 4rem;
-  font: 15px/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; }
-h1 { font-size: 1.4rem; font-weight: 600; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1rem; font-weight: 600; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
-p { margin: 0 0 0.5rem; opacity: 0.75; overflow-wrap: anywhere; }
-section { margin-top: 1.25rem; padding-top: 1rem; overflow-x: auto;
-  border-top: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }
-.row { display: grid; gap: 0.75rem;
-  grid-template-columns: repeat(var(--columns), minmax(0, var(--width))); }
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; border-radius: 4px;
-  background: color-mix(in srgb, CanvasText 8%, Canvas); }
-img.enlarged { image-rendering: pixelated; }
-figcaption { font-size: 0.8rem; opacity: 0.75; margin-top: 0.2rem; overflow-wrap: anywhere; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 1rem 0.2rem 0; text-align: left; vertical-align: top; }
-tbody th { font-weight: normal; }
-td:nth-child(2):last-child { overflow-wrap: anywhere; }
-.pinned { position: sticky; top: 0; padding: 0.5rem 0; background: Canvas; z-index: 1; }
-.pinned input { width: 100%; }
-@media (max-width: 600px) { .row { grid-template-columns: minmax(0, var(--width)); } }
-"""
+_CSS = Path(__file__).with_name("page.css").read_text()
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class RunPage:
             newest = f"validation/{steps[-1]['prefix']}{scene}.jpg"
             moved = Picture(newest, "synthesized_image", data={"scene": scene})
             page.row([first, moved, last], heading=scene, width=self.display_winsize)
-        page.add(tags.script(raw(f"const rows = {json.dumps(steps)};{_SLIDER}")))
+        page.add(tags.script(raw(f"const rows = {json.dumps(steps)};\n{_SLIDER}")))
         page.save()
 
 

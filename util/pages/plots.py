@@ -88,9 +88,8 @@ def save_matrix(
         figure = Figure(figsize=(0.4 * len(columns) + 2, 0.4 * len(rows) + 2), layout="constrained")
         axes = figure.subplots()
         axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-        axes.set_xticks(
-            range(len(columns)), columns, rotation=45, ha="left", rotation_mode="anchor"
-        )
+        turned = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(columns)), columns, **turned)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         for (row, column), value in np.ndenumerate(percent):

@@ -23,7 +23,7 @@ from models.inference_model import InferenceModel
 from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
 from util.errors import UserError
-from util.pages.colours import label_picture, to_image
+from util.pages.colours import scene_images
 from util.parallel import background
 
 SHOWN = 4  # scenes on the page
@@ -97,11 +97,7 @@ class Validation:
             generated = self._generate(batch)
             photograph, label = batch["image"][0], batch["label"][0]
             if index < SHOWN:
-                shown[index] = {
-                    "input_label": label_picture(label, self.opt.label_nc, self.opt.ignore_label),
-                    "synthesized_image": to_image(generated),
-                    "real_image": to_image(photograph),
-                }
+                shown[index] = scene_images(label, generated, photograph, self.opt)
             generated, real = self._numbers(generated), self._numbers(photograph, exact=True)
             inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
             measures.add_to_sets(generated, real)

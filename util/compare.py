@@ -79,29 +79,28 @@ def common_scenes(
     runs: dict[str, Path], validations: dict[str, list[dict]], out: Path
 ) -> dict[str, list[Picture]]:
     """The scenes that all runs validated: label map, each run's last image, photograph."""
-    found: dict[str, dict[str, Path]] = {}
-    for name, folder in runs.items():
-        images = folder / "web" / "validation"
-        for row in reversed(validations[name]):
-            prefix = f"epoch{row['epoch']:04d}_"
-            own = {path.stem.removeprefix(prefix): path for path in images.glob(f"{prefix}*.jpg")}
-            if own:
-                found[name] = own
-                break
-    if len(found) < len(runs):
-        return {}
+    folders = {name: folder / "web" / "validation" for name, folder in runs.items()}
+    last = {name: last_images(folder, validations[name]) for name, folder in folders.items()}
+    first = next(iter(folders.values()))
     rows = {}
-    for scene in sorted(set.intersection(*(set(own) for own in found.values()))):
-        first = next(iter(runs.values())) / "web" / "validation"
-        row = {kind: first / f"{kind}_{scene}.jpg" for kind in (NAMES[0], NAMES[2])}
-        row = {NAMES[0]: row[NAMES[0]], **{n: own[scene] for n, own in found.items()}, **row}
-        rows[scene] = [_copy(path, out, f"{name}_{scene}.jpg", name) for name, path in row.items()]
+    for scene in sorted(set.intersection(*map(set, last.values()))):
+        images = {NAMES[0]: first / f"{NAMES[0]}_{scene}.jpg"}
+        images |= {name: own[scene] for name, own in last.items()}
+        images[NAMES[2]] = first / f"{NAMES[2]}_{scene}.jpg"
+        rows[scene] = [Picture(f"images/{name}_{scene}.jpg", name) for name in images]
+        for picture, path in zip(rows[scene], images.values()):
+            shutil.copyfile(path, out / picture.path)
     return rows
 
 
-def _copy(path: Path, out: Path, name: str, caption: str) -> Picture:
-    shutil.copyfile(path, out / "images" / name)
-    return Picture(f"images/{name}", caption)
+def last_images(folder: Path, validations: list[dict]) -> dict[str, Path]:
+    """scene -> image of the last validation that has some."""
+    for row in reversed(validations):
+        prefix = f"epoch{row['epoch']:04d}_"
+        paths = folder.glob(f"{prefix}*.jpg")
+        if found := {path.stem.removeprefix(prefix): path for path in paths}:
+            return found
+    return {}
 
 
 def main() -> None:

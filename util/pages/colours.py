@@ -1,5 +1,6 @@
 """From tensors and label maps to images: palettes, class names, image files."""
 
+import argparse
 from functools import lru_cache
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def label_picture(
     ignored = classes == ignore_label
     picture = colour_label(np.where(ignored, 0, classes), label_nc)
     return np.where(ignored[..., None], np.uint8(0), picture)
+
+
+def scene_images(
+    label: torch.Tensor, fake: torch.Tensor, real: torch.Tensor, opt: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    """A scene as images (H, W, 3) uint8: label map (see label_picture), generated, real, both
+    (C, H, W) in [-1, 1]."""
+    return {
+        "input_label": label_picture(label, opt.label_nc, opt.ignore_label),
+        "synthesized_image": to_image(fake),
+        "real_image": to_image(real),
+    }
 
 
 def class_id(name_or_id: str, label_nc: int) -> int:

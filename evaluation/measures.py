@@ -13,7 +13,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,17 +145,13 @@ def _lpips(count: int, others: dict) -> torch.nn.Module:
     return LearnedPerceptualImagePatchSimilarity("alex", normalize=True)
 
 
-PAIR_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    **{"l1": l1, "psnr": psnr, "ssim": ssim}
-}
-PROPERTIES: dict[str, Callable[[np.ndarray, np.ndarray | None], float]] = {
+PAIR_MEASURES = {"l1": l1, "psnr": psnr, "ssim": ssim}
+PROPERTIES = {
     **{"grid_energy": grid_energy, "sharpness": sharpness},
     **{"hue_variance": hue_variance, "brightness_variance": brightness_variance},
 }
 # name -> its network's weights, and a function (number of pairs, the measures so far) -> metric
-SET_MEASURES: dict[str, tuple[str, Callable[[int, dict], torch.nn.Module]]] = {
-    **{"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (INCEPTION, _kid)}
-}
+SET_MEASURES = {"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (INCEPTION, _kid)}
 
 # The measures that --best_metric may name -> whether more is better
 BETTER_IS_MORE = {
@@ -219,9 +215,7 @@ class Measures:
         return {name: values.get(name) for name in SET_MEASURES}
 
 
-def measure_pair(
-    generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None
-) -> dict[str, float]:
+def measure_pair(generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None) -> dict:
     """The pair measures and properties of an image and its photograph, of one size."""
     row = {name: measure(generated, real) for name, measure in PAIR_MEASURES.items()}
     for name, measure in PROPERTIES.items():
@@ -304,7 +298,7 @@ def _weights_path(file: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / file
 
 
-def weights_are_there(name: str, weights_dir: Path | None) -> bool:
+def has_weights(name: str, weights_dir: Path | None) -> bool:
     """Whether a set measure needs no download."""
     with _hub_folder(weights_dir):
         return _weights_path(SET_MEASURES[name][0]).is_file()

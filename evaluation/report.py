@@ -12,7 +12,7 @@ import torch
 from data.values import side_values
 from evaluation.measures import PAIR_MEASURES, SET_MEASURES, ratio
 from evaluation.scenes import Scene
-from evaluation.segmentation import SegmentationEvaluator
+from evaluation.segmentation import Evaluator
 from util.files import write_text
 from util.pages.colours import save_image, to_image
 from util.pages.html import Page, Picture
@@ -28,7 +28,7 @@ HEAD = ["", "pictures", "oracle", "ratio"]
 
 
 def protocol(
-    opt: argparse.Namespace, sizes: Counter, resized: int, evaluator: SegmentationEvaluator | None
+    opt: argparse.Namespace, sizes: Counter, resized: int, evaluator: Evaluator | None
 ) -> dict[str, str]:
     """What the figures were measured on, and how. sizes: (width, height) -> number of images;
     resized: number of photographs of another size than their image."""
@@ -132,10 +132,7 @@ def write_json(metrics: dict, path: Path) -> None:
 
 
 def write_page(
-    opt: argparse.Namespace,
-    metrics: dict,
-    scenes: list[Scene],
-    evaluator: SegmentationEvaluator | None,
+    opt: argparse.Namespace, metrics: dict, scenes: list[Scene], evaluator: Evaluator | None
 ) -> Path:
     """The table, the confusion matrices and the worst images. Returns the page's path."""
     page = Page(opt.out, f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}: evaluation")
@@ -169,9 +166,7 @@ def viewed(image: np.ndarray) -> np.ndarray:
     return to_image(torch.from_numpy(image / 127.5 - 1).movedim(-1, 0))
 
 
-def scene_row(
-    scene: Scene, opt: argparse.Namespace, evaluator: SegmentationEvaluator | None
-) -> list[Picture]:
+def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None) -> list[Picture]:
     """Save the images of a scene for the page."""
     generated, real, label, _ = scene.read(opt)
     images = {"generated": ("generated", viewed(generated)), "real": ("real", viewed(real))}

@@ -92,7 +92,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(within - 2 * kernel(a, b).mean())
 
 
-class SegmentationEvaluator:
+class Evaluator:
     """Counts what a segmenter finds in generated images and in the real ones (the oracle).
 
     generated, real: confusion matrices over all images so far.
@@ -168,8 +168,8 @@ class SegmentationEvaluator:
         return colours[classes]
 
 
-def create_evaluator(opt: argparse.Namespace, device: torch.device) -> SegmentationEvaluator:
+def create_evaluator(opt: argparse.Namespace, device: torch.device) -> Evaluator:
     """What counts the classes that --segmenter finds."""
     classes = evaluation_classes(opt.label_nc, opt.ignore_label, opt.segmenter_classes)
     segmenter = load_segmenter(opt.segmenter, device)
-    return SegmentationEvaluator(segmenter, classes, opt.segmenter_width)
+    return Evaluator(segmenter, classes, opt.segmenter_width)

@@ -11,14 +11,8 @@ from data.create import create_dataset, photographs, whole_images
 from data.files import picture_names
 from data.shares import of_all_scenes, own_batches
 from data.values import side_values
-from evaluation.measures import (
-    BETTER_IS_MORE,
-    Measures,
-    mean_measures,
-    measure_pair,
-    weights_are_there,
-)
-from evaluation.segmentation import SegmentationEvaluator, create_evaluator
+from evaluation.measures import BETTER_IS_MORE, Measures, has_weights, mean_measures, measure_pair
+from evaluation.segmentation import Evaluator, create_evaluator
 from models.inference_model import InferenceModel
 from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
@@ -60,7 +54,7 @@ class Validation:
     def _measured(self) -> list[str]:
         """The measures that can be had, of those that --best_metric may name."""
         names = ("lpips", "fid", "kid") if self.values.is_rgb8 else ()
-        sets = [name for name in names if weights_are_there(name, self.opt.weights_dir)]
+        sets = [name for name in names if has_weights(name, self.opt.weights_dir)]
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
         if self.evaluator and self.evaluator.segmenter.features:
             found.append("segmenter_kid")
@@ -177,9 +171,7 @@ def spread(scenes: Sequence[str], most: int) -> list[str]:
     return [scenes[index] for index in chosen]
 
 
-def summary(
-    rows: list[dict], measures: Measures, evaluator: SegmentationEvaluator | None
-) -> dict[str, object]:
+def summary(rows: list[dict], measures: Measures, evaluator: Evaluator | None) -> dict[str, object]:
     """All figures of a set of images by name; rows: what was measured of each."""
     figures = mean_measures(rows) | measures.compute() | {"reasons": measures.reasons}
     figures["identical_pictures"] = sum(row["psnr"] == np.inf for row in rows)

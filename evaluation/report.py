@@ -118,17 +118,9 @@ def comparison(results: dict[str, dict]) -> list[list[str]]:
 
 def write_json(metrics: dict, path: Path) -> None:
     """Write metrics.json: infinity, which JSON does not know, as "inf", not-a-number as null."""
-
-    def jsonable(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: jsonable(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [jsonable(one) for one in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return None if math.isnan(value) else "inf"
-        return value
-
-    write_text(path, json.dumps(jsonable(metrics), indent=1, allow_nan=False) + "\n")
+    spelled = {"NaN": None, "Infinity": "inf", "-Infinity": "inf"}
+    plain = json.loads(json.dumps(metrics), parse_constant=spelled.get)
+    write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
 def write_page(

@@ -124,9 +124,8 @@ class Evaluator:
         """Count a scene: images (H, W, 3) uint8, label map (H, W). Returns its pixel accuracy and
         that of the oracle."""
         truth, count = self.classes.of_label[label], len(self.classes.names)
-        of_generated, of_real = (
-            confusion(truth, self.find(image), count) for image in (generated, real)
-        )
+        of_generated = confusion(truth, self.find(generated), count)
+        of_real = confusion(truth, self.find(real), count)
         self.generated += of_generated
         self.real += of_real
         if self.segmenter.features:

@@ -18,6 +18,7 @@ STYLE = {
 }
 
 Series = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,), finite
+Panels = Mapping[str, Mapping[str, Series]]  # title -> label -> curve
 
 
 def require_matplotlib() -> type:
@@ -46,11 +47,7 @@ def series(rows: Sequence[Mapping[str, float]], name: str) -> Series:
 
 
 def save_curves(
-    path: Path,
-    panels: Mapping[str, Mapping[str, Series]],
-    *,
-    marks: Mapping[str, float] | None = None,
-    smooth: bool = True,
+    path: Path, panels: Panels, *, marks: Mapping[str, float] | None = None, smooth: bool = True
 ) -> None:
     """Save one image with a panel for each title, and in it a curve for each label.
 

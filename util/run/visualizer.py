@@ -123,8 +123,7 @@ class Visualizer:
     def close(self) -> None:
         """Write out what is still held back: the last curves, the loggers' rows."""
         if self._page and "epoch" in self.facts:
-            self._page.draw_curves(self._losses.rows, self._validations.rows, self.facts)
-            self._page.write(self._losses.rows, self._validations.rows, self.facts)
+            self._page.write(self._losses.rows, self._validations.rows, self.facts, last=True)
         for logger in self.loggers:
             logger.close()
 

@@ -18,7 +18,7 @@ from util.pages.html import Page, Picture
 from util.pages.plots import Series, require_matplotlib, save_curves, series, shown_width
 from util.run.checkpoints import saved_options
 
-Rows, Facts = Sequence[Mapping], Mapping[str, str]
+Table, Facts = Sequence[Mapping], Mapping[str, str]
 
 # The keys of rows that are not figures.
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_pictures")
@@ -62,7 +62,7 @@ class RunPage:
                 path = self.web / "validation" / f"{prefix}{scene}.jpg"
                 Image.fromarray(image).save(path, quality=90)
 
-    def write(self, rows: Rows, validations: Rows, facts: Facts, last: bool = False) -> None:
+    def write(self, rows: Table, validations: Table, facts: Facts, last: bool = False) -> None:
         """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: what
         the run is and how far, by name. last: with curves that show all of the rows."""
         if (rows or validations) and (last or time.monotonic() >= self._curves_due):
@@ -85,7 +85,7 @@ class RunPage:
             page.row(row, heading=f"epoch {epoch}", width=self.display_winsize)
         page.save()
 
-    def _draw_curves(self, rows: Rows, validations: Rows, facts: Facts) -> None:
+    def _draw_curves(self, rows: Table, validations: Table, facts: Facts) -> None:
         """Draw a panel for each figure. It takes about a second: not more often than pages
         reload."""
         best = [row["step"] for row in validations if str(row["epoch"]) == facts.get("best")]
@@ -102,7 +102,7 @@ class RunPage:
         found = [(match, path) for path in paths if (match := _PICTURE.fullmatch(path.name))]
         return {(int(match[1]), match[2]): path for match, path in found}
 
-    def _write_scenes(self, validations: Rows, facts: Facts) -> None:
+    def _write_scenes(self, validations: Table, facts: Facts) -> None:
         """The page of fixed scenes: a row for each, and one slider that moves all of them."""
         folder = self.web / "validation"
         files = [path.stem for path in folder.iterdir()]
@@ -129,14 +129,14 @@ class RunPage:
         page.save()
 
 
-def figure_names(tables: Iterable[Rows]) -> list[str]:
+def figure_names(tables: Iterable[Table]) -> list[str]:
     """The columns of tables of rows that are figures of their own."""
     names = dict.fromkeys(key for rows in tables for row in rows for key in row)
     beside = ("oracle_", "ratio_")  # what was measured of the photographs
     return [name for name in names if name not in BOOKKEEPING and not name.startswith(beside)]
 
 
-def curve_panels(table: Rows) -> dict[str, dict[str, Series]]:
+def curve_panels(table: Table) -> dict[str, dict[str, Series]]:
     """A panel for each figure of the rows that has values: title -> label -> curve. What was
     measured of the photographs, too, stands beside that."""
     panels = {}

@@ -22,8 +22,8 @@ import torch
 from data.values import side_values
 from evaluation import report
 from evaluation.measures import Measures
-from evaluation.scenes import Scene, find_scenes
-from evaluation.segmentation import SegmentationEvaluator, create_evaluator
+from evaluation.scenes import find_scenes
+from evaluation.segmentation import create_evaluator
 from evaluation.validation import spread, summary
 from options.evaluate_options import EvaluateOptions
 from util.errors import run
@@ -37,13 +37,19 @@ def evaluate(opt: argparse.Namespace) -> dict:
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     set_up_torch(deterministic=False, tf32=False)
     scenes = find_scenes(opt)
-    if opt.val_max:
-        scenes = spread(scenes, opt.val_max)
+    scenes = spread(scenes, opt.val_max or len(scenes))
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
     make_folder(opt.out / "images", "--out")
     rgb = side_values(opt, "output").is_rgb8
     measures = Measures(len(scenes), opt.weights_dir, device, rgb=rgb)
-    rows, sizes, resized = measure_scenes(opt, scenes, measures, evaluator)
+
+    rows, sizes, resized = [], Counter(), 0
+    for scene in bar(scenes, desc="images", unit="image"):
+        generated, real, label, inst = scene.read(opt)
+        sizes[generated.shape[1::-1]] += 1
+        resized += scene.is_resized(generated, opt)
+        row = {"name": scene.name, **measures.add(generated, real, inst)}
+        rows.append(row | (evaluator.add(generated, real, label) if evaluator else {}))
 
     metrics = {
         "protocol": report.protocol(opt, sizes, resized, evaluator),
@@ -54,26 +60,6 @@ def evaluate(opt: argparse.Namespace) -> dict:
     page = report.write_page(opt, metrics, scenes, evaluator)
     report.print_table(metrics, f"{opt.out / 'metrics.json'} and {page}")
     return metrics
-
-
-def measure_scenes(
-    opt: argparse.Namespace,
-    scenes: list[Scene],
-    measures: Measures,
-    evaluator: SegmentationEvaluator | None,
-) -> tuple[list[dict], Counter, int]:
-    """Measure all scenes: (a row for each, (width, height) -> number of images, number of
-    photographs that were scaled)."""
-    rows, sizes, resized = [], Counter(), 0
-    for scene in bar(scenes, desc="images", unit="image"):
-        generated, real, label, inst = scene.read(opt)
-        sizes[generated.shape[1::-1]] += 1
-        resized += scene.is_resized(generated, opt)
-        row = {"name": scene.name, **measures.add(generated, real, inst)}
-        if evaluator:
-            row |= evaluator.add(generated, real, label)
-        rows.append(row)
-    return rows, sizes, resized
 
 
 def main() -> None:

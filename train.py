@@ -33,7 +33,7 @@ from options.train_options import TrainOptions
 from util import distributed
 from util.errors import run
 from util.files import make_folder
-from util.pages.colours import label_picture, to_image
+from util.pages.colours import scene_images
 from util.progress import log_main
 from util.run.resume import FOLDER_FLAGS
 from util.run.training_run import TrainingRun
@@ -72,7 +72,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
                 training.log_losses(losses, batch["weight"], rate)
             if distributed.is_main() and at.passed(opt.display_freq):
                 fake, real = model.fake[0].cpu(), model.real[0].cpu()
-                training.show(partial(current_images, batch["label"][0], fake, real, opt))
+                training.show(partial(scene_images, batch["label"][0], fake, real, opt))
             if training.epoch_is_complete():
                 at.next_epoch()
                 training.validate_if_due()
@@ -81,18 +81,6 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
             if stopping:
                 return training.stop()
     return training.finish()
-
-
-def current_images(
-    label: torch.Tensor, fake: torch.Tensor, real: torch.Tensor, opt: argparse.Namespace
-) -> dict:
-    """A scene as images (H, W, 3) uint8: label map, generated, real. fake and real: (C, H, W) in
-    [-1, 1]."""
-    return {
-        "input_label": label_picture(label, opt.label_nc, opt.ignore_label),
-        "synthesized_image": to_image(fake),
-        "real_image": to_image(real),
-    }
 
 
 def main() -> int:

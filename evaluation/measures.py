@@ -4,16 +4,16 @@ Images are (H, W, 3) uint8, or (H, W, C) of any numbers with their range scaled 
 
 A pair measure is a function (generated, real) -> float. A property is a function (image, instance
 map) -> float that is measured of both; the ratio tells how far the generated ones are from real. Of
-both the mean over the images is reported. A set measure is a class whose add(generated, real) takes
-one pair and whose compute() -> float looks at all of them. To add one, write it and enter it in
-PAIR_MEASURES, PROPERTIES or SET_MEASURES. Definitions with formulas: docs/evaluation.md.
+both the mean over the images is reported. A set measure is a metric of torchmetrics that looks at
+all pairs. To add one, write it and enter it in PAIR_MEASURES, PROPERTIES or SET_MEASURES.
+Definitions with formulas: docs/evaluation.md.
 """
 
 import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,70 +122,36 @@ def _variance_inside_things(values: Sequence[np.ndarray], inst: np.ndarray | Non
 # -- Sets of images -----------------------------------------------------------------------------
 
 
-class Fid:
+def _fid(count: int, others: dict) -> torch.nn.Module:
     """Frechet distance between the Inception v3 features of both sets."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
-    weights = INCEPTION
-
-    def __init__(self, count: int, device: torch.device, others: dict) -> None:
-        """count: the number of pairs that will come, at least 2. others: the measures so far."""
-        if count < 2:
-            raise UserError("a distance between sets of images needs at least 2")
-        self.device = device
-        self.metric = self._create(count, others).to(device)
-
-    def _create(self, count: int, others: dict) -> torch.nn.Module:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
-        return FrechetInceptionDistance()
-
-    def add(self, generated: np.ndarray, real: np.ndarray) -> None:
-        self.metric.update(_batch(generated, self.device), real=False)
-        self.metric.update(_batch(real, self.device), real=True)
-
-    def compute(self) -> float:
-        return float(self.metric.compute())
+    if count < 2:
+        raise UserError("a distance between sets of images needs at least 2")
+    return FrechetInceptionDistance()
 
 
-class Kid(Fid):
+def _kid(count: int, others: dict) -> torch.nn.Module:
     """Maximum mean discrepancy between the same features, mean over random subsets."""
+    from torchmetrics.image.kid import KernelInceptionDistance
 
-    def _create(self, count: int, others: dict) -> torch.nn.Module:
-        from torchmetrics.image.kid import KernelInceptionDistance
-
-        inception = others["fid"].metric.inception  # one network for both
-        return KernelInceptionDistance(inception, subset_size=min(count, 1000))
-
-    def compute(self) -> float:
-        return float(self.metric.compute()[0])
+    return KernelInceptionDistance(others["fid"].inception, subset_size=min(count, 1000))
 
 
-class Lpips:
+def _lpips(count: int, others: dict) -> torch.nn.Module:
     """Learned perceptual image patch similarity by AlexNet's features, mean over the pairs."""
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    weights = ALEXNET
-
-    def __init__(self, count: int, device: torch.device, others: dict) -> None:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        self.device = device
-        self.metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device)
-
-    def add(self, generated: np.ndarray, real: np.ndarray) -> None:
-        self.metric.update(*(_batch(image, self.device) / 255 for image in (generated, real)))
-
-    def compute(self) -> float:
-        return float(self.metric.compute())
+    return LearnedPerceptualImagePatchSimilarity("alex", normalize=True)
 
 
-PAIR_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    **{"l1": l1, "psnr": psnr, "ssim": ssim}
-}
-PROPERTIES: dict[str, Callable[[np.ndarray, np.ndarray | None], float]] = {
+PAIR_MEASURES = {"l1": l1, "psnr": psnr, "ssim": ssim}
+PROPERTIES = {
     **{"grid_energy": grid_energy, "sharpness": sharpness},
     **{"hue_variance": hue_variance, "brightness_variance": brightness_variance},
 }
-SET_MEASURES: dict[str, type] = {"lpips": Lpips, "fid": Fid, "kid": Kid}
+# name -> its network's weights, and a function (number of pairs, the measures so far) -> metric
+SET_MEASURES = {"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (INCEPTION, _kid)}
 
 # The measures that --best_metric may name -> whether more is better
 BETTER_IS_MORE = {
@@ -201,16 +167,12 @@ class Measures:
     """
 
     def __init__(
-        self,
-        count: int,
-        weights_dir: Path | None,
-        device: torch.device,
-        fetch: bool = True,
-        rgb: bool = True,
+        self, count: int, weights_dir: Path | None, device: torch.device, fetch=True, rgb=True
     ) -> None:
         """count: number of pairs to come. weights_dir: None for torch's cache. fetch: download
         weights that are not there. rgb: images are 8-bit RGB, which the set measures need."""
-        self.sets: dict[str, object] = {}
+        self.device = device
+        self.sets: dict[str, torch.nn.Module] = {}
         self.reasons: dict[str, str] = {}
         if not rgb:
             self.reasons = dict.fromkeys(SET_MEASURES, "its network sees 8-bit RGB images alone")
@@ -218,17 +180,15 @@ class Measures:
         failed: dict[str, str] = {}  # weights -> why they are missing: not fetched twice
         with _hub_folder(weights_dir), _repeatable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchmetrics on the memory of KID
-            for name, measure in SET_MEASURES.items():
-                if measure.weights not in failed:
-                    try:
-                        if not fetch and not _weights_path(measure.weights).is_file():
-                            raise UserError(f"{measure.weights} is not there")
-                        _refuse_code(measure.weights)
-                        self.sets[name] = measure(count, device, self.sets)
-                        continue
-                    except (UserError, ImportError, OSError, RuntimeError) as error:
-                        failed[measure.weights] = _reason(error, measure.weights)
-                self.reasons[name] = failed[measure.weights]
+            for name, (weights, create) in SET_MEASURES.items():
+                try:
+                    if weights not in failed:
+                        _check_weights(weights, fetch)
+                        self.sets[name] = create(count, self.sets).to(device)
+                except (UserError, ImportError, OSError, RuntimeError) as error:
+                    failed[weights] = _reason(error, weights)
+                if name not in self.sets:
+                    self.reasons[name] = failed[weights]
 
     def add(self, generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None) -> dict:
         """Take one pair of a size, and its instance map (H, W), None if there is none; returns its
@@ -238,19 +198,24 @@ class Measures:
 
     def add_to_sets(self, generated: np.ndarray, real: np.ndarray) -> None:
         """Let the set measures alone see a pair."""
-        for measure in self.sets.values():
-            measure.add(generated, real)
+        for name, metric in self.sets.items():
+            a, b = (_batch(image, self.device) for image in (generated, real))
+            if name == "lpips":
+                metric.update(a / 255, b / 255)
+            else:
+                metric.update(a, real=False)
+                metric.update(b, real=True)
 
     def compute(self) -> dict[str, float | None]:
         """The set measures by name; None for those in reasons."""
         with _repeatable():
-            values = {name: measure.compute() for name, measure in self.sets.items()}
+            found = {name: metric.compute() for name, metric in self.sets.items()}
+        # KID is a mean and a deviation
+        values = {name: float(v[0] if name == "kid" else v) for name, v in found.items()}
         return {name: values.get(name) for name in SET_MEASURES}
 
 
-def measure_pair(
-    generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None
-) -> dict[str, float]:
+def measure_pair(generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None) -> dict:
     """The pair measures and properties of an image and its photograph, of one size."""
     row = {name: measure(generated, real) for name, measure in PAIR_MEASURES.items()}
     for name, measure in PROPERTIES.items():
@@ -320,17 +285,20 @@ def _reason(error: Exception, weights: str) -> str:
     return f"{weights} could not be fetched ({line}); put it into --weights_dir"
 
 
-def _refuse_code(file: str) -> None:
-    """Refuse weights that are more than tensors: the libraries would execute what they hold."""
+def _check_weights(file: str, fetch: bool) -> None:
+    """Refuse weights that are missing and not to be fetched, or that are more than tensors: the
+    libraries would execute what they hold."""
     if _weights_path(file).is_file():
         load_file(_weights_path(file))
+    elif not fetch:
+        raise UserError(f"{file} is not there")
 
 
 def _weights_path(file: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / file
 
 
-def weights_are_there(name: str, weights_dir: Path | None) -> bool:
+def has_weights(name: str, weights_dir: Path | None) -> bool:
     """Whether a set measure needs no download."""
     with _hub_folder(weights_dir):
-        return _weights_path(SET_MEASURES[name].weights).is_file()
+        return _weights_path(SET_MEASURES[name][0]).is_file()

@@ -12,7 +12,7 @@ import torch
 from data.values import side_values
 from evaluation.measures import PAIR_MEASURES, SET_MEASURES, ratio
 from evaluation.scenes import Scene
-from evaluation.segmentation import SegmentationEvaluator
+from evaluation.segmentation import Evaluator
 from util.files import write_text
 from util.pages.colours import save_image, to_image
 from util.pages.html import Page, Picture
@@ -28,7 +28,7 @@ HEAD = ["", "pictures", "oracle", "ratio"]
 
 
 def protocol(
-    opt: argparse.Namespace, sizes: Counter, resized: int, evaluator: SegmentationEvaluator | None
+    opt: argparse.Namespace, sizes: Counter, resized: int, evaluator: Evaluator | None
 ) -> dict[str, str]:
     """What the figures were measured on, and how. sizes: (width, height) -> number of images;
     resized: number of photographs of another size than their image."""
@@ -44,11 +44,10 @@ def protocol(
     if evaluator:
         width = opt.segmenter_width
         occurring = int(evaluator.real.any(1).sum())
+        size = f"scaled to a width of {width}" if width else "at their own size"
         told |= {
             "segmenter": opt.segmenter,
-            "segmenter_input": f"images scaled to a width of {width}"
-            if width
-            else "images at their own size",
+            "segmenter_input": f"images {size}",
             "segmenter_classes": opt.segmenter_classes,
             "mean_iou": f"over the {occurring} of {len(evaluator.classes.names)} evaluation "
             "classes that occur in the label maps, all images counted together",
@@ -106,7 +105,8 @@ def print_table(metrics: dict, files: str) -> None:
 
 def comparison(results: dict[str, dict]) -> list[list[str]]:
     """One table of several runs: run -> what metrics.json holds. The first row is the head."""
-    names = [n for n in (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid") if _known(results, n)]
+    found = {n for one in results.values() for n, value in one.items() if value is not None}
+    names = [n for n in (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid") if n in found]
     ratios = list(dict.fromkeys(n for one in results.values() for n in one["of_oracle"]))
     table = [["run", *map(title, names), *(f"{title(name)} ratio" for name in ratios)]]
     for run, metrics in results.items():
@@ -116,30 +116,15 @@ def comparison(results: dict[str, dict]) -> list[list[str]]:
     return table
 
 
-def _known(results: dict[str, dict], name: str) -> bool:
-    return any(metrics.get(name) is not None for metrics in results.values())
-
-
 def write_json(metrics: dict, path: Path) -> None:
     """Write metrics.json: infinity, which JSON does not know, as "inf", not-a-number as null."""
-
-    def jsonable(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: jsonable(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [jsonable(one) for one in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return None if math.isnan(value) else "inf"
-        return value
-
-    write_text(path, json.dumps(jsonable(metrics), indent=1, allow_nan=False) + "\n")
+    spelled = {"NaN": None, "Infinity": "inf", "-Infinity": "inf"}
+    plain = json.loads(json.dumps(metrics), parse_constant=spelled.get)
+    write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
 def write_page(
-    opt: argparse.Namespace,
-    metrics: dict,
-    scenes: list[Scene],
-    evaluator: SegmentationEvaluator | None,
+    opt: argparse.Namespace, metrics: dict, scenes: list[Scene], evaluator: Evaluator | None
 ) -> Path:
     """The table, the confusion matrices and the worst images. Returns the page's path."""
     page = Page(opt.out, f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}: evaluation")
@@ -147,15 +132,13 @@ def write_page(
         page.header(f"{key.replace('_', ' ')}: {value}")
     page.table(HEAD, table(metrics))
     if evaluator:
-        plots = []
+        names, plots = evaluator.classes.names, []
         for name, caption, matrix in (
             ("confusion", "generated images", evaluator.generated),
             ("confusion_oracle", "real photographs (oracle)", evaluator.real),
         ):
-            path = Path("images") / f"{name}.png"
-            names = evaluator.classes.names
-            save_matrix(opt.out / path, matrix, names, [*names, "none of these"])
-            plots.append(Picture(path, caption))
+            plots.append(Picture(f"images/{name}.png", caption))
+            save_matrix(opt.out / plots[-1].path, matrix, names, [*names, "none of these"])
         heading = "What is found (columns) in pixels of a class (rows), in percent"
         page.row(plots, heading=heading, width=700)
 
@@ -175,12 +158,10 @@ def viewed(image: np.ndarray) -> np.ndarray:
     return to_image(torch.from_numpy(image / 127.5 - 1).movedim(-1, 0))
 
 
-def scene_row(
-    scene: Scene, opt: argparse.Namespace, evaluator: SegmentationEvaluator | None
-) -> list[Picture]:
+def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None) -> list[Picture]:
     """Save the images of a scene for the page."""
     generated, real, label, _ = scene.read(opt)
-    images = {"generated": ("generated", generated), "real": ("real", real)}
+    images = {"generated": ("generated", viewed(generated)), "real": ("real", viewed(real))}
     if evaluator:
         classes = {
             "label": ("label map", evaluator.classes.of_label[label]),  # -1: the last colour, black
@@ -191,7 +172,6 @@ def scene_row(
             images[kind] = caption, evaluator.colour(found, opt.label_nc)
     row = []
     for kind, (caption, image) in images.items():
-        path = Path("images") / f"{scene.name}_{kind}.png"
-        save_image(viewed(image), opt.out / path)
-        row.append(Picture(path, caption))
+        row.append(Picture(Path("images") / f"{scene.name}_{kind}.png", caption))
+        save_image(image, opt.out / row[-1].path)
     return row

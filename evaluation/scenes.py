@@ -45,7 +45,8 @@ class Scene:
 
 def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
-    files = find_files(opt.dataroot, opt.phase, opt.label_nc, has_instances(opt))
+    has_instances = (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
+    files = find_files(opt.dataroot, opt.phase, opt.label_nc, has_instances)
     names = picture_names(files["label"])
     images = find_images(opt.images, names)
     missing = [str(files["label"][scene]) for scene in images if scene not in files["image"]]
@@ -53,21 +54,11 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
         raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} ({len(missing)} in all)")
     if len(images) < len(names):
         log(f"{len(images)} of the {len(names)} scenes of {opt.phase} have an image")
+    real, label, inst = files["image"], files["label"], files.get("inst", {})
     return [
-        Scene(
-            names[scene],
-            images[scene],
-            files["image"][scene],
-            files["label"][scene],
-            files.get("inst", {}).get(scene),
-        )
+        Scene(names[scene], images[scene], real[scene], label[scene], inst.get(scene))
         for scene in sorted(images)
     ]
-
-
-def has_instances(opt: argparse.Namespace) -> bool:
-    """Whether the data set has instance maps: the things whose colours are measured."""
-    return (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
 
 
 def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:

@@ -92,14 +92,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(within - 2 * kernel(a, b).mean())
 
 
-def create_evaluator(opt: argparse.Namespace, device: torch.device) -> "SegmentationEvaluator":
-    """What counts the classes that --segmenter finds."""
-    classes = evaluation_classes(opt.label_nc, opt.ignore_label, opt.segmenter_classes)
-    segmenter = load_segmenter(opt.segmenter, device)
-    return SegmentationEvaluator(segmenter, classes, opt.segmenter_width)
-
-
-class SegmentationEvaluator:
+class Evaluator:
     """Counts what a segmenter finds in generated images and in the real ones (the oracle).
 
     generated, real: confusion matrices over all images so far.
@@ -108,16 +101,13 @@ class SegmentationEvaluator:
     def __init__(self, segmenter: Segmenter, classes: Classes, width: int | None = None) -> None:
         """width: images are scaled to it for the segmenter; None for their own."""
         self.segmenter, self.classes, self.width = segmenter, classes, width
-        count = len(classes.names)
-        self.generated = np.zeros((count, count + 1), np.int64)
-        self.real = np.zeros_like(self.generated)
-        self.features: list[tuple[np.ndarray, np.ndarray]] = []  # of generated and real cells
+        self.start()
 
     def start(self) -> None:
-        """Forget what was counted."""
-        self.generated[:] = 0
-        self.real[:] = 0
-        self.features = []
+        """Count from zero."""
+        count = len(self.classes.names)
+        self.generated, self.real = (np.zeros((count, count + 1), np.int64) for _ in range(2))
+        self.features: list[tuple[np.ndarray, np.ndarray]] = []  # of generated and real cells
 
     def find(self, image: np.ndarray) -> np.ndarray:
         """The classes that the segmenter finds in an image (H, W, 3): (H, W) integers."""
@@ -134,9 +124,8 @@ class SegmentationEvaluator:
         """Count a scene: images (H, W, 3) uint8, label map (H, W). Returns its pixel accuracy and
         that of the oracle."""
         truth, count = self.classes.of_label[label], len(self.classes.names)
-        of_generated, of_real = (
-            confusion(truth, self.find(image), count) for image in (generated, real)
-        )
+        of_generated = confusion(truth, self.find(generated), count)
+        of_real = confusion(truth, self.find(real), count)
         self.generated += of_generated
         self.real += of_real
         if self.segmenter.features:
@@ -155,8 +144,7 @@ class SegmentationEvaluator:
         """The scores of the generated images, of the oracle, and their ratio; the distance of the
         segmenter's features, where it gives them. Processes call it together."""
         parts = distributed.gather((self.generated, self.real, self.features))
-        self.generated, self.real = sum(part[0] for part in parts), sum(part[1] for part in parts)
-        self.features = [pair for part in parts for pair in part[2]]
+        self.generated, self.real, self.features = (sum(x[1:], x[0]) for x in zip(*parts))
         scores, oracle = self._scores(self.generated), self._scores(self.real)
         names = "pixel_accuracy", "mean_iou"
         of_oracle = {name: ratio(scores[name], oracle[name]) for name in names}
@@ -177,3 +165,10 @@ class SegmentationEvaluator:
         """Classes (H, W) in the colours of their labels; what is none of them is black."""
         colours = np.append(palette(label_nc)[self.classes.ids], [[0, 0, 0]], 0).astype(np.uint8)
         return colours[classes]
+
+
+def create_evaluator(opt: argparse.Namespace, device: torch.device) -> Evaluator:
+    """What counts the classes that --segmenter finds."""
+    classes = evaluation_classes(opt.label_nc, opt.ignore_label, opt.segmenter_classes)
+    segmenter = load_segmenter(opt.segmenter, device)
+    return Evaluator(segmenter, classes, opt.segmenter_width)

@@ -56,11 +56,9 @@ class Segmenter:
                 output = F.interpolate(output.float(), (height, width), mode="bilinear")
             classes = output.argmax(1)
         if classes.shape != (1, height, width) or classes.dtype.is_floating_point:
-            raise UserError(
-                f"--segmenter {self.spec}: returns {output.dtype} {tuple(output.shape)} for an "
-                f"image of {width}x{height}, expected scores (1, classes, h, w) or integers "
-                "(1, H, W)"
-            )
+            found = f"{output.dtype} {tuple(output.shape)} for an image of {width}x{height}"
+            expected = "expected scores (1, classes, h, w) or integers (1, H, W)"
+            raise UserError(f"--segmenter {self.spec}: returns {found}, {expected}")
         return classes[0].cpu().numpy()
 
 
@@ -81,7 +79,6 @@ def load_segmenter(spec: str, device: torch.device) -> Segmenter:
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"--segmenter {spec}: cannot be loaded ({_line(error, 0)})") from error
-
     return Segmenter(spec, *networks)
 
 
@@ -153,5 +150,4 @@ def _network_input(image: np.ndarray) -> Tensor:
 
 
 def _line(error: Exception, which: int) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[which]
+    return (str(error).strip() or type(error).__name__).splitlines()[which]

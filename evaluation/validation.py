@@ -11,20 +11,14 @@ from data.create import create_dataset, photographs, whole_images
 from data.files import picture_names
 from data.shares import of_all_scenes, own_batches
 from data.values import side_values
-from evaluation.measures import (
-    BETTER_IS_MORE,
-    Measures,
-    mean_measures,
-    measure_pair,
-    weights_are_there,
-)
-from evaluation.segmentation import SegmentationEvaluator, create_evaluator
+from evaluation.measures import BETTER_IS_MORE, Measures, has_weights, mean_measures, measure_pair
+from evaluation.segmentation import Evaluator, create_evaluator
 from models.inference_model import InferenceModel
 from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
 from util.errors import UserError
-from util.pages.colours import label_picture, to_image
-from util.parallel import in_threads
+from util.pages.colours import scene_images
+from util.parallel import background
 
 SHOWN = 4  # scenes on the page
 
@@ -44,32 +38,27 @@ class Validation:
         self.dataset.scenes = spread(self.dataset.scenes, opt.val_max)
         names = picture_names(self.dataset.files["label"])
         self.names = [names[scene] for scene in self.dataset.scenes]
-        self.evaluator: SegmentationEvaluator | None = None
         if opt.segmenter and not self.values.is_rgb8:
             raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
-        if opt.segmenter:
-            self.evaluator = create_evaluator(self.opt, model.device)
-        self.metric = opt.best_metric or self._default_metric()
+        self.evaluator = create_evaluator(self.opt, model.device) if opt.segmenter else None
+        measured = self._measured()
+        usual = (name for name in ("mean_iou", "lpips", "ssim") if name in measured)
+        self.metric = opt.best_metric or next(usual)
         self.more_is_better = BETTER_IS_MORE[self.metric]
-        if self.metric not in self._measured():
+        if self.metric not in measured:
             raise UserError(
-                f"--best_metric {self.metric}: not measured here; there are "
-                f"{', '.join(self._measured())} (more with --segmenter and --weights_dir)"
+                f"--best_metric {self.metric}: not measured here; there are {', '.join(measured)} "
+                "(more with --segmenter and --weights_dir)"
             )
 
     def _measured(self) -> list[str]:
         """The measures that can be had, of those that --best_metric may name."""
-        folder = self.opt.weights_dir
         names = ("lpips", "fid", "kid") if self.values.is_rgb8 else ()
-        sets = [name for name in names if weights_are_there(name, folder)]
+        sets = [name for name in names if has_weights(name, self.opt.weights_dir)]
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
         if self.evaluator and self.evaluator.segmenter.features:
             found.append("segmenter_kid")
         return [*found, *sets, "ssim", "psnr", "l1"]
-
-    def _default_metric(self) -> str:
-        """Mean IoU with a segmenter, else LPIPS with weights, else SSIM."""
-        return next(n for n in ("mean_iou", "lpips", "ssim") if n in self._measured())
 
     @torch.inference_mode()
     def measure(self) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
@@ -79,13 +68,16 @@ class Validation:
         called oracle_NAME and ratio_NAME. images: scene -> "input_label", "synthesized_image" or
         "real_image" -> (H, W, 3) uint8.
         """
-        measures = self._create_measures()
+        device, folder = self.networks.device, self.opt.weights_dir
+        rgb = self.values.is_rgb8
+        measures = Measures(len(self.dataset), folder, device, fetch=False, rgb=rgb)
         if self.evaluator:
             self.evaluator.start()
         seen: dict[int, dict] = {}  # by the segmenter
         shown: dict[int, dict[str, np.ndarray]] = {}
-        measured = list(in_threads(measure_pair, self._pairs(measures, seen, shown)))
-        rows = {index: row | seen[index] for index, row in zip(seen, measured)}
+        with background(most=8) as submit:  # measures one image while the next is generated
+            measured = [submit(measure_pair, *pair) for pair in self._pairs(measures, seen, shown)]
+        rows = {index: row.result() | seen[index] for index, row in zip(seen, measured)}
         rows, shown = of_all_scenes(rows), of_all_scenes(shown)
         figures = flat(summary(list(rows.values()), measures, self.evaluator))
         return figures, {self.names[index]: images for index, images in shown.items()}
@@ -97,22 +89,16 @@ class Validation:
         fills seen and shown by the scene's number."""
         for (index,), batch in self._scenes():
             generated = self._generate(batch)
-            pictures = to_image(generated), to_image(batch["image"][0])
-            generated, real = self._numbers(generated), self._numbers(batch["image"][0], exact=True)
+            photograph, label = batch["image"][0], batch["label"][0]
+            if index < SHOWN:
+                shown[index] = scene_images(label, generated, photograph, self.opt)
+            generated, real = self._numbers(generated), self._numbers(photograph, exact=True)
             inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
             measures.add_to_sets(generated, real)
             seen[index] = {}
             if self.evaluator:
-                seen[index] = self.evaluator.add(generated, real, batch["label"][0, 0].numpy())
-            if index < SHOWN:
-                label = label_picture(batch["label"][0], self.opt.label_nc, self.opt.ignore_label)
-                images = dict(zip(("synthesized_image", "real_image"), pictures))
-                shown[index] = {"input_label": label, **images}
+                seen[index] = self.evaluator.add(generated, real, label[0].numpy())
             yield generated, real, inst
-
-    def _create_measures(self) -> Measures:
-        device, folder = self.networks.device, self.opt.weights_dir
-        return Measures(len(self.dataset), folder, device, fetch=False, rgb=self.values.is_rgb8)
 
     def _scenes(self) -> Iterator[tuple[range, dict]]:
         """This process's scenes. A bad file of any process is every process's UserError."""
@@ -131,8 +117,8 @@ class Validation:
         if self.networks.netE is not None:
             regions = self.networks.regions(batch["label"], batch.get("inst"))
             feat = self.networks.encode(batch["image"], regions)
-        maps = batch["label"], batch.get("inst"), feat, batch.get("cond")
-        return self.networks.generate(*maps)[0]
+        inst, cond = batch.get("inst"), batch.get("cond")
+        return self.networks.generate(batch["label"], inst, feat, cond)[0]
 
     def _numbers(self, image: torch.Tensor, exact: bool = False) -> np.ndarray:
         """What is measured: the numbers of a written file, their range as 0 .. 255. exact: of an
@@ -181,22 +167,17 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
 
 def spread(scenes: Sequence[str], most: int) -> list[str]:
     """At most so many of the scenes, evenly spread over them: the same ones each time."""
-    if len(scenes) <= most:
-        return list(scenes)
-    chosen = np.linspace(0, len(scenes) - 1, most).round().astype(int)
+    chosen = np.linspace(0, len(scenes) - 1, min(most, len(scenes))).round().astype(int)
     return [scenes[index] for index in chosen]
 
 
-def summary(
-    rows: list[dict], measures: Measures, evaluator: SegmentationEvaluator | None
-) -> dict[str, object]:
+def summary(rows: list[dict], measures: Measures, evaluator: Evaluator | None) -> dict[str, object]:
     """All figures of a set of images by name; rows: what was measured of each."""
     figures = mean_measures(rows) | measures.compute() | {"reasons": measures.reasons}
     figures["identical_pictures"] = sum(row["psnr"] == np.inf for row in rows)
     if evaluator:
         scores = evaluator.compute()
-        both = {key: figures[key] | scores.pop(key) for key in ("oracle", "of_oracle")}
-        figures |= scores | both
+        figures |= scores | {key: figures[key] | scores[key] for key in ("oracle", "of_oracle")}
     return figures
 
 

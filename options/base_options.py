@@ -186,12 +186,15 @@ class BaseOptions:
         for group in self.groups:
             group.add_to(parser)
 
-    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parse the command line (or argv). Raises UserError for wrong flags."""
+    def parser(self) -> Parser:
         parser = Parser(usage="%(prog)s [--flag value ...]", description=self.description)
         self.declare(parser)
-        opt = parser.parse_args(argv)
-        defaults = self.defaults(opt)
+        return parser
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse the command line (or argv). Raises UserError for wrong flags."""
+        parser = self.parser()
+        defaults = self.defaults(parser.parse_args(argv))
         parser.set_defaults(**defaults)
         opt = parser.parse_args(argv)
         if opt.label_nc == "auto":
@@ -245,8 +248,7 @@ def gpu_list(text: str | None) -> list[int]:
         ids = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"--gpu_ids {text!r}: expected numbers like 0 or 0,1, or -1") from error
-    ids = [i for i in ids if i >= 0]
-    found = torch.cuda.device_count()
+    ids, found = [i for i in ids if i >= 0], torch.cuda.device_count()
     if any(i >= found for i in ids):
         raise UserError(f"--gpu_ids {text}: {found} CUDA devices found; --gpu_ids -1 uses the CPU")
     if len(set(ids)) < len(ids):
@@ -261,22 +263,19 @@ def write_options(opt: argparse.Namespace) -> None:
     lines = [f"{flag}: {value}" for flag, value in values.items()]
     head, foot = "------------ Options -------------", "-------------- End -------------"
     write_text(folder / "opt.txt", "\n".join([head, *lines, foot, ""]))
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    record = {
-        **values,
-        "command_line": shlex.join(sys.argv),
-        "versions": {**versions, "torchvision": torchvision.__version__},
-        "git_commit": git_commit(),
-    }
-    write_text(folder / "opt.json", json.dumps(record, indent=1) + "\n")
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    values["command_line"] = shlex.join(sys.argv)
+    values["versions"] = {"python": platform.python_version(), **versions}
+    values["git_commit"] = git_commit()
+    write_text(folder / "opt.json", json.dumps(values, indent=1) + "\n")
 
 
 def git_commit() -> str | None:
     """The commit of this code, with "+" if files were changed; None outside a git checkout."""
+    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
     here = Path(__file__).parent
-    describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
     try:
-        done = subprocess.run(describe, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

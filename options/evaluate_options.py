@@ -1,12 +1,13 @@
 """The flags of evaluate.py."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.values import side_values
-from options.base_options import BaseOptions, gpu_list, inherited, run_dir, value_flags
-from options.parser import Flag, Group, Parser, integer, label_count, name_inside, names_inside
+from options.base_options import BaseOptions, inherited, run_dir, value_flags
+from options.parser import Flag, Group, integer, label_count, name_inside, names_inside
 from util.errors import UserError
 
 IMAGES = Group(
@@ -16,30 +17,23 @@ IMAGES = Group(
     Flag("--results_dir", "./results/", "where test.py wrote its pages", "DIR"),
     Flag("--phase", "test", "prefix of the data set's folders", name_inside),
     Flag("--which_epoch", "latest", "which images of test.py, or several: 20,40", names_inside),
-    Flag(
-        "--images", None, "images to measure; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"
-    ),
+    Flag("--images", None, "to measure; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"),
     Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/ etc.", "DIR"),
     Flag("--label_nc", 35, "classes", label_count),
     Flag("--ignore_label", None, "label that is not evaluated", int),
     Flag("--out", None, "folder of the results; default: beside images/", "DIR"),
 )
 
+CLASSES_HELP = "what its outputs mean: Cityscapes' 19 train ids, or the ids of the label maps"
 SEGMENTERS = Group(
     "segmentation network",
     Flag("--segmenter", None, "hf:NAME_OR_DIR, torchscript:FILE or onnx:FILE", "KIND:WHICH"),
-    Flag(
-        "--segmenter_classes",
-        "trainIds",
-        "what its outputs mean: Cityscapes' 19 train ids, or the ids of the label maps",
-        ["trainIds", "ids"],
-    ),
+    Flag("--segmenter_classes", "trainIds", CLASSES_HELP, ["trainIds", "ids"]),
     Flag("--segmenter_width", None, "scale images to this width for it", integer(1)),
 )
 
-WEIGHTS_DIR = Flag(
-    "--weights_dir", None, "weights for LPIPS, FID and KID; default: torch's cache", "DIR"
-)
+WEIGHTS_HELP = "weights for LPIPS, FID and KID; default: torch's cache"
+WEIGHTS_DIR = Flag("--weights_dir", None, WEIGHTS_HELP, "DIR")
 
 OUTPUT = [Flag("--output_nc", 3, "channels of the images", integer(1)), *value_flags("output")]
 
@@ -69,9 +63,9 @@ def check_measuring(opt: argparse.Namespace) -> None:
         raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
     if opt.label_nc == "auto":
         raise UserError("--label_nc auto: give the number of classes of the label maps")
-    check_weights_dir(opt)
 
 
+@MEASURING.check
 def check_weights_dir(opt: argparse.Namespace) -> None:
     if opt.weights_dir and not Path(opt.weights_dir).is_dir():
         raise UserError(f"--weights_dir {opt.weights_dir}: no such folder")
@@ -83,29 +77,20 @@ class EvaluateOptions(BaseOptions):
 
     def parse_runs(self, argv: Sequence[str] | None = None) -> list[argparse.Namespace]:
         """The options of each run and epoch that is named. Raises UserError for wrong flags."""
-        parser = Parser(description=self.description)
-        self.declare(parser)
-        all_runs = parser.parse_args(argv)
-        pairs = [(n, e) for n in all_runs.name.split(",") for e in all_runs.which_epoch.split(",")]
-        if len(pairs) > 1 and (all_runs.images or all_runs.out):
+        argv = sys.argv[1:] if argv is None else list(argv)
+        named = self.parser().parse_args(argv)
+        pairs = [(n, e) for n in named.name.split(",") for e in named.which_epoch.split(",")]
+        if len(pairs) > 1 and (named.images or named.out):
             raise UserError("--images and --out take one run and one epoch")
-        return [self._parse_run(argv, name, epoch) for name, epoch in pairs]
+        return [self.parse([*argv, "--name", n, "--which_epoch", e]) for n, e in pairs]
 
-    def _parse_run(self, argv: Sequence[str] | None, name: str, epoch: str) -> argparse.Namespace:
+    def defaults(self, opt: argparse.Namespace) -> dict:
         """The run's opt.json gives the data set's defaults."""
-        parser = Parser(description=self.description)
-        self.declare(parser)
-        opt = parser.parse_args(argv)
-        folder = run_dir(argparse.Namespace(**{**vars(opt), "name": name}))
-        known = {"dataroot", "label_nc", "ignore_label", *(f.name[2:] for f in OUTPUT)}
-        parser.set_defaults(**{k: v for k, v in inherited(folder).items() if k in known})
-        opt = parser.parse_args(argv)
-        opt.name, opt.which_epoch = name, epoch
-        for check in [check for group in self.groups for check in group.checks]:
-            check(opt)
-        opt.gpu_ids = gpu_list(opt.gpu_ids)
+        known = {"dataroot", "label_nc", "ignore_label", *(flag.name[2:] for flag in OUTPUT)}
+        return {k: v for k, v in inherited(run_dir(opt)).items() if k in known}
+
+    def complete(self, opt: argparse.Namespace) -> None:
         results = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
         opt.images = Path(opt.images) if opt.images else results / "images"
         opt.out = Path(opt.out) if opt.out else results / "evaluation"
         opt.weights_dir = Path(opt.weights_dir) if opt.weights_dir else None
-        return opt

@@ -5,6 +5,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +41,7 @@ class Flag:
         elif isinstance(self.values, str):
             settings["metavar"] = self.values
         elif self.values:
-            metavar = getattr(self.values, "metavar", None)
-            settings |= {"type": self.values, "metavar": metavar}
+            settings |= {"type": self.values, "metavar": getattr(self.values, "metavar", None)}
         group.add_argument(*names, **settings)
 
 
@@ -53,9 +53,7 @@ class Group:
     """
 
     def __init__(self, title: str, *flags: Flag, inherited: bool = False) -> None:
-        self.title = title
-        self.flags = flags
-        self.inherited = inherited
+        self.title, self.flags, self.inherited = title, flags, inherited
         self.checks: list[Check] = []
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
@@ -113,18 +111,14 @@ class Number:
         words = dict(self.words)
         if text in words:
             return words[text]
-        try:
-            value = self.kind(text)
-        except ValueError:
-            value = math.nan
-        if not self.low <= value <= self.high:
-            kind = "an integer" if self.kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r}: expected {kind}, {self}")
-        return value
+        with suppress(ValueError):
+            if self.low <= (value := self.kind(text)) <= self.high:
+                return value
+        kind = "an integer" if self.kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {kind}, {self}")
 
     def __str__(self) -> str:
-        least = f"at least {self.low}"
-        limits = least if self.high == math.inf else f"{self.low} to {self.high}"
+        limits = f"{self.low} to {self.high}" if self.high < math.inf else f"at least {self.low}"
         return " or ".join([limits, *(word for word, _ in self.words)])
 
     @property
@@ -142,13 +136,11 @@ def value_range(text: str) -> str | list[float]:
     """An argparse type: LOW,HIGH, or one of the words "type" and "auto"."""
     if text in ("type", "auto"):
         return text
-    try:
+    with suppress(ValueError):
         low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low = high = math.nan
-    if not (low < high and math.isfinite(high - low)):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected LOW,HIGH, type or auto")
-    return [low, high]
+        if low < high and math.isfinite(high - low):
+            return [low, high]
+    raise argparse.ArgumentTypeError(f"{text!r}: expected LOW,HIGH, type or auto")
 
 
 value_range.metavar = "LOW,HIGH"
@@ -159,11 +151,11 @@ def names_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
 
     def convert(text: str) -> list[str]:
         names = list(dict.fromkeys(text.split(","))) if text else []
-        for name in names:
-            if name not in choices:
-                raise argparse.ArgumentTypeError(
-                    f"{name!r}: expected some of {', '.join(choices)}, separated by commas"
-                )
+        if wrong := [name for name in names if name not in choices]:
+            listed = ", ".join(choices)
+            raise argparse.ArgumentTypeError(
+                f"{wrong[0]!r}: expected some of {listed}, separated by commas"
+            )
         return names
 
     convert.metavar = "NAMES"
@@ -171,17 +163,14 @@ def names_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def names_inside(text: str) -> str:
-    """An argparse type: such names, separated by commas."""
-    for name in text.split(","):
-        name_inside(name)
-    return text
+    """An argparse type: names as name_inside takes them, separated by commas."""
+    return ",".join(map(name_inside, text.split(",")))
 
 
 def name_inside(text: str) -> str:
     """An argparse type: a name that does not lead out of its folder."""
     path = Path(text)
     if not text or path.is_absolute() or ".." in path.parts or "\0" in text:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a name inside its folder, without '..'"
-        )
+        problem = f"{text!r}: expected a name inside its folder, without '..'"
+        raise argparse.ArgumentTypeError(problem)
     return text

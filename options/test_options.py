@@ -19,9 +19,7 @@ TEST = Group(
     Flag("--results_dir", "./results/", "folder of the pages", "DIR"),
     Flag("--image_format", None, "of the saved images; default: png where it fits", FORMATS),
     Flag("--aspect_ratio", 1.0, "saved images are widened by this factor", number(0.01, 100)),
-    Flag(
-        "--tile", None, "generate in tiles of so many pixels: less memory, same image", integer(8)
-    ),
+    Flag("--tile", None, "pixels of a tile to generate in: less memory, same image", integer(8)),
     Flag("--tile_dir", None, "folder of --tile's large maps; default: the temporary one", "DIR"),
 )
 

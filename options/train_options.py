@@ -113,8 +113,6 @@ VALIDATION = Group(
     Flag("--patience", None, "stop after so many validations without a better one", integer(1)),
     WEIGHTS_DIR,
 )
-
-
 VALIDATION.check(check_weights_dir)
 
 

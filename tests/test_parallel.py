@@ -7,10 +7,11 @@ from pathlib import Path
 ALONE = "import torch; print(torch.get_num_threads())"
 WITH_OTHERS = """
 import torch
-from util.parallel import Writer, in_threads
+from util.parallel import Writer, background
 writer = Writer()
 found = [writer.submit(torch.get_num_threads).result()]
-found += in_threads(torch.get_num_threads, [(), ()])
+with background() as submit:
+    found += [submit(torch.get_num_threads).result() for _ in range(2)]
 print(*found, torch.get_num_threads())
 """
 

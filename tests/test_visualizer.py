@@ -11,24 +11,29 @@ from PIL import Image
 
 from util.errors import UserError
 from util.pages.plots import save_curves, series
-from util.run.loggers import TensorBoard
+from util.run.loggers import create_loggers
+from util.run.page import RunPage
 from util.run.visualizer import Visualizer, read_rows
 
 LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
 
 
 def visualizer(folder, *, resume=False, write_html=False, tf_log=False) -> Visualizer:
-    loggers = [TensorBoard(folder, argparse.Namespace(), resume)] if tf_log else []
-    return Visualizer(
-        folder, write_html=write_html, display_winsize=16, resume=resume, loggers=loggers
-    )
+    opt = argparse.Namespace(tf_log=tf_log, wandb=False, mlflow=False)
+    loggers = create_loggers(opt, folder, resume)
+    return Visualizer(folder, RunPage(folder, 16) if write_html else None, resume, loggers)
+
+
+def at(epoch: int, iters: int, step: int, time: float = 0.1, data_time: float = 0.01) -> dict:
+    place = {"epoch": epoch, "iters": iters, "step": step}
+    return place | {"time": time, "data_time": data_time, "lr": 2e-4}
 
 
 def log(vis: Visualizer, steps: range) -> None:
     """Two epochs of 4 steps; a row for every step."""
     for step in steps:
         epoch, iters = (step - 1) // 4 + 1, (step - 1) % 4 + 1
-        vis.log(epoch, iters, step, 0.1, 0.01, 2e-4, {"G_GAN": 1 / step, "D_real": step / 7})
+        vis.log(at(epoch, iters, step), {"G_GAN": 1 / step, "D_real": step / 7})
 
 
 def shown(value: int) -> dict[str, np.ndarray]:
@@ -37,7 +42,7 @@ def shown(value: int) -> dict[str, np.ndarray]:
 
 
 def test_log_writes_both_twins(tmp_path):
-    line = visualizer(tmp_path).log(1, 4, 4, 0.2281, 0.01, 2e-4, LOSSES)
+    line = visualizer(tmp_path).log(at(1, 4, 4, 0.2281), LOSSES)
     assert line == (
         "(epoch: 1, iters: 4, time: 0.228) "
         "G_GAN: 1.217 G_GAN_Feat: 9.633 D_real: 1.156 D_fake: 0.393"
@@ -50,7 +55,7 @@ def test_log_writes_both_twins(tmp_path):
 
 
 def test_not_a_number_is_still_json(tmp_path):
-    line = visualizer(tmp_path).log(1, 1, 1, 0.1, 0.0, 2e-4, {"G_GAN": math.nan, "D": math.inf})
+    line = visualizer(tmp_path).log(at(1, 1, 1), {"G_GAN": math.nan, "D": math.inf})
     assert line.endswith("G_GAN: nan D: inf")
     (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert row["G_GAN"] is None and row["D"] is None
@@ -194,6 +199,6 @@ def test_tensorboard_missing(tmp_path, monkeypatch):
 
 
 def test_rows_are_plain_json(tmp_path):
-    visualizer(tmp_path).log(1, 1, 1, 0.1, 0.0, 2e-4, {"G": np.float32(0.1)})
+    visualizer(tmp_path).log(at(1, 1, 1), {"G": np.float32(0.1)})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["G"] == float(np.float32(0.1))

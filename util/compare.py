@@ -17,7 +17,7 @@ from util.pages.html import Page, Picture
 from util.pages.plots import save_curves, series, shown_width
 from util.progress import log
 from util.run.checkpoints import saved_options
-from util.run.page import BOOKKEEPING, NAMES
+from util.run.page import NAMES, figure_names
 from util.run.visualizer import read_rows
 
 UNTOLD = {"name", "command_line", "versions", "git_commit", "checkpoints_dir"}
@@ -67,45 +67,40 @@ def different_flags(runs: dict[str, Path]) -> list[list[str]]:
 
 def common_panels(tables: dict[str, list[dict]]) -> dict[str, dict]:
     """A panel for each figure, with a curve for each run that has it."""
-    names = dict.fromkeys(key for rows in tables.values() for row in rows for key in row)
-    hidden = (*BOOKKEEPING, "lr")
-    panels = {
-        name: {run: series(rows, name) for run, rows in tables.items() if rows}
-        for name in names
-        if name not in hidden and not name.startswith(("oracle_", "ratio_"))
-    }
-    return {
-        name: curves for name, curves in panels.items() if any(len(v) for _, v in curves.values())
-    }
+    panels = {}
+    for name in figure_names(tables.values()):
+        curves = {run: series(rows, name) for run, rows in tables.items() if rows}
+        if name != "lr" and any(len(values) for _, values in curves.values()):
+            panels[name] = curves
+    return panels
 
 
 def common_scenes(
     runs: dict[str, Path], validations: dict[str, list[dict]], out: Path
 ) -> dict[str, list[Picture]]:
     """The scenes that all runs validated: label map, each run's last image, photograph."""
-    found: dict[str, dict[str, Path]] = {}
-    for name, folder in runs.items():
-        images = folder / "web" / "validation"
-        for row in reversed(validations[name]):
-            prefix = f"epoch{row['epoch']:04d}_"
-            own = {path.stem.removeprefix(prefix): path for path in images.glob(f"{prefix}*.jpg")}
-            if own:
-                found[name] = own
-                break
-    if len(found) < len(runs):
-        return {}
+    folders = {name: folder / "web" / "validation" for name, folder in runs.items()}
+    last = {name: last_images(folder, validations[name]) for name, folder in folders.items()}
+    first = next(iter(folders.values()))
     rows = {}
-    for scene in sorted(set.intersection(*(set(own) for own in found.values()))):
-        first = next(iter(runs.values())) / "web" / "validation"
-        row = {kind: first / f"{kind}_{scene}.jpg" for kind in (NAMES[0], NAMES[2])}
-        row = {NAMES[0]: row[NAMES[0]], **{n: own[scene] for n, own in found.items()}, **row}
-        rows[scene] = [_copy(path, out, f"{name}_{scene}.jpg", name) for name, path in row.items()]
+    for scene in sorted(set.intersection(*map(set, last.values()))):
+        images = {NAMES[0]: first / f"{NAMES[0]}_{scene}.jpg"}
+        images |= {name: own[scene] for name, own in last.items()}
+        images[NAMES[2]] = first / f"{NAMES[2]}_{scene}.jpg"
+        rows[scene] = [Picture(f"images/{name}_{scene}.jpg", name) for name in images]
+        for picture, path in zip(rows[scene], images.values()):
+            shutil.copyfile(path, out / picture.path)
     return rows
 
 
-def _copy(path: Path, out: Path, name: str, caption: str) -> Picture:
-    shutil.copyfile(path, out / "images" / name)
-    return Picture(f"images/{name}", caption)
+def last_images(folder: Path, validations: list[dict]) -> dict[str, Path]:
+    """scene -> image of the last validation that has some."""
+    for row in reversed(validations):
+        prefix = f"epoch{row['epoch']:04d}_"
+        paths = folder.glob(f"{prefix}*.jpg")
+        if found := {path.stem.removeprefix(prefix): path for path in paths}:
+            return found
+    return {}
 
 
 def main() -> None:

@@ -60,10 +60,7 @@ def one_process_first() -> Iterator[None]:
 
 def mean(values: Tensor) -> Tensor:
     """The mean of a tensor over the processes."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-        values /= world()
-    return values
+    return total(values) / world()
 
 
 def total(values: Tensor) -> Tensor:
@@ -78,41 +75,33 @@ class LastMaximum:
     number and returns what the call before has found, so that none waits for the others."""
 
     def __init__(self) -> None:
-        self._found: tuple[dist.Work, Tensor] | None = None
+        self._work, self._highest = None, torch.tensor(0)
 
     def __call__(self, value: int) -> int:
         """All processes call it together. The first call returns 0."""
         if not dist.is_initialized():
             return value
         before = self.finish()
-        highest = torch.tensor(value)  # on the CPU, so that a GPU is not waited for
-        self._found = dist.all_reduce(highest, dist.ReduceOp.MAX, async_op=True), highest
+        self._highest = torch.tensor(value)  # on the CPU, so that a GPU is not waited for
+        self._work = dist.all_reduce(self._highest, dist.ReduceOp.MAX, async_op=True)
         return before
 
     def finish(self) -> int:
         """What the last call has found."""
-        if self._found is None:
-            return 0
-        (work, highest), self._found = self._found, None
-        work.wait()
-        return int(highest)
+        if self._work:
+            self._work.wait()
+        return int(self._highest)
 
 
-def gather(value: object) -> list:
-    """One object of each process, in order of rank, in every process."""
+def gather(value: object, to_main: bool = False) -> list | None:
+    """One object of each process, in order of rank; with to_main None in all but the main one."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * world()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def gather_to_main(value: object) -> list | None:
-    """One object of each process, in order of rank, in the main process; None in others."""
-    if not dist.is_initialized():
-        return [value]
-    values = [None] * world() if is_main() else None
-    dist.gather_object(value, values)
+    values = [None] * world() if is_main() or not to_main else None
+    if to_main:
+        dist.gather_object(value, values)
+    else:
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -122,16 +111,16 @@ def launch(work: Callable, opt) -> object:
     Under torchrun this process is one of them. --gpu_ids 0,1 without torchrun runs the command
     line once for each GPU. A UserError of any process ends all of them and is printed once.
     """
-    if _processes() > 1:
+    if _several():
         return _work_together(work, opt)
     if len(opt.gpu_ids) > 1 and not dist.is_torchelastic_launched():
         return start(len(opt.gpu_ids))
     return work(opt, _device(opt))
 
 
-def _processes() -> int:
-    """The number of processes over all machines, as torchrun or a job's script has set it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+def _several() -> bool:
+    """Whether torchrun, a job's script or start has started several processes."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def _device(opt) -> torch.device:
@@ -140,7 +129,7 @@ def _device(opt) -> torch.device:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", opt.local_rank))
     alone = os.environ.get("LOCAL_WORLD_SIZE") == "1"  # on this machine
-    if _processes() > 1 and len(opt.gpu_ids) == 1 and not alone:
+    if _several() and len(opt.gpu_ids) == 1 and not alone:
         index = local  # torchrun without --gpu_ids: the machine's GPUs in order
     else:
         index = opt.gpu_ids[local] if local < len(opt.gpu_ids) else torch.cuda.device_count()
@@ -278,12 +267,9 @@ class _Alarm:
             first = False
         if not first:
             leave(1)
-        if isinstance(error, SystemExit):
-            status = error.code
-        else:
-            status = print_error(error)
-            if status is None:
-                traceback.print_exception(error)
+        status = error.code if isinstance(error, SystemExit) else print_error(error)
+        if status is None:
+            traceback.print_exception(error)
         sys.stdout.flush()
         leave(status if isinstance(status, int) else 1)
 

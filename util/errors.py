@@ -86,6 +86,5 @@ def one_line(message: object) -> str:
 
 def brief(names: list[str], most: int = 5) -> str:
     """Join names for a one-line message: all of a few, the first ones and a count of many."""
-    shown = ", ".join(str(name) for name in names[:most])
-    rest = len(names) - most
-    return f"{shown} and {rest} more" if rest > 0 else shown
+    shown = ", ".join(map(str, names[:most]))
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

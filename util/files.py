@@ -1,6 +1,7 @@
 """Writing files whole or not at all: a kill or a full disk leaves the old content."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,9 +63,7 @@ def make_folder(folder: Path, flags: str) -> Path:
     before hours are spent; flags: those that choose another folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable{os.getpid()}"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise cannot_write(folder, error, flags) from error
     return folder

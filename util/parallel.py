@@ -3,9 +3,9 @@
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from util.progress import bar
@@ -27,12 +27,9 @@ def parallel(
 
     work and its results travel between processes, so both must be picklable. what: names the bar.
     """
-    if workers == 0:
-        yield from bar(map(work, things), total=len(things), desc=what)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        # what is left undone when the caller stops early is not started
-        yield from bar(pool.map(work, things, chunksize=1), total=len(things), desc=what)
+    with ProcessPoolExecutor(workers) if workers else nullcontext() as pool:
+        results = pool.map(work, things) if pool else map(work, things)
+        yield from bar(results, total=len(things), desc=what)
 
 
 def thread_pool(count: int) -> ThreadPoolExecutor:
@@ -49,53 +46,22 @@ def thread_pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def in_threads(work: Callable[..., Result], calls: Iterable[tuple]) -> Iterator[Result]:
-    """work(*call) of each call, in their order, by threads, while this one makes the next calls."""
-    pending: deque[Future] = deque()
-    threads = min(8, available_cores())
-    with thread_pool(threads) as pool:
-        for call in calls:
-            pending.append(pool.submit(work, *call))
-            if len(pending) > threads:
-                yield pending.popleft().result()
-        for future in pending:
-            yield future.result()
-
-
-@contextmanager
-def background(most: int = 64) -> Iterator[Callable[..., None]]:
-    """Lend submit(function, *arguments), which lets threads call functions, e.g. to write files.
-
-    At most so many calls are pending: submit waits for the first of more. Their errors are raised,
-    by a later submit or at the end, which waits for all.
-    """
-    pending: deque = deque()
-    with thread_pool(min(16, os.cpu_count() or 1)) as pool:
-
-        def submit(function: Callable, *arguments: object) -> None:
-            pending.append(pool.submit(function, *arguments))
-            if len(pending) > most:
-                pending.popleft().result()
-
-        yield submit
-        for call in pending:
-            call.result()
-
-
 class Writer:
-    """One thread that does what it is given in that order: files are written while training goes
-    on. Errors are raised by a later call of submit or finish; what was given is done even if the
-    process ends by an exception."""
+    """Threads that do what they are given, in that order, e.g. write files while training goes on.
 
-    def __init__(self, most: int = 64) -> None:
+    Errors are raised by a later call of submit or finish; what was given is done even if the
+    process ends by an exception.
+    """
+
+    def __init__(self, most: int = 64, threads: int = 1) -> None:
         """most: calls that may wait; submit waits for the first of more."""
         self.most = most
-        self._thread = thread_pool(1)
+        self.pool = thread_pool(threads)
         self._waiting: deque[Future] = deque()
 
     def submit(self, function: Callable[..., Result], *arguments: object) -> Future:
         """Have function(*arguments) called; its result is the future's."""
-        future = self._thread.submit(function, *arguments)
+        future = self.pool.submit(function, *arguments)
         self._waiting.append(future)
         while self._waiting and (self._waiting[0].done() or len(self._waiting) > self.most):
             self._waiting.popleft().result()
@@ -105,3 +71,12 @@ class Writer:
         """Wait until all is done."""
         while self._waiting:
             self._waiting.popleft().result()
+
+
+@contextmanager
+def background(most: int = 64) -> Iterator[Callable[..., Future]]:
+    """Lend the submit of a Writer with several threads; the end of the block waits for all."""
+    writer = Writer(most, min(16, os.cpu_count() or 1))
+    with writer.pool:
+        yield writer.submit
+        writer.finish()

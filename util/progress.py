@@ -64,9 +64,6 @@ class Pace:
     def __init__(self, total: int, done: int) -> None:
         """total: the images of the whole run; done: of these, before now."""
         self.total = total
-        self._begin(done)
-
-    def _begin(self, done: int) -> None:
         self._start, self._done, self._waited = time.perf_counter(), done, 0.0
 
     def timed(self, batches: Iterator[dict]) -> Iterator[dict]:
@@ -79,8 +76,7 @@ class Pace:
 
     def look(self, done: int) -> tuple[float, float, timedelta]:
         """(seconds per image, of these waiting for data, time left); starts over."""
-        count = max(1, done - self._done)
-        seconds = (time.perf_counter() - self._start) / count
-        waited = self._waited / count
-        self._begin(done)
+        now, count = time.perf_counter(), max(1, done - self._done)
+        seconds, waited = (now - self._start) / count, self._waited / count
+        self._start, self._done, self._waited = now, done, 0.0
         return seconds, waited, timedelta(seconds=round(seconds * (self.total - done)))

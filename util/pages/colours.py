@@ -1,5 +1,6 @@
 """From tensors and label maps to images: palettes, class names, image files."""
 
+import argparse
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,49 +11,21 @@ from PIL import Image
 from util.errors import UserError
 from util.files import replacing
 
-# Cityscapes' own definition, by id. The license plate is -1 there; an 8-bit file cannot hold
-# that, and --label_nc 35 leaves id 34 for it.
-_CITYSCAPES = (
-    ("unlabeled", (0, 0, 0)),
-    ("ego vehicle", (0, 0, 0)),
-    ("rectification border", (0, 0, 0)),
-    ("out of roi", (0, 0, 0)),
-    ("static", (0, 0, 0)),
-    ("dynamic", (111, 74, 0)),
-    ("ground", (81, 0, 81)),
-    ("road", (128, 64, 128)),
-    ("sidewalk", (244, 35, 232)),
-    ("parking", (250, 170, 160)),
-    ("rail track", (230, 150, 140)),
-    ("building", (70, 70, 70)),
-    ("wall", (102, 102, 156)),
-    ("fence", (190, 153, 153)),
-    ("guard rail", (180, 165, 180)),
-    ("bridge", (150, 100, 100)),
-    ("tunnel", (150, 120, 90)),
-    ("pole", (153, 153, 153)),
-    ("polegroup", (153, 153, 153)),
-    ("traffic light", (250, 170, 30)),
-    ("traffic sign", (220, 220, 0)),
-    ("vegetation", (107, 142, 35)),
-    ("terrain", (152, 251, 152)),
-    ("sky", (70, 130, 180)),
-    ("person", (220, 20, 60)),
-    ("rider", (255, 0, 0)),
-    ("car", (0, 0, 142)),
-    ("truck", (0, 0, 70)),
-    ("bus", (0, 60, 100)),
-    ("caravan", (0, 0, 90)),
-    ("trailer", (0, 0, 110)),
-    ("train", (0, 80, 100)),
-    ("motorcycle", (0, 0, 230)),
-    ("bicycle", (119, 11, 32)),
-    ("license plate", (0, 0, 142)),
-)
-CITYSCAPES_NAMES: list[str] = [name for name, _ in _CITYSCAPES]
+# Cityscapes' own definition: names by id, colours in hexadecimal. The license plate is -1 there; an
+# 8-bit file cannot hold that, and --label_nc 35 leaves id 34 for it.
+_CITYSCAPES = """
+unlabeled 000000, ego vehicle 000000, rectification border 000000, out of roi 000000,
+static 000000, dynamic 6f4a00, ground 510051, road 804080, sidewalk f423e8, parking faaaa0,
+rail track e6968c, building 464646, wall 66669c, fence be9999, guard rail b4a5b4,
+bridge 966464, tunnel 96785a, pole 999999, polegroup 999999, traffic light faaa1e,
+traffic sign dcdc00, vegetation 6b8e23, terrain 98fb98, sky 4682b4, person dc143c,
+rider ff0000, car 00008e, truck 000046, bus 003c64, caravan 00005a, trailer 00006e,
+train 005064, motorcycle 0000e6, bicycle 770b20, license plate 00008e
+"""
+_ROWS = [row.rpartition(" ") for row in _CITYSCAPES.strip().replace("\n", " ").split(", ")]
+CITYSCAPES_NAMES: list[str] = [name for name, _, _ in _ROWS]
 
-_JPEG = ("JPEG", {"quality": 95})
-_FORMATS = {".png": ("PNG", {}), ".jpg": _JPEG, ".jpeg": _JPEG}
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 @lru_cache
@@ -63,8 +36,8 @@ def palette(label_nc: int) -> np.ndarray:
     """
     if not 1 <= label_nc <= 65536:
         raise ValueError(f"label_nc is {label_nc}, expected 1 to 65536")
-    if label_nc == len(_CITYSCAPES):
-        colours = np.array([colour for _, colour in _CITYSCAPES], np.uint8)
+    if label_nc == len(_ROWS):
+        colours = np.array([list(bytes.fromhex(colour)) for _, _, colour in _ROWS], np.uint8)
     else:
         colours = _voc_palette(label_nc)
     colours.flags.writeable = False  # it is shared by every caller
@@ -80,8 +53,7 @@ def _voc_palette(count: int) -> np.ndarray:
     ids = np.arange(count)
     colours = np.zeros((count, 3), np.uint8)
     for bit in range(24):
-        place = 7 - bit // 3
-        colours[:, bit % 3] |= ((ids >> bit & 1) << place).astype(np.uint8)
+        colours[:, bit % 3] |= ((ids >> bit & 1) << 7 - bit // 3).astype(np.uint8)
     return colours
 
 
@@ -105,6 +77,18 @@ def label_picture(
     ignored = classes == ignore_label
     picture = colour_label(np.where(ignored, 0, classes), label_nc)
     return np.where(ignored[..., None], np.uint8(0), picture)
+
+
+def scene_images(
+    label: torch.Tensor, fake: torch.Tensor, real: torch.Tensor, opt: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    """A scene as images (H, W, 3) uint8: label map (see label_picture), generated, real, both
+    (C, H, W) in [-1, 1]."""
+    return {
+        "input_label": label_picture(label, opt.label_nc, opt.ignore_label),
+        "synthesized_image": to_image(fake),
+        "real_image": to_image(real),
+    }
 
 
 def class_id(name_or_id: str, label_nc: int) -> int:
@@ -138,6 +122,5 @@ def save_image(array: np.ndarray, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"{path}: expected one of {', '.join(_FORMATS)}")
-    name, settings = _FORMATS[path.suffix.lower()]
-    with replacing(path) as temporary:
-        Image.fromarray(array).save(temporary, name, **settings)
+    with replacing(path) as temporary:  # PNG takes no notice of a quality
+        Image.fromarray(array).save(temporary, _FORMATS[path.suffix.lower()], quality=95)

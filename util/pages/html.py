@@ -12,31 +12,7 @@ from PIL import Image
 
 from util.files import replacing
 
-# System colours (Canvas, CanvasText, ...) follow the reader's light or dark theme by themselves.
-_CSS = """
-:root { color-scheme: light dark; }
-body { margin: 0 auto; max-width: max-content; padding: 1.5rem clamp(0.75rem, 3vw, 2.5rem) 4rem;
-  font: 15px/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; }
-h1 { font-size: 1.4rem; font-weight: 600; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1rem; font-weight: 600; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
-p { margin: 0 0 0.5rem; opacity: 0.75; overflow-wrap: anywhere; }
-section { margin-top: 1.25rem; padding-top: 1rem; overflow-x: auto;
-  border-top: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }
-.row { display: grid; gap: 0.75rem;
-  grid-template-columns: repeat(var(--columns), minmax(0, var(--width))); }
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; border-radius: 4px;
-  background: color-mix(in srgb, CanvasText 8%, Canvas); }
-img.enlarged { image-rendering: pixelated; }
-figcaption { font-size: 0.8rem; opacity: 0.75; margin-top: 0.2rem; overflow-wrap: anywhere; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 1rem 0.2rem 0; text-align: left; vertical-align: top; }
-tbody th { font-weight: normal; }
-td:nth-child(2):last-child { overflow-wrap: anywhere; }
-.pinned { position: sticky; top: 0; padding: 0.5rem 0; background: Canvas; z-index: 1; }
-.pinned input { width: 100%; }
-@media (max-width: 600px) { .row { grid-template-columns: minmax(0, var(--width)); } }
-"""
+_CSS = Path(__file__).with_name("page.css").read_text()
 
 
 @dataclass(frozen=True)
@@ -57,16 +33,10 @@ class Page:
     """A page in a folder, index.html. Every file it refers to must exist when its row is added."""
 
     def __init__(
-        self,
-        folder: str | Path,
-        title: str,
-        *,
-        refresh: int | None = None,
-        name: str = "index.html",
+        self, folder: str | Path, title: str, *, refresh: int | None = None, name="index.html"
     ) -> None:
         """refresh: seconds after which an open page loads itself anew; None for never."""
-        self.folder = Path(folder)
-        self.name = name
+        self.folder, self.name = Path(folder), name
         self._document = document(title=title, lang="en")
         with self._document.head:
             tags.meta(charset="utf-8")
@@ -74,11 +44,11 @@ class Page:
             if refresh is not None:
                 tags.meta(http_equiv="refresh", content=str(refresh))
             tags.style(raw(_CSS))
-        self._document.body.add(tags.h1(title))
+        self.add(tags.h1(title))
 
     def header(self, text: str) -> None:
         """Add a paragraph of plain text."""
-        self._document.body.add(tags.p(text))
+        self.add(tags.p(text))
 
     def add(self, *elements: tags.html_tag) -> None:
         """Add elements of HTML."""
@@ -88,17 +58,14 @@ class Page:
         """Add a table of plain text; the first column names the rows."""
         titles = tags.thead(tags.tr(*[tags.th(text) for text in head])) if head else ""
         body = [tags.tr(tags.th(row[0]), *[tags.td(text) for text in row[1:]]) for row in rows]
-        self._document.body.add(tags.section(tags.table(titles, tags.tbody(*body))))
+        self.add(tags.section(tags.table(titles, tags.tbody(*body))))
 
     def row(self, pictures: list[Picture], *, heading: str = "", width: int = 512) -> None:
         """Add images side by side, each shown width pixels wide, less where the window is."""
-        columns = tags.div(
-            *[self._figure(picture, width) for picture in pictures],
-            cls="row",
-            style=f"--columns: {len(pictures)}; --width: {width}px",
-        )
+        style = f"--columns: {len(pictures)}; --width: {width}px"
+        figures = [self._figure(picture, width) for picture in pictures]
         title = [tags.h2(heading)] if heading else []
-        self._document.body.add(tags.section(*title, columns))
+        self.add(tags.section(*title, tags.div(*figures, cls="row", style=style)))
 
     def save(self) -> Path:
         """Write the page, whole or not at all, and return its path."""
@@ -116,14 +83,9 @@ class Page:
             own_width, own_height = image.size
         # With the size known beforehand, unloaded images hold their place: lazy loading works
         # and a page that refreshes itself does not jump.
-        shown = tags.img(
-            src=source,
-            alt=picture.caption,
-            width=own_width,
-            height=own_height,
-            loading="lazy",
-            **{f"data-{key}": value for key, value in picture.data.items()},
-        )
+        size = {"width": own_width, "height": own_height}
+        data = {f"data-{key}": value for key, value in picture.data.items()}
+        shown = tags.img(src=source, alt=picture.caption, **size, loading="lazy", **data)
         if own_width < width:
             shown["class"] = "enlarged"
         link = source if picture.link is None else self._url(picture.link)
@@ -133,7 +95,6 @@ class Page:
     def _url(self, path: str | Path) -> str:
         """The path as a relative URL, any character of a file name allowed."""
         if not (self.folder / path).is_file():
-            raise FileNotFoundError(
-                f"{self.folder / path}: a page may only refer to existing files"
-            )
+            problem = f"{self.folder / path}: a page may only refer to existing files"
+            raise FileNotFoundError(problem)
         return quote(os.fsencode(Path(path).as_posix()))

@@ -18,16 +18,18 @@ STYLE = {
 }
 
 Series = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,), finite
+Panels = Mapping[str, Mapping[str, Series]]  # title -> label -> curve
 
 
-def require_matplotlib() -> None:
-    """Raise UserError, which says what to do, if matplotlib cannot be imported."""
+def require_matplotlib() -> type:
+    """matplotlib's Figure. Raises UserError, which says what to do, if it cannot be imported."""
     try:
-        import matplotlib.figure  # noqa: F401  (takes half a second: only where plots are drawn)
+        from matplotlib.figure import Figure  # takes half a second: only where plots are drawn
     except ImportError as error:
         raise UserError(
             f"plots need matplotlib ({error}): pip install matplotlib (training: or --no_html)"
         ) from error
+    return Figure
 
 
 def shown_width(path: Path) -> int:
@@ -45,20 +47,15 @@ def series(rows: Sequence[Mapping[str, float]], name: str) -> Series:
 
 
 def save_curves(
-    path: Path,
-    panels: Mapping[str, Mapping[str, Series]],
-    *,
-    marks: Mapping[str, float] | None = None,
-    smooth: bool = True,
+    path: Path, panels: Panels, *, marks: Mapping[str, float] | None = None, smooth: bool = True
 ) -> None:
     """Save one image with a panel for each title, and in it a curve for each label.
 
     marks: label -> step of a vertical line through all panels. smooth: show values pale, and dark
     their running mean.
     """
-    require_matplotlib()
+    Figure = require_matplotlib()
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     lines = -(-len(panels) // columns)
@@ -80,17 +77,14 @@ def save_matrix(
     path: Path, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]
 ) -> None:
     """Save a matrix of counts (rows, columns) as an image: each row in percent of its sum."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
+    Figure = require_matplotlib()
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     with replacing(path) as temporary:
         figure = Figure(figsize=(0.4 * len(columns) + 2, 0.4 * len(rows) + 2), layout="constrained")
         axes = figure.subplots()
         axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-        axes.set_xticks(
-            range(len(columns)), columns, rotation=45, ha="left", rotation_mode="anchor"
-        )
+        turned = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(columns)), columns, **turned)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         for (row, column), value in np.ndenumerate(percent):

@@ -43,16 +43,16 @@ def save_set(
     recover(folder)
     for abandoned in folder.glob(f"*{_NEW}"):  # by a kill
         abandoned.unlink(missing_ok=True)
-    copies = copies or {}
+    names = [*files, *(copies or {})]
     try:
         for name, content in files.items():
             write_flushed(folder / (name + _NEW), _serialized(content))
-        for name, source in copies.items():
+        for name, source in (copies or {}).items():
             link_or_copy(folder / (source + _NEW), folder / (name + _NEW))
         _flush_names(folder)
-        write_text(folder / _MARKER, "\n".join([*files, *copies]))
+        write_text(folder / _MARKER, "\n".join(names))
     except OSError:
-        for name in (*files, *copies):
+        for name in names:
             (folder / (name + _NEW)).unlink(missing_ok=True)
         raise
     recover(folder)  # the new set counts from the marker on
@@ -113,9 +113,10 @@ def load_file(path: Path) -> dict:
     if not file.is_file():
         raise UserError(f"{path}: no such file; train first, or check --name and --which_epoch")
     try:
-        damaged = _damaged_part(file)
-        if damaged:
-            raise ValueError(f"the checksum of {damaged} is wrong")
+        if zipfile.is_zipfile(file):  # no older format; torch.load looks at no checksums
+            with zipfile.ZipFile(file) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged} is wrong")
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's message advises to run the code
         raise UserError(
@@ -133,14 +134,6 @@ def load_file(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")
     return content
-
-
-def _damaged_part(path: Path) -> str | None:
-    """The first part of a checkpoint whose checksum is wrong; torch.load does not look at them."""
-    if not zipfile.is_zipfile(path):
-        return None  # an older format, or no checkpoint at all
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
 
 
 def saved_options(folder: Path) -> dict:
@@ -164,8 +157,7 @@ def weights_file(folder: Path, epoch: str | int, name: str, ema: float = 0.0) ->
 
 def load_network(net: nn.Module, path: Path) -> None:
     """Load weights that must fit exactly. Raises UserError listing the layers that do not."""
-    state = _network_state(path)
-    own = net.state_dict()
+    own, state = net.state_dict(), _network_state(path)
     wrong = _shape_mismatches(state, own)
     wrong += [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is unknown" for name in state if name not in own]
@@ -183,15 +175,12 @@ def load_pretrained(
     """Load the weights that a file has for a network that may be larger (coarse to fine).
 
     adapt: from the file's state dict and the network's to one that fits other classes or channels.
-
     Returns the names of the parameters that the file does not have: they keep what they hold.
     Raises UserError if a parameter has another shape, or the file has layers that the network
     does not: only the coarse generator's last layer, which made its image, may be left over.
     """
-    own = net.state_dict()
-    state = _network_state(path)
-    if adapt:
-        state = adapt(state, own)
+    own, state = net.state_dict(), _network_state(path)
+    state = adapt(state, own) if adapt else state
     wrong = _shape_mismatches(state, own)
     unknown = list(dict.fromkeys(n.rpartition(".")[0] for n in state if n not in own))
     if len(unknown) > 1:
@@ -219,9 +208,8 @@ def _network_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _is_plain_tensor(value: object) -> bool:
-    if not isinstance(value, torch.Tensor):
-        return False
-    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+    return dense and not value.is_quantized and not value.is_meta
 
 
 def _shape_mismatches(state: Mapping, own: Mapping) -> list[str]:

@@ -1,6 +1,7 @@
 """Where the figures of a run go besides its own files: TensorBoard, Weights & Biases, MLflow.
 
-A logger has scalars(step, values), images(step, images), forget_after(step) and close(). Their
+A logger has scalars(step, values), images(step, images) for (H, W, 3) uint8 by name,
+forget_after(step), which drops what a killed run logged after its last save, and close(). Their
 packages are optional and imported only where they are asked for. None of them needs a network:
 WANDB_MODE=offline keeps Weights & Biases' files in the run's folder, and MLflow writes there unless
 MLFLOW_TRACKING_URI names a server.
@@ -9,54 +10,20 @@ MLFLOW_TRACKING_URI names a server.
 import argparse
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from util.errors import UserError
 
 
-class Logger(Protocol):
-    """What a run tells its loggers; images are (H, W, 3) uint8, by name."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None: ...
-
-    def forget_after(self, step: int) -> None:
-        """Drop what a killed run logged after its last save, as far as the service can."""
-
-    def close(self) -> None: ...
-
-
-def create_loggers(opt: argparse.Namespace, folder: Path, resume: bool) -> list[Logger]:
-    """The loggers that --tf_log, --wandb and --mlflow ask for. Raises UserError for a package that
-    is missing."""
-    asked = {"tf_log": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
-    loggers = []
-    for flag, kind in asked.items():
-        if not getattr(opt, flag):
-            continue
-        try:
-            loggers.append(kind(folder, opt, resume))
-        except UserError:
-            raise
-        except Exception as error:  # each service has its own kinds
-            line = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"--{flag}: cannot be started ({line}); leave it out") from error
-    return loggers
-
-
 class TensorBoard:
     def __init__(self, folder: Path, opt: argparse.Namespace, resume: bool) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _missing("--tf_log", "tensorboard", error) from error
-        self._open = lambda step: SummaryWriter(folder / "logs", purge_step=step)
+        from torch.utils.tensorboard import SummaryWriter
+
         # TensorBoard hides earlier files' events from purge_step on
+        self._open = lambda step: SummaryWriter(folder / "logs", purge_step=step)
         self._writer = self._open(None if resume else 0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -76,13 +43,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Steps that are repeated after a kill stay as they were first logged."""
-
     def __init__(self, folder: Path, opt: argparse.Namespace, resume: bool) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("--wandb", "wandb", error) from error
+        import wandb
+
         self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "pix2pixHD"),
@@ -100,35 +63,29 @@ class WeightsAndBiases:
         self._run.log({name: self._image(image) for name, image in images.items()}, step=step)
 
     def forget_after(self, step: int) -> None:
-        """Its files cannot be changed."""
+        """Its files cannot be changed: steps that are repeated stay as they were first logged."""
 
     def close(self) -> None:
         self._run.finish()
 
 
 class MLflow:
-    """Steps that are repeated after a kill are logged once more."""
-
     def __init__(self, folder: Path, opt: argparse.Namespace, resume: bool) -> None:
-        try:
-            from mlflow import MlflowClient
-        except ImportError as error:
-            raise _missing("--mlflow", "mlflow", error) from error
-        uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.resolve() / 'mlflow.db'}")
-        self._client = MlflowClient(uri)
+        from mlflow import MlflowClient
+
+        folder = folder.resolve()
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        place = None if uri else str(folder / "mlartifacts")  # else ./mlruns, wherever that is
+        self._client = client = MlflowClient(uri or f"sqlite:///{folder / 'mlflow.db'}")
 
         def new_run() -> str:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "pix2pixHD")
-            known = self._client.get_experiment_by_name(name)
-            own = str(folder.resolve() / "mlartifacts")  # else ./mlruns, wherever that is
-            place = None if "MLFLOW_TRACKING_URI" in os.environ else own
-            experiment = (
-                known.experiment_id if known else self._client.create_experiment(name, place)
-            )
-            run = self._client.create_run(experiment, run_name=opt.name)
+            known = client.get_experiment_by_name(name)
+            experiment = known.experiment_id if known else client.create_experiment(name, place)
+            run = client.create_run(experiment, run_name=opt.name).info.run_id
             for flag, value in vars(opt).items():
-                self._client.log_param(run.info.run_id, flag, value)
-            return run.info.run_id
+                client.log_param(run, flag, value)
+            return run
 
         self._run = _same_id(folder / "mlflow_id.txt", resume, new_run)
 
@@ -141,20 +98,41 @@ class MLflow:
             self._client.log_image(self._run, image, f"{name}/{step:08d}.png")
 
     def forget_after(self, step: int) -> None:
-        """What is logged cannot be taken back."""
+        """What is logged cannot be taken back: steps that are repeated are logged once more."""
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
 
 
-def _same_id(path: Path, resume: bool, create) -> str:
+def _same_id(path: Path, resume: bool, create: Callable[[], str]) -> str:
     """The service's id of this run, kept beside it so that a resumed run goes on under it."""
     if not (resume and path.is_file()):
         path.write_text(create())
     return path.read_text()
 
 
-def _missing(flag: str, package: str, error: ImportError) -> UserError:
-    return UserError(
-        f"{flag} needs a package ({error}): run `pip install {package}`, or leave it out"
-    )
+Logger = TensorBoard | WeightsAndBiases | MLflow
+# the flag that asks for a logger -> it, and the package that it needs
+LOGGERS: dict[str, tuple[type, str]] = {
+    "tf_log": (TensorBoard, "tensorboard"),
+    "wandb": (WeightsAndBiases, "wandb"),
+    "mlflow": (MLflow, "mlflow"),
+}
+
+
+def create_loggers(opt: argparse.Namespace, folder: Path, resume: bool) -> list[Logger]:
+    """The loggers that --tf_log, --wandb and --mlflow ask for. Raises UserError for a package that
+    is missing."""
+    loggers = []
+    for flag, (kind, package) in LOGGERS.items():
+        try:
+            if getattr(opt, flag):
+                loggers.append(kind(folder, opt, resume))
+        except ImportError as error:
+            raise UserError(
+                f"--{flag} needs a package ({error}): run `pip install {package}`, or leave it out"
+            ) from error
+        except Exception as error:  # each service has its own kinds
+            line = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"--{flag}: cannot be started ({line}); leave it out") from error
+    return loggers

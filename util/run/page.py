@@ -4,7 +4,7 @@ through time)."""
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,13 @@ from dominate import tags
 from dominate.util import raw
 from PIL import Image
 
+from util.pages import html
 from util.pages.colours import save_image
 from util.pages.html import Page, Picture
 from util.pages.plots import Series, require_matplotlib, save_curves, series, shown_width
 from util.run.checkpoints import saved_options
+
+Table, Facts = Sequence[Mapping], Mapping[str, str]
 
 # The keys of rows that are not figures.
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_pictures")
@@ -23,20 +26,7 @@ REFRESH_SECONDS = 30
 NAMES = ("input_label", "synthesized_image", "real_image")
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
 
-_SLIDER = """
-const slider = document.getElementById("validation");
-const shown = document.getElementById("shown");
-function show() {
-  const row = rows[slider.value];
-  shown.textContent = row.text;
-  for (const image of document.querySelectorAll("img[data-scene]")) {
-    image.src = "validation/" + row.prefix + encodeURIComponent(image.dataset.scene) + ".jpg";
-    image.parentElement.href = image.src;
-  }
-}
-slider.oninput = show;
-show();
-"""
+_SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
 
 
 class RunPage:
@@ -47,10 +37,9 @@ class RunPage:
         """display_winsize: width in pixels at which a page shows an image. Raises UserError if
         matplotlib is missing."""
         require_matplotlib()
-        self.run_dir, self.web = run_dir, run_dir / "web"
-        self.display_winsize = display_winsize
-        (self.web / "images").mkdir(parents=True, exist_ok=True)
-        (self.web / "validation").mkdir(exist_ok=True)
+        self.run_dir, self.web, self.display_winsize = run_dir, run_dir / "web", display_winsize
+        for folder in ("images", "validation"):
+            (self.web / folder).mkdir(parents=True, exist_ok=True)
         self._curves_due = 0.0
 
     def start_anew(self) -> None:
@@ -73,15 +62,15 @@ class RunPage:
                 path = self.web / "validation" / f"{prefix}{scene}.jpg"
                 Image.fromarray(image).save(path, quality=90)
 
-    def write(
-        self, rows: Sequence[Mapping], validations: Sequence[Mapping], facts: Mapping[str, str]
-    ) -> None:
+    def write(self, rows: Table, validations: Table, facts: Facts, last: bool = False) -> None:
         """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: what
-        the run is and how far, by name."""
-        if (rows or validations) and time.monotonic() >= self._curves_due:
-            self.draw_curves(rows, validations, facts)
+        the run is and how far, by name. last: with curves that show all of the rows."""
+        if (rows or validations) and (last or time.monotonic() >= self._curves_due):
+            self._draw_curves(rows, validations, facts)
         page = Page(self.web, f"Training: {self.run_dir.name}", refresh=REFRESH_SECONDS)
-        page.table([], [[name, text] for name, text in (facts | self._options()).items()])
+        options = saved_options(self.run_dir)
+        told = {"command": options.get("command_line"), "code": options.get("git_commit")}
+        page.table([], [[name, text] for name, text in (facts | told).items() if text])
         if validations:
             page.add(tags.p(tags.a("the validated scenes, epoch by epoch", href="validation.html")))
             self._write_scenes(validations, facts)
@@ -96,35 +85,24 @@ class RunPage:
             page.row(row, heading=f"epoch {epoch}", width=self.display_winsize)
         page.save()
 
-    def draw_curves(
-        self, rows: Sequence[Mapping], validations: Sequence[Mapping], facts: Mapping[str, str]
-    ) -> None:
+    def _draw_curves(self, rows: Table, validations: Table, facts: Facts) -> None:
         """Draw a panel for each figure. It takes about a second: not more often than pages
         reload."""
         best = [row["step"] for row in validations if str(row["epoch"]) == facts.get("best")]
         marks = {"best": best[0]} if best else {}
         for name, table in (("loss_curves", rows), ("validation_curves", validations)):
-            panels = curve_panels(table)
-            if panels:
+            if panels := curve_panels(table):
                 smooth = name == "loss_curves"
                 save_curves(self.web / f"{name}.png", panels, marks=marks, smooth=smooth)
         self._curves_due = time.monotonic() + REFRESH_SECONDS
 
-    def _options(self) -> dict[str, str]:
-        """What the run is, as its opt.json says."""
-        options = saved_options(self.run_dir)
-        known = {"command_line": "command", "git_commit": "code"}
-        return {name: options[key] for key, name in known.items() if options.get(key)}
-
     def _pictures(self) -> dict[tuple[int, str], Path]:
         """The training images on disk: (epoch, name) -> path."""
-        found = {}
-        for path in sorted((self.web / "images").glob("epoch*_*.png")):
-            if match := _PICTURE.fullmatch(path.name):
-                found[int(match[1]), match[2]] = path
-        return found
+        paths = sorted((self.web / "images").glob("epoch*_*.png"))
+        found = [(match, path) for path in paths if (match := _PICTURE.fullmatch(path.name))]
+        return {(int(match[1]), match[2]): path for match, path in found}
 
-    def _write_scenes(self, validations: Sequence[Mapping], facts: Mapping[str, str]) -> None:
+    def _write_scenes(self, validations: Table, facts: Facts) -> None:
         """The page of fixed scenes: a row for each, and one slider that moves all of them."""
         folder = self.web / "validation"
         files = [path.stem for path in folder.iterdir()]
@@ -137,48 +115,42 @@ class RunPage:
             {"prefix": f"epoch{row['epoch']:04d}_", "text": _told(row, facts.get("best"))}
             for row in kept
         ]
+        last = len(kept) - 1
         page = Page(self.web, f"Validation: {self.run_dir.name}", name="validation.html")
-        page.add(
-            tags.div(
-                tags.input_(
-                    type="range", id="validation", min=0, max=len(kept) - 1, value=len(kept) - 1
-                ),
-                tags.p(id="shown"),
-                cls="pinned",
-            )
-        )
+        slider = tags.input_(type="range", id="validation", min=0, max=last, value=last)
+        page.add(tags.div(slider, tags.p(id="shown"), cls="pinned"))
         for scene in sorted(scenes):
             first = Picture(f"validation/input_label_{scene}.jpg", "input_label")
             last = Picture(f"validation/real_image_{scene}.jpg", "real_image")
             newest = f"validation/{steps[-1]['prefix']}{scene}.jpg"
             moved = Picture(newest, "synthesized_image", data={"scene": scene})
             page.row([first, moved, last], heading=scene, width=self.display_winsize)
-        page.add(tags.script(raw(f"const rows = {json.dumps(steps)};{_SLIDER}")))
+        page.add(tags.script(raw(f"const rows = {json.dumps(steps)};\n{_SLIDER}")))
         page.save()
 
 
-def curve_panels(table: Sequence[Mapping]) -> dict[str, dict[str, Series]]:
+def figure_names(tables: Iterable[Table]) -> list[str]:
+    """The columns of tables of rows that are figures of their own."""
+    names = dict.fromkeys(key for rows in tables for row in rows for key in row)
+    beside = ("oracle_", "ratio_")  # what was measured of the photographs
+    return [name for name in names if name not in BOOKKEEPING and not name.startswith(beside)]
+
+
+def curve_panels(table: Table) -> dict[str, dict[str, Series]]:
     """A panel for each figure of the rows that has values: title -> label -> curve. What was
     measured of the photographs, too, stands beside that."""
-    names = dict.fromkeys(key for row in table for key in row)
     panels = {}
-    for name in names:
-        hidden = name in BOOKKEEPING or name.startswith(("oracle_", "ratio_"))
-        if hidden or not len(series(table, name)[1]):
-            continue
-        panels[name] = {name: series(table, name)}
-        if f"oracle_{name}" in names:
-            real = series(table, f"oracle_{name}")
-            panels[name] = {"generated": panels[name][name], "real": real}
+    for name in figure_names([table]):
+        curve, real = series(table, name), series(table, f"oracle_{name}")
+        if len(curve[1]):
+            both = {"generated": curve, "real": real}
+            panels[name] = both if any(f"oracle_{name}" in row for row in table) else {name: curve}
     return panels
 
 
 def _told(row: Mapping, best: str | None) -> str:
     """A validation in one line."""
-    figures = [
-        f"{name} {row[name]:.4g}"
-        for name in ("mean_iou", "lpips", "ssim", "psnr", "l1")
-        if row.get(name) is not None
-    ]
+    names = ("mean_iou", "lpips", "ssim", "psnr", "l1")
+    figures = [f"{name} {row[name]:.4g}" for name in names if row.get(name) is not None]
     ending = " (the best)" if f"{row['epoch']}" == best else ""
     return f"epoch {row['epoch']}{ending}: {', '.join(figures)}"

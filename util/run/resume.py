@@ -86,10 +86,8 @@ class Position:
 
     def advance(self, pictures: int) -> None:
         """Note a batch of so many images."""
-        self.batch += 1
-        self.pictures += pictures
-        self.step += pictures
-        self.newest = pictures
+        self.batch, self.newest = self.batch + 1, pictures
+        self.pictures, self.step = self.pictures + pictures, self.step + pictures
 
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.pictures = self.epoch + 1, 0, 0
@@ -106,27 +104,30 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     """
     if not (opt.continue_train or opt.load_pretrain):
         return Position()
-    if opt.continue_train:
-        if distributed.is_main():
-            recover(folder)
-        distributed.wait_for_all()
-    if opt.continue_train and (folder / "latest_state.pth").is_file():
-        at = _resume(model, opt, folder, scenes)
-    elif opt.continue_train and (folder / "latest_net_G.pth").is_file():
-        model.load_networks(folder, "latest")
-        log(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
-        at = Position(epoch=_reference_epoch(folder))
-    else:
-        if opt.continue_train:
-            log(f"nothing is saved in {folder} yet: training starts from the beginning")
-        if opt.load_pretrain:
-            fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
-            log(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
-            for name in fresh:
-                log(f"  starts fresh: {name}")
-        at = Position()
+    at = _continue(model, opt, folder, scenes) if opt.continue_train else None
+    if at is None and opt.load_pretrain:
+        fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
+        log(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
+        for name in fresh:
+            log(f"  starts fresh: {name}")
+    at = at or Position()
     _check_agreement(model, at)
     return at
+
+
+def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position | None:
+    """Load what the run has saved, if there is something."""
+    if distributed.is_main():
+        recover(folder)
+    distributed.wait_for_all()
+    if (folder / "latest_state.pth").is_file():
+        return _resume(model, opt, folder, scenes)
+    if (folder / "latest_net_G.pth").is_file():
+        model.load_networks(folder, "latest")
+        log(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
+        return Position(epoch=_reference_epoch(folder))
+    log(f"nothing is saved in {folder} yet: training starts from the beginning")
+    return None
 
 
 def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
@@ -217,7 +218,7 @@ def snapshot(model, opt: argparse.Namespace, at: Position, scenes: int) -> dict[
             "checkpoint is kept: lower --lr, or leave --amp"
         )
     mine = {"random": random_state(), "pool": model.pool.state_dict()}
-    processes = distributed.gather_to_main(mine)
+    processes = distributed.gather(mine, to_main=True)
     if processes is None:
         return None
     files: dict[str, object] = {f"latest_net_{name}.pth": net for name, net in networks.items()}
@@ -252,20 +253,17 @@ def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int
         save_set(folder, files, copies)
         _drop_old(folder, keep)
     except OSError as error:
-        log(
-            f"warning: saving after {step} images failed ({error.strerror}); the last "
-            "checkpoint is kept"
-        )
+        failed = f"saving after {step} images failed ({error.strerror})"
+        log(f"warning: {failed}; the last checkpoint is kept")
         return False
     return True
 
 
 def _drop_old(folder: Path, keep: int | None) -> None:
     """Delete all but the newest epochs' networks; latest is never touched."""
-    if keep is None:
-        return
-    paths = [p for p in folder.glob("*_net_*.pth") if p.name.split("_")[0].isdigit()]
-    epochs = sorted({int(path.name.split("_")[0]) for path in paths})
-    for path in paths:
-        if int(path.name.split("_")[0]) in epochs[:-keep]:
+    paths = [(path.name.split("_")[0], path) for path in folder.glob("*_net_*.pth")]
+    numbered = [(int(epoch), path) for epoch, path in paths if epoch.isdigit()]
+    epochs = sorted({epoch for epoch, _ in numbered})
+    for epoch, path in numbered:
+        if keep is not None and epoch in epochs[:-keep]:
             path.unlink()

@@ -15,6 +15,7 @@ from util.files import cannot_write
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.loggers import create_loggers
+from util.run.page import RunPage
 from util.run.resume import FOLDER_FLAGS, load, save, snapshot
 from util.run.stop import Stop
 from util.run.visualizer import Visualizer
@@ -44,41 +45,39 @@ class TrainingRun:
         self.epochs = opt.niter + opt.niter_decay
         self.at = load(model, opt, folder, self.scenes)
         self.visualizer = self._open_logs() if distributed.is_main() else None
-        at = f"epoch {self.at.epoch} of {self.epochs}"
-        if self.is_over():
-            at = f"all {self.epochs} epochs done"
-        if self._out_of_patience():
-            at = f"ended after epoch {self.at.epoch - 1} (--patience {opt.patience})"
-        log_main(f"{self.scenes} scenes, {at}, on {model.device}")
-        if model.device.type == "cpu" and torch.backends.mps.is_available():
-            log_main("this machine's GPU is not used: training needs float64, which it has not")
-        if model.device.type == "cuda" and opt.amp == "off" and not opt.tf32:
-            log_main("float32 without TF32; --tf32 or --amp bf16 is faster")
+        self._tell_start()
         self._watch, self._stop = Watch(), Stop()
         self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
         self._pace = Pace(total=self.epochs * self.scenes, done=self.at.step)
         self._writer = Writer()
-        self._saving: Future | None = None  # the save that is being written
-        self._saves_best = False
+        self._saving: tuple[Future, list[str]] | None = None  # what is being written, its names
         self._saved = True
         self._is_best = False  # the last validation, until it is saved
 
     def _open_logs(self) -> Visualizer:
         opt, resume = self.opt, self.at.step > 0
         try:
-            visualizer = Visualizer(
-                self.folder,
-                write_html=not opt.no_html,
-                display_winsize=opt.display_winsize,
-                resume=resume,
-                loggers=create_loggers(opt, self.folder, resume),
-            )
+            loggers = create_loggers(opt, self.folder, resume)
+            page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
+            visualizer = Visualizer(self.folder, page, resume, loggers)
             visualizer.truncate_after(self.at.step)
-            if self.at.best_epoch:
-                visualizer.facts["best"] = str(self.at.best_epoch)
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
+        if self.at.best_epoch:
+            visualizer.facts["best"] = str(self.at.best_epoch)
         return visualizer
+
+    def _tell_start(self) -> None:
+        at, device = f"epoch {self.at.epoch} of {self.epochs}", self.model.device
+        if self._out_of_patience():
+            at = f"ended after epoch {self.at.epoch - 1} (--patience {self.opt.patience})"
+        elif self.is_over():
+            at = f"all {self.epochs} epochs done"
+        log_main(f"{self.scenes} scenes, {at}, on {device}")
+        if device.type == "cpu" and torch.backends.mps.is_available():
+            log_main("this machine's GPU is not used: training needs float64, which it has not")
+        if device.type == "cuda" and self.opt.amp == "off" and not self.opt.tf32:
+            log_main("float32 without TF32; --tf32 or --amp bf16 is faster")
 
     def is_over(self) -> bool:
         return self.at.epoch > self.epochs or self._out_of_patience()
@@ -112,16 +111,14 @@ class TrainingRun:
         if not self.visualizer:
             return
         at = self.at
+        seconds, waited, left = self._pace.look(at.step)
+        memory = f"{peak_memory(self.model.device):.1f} GB"
+        row = {"epoch": at.epoch, "iters": at.pictures, "step": at.step, "time": seconds}
         with warn_if_unwritable("the logs"):
-            seconds, waited, left = self._pace.look(at.step)
-            line = self.visualizer.log(
-                at.epoch, at.pictures, at.step, seconds, waited, rate, values
-            )
+            line = self.visualizer.log(row | {"data_time": waited, "lr": rate}, values)
             self.visualizer.facts["time left"] = str(left)
-            memory = f"{peak_memory(self.model.device):.1f} GB"
-            log_main(
-                f"{line}  [{1 / seconds:.3g} iters/s, data {waited:.3f} s, {memory}, {left} left]"
-            )
+            pace = f"{1 / seconds:.3g} iters/s, data {waited:.3f} s"
+            log_main(f"{line}  [{pace}, {memory}, {left} left]")
         for warning in self._watch.warnings(values, self.model.fake, self.model.real):
             log_main(warning)
 
@@ -130,21 +127,23 @@ class TrainingRun:
         while training goes on."""
         if not self.visualizer:
             return
-        if self.visualizer.loggers:  # which take the steps in order alone
-            self._display(images, self.at.epoch, self.at.step)
-        else:
-            self._writer.submit(self._display, images, self.at.epoch, self.at.step)
+        epoch, step = self.at.epoch, self.at.step
 
-    def _display(self, images: Callable[[], dict[str, np.ndarray]], epoch: int, step: int) -> None:
-        with warn_if_unwritable("the images"):
-            self.visualizer.display(images(), epoch, step)
+        def display() -> None:
+            with warn_if_unwritable("the images"):
+                self.visualizer.display(images(), epoch, step)
+
+        if self.visualizer.loggers:  # which take the steps in order alone
+            display()
+        else:
+            self._writer.submit(display)
 
     def epoch_is_complete(self) -> bool:
         return self.at.batch == len(self.loader)
 
     def validate_if_due(self) -> None:
         """Validate every --val_freq epochs and after the last one; note whether it is the best."""
-        ended = self.at.epoch - 1
+        at, ended = self.at, self.at.epoch - 1
         if not self.validation or (ended % self.opt.val_freq and ended < self.epochs):
             return
         start = time.perf_counter()
@@ -155,30 +154,28 @@ class TrainingRun:
             self.validation = None
             return
         metric = self.validation.metric
-        self._is_best = self.at.judge(metric, figures[metric], self.validation.more_is_better)
+        value = figures[metric]
+        self._is_best = at.judge(metric, value, self.validation.more_is_better)
         if not self.visualizer:
             return
         with warn_if_unwritable("the validation"):
             self._writer.finish()  # what shows earlier steps
-            best = self.at.best_epoch
-            self.visualizer.show_validation(ended, self.at.step, figures, images, best)
-        best = "the best" if self._is_best else f"best: epoch {self.at.best_epoch}"
-        log_main(
-            f"validation after epoch {ended}: {metric} {figures[metric]:.4g} ({best}), "
-            f"{time.perf_counter() - start:.1f} s"
-        )
+            self.visualizer.show_validation(ended, at.step, figures, images, at.best_epoch)
+        best = "the best" if self._is_best else f"best: epoch {at.best_epoch}"
+        seconds = time.perf_counter() - start
+        log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
         if warning := self._watch.gap_warning(figures["l1"]):
             log_main(warning)
-        if self.at.worse == LONG_AGO:
+        if at.worse == LONG_AGO:
             log_main(
-                f"warning: no validation was better than that of epoch {self.at.best_epoch} for "
+                f"warning: no validation was better than that of epoch {at.best_epoch} for "
                 f"{LONG_AGO} validations; D may know the training images by heart: take "
                 "--which_epoch best, or see docs/validation.md"
             )
         if self._out_of_patience() and ended < self.epochs:
             log_main(
-                f"no better {metric} since epoch {self.at.best_epoch}, in {self.at.worse} "
-                "validations (--patience): training ends here"
+                f"no better {metric} since epoch {at.best_epoch}, in {at.worse} validations "
+                "(--patience): training ends here"
             )
 
     def stop_requested(self) -> bool:
@@ -190,31 +187,26 @@ class TrainingRun:
         """Save every --save_latest_freq images, after every --save_epoch_freq epochs, when a
         validation was the best, before a stop and at the end of training."""
         ended = self.at.epoch - 1  # the last complete epoch
-        at_epochs_end = self.at.batch == 0
         names = ["best"] if self._is_best else []
         self._is_best = False
-        if at_epochs_end and (ended % self.opt.save_epoch_freq == 0 or self.is_over()):
+        if self.at.batch == 0 and (ended % self.opt.save_epoch_freq == 0 or self.is_over()):
             names.append(str(ended))
-        if names or stopping or self.at.passed(self.opt.save_latest_freq):
-            self._save(names)
-
-    def _save(self, names: list[str]) -> None:
-        """Copy the networks and all state, and have them written while training goes on."""
+        if not (names or stopping or self.at.passed(self.opt.save_latest_freq)):
+            return
         self._watch.check()
         self._wait_for_save()  # so that there is one copy at a time
         files = snapshot(self.model, self.opt, self.at, self.scenes)
-        if files is None:
-            return
-        keep = self.opt.keep_checkpoints
-        self._saving = self._writer.submit(save, files, self.folder, names, keep)
-        self._saves_best = "best" in names
+        if files is not None:  # of the main process; written while training goes on
+            keep = self.opt.keep_checkpoints
+            self._saving = self._writer.submit(save, files, self.folder, names, keep), names
 
     def _wait_for_save(self) -> None:
         """Wait until the last save is on disk, or is known to have failed."""
         if self._saving is None:
             return
-        self._saved, self._saving = self._saving.result(), None
-        if self._saves_best and not self._saved:
+        (saving, names), self._saving = self._saving, None
+        self._saved = saving.result()
+        if "best" in names and not self._saved:
             self.at.best, self.at.best_epoch = None, 0  # not on disk: the next one is the best
 
     def stop(self) -> int:

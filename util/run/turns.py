@@ -23,7 +23,6 @@ except ImportError:  # Windows: trainings do not take turns
     fcntl = None
 
 _QUEUE, _TURN = 0, 1  # bytes of the lock file
-_POLL = 0.0005  # seconds
 
 
 class Turn:
@@ -41,7 +40,8 @@ class Turn:
         self._seconds = 1.0  # of a step
         if fcntl and device.type == "cpu" and _uses_all_cores() and distributed.world() == 1:
             with suppress(OSError):  # no place for temporary files: no turns
-                self._file = _lock_file().open("w")
+                path = Path(tempfile.gettempdir()) / f"pix2pixHD-turns-{os.getuid()}.lock"
+                self._file = path.open("w")
 
     def __enter__(self) -> None:
         if self._file:
@@ -66,13 +66,9 @@ class Turn:
             except OSError:
                 if time.monotonic() > until:
                     return False
-                time.sleep(_POLL)
+                time.sleep(0.0005)
 
 
 def _uses_all_cores() -> bool:
     """torch starts a thread for each physical core, of which there may be half as many."""
     return torch.get_num_threads() > 1 and 2 * torch.get_num_threads() >= available_cores()
-
-
-def _lock_file() -> Path:
-    return Path(tempfile.gettempdir()) / f"pix2pixHD-turns-{os.getuid()}.lock"

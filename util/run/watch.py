@@ -10,6 +10,16 @@ class NonFinite(UserError):
     """A loss or gradient was NaN or infinite."""
 
 
+COLLAPSED = (
+    "warning: the discriminator's loss has been near 0 for long, so that G learns little from it; "
+    "try a lower --lr or another --num_D (docs/validation.md)"
+)
+SATURATED = (
+    "warning: nearly every pixel of the generated images is at its limit: G is saturated; try a "
+    "lower --lr, starting from an earlier epoch (docs/validation.md)"
+)
+
+
 class Watch:
     """Collects for each step whether all was finite; check() looks at it.
 
@@ -23,7 +33,7 @@ class Watch:
         self._training_l1: list[float] = []  # of logged steps since the last validation
         self._told_of_gap = False
         self._steps: list[tuple[Tensor, int, dict[str, Tensor], list[str]]] = []
-        self._collapsed = self._saturated = 0
+        self._in_a_row = {COLLAPSED: 0, SATURATED: 0}  # logged losses
 
     def add(self, finite: Tensor, step: int, losses: dict[str, Tensor], paths: list[str]) -> None:
         """Note a step: finite is a scalar bool on any device."""
@@ -47,20 +57,14 @@ class Watch:
         """What looks wrong in logged losses and generated images in [-1, 1], beside their
         photographs; each comes once."""
         self._training_l1.append((image - real).abs().mean().item() * 127.5)
-        self._collapsed = _count(self._collapsed, losses["D_real"] + losses["D_fake"] < 0.02)
+        collapsed = losses["D_real"] + losses["D_fake"] < 0.02
         saturated = (image.abs() > 0.999).float().mean().item() > 0.9
-        self._saturated = _count(self._saturated, saturated)
         found = []
-        if self._collapsed == self.PATIENCE:
-            found.append(
-                "warning: the discriminator's loss has been near 0 for long, so that G learns "
-                "little from it; try a lower --lr or another --num_D (docs/validation.md)"
-            )
-        if self._saturated == self.PATIENCE:
-            found.append(
-                "warning: nearly every pixel of the generated images is at its limit: G is "
-                "saturated; try a lower --lr, starting from an earlier epoch (docs/validation.md)"
-            )
+        for warning, wrong in ((COLLAPSED, collapsed), (SATURATED, saturated)):
+            count = self._in_a_row[warning]
+            if count < self.PATIENCE:  # else it has come
+                self._in_a_row[warning] = count + 1 if wrong else 0
+                found += [warning] if self._in_a_row[warning] == self.PATIENCE else []
         return found
 
     def gap_warning(self, validation_l1: float) -> str | None:
@@ -78,10 +82,3 @@ class Watch:
             f"photographs, those of training by {training:.1f}: the training scenes are being "
             "learnt by heart; more scenes or --augment help (docs/validation.md)"
         )
-
-
-def _count(so_far: int, again: bool) -> int:
-    """Times in a row, this one included; it no longer starts over after a warning."""
-    if so_far >= Watch.PATIENCE:
-        return so_far + 1
-    return so_far + 1 if again else 0

@@ -1,0 +1,13 @@
+// Shows the epoch of "rows" that the slider stands at, in every image of a scene.
+const slider = document.getElementById("validation");
+const shown = document.getElementById("shown");
+function show() {
+  const row = rows[slider.value];
+  shown.textContent = row.text;
+  for (const image of document.querySelectorAll("img[data-scene]")) {
+    image.src = "validation/" + row.prefix + encodeURIComponent(image.dataset.scene) + ".jpg";
+    image.parentElement.href = image.src;
+  }
+}
+slider.oninput = show;
+show();

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data.create import create_dataset
-from data.shares import of_all_scenes, own_batches
+from data.loader import of_all_scenes, own_batches
 from models import create_encoder
 from models.inference_model import InferenceModel
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
@@ -66,7 +66,7 @@ def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarr
     """
     dataset = create_dataset(opt, training=False)
     found: dict[int, np.ndarray] = {}
-    for (index,), batch in own_batches(dataset, opt, "encoding"):
+    for index, batch in own_batches(dataset, opt, "encoding"):
         regions = batch.get("inst", batch["label"])  # instances, with --label_feat too
         features = model.encode(batch["image"], regions)[0].cpu().numpy()
         label = batch["label"][0, 0].numpy() if opt.label_nc else None

@@ -9,7 +9,7 @@ import torch
 
 from data.create import create_dataset, photographs, whole_images
 from data.files import picture_names
-from data.shares import of_all_scenes, own_batches
+from data.loader import of_all_scenes, own_batches
 from data.values import side_values
 from evaluation.measures import (
     BETTER_IS_MORE,
@@ -95,7 +95,7 @@ class Validation:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         """Generate the images of this process's scenes: yields (generated, real, instances), and
         fills seen and shown by the scene's number."""
-        for (index,), batch in self._scenes():
+        for index, batch in self._scenes():
             generated = self._generate(batch)
             pictures = to_image(generated), to_image(batch["image"][0])
             generated, real = self._numbers(generated), self._numbers(batch["image"][0], exact=True)
@@ -114,7 +114,7 @@ class Validation:
         device, folder = self.networks.device, self.opt.weights_dir
         return Measures(len(self.dataset), folder, device, fetch=False, rgb=self.values.is_rgb8)
 
-    def _scenes(self) -> Iterator[tuple[range, dict]]:
+    def _scenes(self) -> Iterator[tuple[int, dict]]:
         """This process's scenes. A bad file of any process is every process's UserError."""
         problem = None
         try:

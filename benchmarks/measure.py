@@ -9,9 +9,9 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -101,8 +101,8 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         super().__enter__()
         return self
 
-    def _pack(self, tensor: Tensor) -> SimpleNamespace:
-        kept = SimpleNamespace(tensor=tensor.detach())  # as long as the graph holds it
+    def _pack(self, tensor: Tensor) -> "_Kept":
+        kept = _Kept(tensor.detach())  # as long as the graph holds it
         storage = tensor.untyped_storage()
         identity, size = storage._cdata, storage.nbytes()  # on the meta device it has no address
         if identity not in self._free:
@@ -117,6 +117,11 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         self._holders[identity] -= 1
         if self._holders[identity] == 0:
             self.now -= size
+
+
+@dataclass(eq=False)
+class _Kept:
+    tensor: Tensor
 
 
 def peak_saved_bytes(work: Work, parameters: list[Tensor]) -> int:

@@ -26,6 +26,7 @@ from typing import NoReturn
 from PIL import Image
 from tqdm import tqdm
 
+from data.files import image_size
 from util.errors import UserError, run
 
 PHASES = {"train": "train", "val": "test"}  # split of the download -> name in the data set
@@ -219,12 +220,6 @@ def scale(job: Job, width: int) -> Image.Image:
         if job.kind == "img":
             return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         return image.resize(size, Image.Resampling.NEAREST)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height), from the file's header."""
-    with Image.open(path) as image:
-        return image.size
 
 
 def scaled_size(size: tuple[int, int], width: int) -> tuple[int, int]:

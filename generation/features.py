@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.create import create_dataset
+from data.loader import collate
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path
 from models.styles import StyleChooser, instance_classes, load_styles, names_of, paint, style
@@ -85,21 +86,20 @@ def style_of_instance(
     scene, _, number = request.rpartition(",")
     if not scene or not number.isdigit():
         raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. aachen_0_19,26001")
-    item = find_scene(scene, opt)
-    batch = {kind: value[None] for kind, value in item.items() if isinstance(value, Tensor)}
+    batch = find_scene(scene, opt)
     regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
     unsigned = regions.astype(np.int64) & 0xFFFFFFFF  # ids from 2**31 on are negative
     where = np.argwhere(unsigned == int(number))
     if not len(where):
-        raise UserError(f"--style_from {request}: no instance {number} in {item['path']}")
+        raise UserError(f"--style_from {request}: no instance {number} in {batch['path'][0]}")
     y, x = where[0]
-    label = item["label"][0].numpy() if opt.label_nc else None
+    label = batch["label"][0, 0].numpy() if opt.label_nc else None
     feature = encode(model, batch)[0, :, y, x].cpu().numpy()
     return {instance_classes(regions, label)[int(regions[y, x])]: feature}
 
 
 def find_scene(name: str, opt: argparse.Namespace) -> dict:
-    """The scene of that name with its photograph, in this phase or in "train"."""
+    """The scene of that name with its photograph, in this phase or in "train": a batch of one."""
     problems: list[str] = []
     for phase in dict.fromkeys([opt.phase, "train"]):
         flags = argparse.Namespace(**{**vars(opt), "phase": phase, "max_dataset_size": None})
@@ -110,10 +110,10 @@ def find_scene(name: str, opt: argparse.Namespace) -> dict:
             continue
         for index, scene in enumerate(dataset.scenes):
             if name in (scene, Path(scene).name, dataset.files["label"][scene].stem):
-                item = dataset[index]
-                if isinstance(item, UserError):
-                    raise item
-                return item
+                batch = collate([dataset[index]])
+                if isinstance(batch, UserError):
+                    raise batch
+                return batch
     raise UserError(
         f"--style_from {name}: no scene of that name with a photograph in {opt.dataroot} "
         f"({'; '.join([f'{opt.phase} or train', *problems])})"

@@ -20,7 +20,7 @@ from benchmarks.measure import benchmark_parser, peak_saved_bytes, report
 from models.build import AMP_TYPES
 from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
-from options.parser import integer, number
+from options.parser import number
 from util.errors import run
 from util.setup import set_up_torch
 
@@ -53,7 +53,6 @@ def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
 def main() -> None:
     parser = benchmark_parser(__doc__, batch=1)
     parser.add_argument("--stage", action="append", choices=list(STAGES), help="default: all")
-    parser.add_argument("--batch", type=integer(1), default=1)
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument(
         "--limit",
@@ -89,13 +88,11 @@ def main() -> None:
             def ours(*more, flags=flags):
                 return Pix2PixHDModel(scene.options(given.device.type, [*flags, *more]), device)
 
+            recomputed = [*amp, "--checkpoint_activations"]
             ways = {
                 "baseline": (plain, "off"),
                 "project": (partial(ours, *amp), given.amp),
-                "--checkpoint_activations": (
-                    partial(ours, *amp, "--checkpoint_activations"),
-                    given.amp,
-                ),
+                "--checkpoint_activations": (partial(ours, *recomputed), given.amp),
             }
             base = None
             for way, (make, precision) in ways.items():

@@ -51,9 +51,8 @@ def main() -> None:
         difference = np.abs(tiled().astype(int) - whole())
         more["most_grey_levels_apart"] = int(difference.max())
         more["share_of_values_that_differ"] = float((difference > 0).mean())
-        rows = compare(
-            alternate({"whole": whole, "tiles": tiled}, given.device, given.repeat), "whole"
-        )
+        ways = {"whole": whole, "tiles": tiled}
+        rows = compare(alternate(ways, given.device, given.repeat), "whole")
     else:
         rows = compare(alternate({"tiles": tiled}, given.device, 1, warm_up=0), "tiles")
     report(

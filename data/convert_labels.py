@@ -28,13 +28,13 @@ from util.files import make_folder, replacing
 from util.pages.colours import palette
 from util.parallel import parallel
 
-VOC_CLASSES = 256  # that many colours of VOC's palette are known
+PALETTES = {"cityscapes": 35, "voc": 256}  # name -> classes
 
 
 def read_palette(name: str) -> np.ndarray:
     """The colour of every class, (classes, 3) uint8: of "cityscapes", "voc", or in a file."""
-    if name in ("cityscapes", "voc"):
-        return palette({"cityscapes": 35, "voc": VOC_CLASSES}[name])
+    if name in PALETTES:
+        return palette(PALETTES[name])
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

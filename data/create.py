@@ -13,7 +13,6 @@ from data.files import list_files, read_rgb, scan_folder
 from data.kinds import scene_kinds
 from data.loader import Loader
 from data.values import TYPES, Values, side_values
-from util import distributed
 from util.errors import UserError, brief
 from util.run.checkpoints import saved_options
 
@@ -83,8 +82,6 @@ def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
         shuffle=not opt.serial_batches,
         workers=opt.nThreads,
         pin_memory=bool(opt.gpu_ids),
-        rank=distributed.rank(),
-        world=distributed.world(),
     )
 
 

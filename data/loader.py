@@ -67,11 +67,10 @@ class Loader:
         shuffle: bool = False,
         workers: int = 0,
         pin_memory: bool = False,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         self.dataset = dataset
-        self.sampler = EpochSampler(len(dataset), batch_size, shuffle, dataset.seed, rank, world)
+        where = distributed.rank(), distributed.world()
+        self.sampler = EpochSampler(len(dataset), batch_size, shuffle, dataset.seed, *where)
         self._read = read_ahead(dataset, self.sampler, workers, pin_memory)
 
     def __len__(self) -> int:

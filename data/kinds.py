@@ -58,12 +58,17 @@ class Kind:
 
     def load(self, path: Path, size: Size | None = None) -> np.ndarray:
         """A file's checked numbers, scaled to a size. Raises UserError."""
-        array = np.asarray(self.read(path))
-        problem = self.problem and self.problem(array, path)
+        image = self.read(path)
+        problem = self.problem and self.problem(np.asarray(image), path)
         if problem:
             raise UserError(problem)
+        if isinstance(image, np.ndarray):
+            image = resize_array(image, size or image.shape[1::-1], self.smooth)
+        elif size not in (None, image.size):  # Pillow scales its own images faster
+            how = Image.Resampling.BICUBIC if self.smooth else Image.Resampling.NEAREST
+            image = image.resize(size, how)
+        array = np.asarray(image)
         size = size or array.shape[1::-1]
-        array = resize_array(array, size, self.smooth)
         return array.astype(self.dtype, copy=False).reshape(self.shape(size))
 
 

@@ -7,14 +7,14 @@ Writes checkpoints/NAME/features.npy and features_clustered_010.npy (for --n_clu
 """
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data.arrays import write_array
 from data.create import create_dataset
-from data.shares import of_all_scenes, own_batches
+from data.loader import of_all_scenes, own_batches
 from models import create_encoder
 from models.inference_model import InferenceModel
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
@@ -22,7 +22,7 @@ from options.base_options import run_dir
 from options.test_options import EncoderOptions, weights_folder
 from util import distributed
 from util.errors import UserError, run
-from util.files import make_folder, write_bytes
+from util.files import make_folder
 from util.pages.colours import CITYSCAPES_NAMES
 from util.progress import log
 from util.run.checkpoints import weights_file
@@ -39,7 +39,7 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
-            write_array(path, rows)
+            write_array(rows, path)
     if distributed.is_main():
         write_styles(path, opt)
 
@@ -66,7 +66,7 @@ def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarr
     """
     dataset = create_dataset(opt, training=False)
     found: dict[int, np.ndarray] = {}
-    for (index,), batch in own_batches(dataset, opt, "encoding"):
+    for index, batch in own_batches(dataset, opt, "encoding"):
         regions = batch.get("inst", batch["label"])  # instances, with --label_feat too
         features = model.encode(batch["image"], regions)[0].cpu().numpy()
         label = batch["label"][0, 0].numpy() if opt.label_nc else None
@@ -87,7 +87,7 @@ def write_styles(path: Path, opt: argparse.Namespace) -> None:
     if not styles:
         raise UserError(f"{path}: no instance covers more than 1/64 of its image: no styles")
     clustered = path.with_name(f"features_clustered_{opt.n_clusters:03d}.npy")
-    write_array(clustered, styles_to_rows(styles))
+    write_array(styles_to_rows(styles), clustered)
     report(rows, styles, opt)
     log(f"{len(rows)} instances in {path}, {sum(map(len, styles.values()))} styles in {clustered}")
 
@@ -102,12 +102,6 @@ def report(rows: np.ndarray, styles: dict[int, np.ndarray], opt: argparse.Namesp
         name = names[label] if label < len(names) else f"class {label}"
         note = "" if count == opt.n_clusters else f" (fewer than --n_clusters {opt.n_clusters})"
         log(f"  {name}: {len(of_class)} instances, {large} of them large, {count} styles{note}")
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
 
 
 def main() -> object:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from data.create import create_dataset
-from data.shares import own_batches
+from data.loader import own_batches
 from models import create_encoder
 from models.inference_model import to_pictures
 from options.test_options import EncoderOptions, weights_folder
@@ -39,7 +39,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
 
     dataset = create_dataset(opt, training=False)
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
-    for (index,), batch in own_batches(dataset, opt, "features"):
+    for index, batch in own_batches(dataset, opt, "features"):
         feat = model.encode(batch["image"], batch.get("inst", batch["label"]))
         doubled = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         (array,) = to_pictures(doubled)  # (H, W, feat_num)

@@ -17,15 +17,16 @@ import os
 import shlex
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.files import image_size
 from util.errors import UserError, run
 
 PHASES = {"train": "train", "val": "test"}  # split of the download -> name in the data set
@@ -49,12 +50,12 @@ class Job:
 def main() -> None:
     """The command line."""
     args = parse_args()
-    jobs = {split: find_jobs(args.raw, args.out, split) for split in args.splits}
-    check([job for split in args.splits for job in jobs[split]])
-    for split in args.splits:
-        made = make_all(jobs[split], args, split)
-        report(args.out, split, jobs[split], made)
-    print(f"next: {next_command(args, jobs)}")
+    splits = {split: find_jobs(args.raw, args.out, split) for split in dict.fromkeys(args.splits)}
+    check([job for jobs in splits.values() for job in jobs])
+    for split, jobs in splits.items():
+        report(args.out, split, jobs, make_all(jobs, args, split))
+    first = next(iter(splits.values()))[0]
+    print(f"next: {next_command(args.out, first.target)}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,7 +82,6 @@ def parse_args() -> argparse.Namespace:
         fail("--link with --size: a scaled file cannot be a link; leave one of them out")
     if args.workers < 1:
         fail(f"--workers {args.workers} must be 1 or more")
-    args.splits = list(dict.fromkeys(args.splits))
     return args
 
 
@@ -131,11 +131,11 @@ def read_list(raw: Path, listing: Path) -> list[tuple[Path, Path, Path]]:
 
 def walk(raw: Path, split: str) -> list[tuple[Path, Path, Path]]:
     """The scenes of which there is any file in the two trees."""
-    stems = set()
-    for tree, ending in KINDS.values():
-        folder = raw / tree / split
-        for path in folder.rglob(f"*{ending}"):
-            stems.add(path.relative_to(folder).as_posix().removesuffix(ending))
+    stems = {
+        path.relative_to(raw / tree / split).as_posix().removesuffix(ending)
+        for tree, ending in KINDS.values()
+        for path in (raw / tree / split).rglob(f"*{ending}")
+    }
     return [
         tuple(raw / tree / split / f"{stem}{ending}" for tree, ending in KINDS.values())
         for stem in sorted(stems)
@@ -158,20 +158,11 @@ def check(jobs: list[Job]) -> None:
 
 def make_all(jobs: list[Job], args: argparse.Namespace, split: str) -> int:
     """Make the files that are not there yet; return how many."""
-    made = 0
+    work = partial(make, link=args.link, width=args.size)
+    hidden = not sys.stderr.isatty()
     # Threads suffice: copying waits for the disk, and Pillow works outside the interpreter's lock
     with ThreadPoolExecutor(args.workers) as pool:
-        tasks = [pool.submit(make, job, args.link, args.size) for job in jobs]
-        try:
-            done = tqdm(
-                as_completed(tasks), split, len(tasks), unit="file", disable=not sys.stderr.isatty()
-            )
-            for task in done:
-                made += task.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return made
+        return sum(tqdm(pool.map(work, jobs), split, len(jobs), unit="file", disable=hidden))
 
 
 def make(job: Job, link: bool, width: int | None) -> bool:
@@ -201,7 +192,7 @@ def is_complete(job: Job, width: int | None) -> bool:
         return False
     if width is None:
         return source.st_size == target.st_size
-    return picture_size(job.target) == scaled_size(picture_size(job.source), width)
+    return image_size(job.target) == scaled_size(image_size(job.source), width)
 
 
 def write(job: Job, link: bool, width: int | None) -> None:
@@ -224,32 +215,11 @@ def write(job: Job, link: bool, width: int | None) -> None:
 
 def scale(job: Job, width: int) -> Image.Image:
     """The image at this width: bicubic for a photograph, the nearest pixel for maps."""
-    with Image.open(job.source) as picture:
-        size = scaled_size(picture.size, width)
+    with Image.open(job.source) as image:
+        size = scaled_size(image.size, width)
         if job.kind == "img":
-            return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        return Image.fromarray(nearest(ids_of(picture), size))
-
-
-def ids_of(picture: Image.Image) -> np.ndarray:
-    """The ids in a map: HW uint8 or uint16, as in the file."""
-    ids = np.asarray(picture)
-    # Pillow opens a 16-bit PNG as uint16 or, in older versions, as int32
-    return ids if ids.dtype == np.uint8 else ids.astype(np.uint16)
-
-
-def nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale HW ids of any depth to size (width, height): each takes the value at its centre."""
-    height, width = ids.shape[:2]
-    columns = (2 * np.arange(size[0]) + 1) * width // (2 * size[0])
-    rows = (2 * np.arange(size[1]) + 1) * height // (2 * size[1])
-    return np.ascontiguousarray(ids[rows[:, None], columns])
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height), from the file's header."""
-    with Image.open(path) as picture:
-        return picture.size
+            return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        return image.resize(size, Image.Resampling.NEAREST)
 
 
 def scaled_size(size: tuple[int, int], width: int) -> tuple[int, int]:
@@ -259,26 +229,22 @@ def scaled_size(size: tuple[int, int], width: int) -> tuple[int, int]:
 
 def report(out: Path, split: str, jobs: list[Job], made: int) -> None:
     """Say what was made, and what else lies in the folders: training would take it in."""
-    folders = sorted({job.target.parent for job in jobs})
-    there = len(jobs) - made
     print(
         f"{split}: {len(jobs) // len(KINDS)} scenes in {out}/{PHASES[split]}_{{{','.join(KINDS)}}}"
-        f" ({made} files made, {there} there already)"
+        f" ({made} files made, {len(jobs) - made} there already)"
     )
-    names = {job.target for job in jobs}
-    others = [path for folder in folders for path in folder.glob("[!.]*") if path not in names]
+    targets = {job.target for job in jobs}
+    folders = sorted({target.parent for target in targets})
+    others = [path for folder in folders for path in folder.glob("[!.]*") if path not in targets]
     if others:
         print(f"note: {len(others)} other files lie there too, for example {others[0]}")
 
 
-def next_command(args: argparse.Namespace, jobs: dict[str, list[Job]]) -> str:
-    """The training command for this data set."""
-    first = next(iter(jobs.values()))[0]
-    width = picture_size(first.target)[0]
-    command = ["python", "train.py", "--name", "label2city", "--dataroot", str(args.out)]
-    if width < 1024:  # train.py's own --loadSize
-        command += ["--loadSize", str(width)]
-    return shlex.join(command)
+def next_command(out: Path, image: Path) -> str:
+    """The training command for this data set, whose images are as large as this one."""
+    command = ["python", "train.py", "--name", "label2city", "--dataroot", str(out)]
+    width = image_size(image)[0]
+    return shlex.join(command + (["--loadSize", str(width)] if width < 1024 else []))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ For small networks of every kind and each precision: the largest relative differ
 and of the generated image in units of [-1, 1].
 """
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import scene
-from benchmarks.measure import add_common_flags, report
+from benchmarks.measure import benchmark_parser, report
 from models.pix2pixHD_model import Pix2PixHDModel
 from util.errors import run
 from util.setup import set_up_torch
@@ -79,12 +78,8 @@ def step(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A step on a device beside float64 on the CPU.")
-    add_common_flags(parser)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--height", type=int, default=128)
-    given = parser.parse_args()
-    device, size = torch.device(given.device), (given.width, given.height)
+    given = benchmark_parser(__doc__, size=(256, 128)).parse_args()
+    device, size = given.device, (given.width, given.height)
     batch = scene.batch(*size, 2, instances=20)
     rows = []
     for network, flags in NETWORKS.items():
@@ -102,7 +97,7 @@ def main() -> None:
             rows.append(
                 {"network": network, "precision": precision, "losses": apart, "image": largest}
             )
-    report("correctness", rows, device, given.json, size=f"{size[0]}x{size[1]}")
+    report("correctness", rows, given, size=f"{size[0]}x{size[1]}")
 
 
 if __name__ == "__main__":

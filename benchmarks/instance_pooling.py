@@ -5,29 +5,23 @@ python -m benchmarks.instance_pooling
 python -m benchmarks.instance_pooling --device cuda
 """
 
-import argparse
-
 import torch
 from torch import Tensor
 
 from benchmarks import baseline, scene
-from benchmarks.measure import add_common_flags, alternate, compare, report
+from benchmarks.measure import alternate, benchmark_parser, compare, report
 from models.layers import instance_average
 from options.base_options import integer
 from util.errors import run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Instance pooling beside a loop.")
-    add_common_flags(parser)
-    parser.add_argument("--width", type=integer(1), default=2048)
-    parser.add_argument("--height", type=integer(1), default=1024)
-    parser.add_argument("--batch", type=integer(1), default=2)
+    parser = benchmark_parser(__doc__, size=(2048, 1024), batch=2)
     parser.add_argument("--instances", type=integer(1), default=60)
     parser.add_argument("--channels", type=integer(1), default=3)
     parser.set_defaults(repeat=3)  # the loop takes long
     given = parser.parse_args()
-    device = torch.device(given.device)
+    device = given.device
 
     def instance_maps(instances: int) -> Tensor:
         return scene.batch(given.width, given.height, given.batch, instances)["inst"].to(device)
@@ -58,8 +52,7 @@ def main() -> None:
     report(
         "instance_pooling",
         rows,
-        device,
-        given.json,
+        given,
         shape=list(shape),
         instances=found,
         most_instances=[len(one.unique()) for one in many],

@@ -6,16 +6,14 @@
 Writes PNGs of street-like noise into a temporary folder and reads them one epoch at a time.
 """
 
-import argparse
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import baseline, scene
-from benchmarks.measure import add_common_flags, alternate, compare, report
+from benchmarks.measure import alternate, benchmark_parser, compare, report
 from data.create import create_loader
 from options.base_options import integer
 from util.errors import run
@@ -26,15 +24,11 @@ def read(batches: Iterable) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Items a second of data loaders.")
-    add_common_flags(parser)
+    parser = benchmark_parser(__doc__, size=(2048, 1024))
     parser.add_argument("--scenes", type=integer(1), default=8)
-    parser.add_argument("--width", type=integer(1), default=2048, help="of the files")
-    parser.add_argument("--height", type=integer(1), default=1024)
     parser.add_argument("--loadSize", type=integer(1), default=1024)
     parser.add_argument("--workers", type=integer(0), default=0)
     given = parser.parse_args()
-    device = torch.device(given.device)
 
     with scene.temporary_folder() as folder:
         root = Path(folder)
@@ -43,22 +37,22 @@ def main() -> None:
         plain = DataLoader(
             baseline.Scenes(root, given.loadSize),
             num_workers=given.workers,
-            pin_memory=device.type == "cuda",
+            pin_memory=given.device.type == "cuda",
             persistent_workers=given.workers > 0,
         )
         loaders = {"baseline": plain}
         for kind in ("none", "ram", "disk"):
             name = "project" if kind == "none" else f"--cache {kind}"
-            opt = scene.options(given.device, [*flags, "--cache", kind, "--no_vgg_loss"])
+            opt = scene.options(given.device.type, [*flags, "--cache", kind, "--no_vgg_loss"])
             loaders[name] = create_loader(opt)
         ways = {name: lambda one=one: read(one) for name, one in loaders.items()}
-        rows = compare(alternate(ways, device, given.repeat), "baseline")
+        rows = compare(alternate(ways, given.device, given.repeat), "baseline")
         uncached = next(row["median"] for row in rows if row["way"] == "project")
         for row in rows:
             row["items/s"] = given.scenes / row["median"]
             row["times baseline"] = 1 / row["ratio"]
             row["times project"] = uncached / row["median"]
-    report("loader", rows, device, given.json, size=f"{given.width}x{given.height}")
+    report("loader", rows, given, size=f"{given.width}x{given.height}")
 
 
 if __name__ == "__main__":

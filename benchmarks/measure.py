@@ -5,9 +5,11 @@ import json
 import platform
 import statistics
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -21,20 +23,31 @@ from options.base_options import integer
 Work = Callable[[], object]
 
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """--device, --repeat and --json, which every benchmark has."""
+def benchmark_parser(
+    doc: str, size: tuple[int, int] | None = None, batch: int | None = None
+) -> argparse.ArgumentParser:
+    """A parser of --device, --repeat and --json, which every benchmark has; of --width and --height
+    with these defaults, and of --batch. doc: the module's, whose first line --help shows."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    add = parser.add_argument
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=_device, default=default, help="cpu or cuda")
-    parser.add_argument("--repeat", type=integer(1), default=5, help="measurements of each way")
-    parser.add_argument("--json", type=Path, default=None, help="write the results here as well")
+    add("--device", type=_device, default=default, help="cpu or cuda")
+    add("--repeat", type=integer(1), default=5, help="measurements of each way")
+    add("--json", type=Path, default=None, help="write the results here as well")
+    if size:
+        add("--width", type=integer(1), default=size[0])
+        add("--height", type=integer(1), default=size[1])
+    if batch:
+        add("--batch", type=integer(1), default=batch)
+    return parser
 
 
-def _device(name: str) -> str:
+def _device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"{name!r}: expected cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise argparse.ArgumentTypeError("no CUDA device was found")
-    return name
+    return torch.device(name)
 
 
 def synchronize(device: torch.device) -> None:
@@ -43,20 +56,10 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Work, device: torch.device, calls: int = 1) -> float:
-    """The time of a call, as the mean of so many, to the last one's very end on the device."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        work()
-    synchronize(device)
-    return (time.perf_counter() - start) / calls
-
-
 def alternate(
     ways: dict[str, Work], device: torch.device, repeat: int, warm_up: int = 1, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each way, called in turns, so that a busy machine is equally hard on all.
+    """Seconds of a call of each way, in turns, so that a busy machine is equally hard on all.
 
     calls: how many times each turn calls it, for work that a GPU overlaps from call to call.
     """
@@ -66,7 +69,12 @@ def alternate(
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeat):
         for name, work in ways.items():
-            times[name].append(seconds(work, device, calls))
+            synchronize(device)
+            start = time.perf_counter()
+            for _ in range(calls):
+                work()
+            synchronize(device)
+            times[name].append((time.perf_counter() - start) / calls)
     return times
 
 
@@ -94,15 +102,16 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return self
 
     def _pack(self, tensor: Tensor) -> "_Kept":
+        kept = _Kept(tensor.detach())  # as long as the graph holds it
         storage = tensor.untyped_storage()
-        if storage._cdata in self._free:  # its identity; on the meta device it has no address
-            return _Kept(tensor.detach(), lambda: None)
-        identity, size = storage._cdata, storage.nbytes()
-        self._holders[identity] += 1
-        if self._holders[identity] == 1:
-            self.now += size
-            self.peak = max(self.peak, self.now)
-        return _Kept(tensor.detach(), lambda: self._release(identity, size))
+        identity, size = storage._cdata, storage.nbytes()  # on the meta device it has no address
+        if identity not in self._free:
+            self._holders[identity] += 1
+            if self._holders[identity] == 1:
+                self.now += size
+                self.peak = max(self.peak, self.now)
+            weakref.finalize(kept, self._release, identity, size)
+        return kept
 
     def _release(self, identity: int, size: int) -> None:
         self._holders[identity] -= 1
@@ -110,15 +119,9 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
             self.now -= size
 
 
+@dataclass(eq=False)
 class _Kept:
-    """A tensor in a graph; tells when the graph lets go of it."""
-
-    def __init__(self, tensor: Tensor, released: Callable[[], None]) -> None:
-        self.tensor = tensor
-        self.released = released
-
-    def __del__(self) -> None:
-        self.released()
+    tensor: Tensor
 
 
 def peak_saved_bytes(work: Work, parameters: list[Tensor]) -> int:
@@ -157,6 +160,23 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(min(values) for values in times.values())
 
 
+def compare_to_peak(
+    ways: dict[str, Work],
+    operations: dict[str, int],
+    dtypes: dict[str, torch.dtype],
+    given: argparse.Namespace,
+) -> list[dict]:
+    """compare's rows of the ways, with the share of the machine's peak that each way reaches."""
+    before = {way: matmul_peak(given.device, dtype) for way, dtype in dtypes.items()}
+    calls = 10 if given.device.type == "cuda" else 1  # as in training: nothing waits between steps
+    rows = compare(alternate(ways, given.device, given.repeat, calls=calls), "baseline")
+    for row in rows:
+        way = row["way"]
+        peak = max(before[way], matmul_peak(given.device, dtypes[way]))
+        row["share of peak"] = operations[way] / row["median"] / peak
+    return rows
+
+
 def machine(device: torch.device) -> dict[str, object]:
     """Where and when a figure was measured."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -168,17 +188,17 @@ def machine(device: torch.device) -> dict[str, object]:
     }
 
 
-def report(title: str, rows: list[dict], device: torch.device, path: Path | None, **more) -> None:
+def report(title: str, rows: list[dict], given: argparse.Namespace, **more: object) -> None:
     """Print rows (dicts of the same keys) as a table, and all of it as one line of JSON."""
-    result = {"benchmark": title, **machine(device), "rows": rows, **more}
-    print(f"{title}: " + ", ".join(f"{k} {v}" for k, v in machine(device).items()))
+    where = machine(given.device)
+    print(f"{title}: " + ", ".join(f"{k} {v}" for k, v in where.items()))
     print(table(rows))
     for name, value in more.items():
         print(f"{name}: {_shown(value)}")
-    text = json.dumps(result)
+    text = json.dumps({"benchmark": title, **where, "rows": rows, **more})
     print(text)
-    if path:
-        path.write_text(text + "\n")
+    if given.json:
+        given.json.write_text(text + "\n")
 
 
 def table(rows: list[dict]) -> str:
@@ -200,10 +220,7 @@ def _shown(value: object) -> str:
 
 
 def compare(times: dict[str, list[float]], baseline: str) -> list[dict]:
-    """Table rows: each way's median seconds, spread, and ratio to the baseline's median."""
-    base = summary(times[baseline])["median"]
-    rows = []
-    for name, values in times.items():
-        numbers = summary(values)
-        rows.append({"way": name, **numbers, "ratio": numbers["median"] / base})
-    return rows
+    """Table rows: each way's summary of seconds, and the ratio to the baseline's median."""
+    base = statistics.median(times[baseline])
+    rows = [{"way": name, **summary(values)} for name, values in times.items()]
+    return [{**row, "ratio": row["median"] / base} for row in rows]

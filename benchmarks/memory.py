@@ -9,19 +9,18 @@ peak of allocated memory is printed as well. Both ways average features as the p
 loop over instances needs their values; what the loop keeps is left out.
 """
 
-import argparse
 import math
-from pathlib import Path
+from functools import partial
 from unittest.mock import patch
 
 import torch
 
 from benchmarks import baseline, scene
-from benchmarks.measure import add_common_flags, peak_saved_bytes, report
+from benchmarks.measure import benchmark_parser, peak_saved_bytes, report
 from models.build import AMP_TYPES
 from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
-from options.parser import integer, number
+from options.parser import number
 from util.errors import run
 from util.setup import set_up_torch
 
@@ -52,10 +51,8 @@ def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Memory of the training step.")
-    add_common_flags(parser)
+    parser = benchmark_parser(__doc__, batch=1)
     parser.add_argument("--stage", action="append", choices=list(STAGES), help="default: all")
-    parser.add_argument("--batch", type=integer(1), default=1)
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument(
         "--limit",
@@ -64,7 +61,7 @@ def main() -> None:
         help="use no more, as on a smaller GPU (cudnn takes what there is to be faster)",
     )
     given = parser.parse_args()
-    device = torch.device("cuda" if given.device == "cuda" else "meta")
+    device = given.device if given.device.type == "cuda" else torch.device("meta")
     if device.type == "meta" and given.amp != "off":
         parser.error("--amp is measured with --device cuda")
     if given.limit is not None:
@@ -78,7 +75,7 @@ def main() -> None:
     amp = ["--amp", given.amp]
     average = patch("benchmarks.baseline.instance_average", instance_average)
     with scene.temporary_folder() as folder, average:
-        vgg = scene.vgg_flags(True, Path(folder))
+        vgg = scene.vgg_flags(folder)
         for stage in given.stage or STAGES:
             flags, width, height = STAGES[stage]
             flags = [*flags.split(), *vgg]
@@ -86,18 +83,16 @@ def main() -> None:
             batch = {kind: value.to(device) for kind, value in batch.items()}
 
             def plain(flags=flags):
-                return baseline.TrainStep(scene.options(given.device, flags), device)
+                return baseline.TrainStep(scene.options(given.device.type, flags), device)
 
             def ours(*more, flags=flags):
-                return Pix2PixHDModel(scene.options(given.device, [*flags, *more]), device)
+                return Pix2PixHDModel(scene.options(given.device.type, [*flags, *more]), device)
 
+            recomputed = [*amp, "--checkpoint_activations"]
             ways = {
                 "baseline": (plain, "off"),
-                "project": (lambda: ours(*amp), given.amp),
-                "--checkpoint_activations": (
-                    lambda: ours(*amp, "--checkpoint_activations"),
-                    given.amp,
-                ),
+                "project": (partial(ours, *amp), given.amp),
+                "--checkpoint_activations": (partial(ours, *recomputed), given.amp),
             }
             base = None
             for way, (make, precision) in ways.items():
@@ -109,7 +104,7 @@ def main() -> None:
                 size = f"{width}x{height}"
                 head = {"stage": stage, "size": size, "precision": precision, "way": way}
                 rows.append({**head, **row, "ratio": row["saved GB"] / base})
-    report("memory", rows, torch.device(given.device), given.json, batch=given.batch)
+    report("memory", rows, given, batch=given.batch)
 
 
 if __name__ == "__main__":

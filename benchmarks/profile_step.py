@@ -5,15 +5,13 @@
 Further flags are train.py's. On a CPU operators stand in for kernels.
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import scene
-from benchmarks.measure import add_common_flags, report, synchronize
+from benchmarks.measure import benchmark_parser, report, synchronize
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.parser import integer
 from util.errors import run
@@ -23,18 +21,14 @@ SHOWN = 15
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Profile the training step.")
-    add_common_flags(parser)
-    parser.add_argument("--width", type=integer(1), default=1024)
-    parser.add_argument("--height", type=integer(1), default=512)
-    parser.add_argument("--batch", type=integer(1), default=1)
+    parser = benchmark_parser(__doc__, size=(1024, 512), batch=1)
     parser.add_argument("--steps", type=integer(1), default=10)
     given, more = parser.parse_known_args()
-    device = torch.device(given.device)
+    device = given.device
     set_up_torch(deterministic=False, tf32="--tf32" in more)
     with scene.temporary_folder() as folder:
-        flags = more if "--no_vgg_loss" in more else [*scene.vgg_flags(True, Path(folder)), *more]
-        model = Pix2PixHDModel(scene.options(given.device, flags), device, one_size=True)
+        flags = more if "--no_vgg_loss" in more else [*scene.vgg_flags(folder), *more]
+        model = Pix2PixHDModel(scene.options(device.type, flags), device, one_size=True)
     batch = scene.pinned(scene.batch(given.width, given.height, given.batch), device)
     for _ in range(3):
         model.step(batch)
@@ -70,7 +64,7 @@ def main() -> None:
         for event in events[:SHOWN]
     ]
     report(
-        *("profile_step", rows, device, given.json),
+        *("profile_step", rows, given),
         flags=" ".join(more),
         size=f"{given.batch}x{given.width}x{given.height}",
         seconds_a_step=seconds,

@@ -11,7 +11,11 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
+from models.build import build_generator
+from models.inference_model import InferenceModel
+from options.test_options import TestOptions
 from options.train_options import TrainOptions
+from util.run.checkpoints import save_set
 
 LABELS = 35
 
@@ -42,27 +46,20 @@ def pinned(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {kind: value.pin_memory() for kind, value in batch.items()}
 
 
-def write_random_vgg(path: Path) -> None:
-    """A VGG19 state dict of random convolutions; its classifier, never used, takes no room."""
+def vgg_flags(folder: str) -> list[str]:
+    """The flags for a perceptual loss with random weights (its cost is that of the real ones); the
+    classifier, never used, takes no room in the file."""
     with torch.device("meta"):
         net = torchvision.models.vgg19(weights=None)
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, value in net.state_dict().items():
+        state[name] = torch.zeros(1).expand(value.shape)
         if name.startswith("features") and value.dim() == 4:
             spread = (2 / value[0].numel()) ** 0.5
             state[name] = torch.randn(value.shape, generator=generator) * spread
-        else:
-            state[name] = torch.zeros(1).expand(value.shape)
+    path = Path(folder) / "vgg19.pth"
     torch.save(state, path)
-
-
-def vgg_flags(use: bool, folder: Path) -> list[str]:
-    """The flags for a perceptual loss with random weights (its cost is that of the real ones)."""
-    if not use:
-        return ["--no_vgg_loss"]
-    path = folder / "vgg19.pth"
-    write_random_vgg(path)
     return ["--vgg_weights", str(path)]
 
 
@@ -74,19 +71,30 @@ def write_scenes(root: Path, count: int, width: int, height: int) -> None:
     for number in range(count):
         maps = batch(width, height, 1)
         coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-        photo = np.asarray(
-            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        )
-        noise = rng.integers(-3, 4, photo.shape)
-        pictures = {
+        photo = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        noise = rng.integers(-3, 4, (height, width, 3))
+        arrays = {
             "label": maps["label"][0, 0].numpy(),
             "inst": maps["inst"][0, 0].numpy().astype(np.uint16),
-            "img": np.clip(photo + noise, 0, 255).astype(np.uint8),
+            "img": np.clip(np.asarray(photo) + noise, 0, 255).astype(np.uint8),
         }
-        for kind, array in pictures.items():
+        for kind, array in arrays.items():
             Image.fromarray(array).save(root / f"train_{kind}" / f"{number:04}.png")
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory:
     """A folder that is removed at the end of its with block."""
     return tempfile.TemporaryDirectory(prefix="benchmark_")
+
+
+def random_generator(device: torch.device, flags: str) -> InferenceModel:
+    """A generator of random weights, the same ones for the same flags of test.py."""
+    with temporary_folder() as folder:
+        run_folder = Path(folder) / "run"
+        run_folder.mkdir()
+        where = ["--name", "run", "--checkpoints_dir", folder]
+        where += ["--gpu_ids", "0" if device.type == "cuda" else "-1"]
+        opt = TestOptions().parse([*where, *flags.split()])
+        torch.manual_seed(0)
+        save_set(run_folder, {"latest_net_G.pth": build_generator(opt).state_dict()})
+        return InferenceModel(opt, device, run_folder)

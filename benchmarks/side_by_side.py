@@ -81,7 +81,8 @@ def main() -> None:
         {"training": name, "seconds per step": seconds, "ratio": seconds / alone}
         for name, seconds in zip(("alone", "first of two", "second of two"), (alone, *both))
     ]
-    report("side_by_side", rows, torch.device("cpu"), given.json, settings=settings)
+    given.device = torch.device("cpu")
+    report("side_by_side", rows, given, settings=settings)
 
 
 if __name__ == "__main__":

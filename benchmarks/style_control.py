@@ -12,7 +12,6 @@ Also a page that shows one scene per row, in several styles of one car.
 """
 
 import argparse
-import copy
 import json
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from data.create import create_dataset
-from data.loader import batches_in_order
+from data.loader import own_batches
 from data.toy.scene import nearest_style, read_styles
 from data.toy.shapes import PALETTES
 from models import create_model
@@ -33,7 +32,7 @@ from util.errors import UserError, run
 from util.files import make_folder, write_text
 from util.pages.colours import label_picture, save_image, to_image
 from util.pages.html import Page, Picture
-from util.progress import bar, log
+from util.progress import log
 from util.setup import set_up_torch
 
 CAR = 26
@@ -52,28 +51,33 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
     if CAR not in styles:
         raise UserError(f"--name {opt.name}: there are no styles of cars")
     colours = colours_of_styles(model, opt, styles[CAR])
-    plain = labels_model(opt, device)
+    plain = None
+    if opt.labels_name:
+        flags = ["--name", opt.labels_name, "--checkpoints_dir", opt.checkpoints_dir]
+        plain = create_model(Options().parse(flags), device)
     page = Page(folder_of(opt), f"One car in the styles of its class, {opt.name}")
 
     errors, plain_errors, hits, changes = [], [], [], []
     dataset = create_dataset(opt, training=False)
-    for index, batch in enumerate(bar(batches_in_order(dataset), total=len(dataset))):
+    for index, batch in own_batches(dataset, opt, "scenes"):
         label, inst = batch["label"], batch["inst"]
         real, ids = to_image(batch["image"][0]), inst[0, 0].numpy()
         features = model.encode(batch["image"], inst)
-        picture = to_pictures(model.generate(label, inst, features))[0]
-        errors += colour_errors(picture, real, ids)
+        generated = to_pictures(model.generate(label, inst, features))[0]
+        errors += colour_errors(generated, real, ids)
         if plain is not None:
             plain_errors += colour_errors(to_pictures(plain.generate(label, inst))[0], real, ids)
         cars = [i for i in np.unique(ids).tolist() if i >= 1000 and instance_class(i) == CAR]
         for car in cars:
             mask = ids == car
-            shown = restyled(model, label, inst, features, mask, styles[CAR])
+            shown = restyled(model, (label, inst, features), mask, styles[CAR])
             for styled, colour in zip(shown, colours):
                 hits.append(nearest_style(CAR, styled[mask].mean(0)) == colour)
-                changes.append(np.abs(styled.astype(int) - picture)[~mask].mean())
+                changes.append(np.abs(styled.astype(int) - generated)[~mask].mean())
         if index < 8 and cars:
-            page_row(page, dataset.scenes[index], label, real, shown, mask, opt.label_nc)
+            images = {"input_label": label_picture(label[0], opt.label_nc), "real_image": real}
+            images |= {f"style_{k}": image for k, image in enumerate(shown)}
+            add_row(page, dataset.scenes[index], images, f"one car of {mask.sum()} pixels")
     page.save()
     figures = {
         "scenes": len(dataset),
@@ -95,31 +99,21 @@ def folder_of(opt: argparse.Namespace) -> Path:
     return folder
 
 
-def labels_model(opt: argparse.Namespace, device: torch.device) -> InferenceModel | None:
-    if not opt.labels_name:
-        return None
-    labels_only = Options().parse(
-        ["--name", opt.labels_name, "--checkpoints_dir", opt.checkpoints_dir]
-    )
-    return create_model(labels_only, device)
-
-
-def colour_errors(picture: np.ndarray, real: np.ndarray, ids: np.ndarray) -> list[float]:
+def colour_errors(image: np.ndarray, real: np.ndarray, ids: np.ndarray) -> list[float]:
     """For each thing, how far its mean colour is from the real one: mean over the channels."""
     things = [i for i in np.unique(ids).tolist() if i >= 1000]
     masks = [ids == i for i in things]
-    return [float(np.abs(picture[m].mean(0) - real[m].mean(0)).mean()) for m in masks]
+    return [float(np.abs(image[m].mean(0) - real[m].mean(0)).mean()) for m in masks]
 
 
 def colours_of_styles(
     model: InferenceModel, opt: argparse.Namespace, centres: np.ndarray
 ) -> list[int]:
     """The palette colour that most training cars nearest to a style's centre have in truth."""
-    training = copy.copy(opt)
-    training.phase = "train"
+    training = argparse.Namespace(**{**vars(opt), "phase": "train"})
     dataset = create_dataset(training, training=False)
     votes = np.zeros((len(centres), len(PALETTES[CAR])), int)
-    for batch in bar(batches_in_order(dataset), total=len(dataset), desc="styles of cars"):
+    for _, batch in own_batches(dataset, training, "styles of cars"):
         ids = batch["inst"][0, 0].numpy()
         features = model.encode(batch["image"], batch["inst"])[0].cpu().numpy()
         for i, colour in read_styles(to_image(batch["image"][0]), ids).items():
@@ -131,50 +125,31 @@ def colours_of_styles(
 
 
 def restyled(
-    model: InferenceModel,
-    label: torch.Tensor,
-    inst: torch.Tensor,
-    features: torch.Tensor,
-    mask: np.ndarray,
-    centres: np.ndarray,
+    model: InferenceModel, maps: tuple[torch.Tensor, ...], mask: np.ndarray, centres: np.ndarray
 ) -> np.ndarray:
-    """(styles, H, W, 3) uint8: the scene with one instance in each style."""
-    maps = features.repeat(len(centres), 1, 1, 1)
+    """(styles, H, W, 3) uint8: a scene (label, inst, features) with one instance in each style."""
+    label, inst, features = (m.repeat(len(centres), 1, 1, 1) for m in maps)
     where = torch.from_numpy(mask)
-    for one, centre in zip(maps, centres):
+    for one, centre in zip(features, centres):
         one[:, where] = torch.from_numpy(centre).to(one)[:, None]
-    count = len(centres)
-    return to_pictures(
-        model.generate(label.repeat(count, 1, 1, 1), inst.repeat(count, 1, 1, 1), maps)
-    )
+    return to_pictures(model.generate(label, inst, features))
 
 
-def page_row(
-    page: Page,
-    scene: str,
-    label: torch.Tensor,
-    real: np.ndarray,
-    shown: np.ndarray,
-    mask: np.ndarray,
-    label_nc: int,
-) -> None:
-    """Label map, photograph, and the last car of the scene in every style."""
-    pictures = {"input_label": label_picture(label[0], label_nc), "real_image": real}
-    pictures |= {f"style_{k}": picture for k, picture in enumerate(shown)}
+def add_row(page: Page, scene: str, images: dict[str, np.ndarray], what: str) -> None:
+    """Show images of a scene: label map, photograph, and its last car in every style."""
     row = []
-    for kind, picture in pictures.items():
-        path = Path("images") / f"{Path(scene).name}_{kind}.png"
-        save_image(picture, page.folder / path)
-        row.append(Picture(path, kind))
-    page.row(row, heading=f"{scene}, one car of {mask.sum()} pixels", width=256)
+    for name, image in images.items():
+        path = Path("images") / f"{Path(scene).name}_{name}.png"
+        save_image(image, page.folder / path)
+        row.append(Picture(path, name))
+    page.row(row, heading=f"{scene}, {what}", width=256)
 
 
 def main() -> None:
     opt = Options().parse()
     set_up_torch(deterministic=False, tf32=False)
-    figures = measure(
-        opt, torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
-    )
+    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    figures = measure(opt, device)
     compared = figures["colour_error_labels_only"]
     log(
         f"(a) mean colour error inside {figures['things']} things: "

@@ -7,19 +7,15 @@
 Further flags are train.py's and go to both ways (--netG local --num_D 3 ...).
 """
 
-import argparse
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
 
 from benchmarks import baseline, scene
 from benchmarks.measure import (
-    add_common_flags,
-    alternate,
-    compare,
+    benchmark_parser,
+    compare_to_peak,
     flops,
-    matmul_peak,
     peak_saved_bytes,
     report,
 )
@@ -30,34 +26,26 @@ from util.errors import run
 from util.setup import set_up_torch
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description="A training step beside the plain one.")
-    add_common_flags(parser)
-    parser.add_argument("--width", type=integer(1), default=512)
-    parser.add_argument("--height", type=integer(1), default=256)
-    parser.add_argument("--batch", type=integer(1), default=1)
+def main() -> None:
+    parser = benchmark_parser(__doc__, size=(512, 256), batch=1)
     parser.add_argument("--ngf", type=integer(1), default=32)
     parser.add_argument("--no_feat", action="store_true", help="labels without features")
     parser.add_argument("--no_vgg", action="store_true", help="leave VGG's loss out")
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint_activations", action="store_true")
-    return parser.parse_known_args()
-
-
-def main() -> None:
-    given, more = parse()
-    device = torch.device(given.device)
+    given, more = parser.parse_known_args()
+    device = given.device
     set_up_torch(deterministic="--deterministic" in more, tf32="--tf32" in more)
     with scene.temporary_folder() as folder:
-        plain = [*scene.vgg_flags(not given.no_vgg, Path(folder)), "--ngf", str(given.ngf), *more]
-        if not given.no_feat:
-            plain.append("--instance_feat")
+        vgg = ["--no_vgg_loss"] if given.no_vgg else scene.vgg_flags(folder)
+        plain = [*vgg, "--ngf", str(given.ngf), *more]
+        plain += [] if given.no_feat else ["--instance_feat"]
         ours = [*plain, "--amp", given.amp]
         ours += ["--compile"] * given.compile
         ours += ["--checkpoint_activations"] * given.checkpoint_activations
-        base = baseline.TrainStep(scene.options(given.device, plain), device)
-        model = Pix2PixHDModel(scene.options(given.device, ours), device)
+        base = baseline.TrainStep(scene.options(device.type, plain), device)
+        model = Pix2PixHDModel(scene.options(device.type, ours), device)
     batch = scene.batch(given.width, given.height, given.batch)
     floats = scene.pinned(baseline.float_batch(batch), device)
     batch = scene.pinned(batch, device)
@@ -69,19 +57,14 @@ def main() -> None:
     }
     work = {"baseline": flops(ways["baseline"]), "project": eager_flops(model, batch)}
     dtypes = {"baseline": torch.float32, "project": AMP_TYPES.get(given.amp, torch.float32)}
-    before = {way: matmul_peak(device, dtype) for way, dtype in dtypes.items()}
-    calls = 10 if device.type == "cuda" else 1  # as in training, where nothing waits between steps
-    times = alternate(ways, device, given.repeat, calls=calls)
-    peaks = {way: max(before[way], matmul_peak(device, dtypes[way])) for way in ways}
-    rows = compare(times, "baseline")
+    rows = compare_to_peak(ways, work, dtypes, given)
     for row in rows:
         way = row["way"]
         row["saved MB"] = saved[way] / 1e6
         row["saved ratio"] = saved[way] / saved["baseline"]
         row["TFLOP"] = work[way] / 1e12
-        row["share of peak"] = work[way] / row["median"] / peaks[way]
     size = f"{given.batch}x{given.width}x{given.height}"
-    report("train_step", rows, device, given.json, flags=" ".join(ours), size=size)
+    report("train_step", rows, given, flags=" ".join(ours), size=size)
 
 
 def eager_flops(model: Pix2PixHDModel, batch: dict) -> int:

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from data.augment import Augmentation
-from data.files import list_files, pairing_problems
-from data.kinds import scene_kinds
+from data.files import pairing_problems
+from data.kinds import files_of, scene_kinds
 from util.errors import UserError, brief
 
 RESIZE_OR_CROP = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
@@ -22,12 +22,16 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images are resized, cropped and flipped: --resize_or_crop and its sizes."""
+    """How images are resized, cropped and flipped: --resize_or_crop and its sizes.
+
+    smallest: pixels that a scaled and cropped image must have each way.
+    """
 
     mode: str = "scale_width"
     load_size: int = 1024
     fine_size: int = 512
     flip: bool = False
+    smallest: int = 1
 
     def scaled(self, size: Size) -> Size:
         """The size after scaling an image of this size, before the crop."""
@@ -49,13 +53,9 @@ class Geometry:
     def draw(self, size: Size, rng: random.Random) -> tuple[Size, bool]:
         """Choose the crop's upper left corner (x, y) in a scaled image, and whether to flip."""
         width, height = size
-        corner = (0, 0)
-        if self.crops:
-            corner = (
-                rng.randint(0, width - self.fine_size),
-                rng.randint(0, height - self.fine_size),
-            )
-        return corner, self.flip and rng.random() > 0.5
+        x = rng.randint(0, width - self.fine_size) if self.crops else 0
+        y = rng.randint(0, height - self.fine_size) if self.crops else 0
+        return (x, y), self.flip and rng.random() > 0.5
 
     def cut(self, array: np.ndarray, corner: Size, flip: bool) -> np.ndarray:
         """Crop and flip an array (H, W) or (H, W, C)."""
@@ -94,23 +94,19 @@ class AlignedDataset(Dataset):
         *,
         max_size: int | None = None,
         seed: int = 0,
-        smallest: int = 1,
         augment: Augmentation | None = None,
         image_bytes: bool = False,
         **kinds: object,
     ) -> None:
-        """smallest: pixels that a scaled and cropped image must have each way. image_bytes:
-        leave 8-bit photographs uint8, for data.values.bytes_to_float on the device that uses them.
-        kinds: what scene_kinds takes."""
-        self.smallest = smallest
+        """image_bytes: leave 8-bit photographs uint8, for data.values.bytes_to_float on the device
+        that uses them. kinds: what scene_kinds takes."""
         self.geometry = geometry
         self.seed = seed
         self.augment = augment
         self.image_bytes = image_bytes and not augment
         self.kinds = scene_kinds(label_nc, **kinds)
         self.read_by = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
-        root = Path(dataroot)
-        self.files = {n: list_files(kind.folder(root, phase)) for n, kind in self.kinds.items()}
+        self.files = files_of(self.kinds, dataroot, phase)
         problems = pairing_problems(self.files)
         if problems:
             raise UserError(
@@ -118,7 +114,9 @@ class AlignedDataset(Dataset):
                 "python -m data.check lists every problem"
             )
         self.scenes = sorted(self.files["label"])[:max_size]
-        self.sizes = self._check_sizes()  # (width, height) by scene, as in the files
+        self.sizes: dict[str, Size] = {}  # by scene, as in the files
+        for index in range(len(self.scenes)):
+            self.check_size(index)
         self.maps = self.scaled_maps  # or a cache of it, see data.cache
 
     def __len__(self) -> int:
@@ -144,29 +142,35 @@ class AlignedDataset(Dataset):
 
     def _to_tensor(self, kind: str, array: np.ndarray) -> torch.Tensor:
         values = self.kinds[kind].values
+        if values is None:
+            return torch.from_numpy(np.array(array, order="C"))[None]  # its own memory
         if kind == "image" and self.image_bytes and values.is_bytes:
             return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
-        return to_tensor(array) if values is None or values.is_bytes else values.to_tensor(array)
+        return values.to_tensor(array)
 
     @property
     def has_one_size(self) -> bool:
         """Whether all items have the same height and width."""
         return len({self.geometry.final(size) for size in self.sizes.values()}) == 1
 
+    def scaled_size(self, index: int) -> Size:
+        """The size of a scene's maps after scaling, before the crop."""
+        return self.geometry.scaled(self.sizes[self.scenes[index]])
+
     def scaled_maps(self, index: int) -> dict[str, np.ndarray]:
         """Read and scale the maps of a scene: what does not change from epoch to epoch.
 
         (H, W), or of images (H, W, C), each of its Kind's dtype.
         """
-        size = self.geometry.scaled(self.sizes[self.scenes[index]])
-        files = self.sources(index)
-        return {kind: self.kinds[kind].load(path, size) for kind, path in files.items()}
+        size = self.scaled_size(index)
+        return {
+            kind: self.kinds[kind].load(path, size) for kind, path in self.sources(index).items()
+        }
 
-    def layout(self, index: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def layout(self, index: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """The dtype and shape of each of scaled_maps(index)'s arrays, without reading them."""
-        size = self.geometry.scaled(self.sizes[self.scenes[index]])
-        kinds = {name: self.kinds[name] for name in self.files}
-        return {name: (np.dtype(kind.dtype), kind.shape(size)) for name, kind in kinds.items()}
+        size = self.scaled_size(index)
+        return {name: (np.dtype(kind.dtype), kind.shape(size)) for name, kind in self.kinds.items()}
 
     def sources(self, index: int) -> dict[str, Path]:
         """The files of a scene by kind."""
@@ -174,29 +178,20 @@ class AlignedDataset(Dataset):
 
     def reading(self, index: int) -> dict:
         """All that scaled_maps(index) depends on besides its files; values for JSON."""
-        size = self.geometry.scaled(self.sizes[self.scenes[index]])
-        return {"size": size, **self.read_by}
+        return {"size": self.scaled_size(index), **self.read_by}
 
-    def _check_sizes(self) -> dict[str, Size]:
-        """The size of every scene by its files' headers; all files of a scene must agree."""
-        sizes = {}
-        for scene in self.scenes:
-            files = {kind: paths[scene] for kind, paths in self.files.items()}
-            found = {kind: self.kinds[kind].size(path) for kind, path in files.items()}
-            problems = size_problems(files, found, self.geometry, self.smallest)
-            if problems:
-                raise UserError(problems[0])
-            sizes[scene] = found["label"]
-        return sizes
+    def check_size(self, index: int) -> None:
+        """Note the size of a scene by its files' headers. Raises UserError where they differ, or
+        for a size that cannot be trained on."""
+        files = self.sources(index)
+        sizes = {kind: self.kinds[kind].size(path) for kind, path in files.items()}
+        for problem in size_problems(files, sizes, self.geometry):
+            raise UserError(problem)
+        self.sizes[self.scenes[index]] = sizes["label"]
 
 
-def size_problems(
-    files: dict[str, Path], sizes: dict[str, Size], geometry: Geometry, smallest: int = 1
-) -> list[str]:
-    """What is wrong with the sizes (by kind, as in the files) of one scene's files.
-
-    smallest: pixels that a scaled and cropped image must have each way.
-    """
+def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geometry) -> list[str]:
+    """What is wrong with the sizes (by kind, as in the files) of one scene's files."""
     problems = []
     width, height = scaled = geometry.scaled(sizes["label"])
     # precomputed features may already have the size that the others are scaled to
@@ -214,22 +209,10 @@ def size_problems(
             f"{files['label']}: {width}x{height} when cropped, smaller than "
             f"--fineSize {geometry.fine_size}; give a smaller --fineSize"
         )
-    elif min(geometry.final(sizes["label"])) < smallest:
-        width, height = geometry.final(sizes["label"])
+    elif min(final := geometry.final(sizes["label"])) < geometry.smallest:
         problems.append(
-            f"{files['label']}: {width}x{height} when scaled and cropped, but these networks and "
-            f"losses need {smallest} pixels each way; leave it out, or change --loadSize, "
-            "--fineSize or --resize_or_crop"
+            f"{files['label']}: {final[0]}x{final[1]} when scaled and cropped, but these networks "
+            f"and losses need {geometry.smallest} pixels each way; leave it out, or change "
+            "--loadSize, --fineSize or --resize_or_crop"
         )
     return problems
-
-
-def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Integers (H, W) -> (1, H, W) of the same type; uint8 (H, W, C) -> (C, H, W) in [-1, 1]."""
-    if array.ndim == 2:
-        return torch.from_numpy(np.array(array, order="C"))[None]  # its own memory
-    floats = np.empty((array.shape[2], *array.shape[:2]), np.float32)
-    # by numpy, as torch's threads would wait for each other in so small a job
-    np.divide(array.transpose(2, 0, 1), np.float32(127.5), out=floats)
-    floats -= 1
-    return torch.from_numpy(floats)

@@ -6,13 +6,14 @@ beyond what Pillow reads needs tifffile, 48-bit PNG needs imagecodecs: requireme
 
 import importlib
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
-from data.files import image_size, open_image
+from data.files import image_size, open_image, png_bits, reading
 from data.values import TYPES
 from util.errors import UserError, brief
 from util.files import replacing
@@ -30,17 +31,9 @@ def read_array(path: Path) -> np.ndarray:
 
     Raises UserError for files that are damaged, hold numbers of other types, or NaN or infinity.
     """
-    try:
-        _check_length(array_shape(path), path)
-        array = _read(path)
-    except UserError:
-        raise
-    except Exception as error:  # damaged files make the libraries raise many kinds
-        raise _unreadable(path, error) from error
+    array = _read(path)
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or not array.size:
-        raise UserError(f"{path}: an array of shape {array.shape}, expected (H, W) or (H, W, C)")
     if array.dtype.name not in TYPES:
         raise UserError(
             f"{path}: numbers of type {array.dtype.name}, expected {', '.join(TYPES)}; save it as "
@@ -57,16 +50,10 @@ def read_integer_array(path: Path, what: str) -> np.ndarray:
 
     Instance ids of 2**31 to 2**32 - 1 become the negative number of the same 32 bits.
     """
-    try:
-        _check_length(array_shape(path), path)
-        array = _read(path)
-    except UserError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    array = _read(path)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim != 2 or array.dtype.kind not in "iub" or not array.size:
+    if array.ndim != 2 or array.dtype.kind not in "iub":
         raise UserError(
             f"{path}: an array of shape {array.shape} and type {array.dtype.name}; a {what} map "
             "must have one integer for each pixel"
@@ -80,12 +67,22 @@ def read_integer_array(path: Path, what: str) -> np.ndarray:
 
 def array_shape(path: Path) -> tuple[int, int, int]:
     """(H, W, C) of a file, from its header where the format has one. Raises UserError."""
-    try:
-        return _shape(path)
-    except UserError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    suffix = path.suffix.lower()
+    with reading(path):
+        if suffix in NUMPY:
+            shape = _numpy_shape(path)
+        elif suffix in TIFF:
+            with _package("tifffile").TiffFile(path) as tiff:
+                series = _only_series(tiff, path)
+                shape = _channels_last(series.shape, series.axes, path)[0]
+        else:
+            with Image.open(path, formats=("PNG", "JPEG", "BMP", "PPM", "WEBP")) as image:
+                shape = (image.height, image.width, len(image.getbands()))
+    if len(shape) not in (2, 3):
+        raise UserError(f"{path}: an array of shape {shape}, expected (H, W) or (H, W, C)")
+    if np.prod(shape, dtype=np.int64) > MOST_NUMBERS or min(shape) < 1:
+        raise UserError(f"{path}: an image of shape {shape} cannot be held in memory")
+    return (*shape, 1) if len(shape) == 2 else shape
 
 
 def array_size(path: Path) -> tuple[int, int]:
@@ -98,52 +95,34 @@ def file_size(path: Path) -> tuple[int, int]:
     return array_size(path) if path.suffix.lower() in NUMPY else image_size(path)
 
 
-def _shape(path: Path) -> tuple[int, int, int]:
-    suffix = path.suffix.lower()
-    if suffix in NUMPY:
-        shape = _numpy_shape(path)
-    elif suffix in TIFF:
-        with _package("tifffile").TiffFile(path) as tiff:
-            series = _only_series(tiff, path)
-            shape = _channels_last(series.shape, series.axes, path)[0]
-    else:
-        with Image.open(path, formats=("PNG", "JPEG", "BMP", "PPM", "WEBP")) as image:
-            shape = (image.height, image.width, len(image.getbands()))
-    shape = (*shape, 1) if len(shape) == 2 else tuple(shape)
-    if len(shape) != 3:
-        raise UserError(f"{path}: an array of shape {shape}, expected (H, W) or (H, W, C)")
-    return shape
-
-
 def _read(path: Path) -> np.ndarray:
+    """The numbers of a file, (H, W) or (H, W, C)."""
+    array_shape(path)  # refuses what memory cannot hold
     suffix = path.suffix.lower()
-    if suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[arrays.files[0]]
-    if suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if suffix in TIFF:
-        with _package("tifffile").TiffFile(path) as tiff:
-            series = _only_series(tiff, path)
-            order = _channels_last(series.shape, series.axes, path)[1]
-            array = series.asarray()
-            if tiff.pages[0].photometric == 0:
-                raise UserError(f"{path}: inverted numbers (TIFF's WhiteIsZero); save it anew")
-        array = array.transpose(order)
-        return np.ascontiguousarray(array.reshape(*array.shape[:2], -1))
-    with open(path, "rb") as file:
-        head = file.read(26)
-    if suffix == ".png" and head[24] == 16:
-        return _package("imagecodecs").png_decode(path.read_bytes())
-    image = open_image(path)  # which refuses what Pillow would change
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        raise UserError(
-            f"{path}: mode {image.mode}, expected grey or RGB of 8 or 16 bits a channel; "
-            "save it as that"
-        )
-    if suffix == ".png" and head[24] < 8:
-        raise UserError(f"{path}: {head[24]} bits a channel, expected 8 or 16; save it as that")
-    return np.asarray(image)
+    with reading(path):
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays[arrays.files[0]]
+        if suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        if suffix in TIFF:
+            with _package("tifffile").TiffFile(path) as tiff:
+                series = _only_series(tiff, path)
+                order = _channels_last(series.shape, series.axes, path)[1]
+                array = series.asarray().transpose(order)
+                if tiff.pages[0].photometric == 0:
+                    raise UserError(f"{path}: inverted numbers (TIFF's WhiteIsZero); save it anew")
+            return np.ascontiguousarray(array.reshape(*array.shape[:2], -1))
+        bits = png_bits(path) if suffix == ".png" else 8
+        if bits == 16:
+            return _package("imagecodecs").png_decode(path.read_bytes())
+        image = open_image(path)  # which refuses what Pillow would change
+        if image.mode not in ("L", "LA", "RGB", "RGBA") or bits < 8:
+            raise UserError(
+                f"{path}: {bits} bits a channel, mode {image.mode}, expected grey or RGB of 8 or "
+                "16 bits a channel; save it as that"
+            )
+        return np.asarray(image)
 
 
 def _only_series(tiff: object, path: Path) -> object:
@@ -169,26 +148,18 @@ def _channels_last(shape: tuple[int, ...], axes: str, path: Path) -> tuple[tuple
 
 def _numpy_shape(path: Path) -> tuple[int, ...]:
     """The shape of the one array in an npy or npz file, by its header."""
-    if path.suffix.lower() == ".npy":
-        with open(path, "rb") as file:
-            return _npy_header(file)
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if len(names) != 1:
-            raise UserError(f"{path}: holds {len(names)} arrays ({brief(names)}), expected one")
-        with archive.open(names[0]) as file:
-            return _npy_header(file)
-
-
-def _npy_header(file: object) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0}
-    return read.get(version, np.lib.format.read_array_header_2_0)(file)[0]
-
-
-def _check_length(shape: tuple[int, ...], path: Path) -> None:
-    if np.prod(shape, dtype=np.int64) > MOST_NUMBERS or min(shape) < 1:
-        raise UserError(f"{path}: an image of shape {tuple(shape)} cannot be held in memory")
+    with ExitStack() as stack:
+        if path.suffix.lower() == ".npy":
+            file = stack.enter_context(open(path, "rb"))
+        else:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            names = archive.namelist()
+            if len(names) != 1:
+                raise UserError(f"{path}: holds {len(names)} arrays ({brief(names)}), expected one")
+            file = stack.enter_context(archive.open(names[0]))
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        return read(file)[0]
 
 
 def geo_tags(path: Path) -> list[tuple]:
@@ -257,8 +228,3 @@ def _package(name: str) -> ModuleType:
         raise UserError(
             f"this file needs the package {name}; pip install -r requirements-images.txt"
         ) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return UserError(f"{path}: cannot be read as an image ({reason}); save it anew")

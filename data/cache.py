@@ -6,6 +6,7 @@ epoch. A cache keeps these arrays as raw bytes; what it gives equals what scaled
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -14,52 +15,54 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from data.aligned_dataset import AlignedDataset
 from data.shared_memory import SharedMemory
 from util.errors import UserError
 
 Maps = dict[str, np.ndarray]
-Layout = dict[str, tuple[type, tuple[int, ...]]]  # kind -> (dtype, shape)
+Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # kind -> (dtype, shape)
 
 FORMAT = 1  # part of every signature: raise it when the arrays of scaled_maps change
 STALE = 3600  # seconds after which an unfinished file is that of a killed process
 
 
-class Scenes(Protocol):
-    """What a cache asks of a data set (see AlignedDataset)."""
-
-    def __len__(self) -> int: ...
-
-    def scaled_maps(self, index: int) -> Maps: ...
-
-    def layout(self, index: int) -> Layout: ...
-
-    def sources(self, index: int) -> dict[str, Path]: ...
-
-    def reading(self, index: int) -> dict: ...
-
-
-def create_cache(kind: str, scenes: Scenes, folder: Path) -> Callable[[int], Maps]:
+def create_cache(kind: str, scenes: AlignedDataset, folder: Path) -> Callable[[int], Maps]:
     """A function from index to maps that reads a scene once: kind "none", "ram" or "disk".
 
     folder: where "disk" keeps its files. Raises UserError where there is not enough room.
     """
-    if kind == "ram":
-        return RamCache(scenes)
-    if kind == "disk":
-        return DiskCache(scenes, folder)
-    return scenes.scaled_maps
+    if kind == "none":
+        return scenes.scaled_maps
+    return RamCache(scenes) if kind == "ram" else DiskCache(scenes, folder)
 
 
-class RamCache:
+class Cache:
+    """Calls read(index, digest, size) for a scene's bytes, None if they are not there or not of
+    this digest, and then write(index, digest, bytes)."""
+
+    def __init__(self, scenes: AlignedDataset) -> None:
+        self.scenes = scenes
+
+    def __call__(self, index: int) -> Maps:
+        layout = self.scenes.layout(index)
+        digest = _digest(self.scenes, index)
+        payload = self.read(index, digest, _size(layout))
+        if payload is not None:
+            return _unpack(payload, layout)
+        maps = self.scenes.scaled_maps(index)
+        self.write(index, digest, _pack(maps, layout))
+        return maps
+
+
+class RamCache(Cache):
     """Maps in memory that all processes of this machine share (data.shared_memory). It is taken at
     once, so that a lack of it shows before training."""
 
-    def __init__(self, scenes: Scenes) -> None:
-        self.scenes = scenes
+    def __init__(self, scenes: AlignedDataset) -> None:
+        super().__init__(scenes)
         ends = np.cumsum([_size(scenes.layout(index)) for index in range(len(scenes))])
         self.starts = [0, *ends.tolist()]
         needed, there = self.starts[-1], _physical_memory()
@@ -74,21 +77,23 @@ class RamCache:
                 "use --cache disk or none"
             ) from error
 
-    def __call__(self, index: int) -> Maps:
+    def _places(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the bytes and the digest of a scene are."""
         memory = self.memory.array()
-        held = memory[self.starts[-1] :][32 * index : 32 * index + 32]
-        payload = memory[self.starts[index] : self.starts[index + 1]]
-        layout = self.scenes.layout(index)
-        digest = _digest(self.scenes, index)
-        if held.tobytes() == digest:
-            return _unpack(payload, layout)
-        maps = self.scenes.scaled_maps(index)
-        payload[:] = _pack(maps, layout)
+        start, end = self.starts[index : index + 2]
+        return memory[start:end], memory[self.starts[-1] + 32 * index :][:32]
+
+    def read(self, index: int, digest: bytes, size: int) -> np.ndarray | None:
+        payload, held = self._places(index)
+        return payload if held.tobytes() == digest else None
+
+    def write(self, index: int, digest: bytes, payload: np.ndarray) -> None:
+        place, held = self._places(index)
+        place[:] = payload
         held[:] = np.frombuffer(digest, np.uint8)
-        return maps
 
 
-class DiskCache:
+class DiskCache(Cache):
     """Maps in one file for each scene, memory-mapped: shared by workers, processes and runs.
 
     A file holds a digest of its sources (name, time, size) and of the flags that matter, a
@@ -98,8 +103,8 @@ class DiskCache:
 
     HEAD = 64  # bytes: digest 32, checksum 4, zeros
 
-    def __init__(self, scenes: Scenes, folder: Path) -> None:
-        self.scenes = scenes
+    def __init__(self, scenes: AlignedDataset, folder: Path) -> None:
+        super().__init__(scenes)
         self.folder = folder
         self.checked: set[Path] = set()  # their checksum is right: looked at once a process
         try:
@@ -112,23 +117,13 @@ class DiskCache:
         except OSError as error:
             raise UserError(_not_written(folder, error)) from error
 
-    def __call__(self, index: int) -> Maps:
-        layout = self.scenes.layout(index)
-        digest = _digest(self.scenes, index)
-        path = self._path(index)
-        payload = self._read(path, digest, _size(layout))
-        if payload is not None:
-            return _unpack(payload, layout)
-        maps = self.scenes.scaled_maps(index)
-        self._write(path, digest, _pack(maps, layout))
-        return maps
-
     def _path(self, index: int) -> Path:
         """One file for each way of reading a scene: other flags do not drive each other out."""
         names = {kind: str(path) for kind, path in self.scenes.sources(index).items()}
         return self.folder / hashlib.sha256(_text([names, self.scenes.reading(index)])).hexdigest()
 
-    def _read(self, path: Path, digest: bytes, size: int) -> np.ndarray | None:
+    def read(self, index: int, digest: bytes, size: int) -> np.ndarray | None:
+        path = self._path(index)
         try:
             content = np.memmap(path, np.uint8, mode="r")
         except (FileNotFoundError, ValueError):  # ValueError: an empty file
@@ -146,7 +141,8 @@ class DiskCache:
             self.checked.add(path)
         return payload
 
-    def _write(self, path: Path, digest: bytes, payload: np.ndarray) -> None:
+    def write(self, index: int, digest: bytes, payload: np.ndarray) -> None:
+        path = self._path(index)
         head = (digest + _checksum(payload)).ljust(self.HEAD, b"\0")
         unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         try:
@@ -167,7 +163,7 @@ def _not_written(folder: Path, error: OSError) -> str:
     )
 
 
-def _digest(scenes: Scenes, index: int) -> bytes:
+def _digest(scenes: AlignedDataset, index: int) -> bytes:
     """32 bytes that change whenever scaled_maps(index) may: sources, flags, this file's format."""
     sources = {}
     for kind, path in scenes.sources(index).items():
@@ -187,14 +183,9 @@ def _checksum(payload: np.ndarray) -> bytes:
     return zlib.crc32(payload).to_bytes(4, "little")
 
 
-def _by_width(layout: Layout) -> list[str]:
-    """The kinds in the order of their bytes: wide types first, so that all are aligned."""
-    return sorted(layout, key=lambda kind: (-np.dtype(layout[kind][0]).itemsize, kind))
-
-
 def _bytes(layout: Layout, kind: str) -> int:
     dtype, shape = layout[kind]
-    return int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return math.prod(shape) * dtype.itemsize
 
 
 def _size(layout: Layout) -> int:
@@ -211,9 +202,9 @@ def _pack(maps: Maps, layout: Layout) -> np.ndarray:
 
 
 def _unpack(payload: np.ndarray, layout: Layout) -> Maps:
-    """The maps as views of their bytes."""
+    """The maps as views of their bytes: wide types come first there, so that all are aligned."""
     maps, start = {}, 0
-    for kind in _by_width(layout):
+    for kind in sorted(layout, key=lambda kind: (-layout[kind][0].itemsize, kind)):
         dtype, shape = layout[kind]
         end = start + _bytes(layout, kind)
         maps[kind] = payload[start:end].view(dtype).reshape(shape)

@@ -38,9 +38,9 @@ class Scene:
     classes: Counter = field(default_factory=Counter)  # label -> pixels
     instances: Counter = field(default_factory=Counter)  # label -> instances mostly of it
     pixels: int = 0  # that have both a label and an instance id
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # of images, by kind
-    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # of images, see BINS
-    strangers: int = 0  # of these, pixels whose id is not of their class in Cityscapes' scheme
+    mismatches: int = 0  # of these, pixels whose id is not of their class in Cityscapes' scheme
+    # of images, by kind: lowest and highest number, and a histogram, see BINS
+    values: dict[str, tuple[float, float, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,13 +65,11 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     there = [
         {kind: paths[name] for kind, paths in files.items() if name in paths} for name in names
     ]
-    work = partial(examine, opt=opt, kinds=kinds, smallest=smallest)
+    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, smallest=smallest)
+    work = partial(examine, opt=opt, kinds=kinds, geometry=geometry)
     scenes = list(parallel(work, there, opt.nThreads, "reading"))
-    for scene in scenes:
-        problems += scene.problems
-    scheme_problems, notes = _judge_instances(scenes)
-    problems += scheme_problems
-    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
+    mismatches, notes = _compare_with_scheme(scenes)
+    problems += [problem for scene in scenes for problem in scene.problems] + mismatches
     sizes = {geometry.final(scene.size) for scene in scenes if scene.size}
     if len(sizes) > 1:
         several = f"images of {len(sizes)} sizes, which cannot share a batch"
@@ -103,7 +101,7 @@ def _scan(
 
 
 def examine(
-    files: dict[str, Path], opt: argparse.Namespace, kinds: dict[str, Kind], smallest: int = 1
+    files: dict[str, Path], opt: argparse.Namespace, kinds: dict[str, Kind], geometry: Geometry
 ) -> Scene:
     """Read all files of one scene."""
     scene = Scene(files)
@@ -120,8 +118,7 @@ def examine(
         return scene
     sizes = {kind: array.shape[1::-1] for kind, array in maps.items()}
     scene.size = sizes["label"]
-    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
-    scene.problems += size_problems(files, sizes, geometry, smallest)
+    scene.problems += size_problems(files, sizes, geometry)
     label = maps["label"] if opt.label_nc else None
     if label is not None:
         _count_labels(scene, label, opt)
@@ -129,28 +126,27 @@ def examine(
         _count_instances(scene, maps["inst"], label, opt.ignore_label)
     for kind in set(maps) & {"label", "image", "cond"}:
         if kinds[kind].values and not kinds[kind].values.is_rgb8:
-            _measure_values(scene, kind, maps[kind], kinds[kind].values)
+            scene.values[kind] = _measure_values(maps[kind], kinds[kind].values)
     return scene
 
 
 BINS = 8  # of a histogram, from the low to the high end of the range; one more on either side
 
 
-def _measure_values(scene: Scene, kind: str, array: np.ndarray, values: Values) -> None:
-    """Note an image's range, and how its numbers are spread over the range that is mapped."""
-    scene.ranges[kind] = float(array.min()), float(array.max())
+def _measure_values(array: np.ndarray, values: Values) -> tuple[float, float, np.ndarray]:
+    """An image's range, and how its numbers are spread over the range that is mapped."""
     edges = np.linspace(values.low, values.high, BINS + 1)
     edges[-1] = np.nextafter(edges[-1], np.inf)  # the high end itself is inside
     counts = np.histogram(array, [-np.inf, *edges, np.inf])[0]
-    scene.histograms[kind] = counts / array.size
+    return float(array.min()), float(array.max()), counts / array.size
 
 
 def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
     """What can be read, but is probably not meant so."""
     if path.suffix.lower() in NUMPY:
         return []
-    with Image.open(path) as picture:  # the header alone
-        indexed, turn = picture.mode == "P", picture.getexif().get(_ORIENTATION, 1)
+    with Image.open(path) as image:  # the header alone
+        indexed, turn = image.mode == "P", image.getexif().get(_ORIENTATION, 1)
     if indexed and kind == "label" and opt.label_nc:
         return [
             f"{path}: a label map with a palette; training takes the palette's indices as classes, "
@@ -183,18 +179,15 @@ def _count_instances(
     pairs, counts = np.unique(code, return_counts=True)
     ids, labels = pairs >> 32, (pairs & 0xFFFFFFFF).astype(np.uint32).astype(np.int32)
 
-    largest: dict[int, tuple[int, int]] = {}  # id -> (pixels, label) of its main class
-    for i, value, count in zip(ids.tolist(), labels.tolist(), counts.tolist()):
-        largest[i] = max(largest.get(i, (0, 0)), (count, value))
-    scene.instances.update(value for _, value in largest.values())
-
-    known = labels != ignore_label if ignore_label is not None else np.ones(len(labels), bool)
+    order = np.argsort(counts, kind="stable")  # the most frequent label of an id comes last
+    scene.instances.update(dict(zip(ids[order].tolist(), labels[order].tolist())).values())
+    known = labels != ignore_label
     expected = np.where(ids < 1000, ids, ids // 1000)
     scene.pixels = int(counts[known].sum())
-    scene.strangers = int(counts[known & (expected != labels)].sum())
+    scene.mismatches = int(counts[known & (expected != labels)].sum())
 
 
-def _judge_instances(scenes: list[Scene]) -> tuple[list[str], list[str]]:
+def _compare_with_scheme(scenes: list[Scene]) -> tuple[list[str], list[str]]:
     """Problems and notes about ids that disagree with labels.
 
     Where most pixels follow Cityscapes' scheme (class, or class*1000 + n), one that does not is a
@@ -202,18 +195,18 @@ def _judge_instances(scenes: list[Scene]) -> tuple[list[str], list[str]]:
     set numbers its instances in its own way, which is fine.
     """
     pixels = sum(scene.pixels for scene in scenes)
-    strangers = sum(scene.strangers for scene in scenes)
-    if 2 * strangers > pixels:
+    mismatches = sum(scene.mismatches for scene in scenes)
+    if 2 * mismatches > pixels:
         return [], [
-            f"{strangers / pixels:.1%} of the pixels have an instance id other than class or "
+            f"{mismatches / pixels:.1%} of the pixels have an instance id other than class or "
             "class*1000 + n: the ids follow a scheme of their own, and the class of an instance "
             "is read from the label map"
         ]
     return [
-        f"{scene.files['inst']}: {scene.strangers} pixels have an instance id of another class "
+        f"{scene.files['inst']}: {scene.mismatches} pixels have an instance id of another class "
         f"than in {scene.files['label']}; are both of the same scene?"
         for scene in scenes
-        if scene.strangers
+        if scene.mismatches
     ], []
 
 
@@ -228,11 +221,11 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     lines.append(f"sizes: {', '.join(listed) or 'none'}")
     for kind in ("label", "image", "cond"):
         lines += _value_lines(kind, scenes, opt)
-    classes: Counter = sum((scene.classes for scene in scenes), Counter())
+    classes = sum((scene.classes for scene in scenes), Counter())
     if not classes:
         return lines
     presence = Counter(label for scene in scenes for label in scene.classes)
-    instances: Counter = sum((scene.instances for scene in scenes), Counter())
+    instances = sum((scene.instances for scene in scenes), Counter())
     total = sum(classes.values())
     named = opt.label_nc == len(CITYSCAPES_NAMES)
     lines.append("  class                     pixels   scenes  instances")
@@ -253,16 +246,14 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
 
 def _value_lines(kind: str, scenes: list[Scene], opt: argparse.Namespace) -> list[str]:
     """The range and histogram of images other than 8-bit RGB."""
-    measured = [scene for scene in scenes if kind in scene.ranges]
+    measured = [scene.values[kind] for scene in scenes if kind in scene.values]
     if not measured:
         return []
+    lows, highs, histograms = zip(*measured)
     values = side_values(opt, {"label": "input", "image": "output"}.get(kind, kind))
-    low = min(scene.ranges[kind][0] for scene in measured)
-    high = max(scene.ranges[kind][1] for scene in measured)
-    shares = np.mean([scene.histograms[kind] for scene in measured], 0)
-    below, *inside, above = (f"{share:.1%}" for share in shares)
+    below, *inside, above = (f"{share:.1%}" for share in np.mean(histograms, 0))
     return [
-        f"{kind}: {values.channels} x {values.dtype}, {low:g} to {high:g}; "
+        f"{kind}: {values.channels} x {values.dtype}, {min(lows):g} to {max(highs):g}; "
         f"{values.low:g} to {values.high:g} become -1 to 1",
         f"  below {below} | {' '.join(inside)} | above {above}",
     ]

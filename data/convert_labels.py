@@ -22,19 +22,19 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from data.files import MOST_CLASSES, open_image, read_rgb, scan_folder
+from data.files import MOST_CLASSES, list_files, open_image, read_rgb
 from util.errors import UserError, brief, run
 from util.files import make_folder, replacing
 from util.pages.colours import palette
 from util.parallel import parallel
 
-VOC_CLASSES = 256  # that many colours of VOC's palette are known
+PALETTES = {"cityscapes": 35, "voc": 256}  # name -> classes
 
 
 def read_palette(name: str) -> np.ndarray:
     """The colour of every class, (classes, 3) uint8: of "cityscapes", "voc", or in a file."""
-    if name in ("cityscapes", "voc"):
-        return palette({"cityscapes": 35, "voc": VOC_CLASSES}[name])
+    if name in PALETTES:
+        return palette(PALETTES[name])
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -66,21 +66,19 @@ def find_colours(path: Path) -> np.ndarray:
     return codes[np.argsort(first)]
 
 
-def to_labels(picture: np.ndarray, colours: np.ndarray, nearest: bool, path: Path) -> np.ndarray:
+def to_labels(image: np.ndarray, colours: np.ndarray, nearest: bool, path: Path) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) classes: uint8, or uint16 where there are more than 256.
 
     Of classes with one colour the first counts. Raises UserError for other colours, or with
     nearest takes the class of the nearest colour.
     """
-    found, places, counts = np.unique(_codes(picture), return_inverse=True, return_counts=True)
+    found, places, counts = np.unique(_codes(image), return_inverse=True, return_counts=True)
     known, classes = np.unique(_codes(colours), return_index=True)
     at = np.searchsorted(known, found).clip(max=len(known) - 1)
     labels, strange = classes[at], known[at] != found
     if strange.any() and not nearest:
-        listed = [
-            f"{_rgb(code).tolist()} ({count} pixels)"
-            for code, count in zip(found[strange], counts[strange])
-        ]
+        unknown = zip(found[strange], counts[strange])
+        listed = [f"{_rgb(code).tolist()} ({count} pixels)" for code, count in unknown]
         raise UserError(
             f"{path}: colours that are not in the palette: {brief(listed)}; add them to it, or "
             "give --nearest to take the nearest"
@@ -89,7 +87,7 @@ def to_labels(picture: np.ndarray, colours: np.ndarray, nearest: bool, path: Pat
         distance = ((colours.astype(int) - _rgb(found[index])) ** 2).sum(1)
         labels[index] = distance.argmin()
     dtype = np.uint8 if len(colours) <= 256 else np.uint16
-    return labels[places].reshape(picture.shape[:2]).astype(dtype)
+    return labels[places].reshape(image.shape[:2]).astype(dtype)
 
 
 def _codes(colours: np.ndarray) -> np.ndarray:
@@ -105,10 +103,13 @@ def convert(
     path: Path, source: Path, output: Path, colours: np.ndarray | None, nearest: bool
 ) -> int:
     """Convert one file below source; the largest class in it. colours None: it is indexed."""
-    if colours is None:
-        labels = _indices(path)
-    else:
+    if colours is not None:
         labels = to_labels(np.asarray(read_rgb(path)), colours, nearest, path)
+    else:
+        image = open_image(path)
+        if image.mode != "P":
+            raise UserError(f"{path}: has no palette ({image.mode}); leave --from_indexed out")
+        labels = np.asarray(image)
     target = (output / path.relative_to(source)).with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
@@ -116,28 +117,18 @@ def convert(
     return int(labels.max())
 
 
-def _indices(path: Path) -> np.ndarray:
-    picture = open_image(path)
-    if picture.mode != "P":
-        raise UserError(f"{path}: has no palette ({picture.mode}); leave --from_indexed out")
-    return np.asarray(picture)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.error = _refuse
-    parser.add_argument("--input", type=Path, required=True, help="folder of coloured label maps")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write PNG files to")
-    parser.add_argument(
-        "--palette", default="cityscapes", help="cityscapes, voc, auto, or a file of colours"
-    )
-    parser.add_argument("--nearest", action="store_true", help="colours may be off: JPEG, edges")
-    parser.add_argument(
-        "--from_indexed", action="store_true", help="the palette's indices are the classes"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes; 0: this one alone")
+    add = parser.add_argument
+    add("--input", type=Path, required=True, help="folder of coloured label maps")
+    add("--output", type=Path, required=True, help="folder to write PNG files to")
+    add("--palette", default="cityscapes", help="cityscapes, voc, auto, or a file of colours")
+    add("--nearest", action="store_true", help="colours may be off: JPEG, edges")
+    add("--from_indexed", action="store_true", help="the palette's indices are the classes")
+    add("--workers", type=int, default=2, help="processes; 0: this one alone")
     args = parser.parse_args()
     if not args.input.is_dir():
         raise UserError(f"--input {args.input}: no such folder")
@@ -154,10 +145,7 @@ def _refuse(message: str) -> NoReturn:
 
 def main() -> int:
     args = parse_args()
-    files, problems = scan_folder(args.input)
-    if problems:
-        raise UserError(brief(problems))
-    paths = list(files.values())
+    paths = list(list_files(args.input).values())
     make_folder(args.output, "--output")
     colours = None
     if not args.from_indexed:
@@ -176,7 +164,7 @@ def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:
     """All colours in order of appearance; they are written to OUTPUT/palette.txt as well."""
     found: dict[int, None] = {}  # an ordered set
     for codes in parallel(find_colours, paths, args.workers, "looking for colours"):
-        found.update(dict.fromkeys(codes.tolist()))
+        found |= dict.fromkeys(codes.tolist())
         if len(found) > MOST_CLASSES:
             raise UserError(
                 f"--palette auto: more than {MOST_CLASSES} colours in {args.input}: these are no "

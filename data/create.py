@@ -13,7 +13,6 @@ from data.files import list_files, read_rgb, scan_folder
 from data.kinds import scene_kinds
 from data.loader import Loader
 from data.values import TYPES, Values, side_values
-from util import distributed
 from util.errors import UserError, brief
 from util.run.checkpoints import saved_options
 
@@ -28,9 +27,9 @@ def create_dataset(
     smallest: pixels that a scaled and cropped image must have each way. On GPUs photographs to
     train on travel as bytes, a quarter of the floats.
     """
-    geometry = Geometry(
-        opt.resize_or_crop, opt.loadSize, opt.fineSize, flip=training and not opt.no_flip
-    )
+    flip = training and not opt.no_flip
+    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, flip, smallest)
+    augmented = training and opt.augment
     dataset = AlignedDataset(
         opt.dataroot,
         opt.phase,
@@ -38,8 +37,7 @@ def create_dataset(
         geometry,
         max_size=opt.max_dataset_size,
         seed=opt.seed,
-        smallest=smallest,
-        augment=augmentation(opt) if training else None,
+        augment=Augmentation(opt.augment, opt.ignore_label, opt.label_nc) if augmented else None,
         image_bytes=training and bool(opt.gpu_ids),
         **kind_flags(opt),
         load_photos=load_photos,
@@ -60,13 +58,6 @@ def kind_flags(opt: argparse.Namespace) -> dict[str, object]:
         "output_values": side_values(opt, "output"),
         "cond_values": side_values(opt, "cond") if opt.cond_nc else None,
     }
-
-
-def augmentation(opt: argparse.Namespace) -> Augmentation | None:
-    """What --augment asks for."""
-    if not opt.augment:
-        return None
-    return Augmentation(tuple(opt.augment), opt.ignore_label, opt.label_nc)
 
 
 def whole_images(options: dict) -> dict:
@@ -91,8 +82,6 @@ def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
         shuffle=not opt.serial_batches,
         workers=opt.nThreads,
         pin_memory=bool(opt.gpu_ids),
-        rank=distributed.rank(),
-        world=distributed.world(),
     )
 
 
@@ -187,9 +176,6 @@ def percentiles(files: list[Path], share: float = 0.1) -> tuple[float, float]:
 def count_labels(dataroot: str, phase: str, ignore_label: int | None = None) -> int:
     """The number of classes that the label maps of a phase need: their largest label plus 1."""
     kind = scene_kinds(1)["label"]
-    largest = 0
-    for path in list_files(kind.folder(Path(dataroot), phase)).values():
-        label = np.asarray(kind.read(path))
-        known = label[label != ignore_label] if ignore_label is not None else label
-        largest = max(largest, int(known.max(initial=0)))
-    return largest + 1
+    files = list_files(kind.folder(Path(dataroot), phase)).values()
+    labels = (np.asarray(kind.read(path)) for path in files)
+    return 1 + max(int(label[label != ignore_label].max(initial=0)) for label in labels)

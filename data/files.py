@@ -1,17 +1,13 @@
 """Finding and pairing the files of a data set by name, and reading them exactly."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    COLORMAP,
-    EXTRASAMPLES,
-    PHOTOMETRIC_INTERPRETATION,
-    SAMPLEFORMAT,
-)
+from PIL import TiffImagePlugin as Tiff
 
 from util.errors import UserError, brief
 
@@ -66,10 +62,8 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
 def picture_names(labels: dict[str, Path]) -> dict[str, str]:
     """What test.py calls a scene's images: the label map's stem, or, where stems repeat in
     several folders, the scene key. labels: scene key -> label map."""
-    stems = {scene: path.stem for scene, path in labels.items()}
-    if len(set(stems.values())) == len(stems):
-        return stems
-    return {scene: scene.replace("/", "__") for scene in labels}
+    unique = len({path.stem for path in labels.values()}) == len(labels)
+    return {key: path.stem if unique else key.replace("/", "__") for key, path in labels.items()}
 
 
 def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:
@@ -77,13 +71,24 @@ def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:
 
     files: kind ("label", "image", ...) -> scene key -> path.
     """
-    scenes = sorted(set().union(*files.values()))
     problems = []
-    for scene in scenes:
-        there = [kind for kind in files if scene in files[kind]]
+    for scene in sorted(set().union(*files.values())):
+        first = next(kind for kind in files if scene in files[kind])
         missing = [kind for kind in files if scene not in files[kind]]
-        problems += [f"no {kind} for the {there[0]} {files[there[0]][scene]}" for kind in missing]
+        problems += [f"no {kind} for the {first} {files[first][scene]}" for kind in missing]
     return problems
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged file makes the libraries raise into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as an image ({reason}); save it anew") from error
 
 
 def open_image(path: Path) -> Image.Image:
@@ -92,18 +97,15 @@ def open_image(path: Path) -> Image.Image:
     Raises UserError for a file that is missing or damaged, or that holds more than Pillow would
     return of it: further pages or channels, or values that it would rescale.
     """
-    try:
+    with reading(path):
         with Image.open(path, formats=_FORMATS) as image:
             if image.format == "PNG":
                 image.verify()  # its checksums, which decoding does not look at
         image = Image.open(path, formats=_FORMATS)
         dropped = _dropped_by_pillow(image)
-        if not dropped:
-            image.load()
-    except Exception as error:  # damaged files make Pillow raise many kinds
-        raise _unreadable(path, error) from error
-    if dropped:
-        raise UserError(f"{path}: {dropped}")
+        if dropped:
+            raise UserError(f"{path}: {dropped}")
+        image.load()
     return image
 
 
@@ -113,7 +115,7 @@ def _dropped_by_pillow(image: Image.Image) -> str | None:
     if pages > 1:
         return f"has {pages} pages or frames, expected one; save the one meant as a file of its own"
     if image.format == "TIFF":
-        stored = len(image.tag_v2.get(BITSPERSAMPLE, (1,)))
+        stored = len(image.tag_v2.get(Tiff.BITSPERSAMPLE, (1,)))
         if stored > read:
             return f"has {stored} channels, expected {read}; save it without the others"
         if image.mode == "L" and _is_signed(image):
@@ -128,20 +130,22 @@ def _dropped_by_pillow(image: Image.Image) -> str | None:
 def _bits(image: Image.Image, path: Path) -> int:
     """Bits per channel in the file: Pillow cuts 16 to 8 in colour, and scales 2 and 4 up to 8."""
     if image.format == "TIFF":
-        return max(image.tag_v2.get(BITSPERSAMPLE, (1,)))
+        return max(image.tag_v2.get(Tiff.BITSPERSAMPLE, (1,)))
     if image.format == "PNG":
-        with open(path, "rb") as file:
-            return file.read(25)[24]  # in the IHDR chunk, which always comes first
+        return png_bits(path)
     return 8
+
+
+def png_bits(path: Path) -> int:
+    """Bits per channel of a PNG file: in the IHDR chunk, which always comes first."""
+    with open(path, "rb") as file:
+        return file.read(25)[24]
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as the file's header tells, without decoding."""
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            return image.size
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    with reading(path), Image.open(path, formats=_FORMATS) as image:
+        return image.size
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -216,12 +220,12 @@ def read_features(path: Path, feat_num: int) -> Image.Image:
 
 
 def _is_signed(image: Image.Image) -> bool:
-    return image.tag_v2.get(SAMPLEFORMAT, (1,))[0] == 2
+    return image.tag_v2.get(Tiff.SAMPLEFORMAT, (1,))[0] == 2
 
 
 def _has_deep_palette(image: Image.Image) -> bool:
     """Whether a TIFF's palette has more than the upper 8 of its 16 bits, which Pillow keeps."""
-    return any(value % 256 and value % 257 for value in image.tag_v2[COLORMAP])
+    return any(value % 256 and value % 257 for value in image.tag_v2[Tiff.COLORMAP])
 
 
 def _changed_by_pillow(image: Image.Image) -> str | None:
@@ -230,9 +234,9 @@ def _changed_by_pillow(image: Image.Image) -> str | None:
         return "1 for black (PBM), which would be read as 0"
     if image.format != "TIFF":
         return None
-    if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0 and image.mode != "P":
+    if image.tag_v2.get(Tiff.PHOTOMETRIC_INTERPRETATION) == 0 and image.mode != "P":
         return "inverted values (TIFF's WhiteIsZero)"
-    if 1 in image.tag_v2.get(EXTRASAMPLES, ()):
+    if 1 in image.tag_v2.get(Tiff.EXTRASAMPLES, ()):
         return "premultiplied alpha"
     return None
 
@@ -260,8 +264,3 @@ def label_problem(
         f"{path}: label {brief(found)}, but --label_nc {label_nc} allows 0 to {label_nc - 1}; "
         f"mend the file, {more}or leave such pixels out by --ignore_label"
     )
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return UserError(f"{path}: cannot be read as an image ({reason}); save it anew, as 8-bit PNG")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.aligned_dataset import AlignedDataset, Geometry, size_problems
+from data.aligned_dataset import AlignedDataset, Geometry
 from data.create import kind_flags
 from data.files import list_files, scene_key
 from data.kinds import scene_kinds
@@ -17,30 +17,27 @@ Files = dict[str, Path]  # by scene key
 
 
 class InputFiles(AlignedDataset):
-    """AlignedDataset's items, but of the files that a user names, and without photographs.
+    """AlignedDataset's items, but of the files that --input and the like name, and without
+    photographs.
 
     Each file is looked at when it is read, so that a bad one stops no other: its item is the
     UserError that says what is wrong with it.
     """
 
-    def __init__(
-        self,
-        labels: Files,
-        others: dict[str, Files],
-        label_nc: int,
-        geometry: Geometry,
-        seed: int = 0,
-        **kinds: object,
-    ) -> None:
-        """others: the instance maps ("inst") and conditions ("cond"), where the networks were
-        trained with them. kinds: what scene_kinds takes."""
+    def __init__(self, opt: argparse.Namespace) -> None:
+        labels = find_inputs("--input", opt.input)
+        labels = dict(list(labels.items())[: opt.how_many][: opt.max_dataset_size])
         self.files = {"label": labels}
-        self.files |= {kind: partners(labels, files) for kind, files in others.items()}
+        if not opt.no_instance:
+            self.files["inst"] = partners(labels, find_inputs("--input_inst", opt.input_inst))
+        if opt.cond_nc:
+            self.files["cond"] = partners(labels, find_inputs("--input_cond", opt.input_cond))
         self.scenes = list(labels)
-        self.kinds = scene_kinds(label_nc, **kinds)
-        self.geometry = geometry
+        only_maps = {"load_photos": False, "load_features": False}
+        self.kinds = scene_kinds(opt.label_nc, **{**kind_flags(opt), **only_maps})
+        self.geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
         self.augment = None
-        self.seed = seed
+        self.seed = opt.seed
         self.sizes = {}  # of what has been read
 
     def maps(self, index: int) -> dict[str, np.ndarray]:
@@ -50,30 +47,8 @@ class InputFiles(AlignedDataset):
             if scene not in files:
                 path = self.files["label"][scene]
                 raise UserError(f"{path}: --input_{kind} has no map, or several, of its name")
-        files = self.sources(index)
-        sizes = {kind: self.kinds[kind].size(path) for kind, path in files.items()}
-        for problem in size_problems(files, sizes, self.geometry):
-            raise UserError(problem)
-        self.sizes[scene] = sizes["label"]
+        self.check_size(index)
         return self.scaled_maps(index)
-
-
-def create_input_files(opt: argparse.Namespace) -> InputFiles:
-    """What --input and --input_inst name, read as opt's data set is."""
-    labels = find_inputs("--input", opt.input)
-    others = {}
-    if not opt.no_instance:
-        others["inst"] = find_inputs("--input_inst", opt.input_inst)
-    if opt.cond_nc:
-        others["cond"] = find_inputs("--input_cond", opt.input_cond)
-    return InputFiles(
-        dict(list(labels.items())[: opt.how_many][: opt.max_dataset_size]),
-        others,
-        opt.label_nc,
-        Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize),
-        opt.seed,
-        **{**kind_flags(opt), "load_photos": False, "load_features": False},
-    )
 
 
 def find_inputs(flag: str, text: str) -> Files:

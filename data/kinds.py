@@ -9,14 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data.arrays import NUMPY, array_size, file_size, read_array, read_integer_array, resize_array
-from data.files import (
-    image_size,
-    label_problem,
-    list_files,
-    read_features,
-    read_integers,
-    read_rgb,
-)
+from data.files import label_problem, list_files, read_features, read_integers, read_rgb
 from data.values import RGB8, Values
 from util.errors import UserError
 
@@ -39,7 +32,7 @@ class Kind:
     dtype: str = "uint8"
     values: Values | None = None
     smooth: bool = False
-    size: Callable[[Path], Size] = image_size
+    size: Callable[[Path], Size] = file_size
     problem: Callable[[np.ndarray, Path], str | None] | None = None
     remedy: str = ""
 
@@ -69,13 +62,14 @@ class Kind:
         problem = self.problem and self.problem(np.asarray(image), path)
         if problem:
             raise UserError(problem)
-        size = size or (image.size if isinstance(image, Image.Image) else image.shape[1::-1])
         if isinstance(image, np.ndarray):
-            image = resize_array(image, size, self.smooth)
-        elif image.size != size:
-            resampling = Image.Resampling.BICUBIC if self.smooth else Image.Resampling.NEAREST
-            image = image.resize(size, resampling)
-        return np.asarray(image).astype(self.dtype, copy=False).reshape(self.shape(size))
+            image = resize_array(image, size or image.shape[1::-1], self.smooth)
+        elif size not in (None, image.size):  # Pillow scales its own images faster
+            how = Image.Resampling.BICUBIC if self.smooth else Image.Resampling.NEAREST
+            image = image.resize(size, how)
+        array = np.asarray(image)
+        size = size or array.shape[1::-1]
+        return array.astype(self.dtype, copy=False).reshape(self.shape(size))
 
 
 def scene_kinds(
@@ -96,18 +90,16 @@ def scene_kinds(
         ("{}_label",),
         partial(_integers, what="label"),
         "uint8" if small else "int32",
-        size=file_size,
         problem=partial(label_problem, label_nc=label_nc, ignore_label=ignore_label),
     )
     inst = Kind(
         ("{}_inst",),
         partial(_integers, what="instance"),
         "int32",
-        size=file_size,
         remedy="; without instance maps give --no_instance",
     )
     feat = Kind(("{}_feat",), partial(read_features, feat_num=feat_num), values=Values(feat_num))
-    weight = Kind(("{}_weight",), read_weights, "float32", size=file_size)
+    weight = Kind(("{}_weight",), read_weights, "float32")
     pairs = ("{}_A", "{}A"), ("{}_B", "{}B")
     rows = {
         "label": (True, label if label_nc else image_kind(input_values, "input", *pairs[0])),
@@ -126,22 +118,23 @@ def scene_kinds(
 def image_kind(values: Values, side: str, *folders: str) -> Kind:
     """Images of a side ("input", "output", "cond"): 8-bit RGB, or any channels and numbers."""
     if values.is_rgb8 or values == Values(dtype="uint8", low=values.low, high=values.high):
-        return Kind(folders, read_rgb, values=values, smooth=True, size=file_size)
+        return Kind(folders, read_rgb, values=values, smooth=True)
     read = partial(_channels, values=values, side=side)
     return Kind(folders, read, values.dtype, values, smooth=True, size=array_size)
 
 
-def find_files(
-    root: str | Path,
-    phase: str,
-    label_nc: int,
-    use_instances: bool = True,
-    load_photos: bool = True,
-    load_features: bool = False,
+def files_of(
+    kinds: dict[str, Kind], dataroot: str | Path, phase: str
 ) -> dict[str, dict[str, Path]]:
-    """The files of a phase: kind ("label", "inst", "image", "feat") -> scene key -> path."""
-    kinds = scene_kinds(label_nc, use_instances, load_photos, load_features)
-    return {name: list_files(kind.folder(Path(root), phase)) for name, kind in kinds.items()}
+    """The files of a phase: kind -> scene key -> path."""
+    return {name: list_files(kind.folder(Path(dataroot), phase)) for name, kind in kinds.items()}
+
+
+def find_files(
+    dataroot: str | Path, phase: str, label_nc: int, use_instances: bool = True
+) -> dict[str, dict[str, Path]]:
+    """files_of label maps, photographs and instance maps."""
+    return files_of(scene_kinds(label_nc, use_instances), dataroot, phase)
 
 
 def _channels(path: Path, values: Values, side: str) -> np.ndarray:

@@ -1,66 +1,53 @@
 """From a dataset to batches: in an order that seed and epoch fix, from any position, over ranks."""
 
+import argparse
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    Sampler,
-    SequentialSampler,
-    default_collate,
-)
+from torch.utils.data import DataLoader, default_collate
 
 from data.aligned_dataset import AlignedDataset
+from util import distributed
 from util.errors import UserError
 from util.parallel import thread_pool
+from util.progress import bar
 
 
-class EpochSampler(Sampler):
-    """Yields lists of (epoch, index): the batches of one epoch from a position on.
+@dataclass
+class EpochSampler:
+    """Yields lists of (epoch, index): the batches of one epoch from the start-th on.
 
     The order depends on (seed, epoch) alone. A rank takes its share of every whole batch; where
     the last batch has fewer images than ranks, those left without one get the batch's first.
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        *,
-        shuffle: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.size = size
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.epoch = 1
-        self.start = 0  # in batches
+    size: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+    rank: int
+    world: int
+    epoch: int = 1
+    start: int = 0
 
     def whole_batches(self) -> list[list[int]]:
-        """The indices of each batch of the epoch, over all ranks."""
+        """The indices of each batch from the start-th on, over all ranks."""
         order = list(range(self.size))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.size, generator=generator).tolist()
-        return [order[i : i + self.batch_size] for i in range(0, self.size, self.batch_size)]
+        starts = range(self.start * self.batch_size, self.size, self.batch_size)
+        return [order[i : i + self.batch_size] for i in starts]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.whole_batches()[self.start :]:
+        for batch in self.whole_batches():
             share = batch[self.rank :: self.world] or batch[:1]
             yield [(self.epoch, index) for index in share]
-
-    def __len__(self) -> int:
-        return -(-self.size // self.batch_size) - self.start
 
 
 class Loader:
@@ -80,14 +67,11 @@ class Loader:
         shuffle: bool = False,
         workers: int = 0,
         pin_memory: bool = False,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         self.dataset = dataset
-        self.sampler = EpochSampler(
-            len(dataset), batch_size, shuffle=shuffle, seed=dataset.seed, rank=rank, world=world
-        )
-        self._batches = read_ahead(dataset, self.sampler, workers, pin_memory)
+        where = distributed.rank(), distributed.world()
+        self.sampler = EpochSampler(len(dataset), batch_size, shuffle, dataset.seed, *where)
+        self._read = read_ahead(dataset, self.sampler, workers, pin_memory)
 
     def __len__(self) -> int:
         """The number of batches in a whole epoch."""
@@ -96,8 +80,7 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict]:
         """The batches of an epoch from the start-th on. Raises UserError for a bad file."""
         self.sampler.epoch, self.sampler.start = epoch, start
-        wholes = self.sampler.whole_batches()[start:]
-        for whole, batch in zip(wholes, self._batches):
+        for whole, batch in zip(self.sampler.whole_batches(), self._read()):
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -113,12 +96,13 @@ class Loader:
 
 
 def read_ahead(
-    dataset: Dataset, sampler: Iterable[list], workers: int, pin_memory: bool
-) -> Iterable[dict | UserError]:
-    """The batches that a sampler lists, read by worker processes or, with workers 0, threads."""
+    dataset: AlignedDataset, sampler: Iterable[Sequence], workers: int, pin_memory: bool
+) -> Callable[[], Iterator[dict | UserError]]:
+    """Returns a function that reads the batches that a sampler lists, once a call: by worker
+    processes, which live as long as it, or with workers 0 by threads."""
     if not workers:
-        return ThreadedBatches(dataset, sampler, pin_memory)
-    return DataLoader(
+        return partial(_read_by_threads, dataset, sampler, pin_memory)
+    loader = DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
@@ -132,34 +116,31 @@ def read_ahead(
         # a resumed run, which starts one more, would differ
         generator=torch.Generator(),
     )
+    return partial(iter, loader)
 
 
-class ThreadedBatches:
-    """Batches of a dataset in the sampler's order, always two of them being read by threads."""
+def _read_by_threads(
+    dataset: AlignedDataset, sampler: Iterable[Sequence], pin_memory: bool
+) -> Iterator[dict | UserError]:
+    """Batches in the sampler's order, always two of them being read by threads."""
 
-    def __init__(self, dataset: Dataset, sampler: Iterable[list], pin_memory: bool) -> None:
-        self.dataset = dataset
-        self.sampler = sampler
-        self.pin_memory = pin_memory
-
-    def __iter__(self) -> Iterator[dict | UserError]:
-        pool = thread_pool(2)
-        coming = deque()
-        try:
-            for keys in self.sampler:
-                coming.append(pool.submit(self._read, keys))
-                if len(coming) > 2:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
-        finally:  # also where an epoch is left early
-            pool.shutdown(cancel_futures=True)
-
-    def _read(self, keys: list) -> dict | UserError:
-        batch = collate([self.dataset[key] for key in keys])
-        if not self.pin_memory or isinstance(batch, UserError):
+    def read(keys: Sequence) -> dict | UserError:
+        batch = collate([dataset[key] for key in keys])
+        if not pin_memory or isinstance(batch, UserError):
             return batch
         return {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
+
+    pool = thread_pool(2)
+    coming = deque()
+    try:
+        for keys in sampler:
+            coming.append(pool.submit(read, keys))
+            if len(coming) > 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:  # also where an epoch is left early
+        pool.shutdown(cancel_futures=True)
 
 
 def _leave_signals(worker: int) -> None:
@@ -169,17 +150,6 @@ def _leave_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
-
-
-def batches_in_order(
-    dataset: Dataset, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
-) -> Iterator[dict]:
-    """Every item once, in order, in batches. Raises UserError for a bad file."""
-    in_order = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
-    for batch in read_ahead(dataset, in_order, workers, pin_memory):
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
 
 
 def collate(items: list[dict | UserError]) -> dict | UserError:
@@ -200,3 +170,42 @@ def collate(items: list[dict | UserError]) -> dict | UserError:
     if len(items) == 1:  # nothing to stack: spare the copy
         return {k: v[None] if torch.is_tensor(v) else [v] for k, v in items[0].items()}
     return default_collate(items)
+
+
+# -- The scenes of a data set, shared out over the processes that test or encode them ---------
+
+
+def own_scenes(dataset: AlignedDataset) -> range:
+    """The indices of this process's share."""
+    return range(distributed.rank(), len(dataset), distributed.world())
+
+
+def read_scenes(
+    dataset: AlignedDataset,
+    scenes: Sequence[int],
+    opt: argparse.Namespace,
+    what: str,
+    batch_size: int = 1,
+) -> Iterator[tuple[Sequence[int], dict | UserError]]:
+    """(indices, batch) over these scenes in order, with a progress bar; what: its name."""
+    groups = [scenes[i : i + batch_size] for i in range(0, len(scenes), batch_size)]
+    read = read_ahead(dataset, groups, opt.nThreads, bool(opt.gpu_ids))
+    with bar(total=len(scenes), desc=what, unit="image") as progress:
+        for indices, batch in zip(groups, read()):
+            yield indices, batch
+            progress.update(len(indices))
+
+
+def own_batches(
+    dataset: AlignedDataset, opt: argparse.Namespace, what: str
+) -> Iterator[tuple[int, dict]]:
+    """(index, batch of one) over this process's scenes. Raises UserError for a bad file."""
+    for (index,), batch in read_scenes(dataset, own_scenes(dataset), opt, what):
+        if isinstance(batch, UserError):
+            raise batch
+        yield index, batch
+
+
+def of_all_scenes(own: dict[int, object]) -> dict[int, object]:
+    """The results of all processes by index, in order."""
+    return dict(sorted(item for part in distributed.gather(own) for item in part.items()))

@@ -5,12 +5,82 @@ python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 """
 
 import argparse
+import json
 import re
+import sys
 from pathlib import Path
 from typing import NoReturn
 
-from data.toy.dataset import write_dataset
-from util.errors import UserError, run
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.toy.scene import Scene, draw_scene
+from util.errors import UserError, brief, run
+
+SMALLEST, LARGEST = 32, 8192  # pixels: a person wider than one, a drawing that fits into memory
+CITIES = {"train": "toytown", "val": "toyville"}
+
+
+def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
+    """A generator of its own for each scene: it does not matter how many come before."""
+    return np.random.default_rng([seed, list(CITIES).index(split), index])
+
+
+def write_dataset(
+    out: Path, train: int = 200, val: int = 20, size: tuple[int, int] = (256, 128), seed: int = 0
+) -> None:
+    """Write scenes of size (width, height) below `out`.
+
+    Beside the images: train.list and val.list (photograph and label map, one scene a line) and
+    toy_styles.json, {stem: {instance id: palette index}}. Scenes of an earlier call that this one
+    does not make again are removed. Raises UserError for what cannot be drawn, and for a folder
+    that holds real images.
+    """
+    _check(out, train, val, size, seed)
+    styles = {}
+    for split, count in (("train", train), ("val", val)):
+        lines = []
+        for path in out.glob(f"*/{split}/{CITIES[split]}/{CITIES[split]}_*_000019_*.png"):
+            if int(path.name.split("_")[1]) >= count:  # of an earlier, larger set
+                path.unlink()
+        for index in tqdm(range(count), desc=f"draw {split}", disable=not sys.stderr.isatty()):
+            scene = draw_scene(scene_rng(seed, split, index), *size)
+            stem = f"{CITIES[split]}_{index:06d}_000019"
+            lines.append(" ".join(_write_scene(out, split, stem, scene)) + "\n")
+            styles[stem] = {str(id): style for id, style in scene.styles.items()}
+        (out / f"{split}.list").write_text("".join(lines))
+    (out / "toy_styles.json").write_text(json.dumps(styles, indent=1) + "\n")
+
+
+def _check(out: Path, train: int, val: int, size: tuple[int, int], seed: int) -> None:
+    if not SMALLEST <= min(size) <= max(size) <= LARGEST:
+        raise UserError(
+            f"--size {size[0]}x{size[1]}: width and height must be {SMALLEST} to {LARGEST} pixels"
+        )
+    for flag, value in (("--train", train), ("--val", val), ("--seed", seed)):
+        if value < 0:
+            raise UserError(f"{flag} {value} must be 0 or more")
+    if train + val == 0:
+        raise UserError("--train 0 --val 0 asks for no scenes: give at least one of them")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder")
+    cities = {path.name for path in out.glob("leftImg8bit/*/*")} - set(CITIES.values())
+    if cities:
+        raise UserError(
+            f"--out {out} holds other images ({brief(sorted(cities))}): give a folder of its own"
+        )
+
+
+def _write_scene(out: Path, split: str, stem: str, scene: Scene) -> tuple[str, str]:
+    """Write the three images; return photograph and label map relative to `out`."""
+    photo = f"leftImg8bit/{split}/{CITIES[split]}/{stem}_leftImg8bit.png"
+    label = f"gtFine/{split}/{CITIES[split]}/{stem}_gtFine_labelIds.png"
+    instance = label.replace("_labelIds", "_instanceIds")
+    for name, pixels in (photo, scene.photo), (label, scene.label), (instance, scene.instance):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(out / name)  # uint16 becomes a 16-bit PNG
+    return photo, label
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -31,11 +101,12 @@ def main() -> None:
         prog="python -m data.toy_cityscapes", description="Draw toy street scenes."
     )
     parser.error = fail  # one line, without the usage
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--train", type=int, default=200, help="scenes to train on")
-    parser.add_argument("--val", type=int, default=20, help="scenes to test on")
-    parser.add_argument("--size", default="256x128", help="WIDTHxHEIGHT in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write to")
+    add("--train", type=int, default=200, help="scenes to train on")
+    add("--val", type=int, default=20, help="scenes to test on")
+    add("--size", default="256x128", help="WIDTHxHEIGHT in pixels")
+    add("--seed", type=int, default=0, help="another seed, other scenes")
     args = parser.parse_args()
     try:
         write_dataset(args.out, args.train, args.val, parse_size(args.size), args.seed)

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from data.create import create_dataset, photographs
-from data.loader import batches_in_order
+from data.loader import own_batches
 from models.build import uses_features
 from models.inference_model import InferenceModel
 from models.masks import components
@@ -27,7 +27,7 @@ from options.edit_options import LibraryOptions
 from util.errors import UserError, run
 from util.files import write_bytes
 from util.pages.colours import CITYSCAPES_NAMES, palette
-from util.progress import bar, log
+from util.progress import log
 from util.setup import seed_everything, set_up_torch
 
 FILE = "object_library.npz"
@@ -57,11 +57,10 @@ def build(opt: argparse.Namespace, device: torch.device) -> list[LibraryObject]:
         encoder = InferenceModel(opt, device, run_dir(opt), with_generator=False)
         encoder.load_encoder()
     dataset = create_dataset(opt, training=False, load_photos=bool(photographs(opt)))
-    loader = batches_in_order(dataset, 1, opt.nThreads, bool(opt.gpu_ids))
     rng = random.Random(opt.seed)
     seen: dict[int, int] = {}
     kept: dict[int, list[LibraryObject]] = {}
-    for batch in bar(loader, total=len(dataset), desc="cutting", unit="picture"):
+    for _, batch in own_batches(dataset, opt, "cutting"):
         for found in objects_of(batch, encoder, opt):
             of_class = kept.setdefault(found.label, [])
             seen[found.label] = seen.get(found.label, 0) + 1

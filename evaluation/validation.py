@@ -9,7 +9,7 @@ import torch
 
 from data.create import create_dataset, photographs, whole_images
 from data.files import picture_names
-from data.shares import of_all_scenes, own_batches
+from data.loader import of_all_scenes, own_batches
 from data.values import side_values
 from evaluation.measures import BETTER_IS_MORE, Measures, has_weights, mean_measures, measure_pair
 from evaluation.segmentation import Evaluator, create_evaluator
@@ -87,7 +87,7 @@ class Validation:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         """Generate the images of this process's scenes: yields (generated, real, instances), and
         fills seen and shown by the scene's number."""
-        for (index,), batch in self._scenes():
+        for index, batch in self._scenes():
             generated = self._generate(batch)
             photograph, label = batch["image"][0], batch["label"][0]
             if index < SHOWN:
@@ -100,7 +100,7 @@ class Validation:
                 seen[index] = self.evaluator.add(generated, real, label[0].numpy())
             yield generated, real, inst
 
-    def _scenes(self) -> Iterator[tuple[range, dict]]:
+    def _scenes(self) -> Iterator[tuple[int, dict]]:
         """This process's scenes. A bad file of any process is every process's UserError."""
         problem = None
         try:

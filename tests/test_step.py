@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from benchmarks.measure import SavedBytes
-from data.aligned_dataset import to_tensor
+from data.values import RGB8
 from models import pix2pixHD_model
 from models.instance_maps import network_input
 from models.losses import feature_matching_loss, gan_loss, l1, load_vgg19
@@ -218,7 +218,7 @@ def test_photographs_may_be_bytes() -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, batch["image"].shape, dtype=torch.uint8, generator=generator)
     batch["image"] = image
-    floats = torch.stack([to_tensor(one.permute(1, 2, 0).numpy()) for one in image])
+    floats = torch.stack([RGB8.to_tensor(one.permute(1, 2, 0).numpy()) for one in image])
     losses = []
     for one in (batch, batch | {"image": floats}):
         model = make_model("--no_vgg_loss --instance_feat")

@@ -10,9 +10,9 @@ import pytest
 from conftest import run_command
 from PIL import Image
 
-from data.toy.dataset import scene_rng, write_dataset
 from data.toy.scene import draw_scene, read_styles
 from data.toy.shapes import PALETTES
+from data.toy_cityscapes import scene_rng, write_dataset
 from util.errors import UserError
 
 ROAD, BUILDING, SKY, CAR = 7, 11, 23, 26

@@ -1,0 +1,1 @@
+"""What test.py is made of: where features come from, where images go."""

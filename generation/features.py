@@ -1,0 +1,132 @@
+"""Where the features of generated instances come from: files, photographs, or chosen styles."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.create import create_dataset
+from data.loader import collate
+from models.build import uses_features
+from models.inference_model import InferenceModel, cluster_path
+from models.styles import StyleChooser, instance_classes, load_styles, names_of, paint, style
+from util import distributed
+from util.errors import UserError
+from util.pages.colours import CITYSCAPES_NAMES, class_id
+from util.progress import log_main
+
+
+def feature_sources(
+    model: InferenceModel, opt: argparse.Namespace, choosers: dict[str, StyleChooser]
+) -> dict[str, Callable[[dict], Tensor | None]]:
+    """For each image of a scene, by name: from a batch to its feature maps (B, feat_num, H, W),
+    or to None for models without features."""
+    if choosers:
+        return {name: partial(styled, model, chooser) for name, chooser in choosers.items()}
+    if opt.load_features:
+        return {"synthesized_image": itemgetter("feat")}
+    if opt.use_encoded_image:
+        model.load_encoder()
+        return {"synthesized_image": partial(encode, model)}
+    return {"synthesized_image": lambda batch: None}
+
+
+def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, StyleChooser]:
+    """What chooses the styles of each image, by name: one, or with --all_styles one for each style
+    of that class; none if there is nothing to choose."""
+    if not uses_features(opt) or opt.load_features or opt.use_encoded_image:
+        return {}
+    fixed: dict[int, np.ndarray] = {}
+    for request in opt.style_from:
+        fixed |= style_of_instance(model, request, opt)
+    needs_clusters = not fixed or opt.style or opt.all_styles
+    path = cluster_path(model.folder, opt.cluster_path)
+    styles = load_styles(path, opt.feat_num) if needs_clusters or path.is_file() else {}
+    for request in opt.style:
+        name, _, number = request.partition("=")
+        if not number.isdigit():
+            raise UserError(f"--style {request}: expected CLASS=K, e.g. car=3")
+        label = class_id(name, opt.label_nc)
+        fixed[label] = style(styles, label, int(number), f"--style {request}: class {name}")
+    if opt.all_styles is None:
+        return {"synthesized_image": StyleChooser(styles, fixed, opt.seed)}
+    label = class_id(opt.all_styles, opt.label_nc)
+    style(styles, label, 0, opt.all_styles)  # refuses a class without styles
+    return {
+        f"style_{k}": StyleChooser(styles, {**fixed, label: vector}, opt.seed)
+        for k, vector in enumerate(styles[label])
+    }
+
+
+def styled(model: InferenceModel, chooser: StyleChooser, batch: dict) -> Tensor:
+    """Feature maps (B, feat_num, H, W) of a batch with a style for every instance."""
+    maps = []
+    for label, inst, path in zip(batch["label"], batch.get("inst", batch["label"]), batch["path"]):
+        regions = model.regions(label[None], inst[None])[0, 0].numpy()
+        classes = instance_classes(regions, label[0].numpy() if model.opt.label_nc else None)
+        features = chooser.choose(classes, Path(path).stem)
+        maps.append(torch.from_numpy(paint(regions, features, model.opt.feat_num)))
+    return torch.stack(maps)
+
+
+def encode(model: InferenceModel, batch: dict) -> Tensor:
+    """Feature maps (B, feat_num, H, W) of a batch's photographs."""
+    return model.encode(batch["image"], model.regions(batch["label"], batch.get("inst")))
+
+
+def style_of_instance(
+    model: InferenceModel, request: str, opt: argparse.Namespace
+) -> dict[int, np.ndarray]:
+    """--style_from SCENE,ID as class -> the feature that the encoder finds in that instance."""
+    scene, _, number = request.rpartition(",")
+    if not scene or not number.isdigit():
+        raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. aachen_0_19,26001")
+    batch = find_scene(scene, opt)
+    regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
+    unsigned = regions.astype(np.int64) & 0xFFFFFFFF  # ids from 2**31 on are negative
+    where = np.argwhere(unsigned == int(number))
+    if not len(where):
+        raise UserError(f"--style_from {request}: no instance {number} in {batch['path'][0]}")
+    y, x = where[0]
+    label = batch["label"][0, 0].numpy() if opt.label_nc else None
+    feature = encode(model, batch)[0, :, y, x].cpu().numpy()
+    return {instance_classes(regions, label)[int(regions[y, x])]: feature}
+
+
+def find_scene(name: str, opt: argparse.Namespace) -> dict:
+    """The scene of that name with its photograph, in this phase or in "train": a batch of one."""
+    problems: list[str] = []
+    for phase in dict.fromkeys([opt.phase, "train"]):
+        flags = argparse.Namespace(**{**vars(opt), "phase": phase, "max_dataset_size": None})
+        try:
+            dataset = create_dataset(flags, training=False)
+        except UserError as error:  # most often a phase without photographs
+            problems.append(str(error))
+            continue
+        for index, scene in enumerate(dataset.scenes):
+            if name in (scene, Path(scene).name, dataset.files["label"][scene].stem):
+                batch = collate([dataset[index]])
+                if isinstance(batch, UserError):
+                    raise batch
+                return batch
+    raise UserError(
+        f"--style_from {name}: no scene of that name with a photograph in {opt.dataroot} "
+        f"({'; '.join([f'{opt.phase} or train', *problems])})"
+    )
+
+
+def warn_missing(choosers: dict[str, StyleChooser], opt: argparse.Namespace) -> None:
+    """Name the classes that were met without a style, in any process."""
+    own = set().union(*(chooser.missing for chooser in choosers.values()))
+    missing = set().union(*distributed.gather(own))
+    names = CITYSCAPES_NAMES if opt.label_nc == 35 else []
+    if missing:
+        log_main(
+            f"warning: no styles for {names_of(missing, names)}: no large instance was clustered; "
+            "their features are zero"
+        )

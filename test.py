@@ -82,11 +82,15 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
 
 
 def generate_from_files(opt: argparse.Namespace, device: torch.device) -> None:
-    """--input: generate the images of files into --output, and with --page the page.
+    """--input: write_images_of_files by the run's generator."""
+    write_images_of_files(create_generator(opt, device), opt)
+
+
+def write_images_of_files(model: InferenceModel, opt: argparse.Namespace) -> None:
+    """Generate the images of the files of --input into --output, and with --page the page.
 
     A file that cannot be used is named and left out; a UserError counts them at the end.
     """
-    model = create_generator(opt, device)
     dataset = create_input_files(opt)
     names = list(picture_names(dataset.files["label"]).values())
     choosers = style_choosers(model, opt)

@@ -52,7 +52,9 @@ _CITYSCAPES = (
 CITYSCAPES_NAMES: list[str] = [name for name, _ in _CITYSCAPES]
 
 _JPEG = ("JPEG", {"quality": 95})
-_FORMATS = {".png": ("PNG", {}), ".jpg": _JPEG, ".jpeg": _JPEG}
+# the least compression: half the time of Pillow's default for at most a sixth more bytes, and the
+# images of test.py are written by the cores that generate the next ones
+_FORMATS = {".png": ("PNG", {"compress_level": 1}), ".jpg": _JPEG, ".jpeg": _JPEG}
 
 
 @lru_cache

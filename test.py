@@ -42,11 +42,15 @@ from util.setup import seed_everything, set_up_torch
 
 
 def test(opt: argparse.Namespace, device: torch.device) -> None:
+    """Write the images that the run's generator makes, and their page."""
+    write_images(create_generator(opt, device), opt)
+
+
+def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
     """Generate the images of every scene of the data set, or of --input, and write the page.
 
     A file of --input that cannot be used is named and left out.
     """
-    model = create_generator(opt, device)
     if opt.input:
         dataset, photos = InputFiles(opt), {}
     else:

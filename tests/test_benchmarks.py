@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_command
+from tiny_run import write_run
 from torch import nn
 
 from benchmarks import (
     baseline,
+    files,
     inference,
     instance_pooling,
     loader,
@@ -72,6 +74,18 @@ def test_the_other_benchmarks(monkeypatch, capsys) -> None:
     flags = "--device cpu --width 64 --height 64 --ngf 2 --repeat 1"
     told = result(inference.main, flags, monkeypatch, capsys)
     assert told["mean_grey_levels_apart"] < 0.5 and told["TFLOP"] > 0
+
+
+def test_files_and_memory_give_the_same_images(
+    toy_data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    write_run(tmp_path, "run", instance_feat=False)
+    flags = f"--name run --checkpoints_dir {tmp_path} --gpu_ids -1 --repeat 1"
+    flags += f" --input {toy_data / 'train_label'} --input_inst {toy_data / 'train_inst'}"
+    told = result(files.main, flags, monkeypatch, capsys)
+    assert (told["images"], told["different"]) == (4, 0)
+    memory, written = told["rows"]
+    assert written["of memory's rate"] == pytest.approx(memory["median"] / written["median"])
 
 
 def test_memory_of_the_full_networks(monkeypatch, capsys) -> None:

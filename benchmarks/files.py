@@ -1,0 +1,68 @@
+"""Images a second from files to files by test.py --input, beside maps in memory.
+
+    python -m benchmarks.files --name NAME --input maps --input_inst instances
+
+Further flags are test.py's. Both ways have the weights of that run and generate the images of the
+same maps, in turns: "files" reads them and writes PNGs, "memory" has read them and drops the
+images. Prints how many of the written images differ from those in memory.
+"""
+
+import argparse
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import scene
+from benchmarks.measure import alternate, compare, report
+from data.files import picture_names
+from data.input_files import InputFiles
+from data.loader import batches_in_order
+from generation.features import feature_sources, style_choosers
+from options.base_options import integer
+from options.test_options import TestOptions
+from test import create_generator, generate, write_images
+from util import distributed
+from util.errors import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="test.py --input beside maps in memory.")
+    parser.add_argument("--repeat", type=integer(1), default=5, help="measurements of each way")
+    parser.add_argument("--json", type=Path, default=None, help="write the results here as well")
+    given, flags = parser.parse_known_args()
+
+    with scene.temporary_folder() as folder:
+        opt = TestOptions().parse([*flags, "--output", folder])
+        distributed.launch(lambda opt, device: measure(given, opt, device), opt)
+
+
+def measure(given: argparse.Namespace, opt: argparse.Namespace, device: torch.device) -> None:
+    model = create_generator(opt, device)
+    dataset = InputFiles(opt)
+    batches = list(batches_in_order(dataset))
+    sources = feature_sources(model, opt, style_choosers(model, opt))
+
+    def memory() -> list[np.ndarray]:
+        return [generate(model, sources, batch)["synthesized_image"][0] for batch in batches]
+
+    def files() -> None:
+        with redirect_stdout(StringIO()):
+            write_images(model, opt)
+
+    times = alternate({"memory": memory, "files": files}, device, given.repeat)
+    names = picture_names(dataset.files["label"]).values()
+    written = [np.asarray(Image.open(Path(opt.output) / f"{name}.png")) for name in names]
+    different = sum(not np.array_equal(*pair) for pair in zip(written, memory()))
+    rows = compare(times, "memory")
+    for row in rows:
+        row["images/s"] = len(batches) / row["median"]
+        row["of memory's rate"] = 1 / row["ratio"]
+    report("files", rows, device, given.json, images=len(batches), different=different)
+
+
+if __name__ == "__main__":
+    run(main)

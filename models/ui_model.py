@@ -107,9 +107,7 @@ class UIModel(Scene):
         height, width = photo.shape[:2]
         y, x = integer(y, "y", 0, height - 1), integer(x, "x", 0, width - 1)
         if inst is None:
-            box, disc = stroke([(y, x)], max(1, height // 16), (height, width))
-            inst = np.zeros((height, width), np.int32)
-            inst[box.slices] = disc
+            inst = stroke([(y, x)], max(1, height // 16), (height, width))
         return self._encode(photo, inst == inst[y, x])[:, y, x]
 
     def photo_features(self, photo: np.ndarray) -> dict[int, np.ndarray]:

@@ -3,8 +3,7 @@
     python -m benchmarks.editor_memory
 
 Random weights of the 1024p architecture (--netG local, --ngf 32, features) and 2048x1024 maps with
-20 objects, on the CPU. --windows alone skips
-the images: each window then holds a random one.
+20 objects, on the CPU. --windows skips the images: each window then holds a random one.
 """
 
 import argparse
@@ -21,7 +20,7 @@ import torch
 from models import DEFAULTS
 from models.inference_model import InferenceModel
 from models.networks import define_G
-from models.ui_model import UIModel, bytes_per_pixel
+from models.ui_model import UIModel
 
 HEIGHT, WIDTH, WINDOWS = 1024, 2048, 64
 MB = 1 << 20
@@ -36,9 +35,6 @@ def main() -> None:
     before = resident()
     print(f"with networks and one scene: {before} MB resident")
     if not only_windows:
-        with torch.no_grad():
-            estimate = bytes_per_pixel(ui.networks) * HEIGHT * WIDTH / MB
-        print(f"one image by bytes_per_pixel: {estimate:.0f} MB")
         report("one image", ui.picture, before)
         report("gallery of 10 styles", lambda: ui.previews(26000, ui.styles[26]), before)
     before = resident()

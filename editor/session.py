@@ -15,8 +15,9 @@ from PIL import Image
 from editor.library import LibraryObject
 from editor.scenes import Scenes
 from models.masks import Point
+from models.scene import Selection, shape_rows
 from models.styles import style
-from models.ui_model import Selection, UIModel, shape_rows
+from models.ui_model import UIModel
 from util.errors import UserError
 from util.pages.colours import CITYSCAPES_NAMES
 

@@ -6,6 +6,7 @@ import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ import torch
 from tiny_run import write_run
 
 from editor.record import edit_list, replay
-from models import create_model, ui_model
+from models import create_model
 from models.instance_maps import network_input, pad_to_multiple
 from models.masks import box_of, outline, stroke
+from models.scene import shape_rows
 from models.styles import StyleChooser, paint
-from models.ui_model import UIModel, shape_rows
+from models.ui_model import UIModel
 from options.edit_options import EditOptions
 from util.errors import UserError
 
@@ -50,6 +52,19 @@ def ui(tmp_path: Path) -> UIModel:
     return ui
 
 
+def seen(ui: UIModel) -> torch.Tensor:
+    """What the generator is given for the scene's image."""
+    given = []
+
+    def generate(x: torch.Tensor) -> torch.Tensor:
+        given.append(x)
+        return torch.zeros(1, 3, *x.shape[-2:])
+
+    with mock.patch.object(ui.networks, "run_generator", generate):
+        ui._generate(ui.features)
+    return given[0]
+
+
 def rebuilt(ui: UIModel) -> torch.Tensor:
     """What the generator must see, from the maps alone."""
     multiple, least = ui.networks.multiple, ui.networks.least
@@ -65,7 +80,7 @@ def rebuilt(ui: UIModel) -> torch.Tensor:
 
 def state(ui: UIModel) -> tuple:
     features = {i: v.tobytes() for i, v in ui.features.items()}
-    return ui.label.tobytes(), ui.inst.tobytes(), features, ui._input().numpy().tobytes()
+    return ui.label.tobytes(), ui.inst.tobytes(), features
 
 
 def random_edit(ui: UIModel, rng: np.random.Generator) -> bool:
@@ -129,7 +144,7 @@ def test_random_edits_agree_with_rebuilding_and_undo_to_the_first_byte(
     while len(states) <= 200:
         if random_edit(ui, rng):
             states.append(state(ui))
-            assert torch.equal(ui._input(), rebuilt(ui).to(ui._input().dtype)), ui.edits[-1]
+            assert torch.equal(seen(ui), rebuilt(ui).to(ui.networks.dtype)), ui.edits[-1]
     assert len(ui.edits) == 200
     edits = json.loads(json.dumps(ui.edits))
     for number in reversed(range(200)):
@@ -191,47 +206,6 @@ def test_previews_are_the_pictures_that_styles_would_give(ui: UIModel) -> None:
         assert np.abs(ui.picture().astype(int) - preview).max() <= 1  # a batch may round otherwise
         ui.undo()
     assert state(ui) == before
-
-
-def test_previews_are_generated_in_batches_within_the_budget(ui: UIModel, monkeypatch) -> None:
-    vectors = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    whole = ui.previews(26000, vectors)
-    one_image = ui_model.bytes_per_pixel(ui.networks) * ui._input()[0, 0].numel()
-    draw, batches = ui.networks.run_generator, []
-    monkeypatch.setattr(ui.networks, "run_generator", lambda x: batches.append(len(x)) or draw(x))
-    for budget, expected in ((2.5, [2, 2, 1]), (0.1, [1] * 5), (5.1, [5])):
-        batches.clear()
-        monkeypatch.setattr(ui_model, "PREVIEW_BYTES", int(budget * one_image))
-        found = ui.previews(26000, vectors)
-        assert batches == expected
-        assert np.abs(found.astype(int) - whole).max() <= 1
-
-
-def test_bytes_alive_by_hand() -> None:
-    with ui_model.LiveBytes() as live:
-        a = torch.ones(1000)  # 4000 bytes
-        b = a + 1  # 8000 alive
-        a.add_(b)  # in place: nothing new
-        view = b[10:]
-        del b
-        c = torch.cat([a, view])  # 8000 + 7960
-        del a, view, c
-        torch.ones(100)
-    assert live.most == 15960
-
-
-def test_one_image_needs_what_was_measured_on_a_small_one(ui: UIModel) -> None:
-    with torch.no_grad(), ui_model.LiveBytes() as live:
-        ui.networks.netG(
-            ui.networks.generator_input(
-                *torch.zeros(2, 1, 1, 96, 160).int(), torch.zeros(1, 3, 96, 160)
-            )
-        )
-    assert (
-        live.most / (96 * 160)
-        <= ui_model.bytes_per_pixel(ui.networks)
-        <= 1.5 * live.most / (96 * 160)
-    )
 
 
 @pytest.mark.parametrize(
@@ -475,10 +449,10 @@ def test_ignored_pixels_stay_out_of_the_input(tmp_path: Path) -> None:
     label, inst = scene()
     label[:4] = 255
     ui.open(label, inst)
-    assert ui._input()[0, :35, :4].sum() == 0
+    assert seen(ui)[0, :35, :4].sum() == 0
     ui.delete(26001)
     assert (ui.label[14:20] != 255).all()
-    assert torch.equal(ui._input(), rebuilt(ui))
+    assert torch.equal(seen(ui), rebuilt(ui))
 
 
 def test_other_label_sets_number_objects_as_they_like(tmp_path: Path) -> None:
@@ -548,7 +522,7 @@ def test_history_is_bounded(ui: UIModel, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(len(change.maps) for change in ui._done) <= 400
     assert len(ui.edits) == 20  # the list is complete all the same
     while ui.undo():
-        assert torch.equal(ui._input(), rebuilt(ui))
+        assert torch.equal(seen(ui), rebuilt(ui))
     assert 0 < len(ui.edits) < 20
 
 

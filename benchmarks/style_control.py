@@ -24,14 +24,15 @@ from data.loader import batches_in_order
 from data.toy.scene import nearest_style, read_styles
 from data.toy.shapes import PALETTES
 from models import create_model
-from models.inference_model import InferenceModel, cluster_path, to_pictures
+from models.inference_model import InferenceModel, cluster_path
 from models.instance_maps import instance_class
 from models.styles import load_styles
+from models.ui_model import UIModel
 from options.base_options import Parser
 from options.test_options import TestOptions
 from util.errors import UserError, run
 from util.files import make_folder, write_text
-from util.pages.colours import label_picture, save_image, to_image
+from util.pages.colours import save_image, to_image
 from util.pages.html import Page, Picture
 from util.progress import bar, log
 from util.setup import set_up_torch
@@ -52,28 +53,35 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
     if CAR not in styles:
         raise UserError(f"--name {opt.name}: there are no styles of cars")
     colours = colours_of_styles(model, opt, styles[CAR])
-    plain = labels_model(opt, device)
+    plain = None
+    if opt.labels_name:
+        flags = ["--name", opt.labels_name, "--checkpoints_dir", opt.checkpoints_dir]
+        plain = create_model(Options().parse(flags), device)
     page = Page(folder_of(opt), f"One car in the styles of its class, {opt.name}")
 
     errors, plain_errors, hits, changes = [], [], [], []
+    ui = UIModel(model)
     dataset = create_dataset(opt, training=False)
     for index, batch in enumerate(bar(batches_in_order(dataset), total=len(dataset))):
-        label, inst = batch["label"], batch["inst"]
-        real, ids = to_image(batch["image"][0]), inst[0, 0].numpy()
-        features = model.encode(batch["image"], inst)
-        picture = to_pictures(model.generate(label, inst, features))[0]
+        label, ids = batch["label"][0, 0].numpy(), batch["inst"][0, 0].numpy()
+        real = to_image(batch["image"][0])
+        ui.open(label, ids)
+        ui.set_styles(ui.photo_features(real))
+        picture = ui.picture()
         errors += colour_errors(picture, real, ids)
         if plain is not None:
-            plain_errors += colour_errors(to_pictures(plain.generate(label, inst))[0], real, ids)
+            plain_errors += colour_errors(plain(label, ids), real, ids)
         cars = [i for i in np.unique(ids).tolist() if i >= 1000 and instance_class(i) == CAR]
         for car in cars:
             mask = ids == car
-            shown = restyled(model, label, inst, features, mask, styles[CAR])
+            shown = ui.previews(car, styles[CAR])
             for styled, colour in zip(shown, colours):
                 hits.append(nearest_style(CAR, styled[mask].mean(0)) == colour)
                 changes.append(np.abs(styled.astype(int) - picture)[~mask].mean())
         if index < 8 and cars:
-            page_row(page, dataset.scenes[index], label, real, shown, mask, opt.label_nc)
+            pictures = {"input_label": ui.label_picture(), "real_image": real}
+            pictures |= {f"style_{k}": styled for k, styled in enumerate(shown)}
+            page_row(page, dataset.scenes[index], pictures, f"one car of {mask.sum()} pixels")
     page.save()
     figures = {
         "scenes": len(dataset),
@@ -93,15 +101,6 @@ def folder_of(opt: argparse.Namespace) -> Path:
     folder = Path(opt.results_dir) / opt.name / "style_control"
     make_folder(folder / "images", "--results_dir")
     return folder
-
-
-def labels_model(opt: argparse.Namespace, device: torch.device) -> InferenceModel | None:
-    if not opt.labels_name:
-        return None
-    labels_only = Options().parse(
-        ["--name", opt.labels_name, "--checkpoints_dir", opt.checkpoints_dir]
-    )
-    return create_model(labels_only, device)
 
 
 def colour_errors(picture: np.ndarray, real: np.ndarray, ids: np.ndarray) -> list[float]:
@@ -130,51 +129,21 @@ def colours_of_styles(
     return votes.argmax(1).tolist()
 
 
-def restyled(
-    model: InferenceModel,
-    label: torch.Tensor,
-    inst: torch.Tensor,
-    features: torch.Tensor,
-    mask: np.ndarray,
-    centres: np.ndarray,
-) -> np.ndarray:
-    """(styles, H, W, 3) uint8: the scene with one instance in each style."""
-    maps = features.repeat(len(centres), 1, 1, 1)
-    where = torch.from_numpy(mask)
-    for one, centre in zip(maps, centres):
-        one[:, where] = torch.from_numpy(centre).to(one)[:, None]
-    count = len(centres)
-    return to_pictures(
-        model.generate(label.repeat(count, 1, 1, 1), inst.repeat(count, 1, 1, 1), maps)
-    )
-
-
-def page_row(
-    page: Page,
-    scene: str,
-    label: torch.Tensor,
-    real: np.ndarray,
-    shown: np.ndarray,
-    mask: np.ndarray,
-    label_nc: int,
-) -> None:
+def page_row(page: Page, scene: str, pictures: dict[str, np.ndarray], what: str) -> None:
     """Label map, photograph, and the last car of the scene in every style."""
-    pictures = {"input_label": label_picture(label[0], label_nc), "real_image": real}
-    pictures |= {f"style_{k}": picture for k, picture in enumerate(shown)}
     row = []
     for kind, picture in pictures.items():
         path = Path("images") / f"{Path(scene).name}_{kind}.png"
         save_image(picture, page.folder / path)
         row.append(Picture(path, kind))
-    page.row(row, heading=f"{scene}, one car of {mask.sum()} pixels", width=256)
+    page.row(row, heading=f"{scene}, {what}", width=256)
 
 
 def main() -> None:
     opt = Options().parse()
     set_up_torch(deterministic=False, tf32=False)
-    figures = measure(
-        opt, torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
-    )
+    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    figures = measure(opt, device)
     compared = figures["colour_error_labels_only"]
     log(
         f"(a) mean colour error inside {figures['things']} things: "

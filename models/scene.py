@@ -164,7 +164,7 @@ class Scene:
         """The feature of an instance, (feat_num,), or None if it has none."""
         return self.features.get(self._region(self.selection(instance)))
 
-    # -- edits: from checked arguments to an Outcome (see edit) ------------------------------
+    # -- edits: from checked arguments to new maps and features ------------------------------
 
     @edit
     def set_style(

@@ -6,6 +6,7 @@ Needs what edit.py needs, playwright, and chromium. Further flags go to edit.py.
 """
 
 import argparse
+import base64
 import io
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+from scipy import ndimage
 
 from util.errors import UserError, run
 
@@ -115,29 +118,14 @@ def on_page(page: Page, y: float, x: float) -> tuple[float, float]:
 
 
 def middle_of(page: Page, colour: tuple[int, int, int]) -> tuple[float, float]:
-    """The middle, each way from 0 to 1, of the widest run of a colour in the label map."""
-    found = page.evaluate(
-        """colour => {
-          const image = document.querySelector("figure.map img");
-          const sheet = document.createElement("canvas");
-          [sheet.width, sheet.height] = [image.naturalWidth, image.naturalHeight];
-          const paper = sheet.getContext("2d");
-          paper.drawImage(image, 0, 0);
-          const { data } = paper.getImageData(0, 0, sheet.width, sheet.height);
-          let best = [0, 0, 0];
-          for (let y = 0; y < sheet.height; y++)
-            for (let x = 0, run = 0; x < sheet.width; x++) {
-              const at = 4 * (y * sheet.width + x);
-              run = colour.every((value, k) => data[at + k] === value) ? run + 1 : 0;
-              if (run > best[0]) best = [run, y, x - run / 2];
-            }
-          return [(best[1] + 0.5) / sheet.height, (best[2] + 0.5) / sheet.width, best[0]];
-        }""",
-        list(colour),
-    )
-    if not found[2]:
+    """The place, each way from 0 to 1, that is deepest inside a colour of the label map."""
+    address = page.locator("figure.map img").get_attribute("src")
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
+    depth = ndimage.distance_transform_edt((picture == colour).all(2))
+    if not depth.any():
         raise UserError("the scene shows no car; choose another with --scene")
-    return found[0], found[1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return (y + 0.5) / depth.shape[0], (x + 0.5) / depth.shape[1]
 
 
 def save(page: Page, path: Path) -> None:

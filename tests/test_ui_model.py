@@ -255,11 +255,11 @@ def test_the_page_says_that_memory_ran_out(ui: UIModel, monkeypatch) -> None:
     monkeypatch.setattr(ui.networks, "run_generator", fail)
     session.choose_tool("Paint")
     session.choose_label(CAR)
-    view = page._act(session, lambda: session.pointer([(4.0, 4.0)]))
+    view = page._act(session, lambda: session.pointer([(4.0, 4.0)], 3.0, 1.0))
     assert "out of memory" in str(view[page.status])
     assert ui.label[4, 4] == CAR  # the edit stays, and the last image is shown
     session.choose_tool("Select")
-    session.pointer([(4.0, 4.0)])
+    session.pointer([(4.0, 4.0)], 3.0, 1.0)
     monkeypatch.setattr(Session, "wants_gallery", True)
     monkeypatch.setitem(ui.styles, session.selected.label, np.zeros((2, 3), np.float32))
     assert "out of memory" in str(page.generate_gallery(session))

@@ -17,9 +17,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import gradio as gr
 import numpy as np
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 
 from editor import markup
 from editor.library import LibraryObject
@@ -316,7 +313,6 @@ def serve(page: Page, host: str, port: int) -> None:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # what is uploaded goes with the server
         app = page.build()
         app.queue(default_concurrency_limit=8, max_size=256, api_open=False)
-        policy = Middleware(BaseHTTPMiddleware, dispatch=_add_policy)
         _, address, _ = app.launch(
             server_name=host,
             server_port=port or None,
@@ -333,7 +329,7 @@ def serve(page: Page, host: str, port: int) -> None:
                 font_mono=["ui-monospace", "monospace"],
             ),
             css_paths=HERE / "page.css",
-            app_kwargs={"middleware": [policy]},
+            app_kwargs={"middleware": [Middleware(Headers)]},
         )
         log(f"the editor is open at {address} (Ctrl+C ends it)")
         try:
@@ -354,10 +350,20 @@ def check_address(host: str, port: int) -> None:
         ) from error
 
 
-async def _add_policy(request: Request, answer: Callable) -> Response:
-    response = await answer(request)
-    response.headers["content-security-policy"] = POLICY
-    return response
+class Headers:
+    """Middleware that adds the page's policy to every answer."""
+
+    def __init__(self, app: Callable) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        async def send_with_policy(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", []), policy]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
 
 
 def _points(event: gr.EventData) -> list[tuple[float, float]]:

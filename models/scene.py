@@ -60,8 +60,11 @@ def edit(method: Callable[..., Outcome]) -> Callable[..., bool]:
     signature = inspect.signature(method)
 
     @functools.wraps(method)
-    def checked(self: "Scene", *args: object, **kwargs: object) -> bool:
-        given = signature.bind(self, *args, **kwargs)
+    def checked(self: "Scene", /, *args: object, **kwargs: object) -> bool:
+        try:
+            given = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise UserError(f"edit {method.__name__}: {error}") from error
         given.apply_defaults()
         checks = argument_checks(self._opt, self.shape)
         arguments = {}
@@ -294,12 +297,7 @@ class Scene:
         tool = arguments.pop("tool", None)
         if tool not in EDITS:
             raise UserError(f"edit {tool!r}: expected a tool of {', '.join(EDITS)}")
-        method = getattr(self, tool)
-        try:
-            inspect.signature(method).bind(**arguments)
-        except TypeError as error:
-            raise UserError(f"edit {tool}: {error}") from error
-        return method(**arguments)
+        return getattr(self, tool)(**arguments)
 
     # -- undo and redo -----------------------------------------------------------------------
 

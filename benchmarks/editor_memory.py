@@ -3,41 +3,36 @@
     python -m benchmarks.editor_memory
 
 Random weights of the 1024p architecture (--netG local, --ngf 32, features) and 2048x1024 maps with
-20 objects, on the CPU. --windows alone skips
-the images: each window then holds a random one.
+20 objects, on the CPU of a Linux machine. --windows skips the images: each window then holds a
+random one.
 """
 
 import argparse
-import resource
-import sys
-import threading
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks import scene
-from models.ui_model import UIModel, bytes_per_pixel
+from models import DEFAULTS
+from models.inference_model import InferenceModel
+from models.networks import define_G
+from models.ui_model import UIModel
 
 HEIGHT, WIDTH, WINDOWS = 1024, 2048, 64
-MB = 1 << 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", action="store_true", help="only the open windows")
     only_windows = parser.parse_args().windows
-    flags = "--netG local --ngf 32 --instance_feat"
-    networks = scene.random_generator(torch.device("cpu"), flags)
-    ui = UIModel(networks, styles={26: np.random.randn(10, 3).astype(np.float32)})
-    ui.open(*street())
+    ui = UIModel(networks(), styles={26: np.random.randn(10, 3).astype(np.float32)})
+    ui.open(*scene())
     before = resident()
     print(f"with networks and one scene: {before} MB resident")
     if not only_windows:
-        with torch.no_grad():
-            estimate = bytes_per_pixel(ui.networks) * HEIGHT * WIDTH / MB
-        print(f"one image by bytes_per_pixel: {estimate:.0f} MB")
         report("one image", ui.picture, before)
         report("gallery of 10 styles", lambda: ui.previews(26000, ui.styles[26]), before)
     before = resident()
@@ -45,7 +40,18 @@ def main() -> None:
     print(f"{len(windows)} windows: {resident() - before} MB more")
 
 
-def street() -> tuple[np.ndarray, np.ndarray]:
+def networks() -> InferenceModel:
+    flags = {**DEFAULTS, "netG": "local", "ngf": 32, "instance_feat": True, "seed": 0}
+    flags |= {"which_epoch": "latest", "data_type": 32, "compile": False, "amp": "off"}
+    opt = argparse.Namespace(**flags, load_features=False, tf32=False, gpu_ids=[])
+    with tempfile.TemporaryDirectory() as folder:
+        net = define_G(39, 3, opt.ngf, opt.netG, opt.n_downsample_global, opt.n_blocks_global)
+        torch.save(net.state_dict(), Path(folder) / "latest_net_G.pth")
+        del net
+        return InferenceModel(opt, torch.device("cpu"), Path(folder))
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
     """Sky over road, and 20 cars."""
     label = np.full((HEIGHT, WIDTH), 23, np.uint8)
     label[HEIGHT // 2 :] = 7
@@ -59,35 +65,23 @@ def street() -> tuple[np.ndarray, np.ndarray]:
 def opened(ui: UIModel) -> tuple[UIModel, object]:
     """A window's scene with an image, and its selected object."""
     window = ui.another()
-    window.open(*street())
+    window.open(*scene())
     window.last_picture = np.random.randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     return window, window.select(HEIGHT // 2, 50)
 
 
-def report(what: str, work, before: int) -> None:
-    """Call work; print the largest resident memory meanwhile, above that of before."""
-    most, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            most[0] = max(most[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+def report(what: str, work: Callable[[], object], before: int) -> None:
+    """Call work; print the largest resident memory so far, above that of before."""
     start = time.perf_counter()
     work()
     seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    print(f"{what}: {most[0] - before} MB more at most, {seconds:.1f} s", flush=True)
+    print(f"{what}: {resident('VmHWM') - before} MB more at most, {seconds:.1f} s", flush=True)
 
 
-def resident() -> int:
-    """Resident memory of this process in MB."""
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // MB
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() // MB
+def resident(key: str = "VmRSS") -> int:
+    """Resident memory of this process in MB, as Linux tells it; VmHWM: the largest so far."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{key}:")[2].split()[0]) // 1024
 
 
 if __name__ == "__main__":

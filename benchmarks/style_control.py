@@ -12,6 +12,7 @@ Also a page that shows one scene per row, in several styles of one car.
 """
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
@@ -19,20 +20,21 @@ import numpy as np
 import torch
 
 from data.create import create_dataset
-from data.loader import own_batches
+from data.loader import batches_in_order
 from data.toy.scene import nearest_style, read_styles
 from data.toy.shapes import PALETTES
 from models import create_model
-from models.inference_model import InferenceModel, cluster_path, to_pictures
+from models.inference_model import InferenceModel, cluster_path
 from models.instance_maps import instance_class
 from models.styles import load_styles
+from models.ui_model import UIModel
 from options.base_options import Parser
 from options.test_options import TestOptions
 from util.errors import UserError, run
 from util.files import make_folder, write_text
-from util.pages.colours import label_picture, save_image, to_image
+from util.pages.colours import save_image, to_image
 from util.pages.html import Page, Picture
-from util.progress import log
+from util.progress import bar, log
 from util.setup import set_up_torch
 
 CAR = 26
@@ -58,26 +60,28 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
     page = Page(folder_of(opt), f"One car in the styles of its class, {opt.name}")
 
     errors, plain_errors, hits, changes = [], [], [], []
+    ui = UIModel(model)
     dataset = create_dataset(opt, training=False)
-    for index, batch in own_batches(dataset, opt, "scenes"):
-        label, inst = batch["label"], batch["inst"]
-        real, ids = to_image(batch["image"][0]), inst[0, 0].numpy()
-        features = model.encode(batch["image"], inst)
-        generated = to_pictures(model.generate(label, inst, features))[0]
-        errors += colour_errors(generated, real, ids)
+    for index, batch in enumerate(bar(batches_in_order(dataset), total=len(dataset))):
+        label, ids = batch["label"][0, 0].numpy(), batch["inst"][0, 0].numpy()
+        real = to_image(batch["image"][0])
+        ui.open(label, ids)
+        ui.set_styles(ui.photo_features(real))
+        picture = ui.picture()
+        errors += colour_errors(picture, real, ids)
         if plain is not None:
-            plain_errors += colour_errors(to_pictures(plain.generate(label, inst))[0], real, ids)
+            plain_errors += colour_errors(plain(label, ids), real, ids)
         cars = [i for i in np.unique(ids).tolist() if i >= 1000 and instance_class(i) == CAR]
         for car in cars:
             mask = ids == car
-            shown = restyled(model, (label, inst, features), mask, styles[CAR])
+            shown = ui.previews(car, styles[CAR])
             for styled, colour in zip(shown, colours):
                 hits.append(nearest_style(CAR, styled[mask].mean(0)) == colour)
-                changes.append(np.abs(styled.astype(int) - generated)[~mask].mean())
+                changes.append(np.abs(styled.astype(int) - picture)[~mask].mean())
         if index < 8 and cars:
-            images = {"input_label": label_picture(label[0], opt.label_nc), "real_image": real}
-            images |= {f"style_{k}": image for k, image in enumerate(shown)}
-            add_row(page, dataset.scenes[index], images, f"one car of {mask.sum()} pixels")
+            pictures = {"input_label": ui.label_picture(), "real_image": real}
+            pictures |= {f"style_{k}": styled for k, styled in enumerate(shown)}
+            page_row(page, dataset.scenes[index], pictures, f"one car of {mask.sum()} pixels")
     page.save()
     figures = {
         "scenes": len(dataset),
@@ -99,21 +103,22 @@ def folder_of(opt: argparse.Namespace) -> Path:
     return folder
 
 
-def colour_errors(image: np.ndarray, real: np.ndarray, ids: np.ndarray) -> list[float]:
+def colour_errors(picture: np.ndarray, real: np.ndarray, ids: np.ndarray) -> list[float]:
     """For each thing, how far its mean colour is from the real one: mean over the channels."""
     things = [i for i in np.unique(ids).tolist() if i >= 1000]
     masks = [ids == i for i in things]
-    return [float(np.abs(image[m].mean(0) - real[m].mean(0)).mean()) for m in masks]
+    return [float(np.abs(picture[m].mean(0) - real[m].mean(0)).mean()) for m in masks]
 
 
 def colours_of_styles(
     model: InferenceModel, opt: argparse.Namespace, centres: np.ndarray
 ) -> list[int]:
     """The palette colour that most training cars nearest to a style's centre have in truth."""
-    training = argparse.Namespace(**{**vars(opt), "phase": "train"})
+    training = copy.copy(opt)
+    training.phase = "train"
     dataset = create_dataset(training, training=False)
     votes = np.zeros((len(centres), len(PALETTES[CAR])), int)
-    for _, batch in own_batches(dataset, training, "styles of cars"):
+    for batch in bar(batches_in_order(dataset), total=len(dataset), desc="styles of cars"):
         ids = batch["inst"][0, 0].numpy()
         features = model.encode(batch["image"], batch["inst"])[0].cpu().numpy()
         for i, colour in read_styles(to_image(batch["image"][0]), ids).items():
@@ -124,24 +129,13 @@ def colours_of_styles(
     return votes.argmax(1).tolist()
 
 
-def restyled(
-    model: InferenceModel, maps: tuple[torch.Tensor, ...], mask: np.ndarray, centres: np.ndarray
-) -> np.ndarray:
-    """(styles, H, W, 3) uint8: a scene (label, inst, features) with one instance in each style."""
-    label, inst, features = (m.repeat(len(centres), 1, 1, 1) for m in maps)
-    where = torch.from_numpy(mask)
-    for one, centre in zip(features, centres):
-        one[:, where] = torch.from_numpy(centre).to(one)[:, None]
-    return to_pictures(model.generate(label, inst, features))
-
-
-def add_row(page: Page, scene: str, images: dict[str, np.ndarray], what: str) -> None:
-    """Show images of a scene: label map, photograph, and its last car in every style."""
+def page_row(page: Page, scene: str, pictures: dict[str, np.ndarray], what: str) -> None:
+    """Label map, photograph, and the last car of the scene in every style."""
     row = []
-    for name, image in images.items():
-        path = Path("images") / f"{Path(scene).name}_{name}.png"
-        save_image(image, page.folder / path)
-        row.append(Picture(path, name))
+    for kind, picture in pictures.items():
+        path = Path("images") / f"{Path(scene).name}_{kind}.png"
+        save_image(picture, page.folder / path)
+        row.append(Picture(path, kind))
     page.row(row, heading=f"{scene}, {what}", width=256)
 
 

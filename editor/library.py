@@ -8,6 +8,7 @@ Writes checkpoints/NAME/object_library.npz; edit.py offers what it holds.
 import argparse
 import io
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from scipy import ndimage
 
 from data.create import create_dataset, photographs
 from data.loader import own_batches
+from models import create_encoder
 from models.build import uses_features
 from models.inference_model import InferenceModel
 from models.masks import components
@@ -52,10 +54,7 @@ class LibraryObject:
 
 def build(opt: argparse.Namespace, device: torch.device) -> list[LibraryObject]:
     """At most opt.per_class objects of every class, drawn evenly from all scenes."""
-    encoder = None
-    if uses_features(opt):
-        encoder = InferenceModel(opt, device, run_dir(opt), with_generator=False)
-        encoder.load_encoder()
+    encoder = create_encoder(opt, device, run_dir(opt)) if uses_features(opt) else None
     dataset = create_dataset(opt, training=False, load_photos=bool(photographs(opt)))
     rng = random.Random(opt.seed)
     seen: dict[int, int] = {}
@@ -76,10 +75,6 @@ def objects_of(
 ) -> Iterator[LibraryObject]:
     """The objects of a scene (a batch of one) that are whole and neither tiny nor huge."""
     label = batch["label"][0, 0].numpy()
-    inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
-    pieces = whole_objects(label, inst)
-    if not pieces:
-        return
     photo = features = None
     if "image" in batch:
         photo = ((batch["image"][0].permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
@@ -88,15 +83,14 @@ def objects_of(
             raise UserError(f"{opt.dataroot}: no photographs of --phase {opt.phase} to encode")
         regions = encoder.regions(batch["label"], batch.get("inst"))
         features = encoder.encode(batch["image"], regions)[0].cpu().numpy()
-    for place, mask in pieces:
+    inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
+    for place, mask in whole_objects(label, inst):
         classes, counts = np.unique(label[place][mask], return_counts=True)
         kind = int(classes[counts.argmax()])
         if kind == opt.ignore_label or (opt.label_nc == 35 and kind not in _CITYSCAPES_OBJECTS):
             continue
-        if photo is None:
-            colours = np.broadcast_to(palette(opt.label_nc)[kind], (*mask.shape, 3))
-        else:
-            colours = photo[place]
+        colours = np.broadcast_to(palette(opt.label_nc)[kind], (*mask.shape, 3))
+        colours = colours if photo is None else photo[place]
         feature = None if features is None else features[(slice(None), *place)][:, mask][:, 0]
         yield LibraryObject(kind, mask, feature, thumbnail(colours, mask))
 
@@ -109,20 +103,17 @@ def whole_objects(
     ids = label if inst is None else inst
     pieces = components(ids)
     height, width = pieces.shape
+    least, most = max(LEAST_PIXELS, LEAST * height * width), MOST * height * width
     areas = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True))))
     found = []
     for number, place in enumerate(ndimage.find_objects(pieces), start=1):
         rows, columns = place
-        if rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width:
-            continue
+        inside = rows.start and columns.start and rows.stop < height and columns.stop < width
         mask = pieces[place] == number
         area = int(mask.sum())
         own = int(ids[place][mask][0])
-        numbered = inst is not None and own >= 1000
-        if numbered and area < WHOLE * areas[own]:
-            continue
-        least = max(LEAST_PIXELS, LEAST * height * width)
-        if least <= area <= MOST * height * width:
+        whole = inst is None or own < 1000 or area >= WHOLE * areas[own]
+        if inside and whole and least <= area <= most:
             found.append((place, mask))
     return found
 
@@ -180,15 +171,9 @@ def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject
             f"{path}: features {feature.shape} and classes to {label.max()} of another model; "
             "make it anew with python -m editor.library"
         )
-    return [
-        LibraryObject(
-            int(label[k]),
-            masks[k].reshape(shape[k]),
-            feature[k] if feat_num else None,
-            pictures[k],
-        )
-        for k in range(count)
-    ]
+    features = feature if feat_num else [None] * count
+    masks = [mask.reshape(size) for mask, size in zip(masks, shape)]
+    return [LibraryObject(*one) for one in zip(label.tolist(), masks, features, pictures)]
 
 
 def main() -> None:
@@ -207,10 +192,9 @@ def main() -> None:
         )
     path = run_dir(opt) / FILE
     write_library(path, objects)
-    names = CITYSCAPES_NAMES if opt.label_nc == 35 else []
-    for label in sorted({one.label for one in objects}):
-        name = names[label] if names else f"class {label}"
-        log(f"  {name}: {sum(one.label == label for one in objects)} objects")
+    for label, count in sorted(Counter(one.label for one in objects).items()):
+        name = CITYSCAPES_NAMES[label] if opt.label_nc == 35 else f"class {label}"
+        log(f"  {name}: {count} objects")
     log(f"{len(objects)} objects in {path}")
 
 

@@ -71,41 +71,29 @@ def gallery(session: Session) -> str:
     name = escape(session.name_of_selected())
     if not session.has_styles:
         return note(f"{name} has no styles: no instance of its class was large enough for one.")
-    title = f'<div class="title">Styles of {name}</div>'
+    title = f"Styles of {name}"
     if session.gallery is None:
         count = len(session.ui.styles[session.selected.label])
-        waiting = '<div class="style waiting"></div>' * count
-        return f'{title}<div class="tiles" aria-busy="true">{waiting}</div>'
+        return _tiles(title, ['<div class="style waiting"></div>'] * count, ' aria-busy="true"')
     chosen = session.chosen_style()
-    tiles = "".join(
-        f'<button class="style{" chosen" if k == chosen else ""}" data-number="{k}" '
-        f'title="style {k}"><img src="{data_uri(picture)}" alt="style {k}">'
-        f"<span>{k}</span></button>"
-        for k, picture in enumerate(session.gallery.pictures)
-    )
-    return f'{title}<div class="tiles">{tiles}</div>'
+    tiles = []
+    for k, picture in enumerate(session.gallery):
+        image = f'<img src="{data_uri(picture)}" alt="style {k}"><span>{k}</span>'
+        tiles.append(_tile("style", k, chosen, f"style {k}", image))
+    return _tiles(title, tiles)
 
 
 def classes(session: Session) -> str:
     """All classes as buttons in their colours, those of the scene first."""
-    colours = palette(session.ui.networks.opt.label_nc)
+    colours = ["#" + bytes(colour).hex() for colour in palette(session.ui.networks.opt.label_nc)]
     here = set(np.unique(session.ui.label).tolist()) if session.is_open else set()
-    every = range(len(colours))
-    groups = (
-        ("In this scene", [label for label in every if label in here]),
-        ("Other classes", [label for label in every if label not in here]),
-    )
-    parts = []
-    for title, labels in groups:
-        buttons = "".join(
-            f'<button class="class{" chosen" if label == session.label else ""}" '
-            f'data-number="{label}"><i style="background: #{bytes(colours[label]).hex()}"></i>'
-            f"{escape(session.name_of(label))}</button>"
-            for label in labels
-        )
-        if buttons:
-            parts.append(f'<div class="title">{title}</div><div class="tiles">{buttons}</div>')
-    return "".join(parts)
+    tiles = {"In this scene": [], "Other classes": []}
+    for label, colour in enumerate(colours):
+        name = escape(session.name_of(label))
+        content = f'<i style="background: {colour}"></i>{name}'
+        group = tiles["In this scene" if label in here else "Other classes"]
+        group.append(_tile("class", label, session.label, name, content))
+    return "".join(_tiles(title, group) for title, group in tiles.items() if group)
 
 
 def library(session: Session, thumbnails: list[str]) -> str:
@@ -116,18 +104,24 @@ def library(session: Session, thumbnails: list[str]) -> str:
             "There are no objects to add yet. Cut some from the training scenes with "
             f"<code>python -m editor.library --name {name}</code>, then start the editor again."
         )
-    parts = []
-    for label in sorted({one.label for one in session.objects}):
-        buttons = "".join(
-            f'<button class="object{" chosen" if k == session.object else ""}" data-number="{k}" '
-            f'title="{escape(session.name_of(label))}"><img src="{thumbnails[k]}" '
-            f'alt="{escape(session.name_of(label))} {k}"></button>'
-            for k, one in enumerate(session.objects)
-            if one.label == label
-        )
-        name = escape(session.name_of(label))
-        parts.append(f'<div class="title">{name}</div><div class="tiles">{buttons}</div>')
-    return f'<div class="shelf">{"".join(parts)}</div>'
+    tiles: dict[int, list[str]] = {}
+    for k, one in enumerate(session.objects):
+        name = escape(session.name_of(one.label))
+        image = f'<img src="{thumbnails[k]}" alt="{name} {k}">'
+        group = tiles.setdefault(one.label, [])
+        group.append(_tile("object", k, session.object, name, image))
+    groups = (_tiles(escape(session.name_of(c)), group) for c, group in sorted(tiles.items()))
+    return f'<div class="shelf">{"".join(groups)}</div>'
+
+
+def _tiles(title: str, tiles: list[str], attribute: str = "") -> str:
+    parts = "".join(tiles)
+    return f'<div class="title">{title}</div><div class="tiles"{attribute}>{parts}</div>'
+
+
+def _tile(kind: str, number: int, chosen: int | None, title: str, content: str) -> str:
+    kind += " chosen" if number == chosen else ""
+    return f'<button class="{kind}" data-number="{number}" title="{title}">{content}</button>'
 
 
 def photo(session: Session) -> str:

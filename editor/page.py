@@ -1,8 +1,5 @@
 """The editor's page and its server: a Gradio app over sessions."""
 
-import base64
-import io
-import json
 import os
 import signal
 import socket
@@ -10,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 
@@ -19,13 +16,12 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 from starlette.middleware import Middleware
 
-from editor import markup, record
+from editor import markup
 from editor.library import LibraryObject
 from editor.scenes import MOST_BYTES, Scenes
-from editor.session import HINTS, NEEDS_CLASS, Session
+from editor.session import DOWNLOADS, HINTS, NEEDS_CLASS, Session
 from models.ui_model import UIModel
 from util.errors import UserError
 from util.progress import log
@@ -52,7 +48,13 @@ class Page:
         self.objects = objects
         self.thumbnails = [markup.data_uri(one.thumbnail) for one in objects]
         self._addresses = lru_cache(ENCODED)(_addresses)
-        self.has_encoder = ui.has_features and _has_encoder(ui)
+        self.has_encoder = ui.has_features
+        if self.has_encoder:
+            try:
+                ui.networks.load_encoder()
+            except UserError as problem:
+                log(f"styles cannot be taken from photographs: {problem}")
+                self.has_encoder = False
 
     def build(self) -> gr.Blocks:
         name = self.ui.networks.folder.name
@@ -72,37 +74,31 @@ class Page:
     def _layout(self, name: str) -> None:
         script = (HERE / "page.js").read_text()
 
-        def part(call: str = "", **settings: object) -> gr.HTML:
+        def part(call: str = "", content: str = "", **settings: object) -> gr.HTML:
             code = f"{script}\n{call}" if call else None
-            return gr.HTML(
-                "", js_on_load=code, apply_default_css=False, elem_classes="bare", **settings
-            )
+            settings |= {"apply_default_css": False, "elem_classes": "bare"}
+            return gr.HTML(content, js_on_load=code, **settings)
 
         tiles = "tiles(element, trigger);"
         with gr.Row(elem_id="bar"):
-            gr.HTML(
-                f"<h1>pix2pixHD editor</h1><p>Steer single objects of a scene · {escape(name)}</p>",
-                elem_id="title",
-                elem_classes="bare",
-                apply_default_css=False,
-                min_width=280,
-            )
+            title = f"Steer single objects of a scene · {escape(name)}"
+            part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
             self.scene = gr.Dropdown(
-                min_width=280,
-                choices=self.scenes.names,
-                label="Scene",
+                self.scenes.names,
                 value=self.scenes.names[0] if self.scenes.names else None,
+                label="Scene",
                 visible=bool(self.scenes.names),
+                min_width=280,
                 elem_id="scene",
             )
         with gr.Accordion("Open your own maps", open=not self.scenes.names, elem_id="own"):
             with gr.Row():
-                self.label_file = gr.File(label="Label map (PNG)", height=120, elem_id="own-label")
-                self.inst_file = gr.File(
-                    label="Instance map (PNG)",
-                    height=120,
-                    visible=self.ui.has_instances,
-                    elem_id="own-inst",
+                self.label_file, self.inst_file = (
+                    gr.File(label=f"{what} map (PNG)", height=120, visible=shown, elem_id=place)
+                    for what, place, shown in (
+                        ("Label", "own-label", True),
+                        ("Instance", "own-inst", self.ui.has_instances),
+                    )
                 )
             self.open_own = gr.Button("Open these maps", elem_id="open-own")
         with gr.Row(elem_id="controls"):
@@ -115,10 +111,9 @@ class Page:
                 min_width=300,
                 elem_id="tools",
             )
-            self.undo = gr.Button("Undo", interactive=False, scale=0, min_width=90, elem_id="undo")
-            self.redo = gr.Button("Redo", interactive=False, scale=0, min_width=90, elem_id="redo")
-            self.reset = gr.Button(
-                "Reset", interactive=False, scale=0, min_width=90, elem_id="reset"
+            self.undo, self.redo, self.reset = (
+                gr.Button(what, interactive=False, scale=0, min_width=90, elem_id=what.lower())
+                for what in ("Undo", "Redo", "Reset")
             )
         self.hint = part(elem_id="hint")
         self.stage = part("stage(element, trigger, watch);", elem_id="stage")
@@ -136,12 +131,13 @@ class Page:
                 visible=self.has_encoder,
                 elem_id="from-photo",
             ):
+                photos = self.scenes.photos
                 with gr.Row(elem_id="photo-sources"):
                     self.photo_scene = gr.Dropdown(
-                        self.scenes.photos,
+                        photos,
                         label="Photograph of",
                         value=None,
-                        visible=bool(self.scenes.photos),
+                        visible=bool(photos),
                         elem_id="photo-scene",
                     )
                     self.photo_file = gr.UploadButton(
@@ -149,7 +145,7 @@ class Page:
                     )
                     self.all_styles = gr.Button(
                         "All styles from this scene's photograph",
-                        visible=bool(self.scenes.photos),
+                        visible=bool(photos),
                         elem_id="all-styles",
                     )
                 self.photo = part("photograph(element, trigger);", elem_id="photo")
@@ -164,124 +160,71 @@ class Page:
             self.scale = gr.Slider(0.25, 4, value=1, step=0.05, label="Size", elem_id="scale")
             self.library = part(tiles, elem_id="library")
         with gr.Row(elem_id="downloads"):
+            shown = {"inst": self.ui.has_instances}
             self.downloads = {
-                "photograph": gr.Button("Save photograph", size="md", min_width=150),
-                "label": gr.Button("Save label map", size="md", min_width=150),
-                "inst": gr.Button(
-                    "Save instance map", size="md", min_width=150, visible=self.ui.has_instances
-                ),
-                "edits": gr.Button("Save edit list", size="md", min_width=150),
+                kind: gr.Button(
+                    f"Save {what}", size="md", min_width=150, visible=shown.get(kind, True)
+                )
+                for kind, what in DOWNLOADS.items()
             }
         self.file = part("download(props, watch);", visible="hidden", html_template="")
 
     # -- events ------------------------------------------------------------------------------
 
     def _wire(self, app: gr.Blocks) -> None:
-        self.view_of = [
+        view = [
             *(self.hint, self.stage, self.status, self.gallery, self.classes, self.library),
             *(self.photo, self.undo, self.redo, self.reset, self.radius, self.like),
-            *(self.style_panel, self.class_panel, self.add_panel),
+            *(self.style_panel, self.class_panel, self.add_panel, self.file),
         ]
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
-        def on(event: Callable, action: Callable, *inputs: gr.components.Component) -> None:
-            """Let an event carry out an action on the session, then generate missing previews."""
-            event(
-                action,
-                [self.session, *inputs],
-                self.view_of,
-                show_progress="hidden",
-                trigger_mode="multiple",
-                api_visibility="private",
-            ).then(
-                self.generate_gallery,
-                [self.session],
-                [self.gallery],
-                show_progress="hidden",
-                api_visibility="private",
+        def on(
+            event: Callable,
+            action: Callable[..., str],
+            *inputs: gr.components.Component,
+            sent: Callable[[gr.EventData], object] | None = None,
+        ) -> None:
+            """Let an event carry out an action of the session, with what the event itself sent and
+            with the inputs' values, then generate missing previews."""
+
+            def handler(session: Session | None, event: gr.EventData, *values: object) -> dict:
+                def work() -> str:
+                    first = [] if sent is None else [sent(event)]
+                    return action(session, *first, *values)
+
+                return self._act(session, work)
+
+            handler.__name__ = action.__name__  # what the server calls it
+            answered = event(
+                handler, [self.session, *inputs], view, trigger_mode="multiple", **quiet
             )
+            answered.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
 
-        app.load(
-            self.begin,
-            None,
-            [self.session, *self.view_of],
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        on(self.scene.input, self._simple(Session.open_scene), self.scene)
-        on(
-            self.open_own.click,
-            self._simple(Session.open_upload),
-            self.label_file,
-            self.inst_file,
-        )
-        on(self.tool.input, self._simple(Session.choose_tool), self.tool)
-        on(self.undo.click, self._simple(Session.undo))
-        on(self.redo.click, self._simple(Session.redo))
-        on(self.reset.click, self._simple(Session.reset))
-        on(self.like.click, self._simple(Session.ask_for_model))
-        on(self.stage.draw, self.drawn, self.radius, self.scale)
-        on(self.radius.release, self.brushed, self.radius)
-        on(self.gallery.choose, self.style_chosen, self.whole_class)
-        on(self.classes.choose, self.class_chosen)
-        on(self.library.choose, self.object_chosen)
-        on(self.photo_scene.input, self._simple(Session.open_photo), self.photo_scene)
-        on(self.photo_file.upload, self._simple(Session.upload_photo), self.photo_file)
-        on(self.all_styles.click, self._simple(Session.take_all_styles))
-        on(self.photo.draw, self.photo_clicked)
+        app.load(self.begin, None, [self.session, *view], **quiet)
+        on(self.scene.input, Session.open_scene, self.scene)
+        on(self.open_own.click, Session.open_upload, self.label_file, self.inst_file)
+        on(self.tool.input, Session.choose_tool, self.tool)
+        on(self.undo.click, Session.undo)
+        on(self.redo.click, Session.redo)
+        on(self.reset.click, Session.reset)
+        on(self.like.click, Session.ask_for_model)
+        on(self.stage.draw, Session.pointer, self.radius, self.scale, sent=_points)
+        on(self.radius.release, Session.choose_radius, self.radius)
+        on(self.gallery.choose, Session.choose_style, self.whole_class, sent=_number)
+        on(self.classes.choose, Session.choose_label, sent=_number)
+        on(self.library.choose, Session.choose_object, sent=_number)
+        on(self.photo_scene.input, Session.open_photo, self.photo_scene)
+        on(self.photo_file.upload, Session.upload_photo, self.photo_file)
+        on(self.all_styles.click, Session.take_all_styles)
+        on(self.photo.draw, Session.take_style, sent=_points)
         for kind, button in self.downloads.items():
-            button.click(
-                self._downloader(kind),
-                [self.session],
-                [self.file, self.status],
-                show_progress="hidden",
-                api_visibility="private",
-            )
+            on(button.click, Session.save, sent=lambda _, kind=kind: kind)
 
     def begin(self) -> dict:
         """A new browser window: its own session, on the first scene."""
         session = Session(self.ui.another(), self.scenes, self.objects)
-        if self.scenes.names:
-            view = self._act(session, lambda: session.open_scene(self.scenes.names[0]))
-        else:
-            view = self._act(session, lambda: self.scenes.missing)
-        return {self.session: session, **view}
-
-    def _simple(self, action: Callable[..., str]) -> Callable:
-        """A handler that hands its inputs to an action of the session."""
-
-        def handler(session: Session | None, *inputs: object) -> dict:
-            return self._act(session, lambda: action(session, *inputs))
-
-        handler.__name__ = action.__name__  # what the server calls it
-        return handler
-
-    def drawn(
-        self, session: Session | None, radius: float, scale: float, event: gr.EventData
-    ) -> dict:
-        def work() -> str:
-            session.radius, session.scale = radius, scale
-            return session.pointer(_points(event))
-
-        return self._act(session, work)
-
-    def brushed(self, session: Session | None, radius: float) -> dict:
-        def work() -> str:
-            session.radius = radius
-            return f"The brush has a radius of {radius:g} pixels."
-
-        return self._act(session, work)
-
-    def style_chosen(self, session: Session | None, whole_class: bool, event: gr.EventData) -> dict:
-        return self._act(session, lambda: session.choose_style(_number(event), whole_class))
-
-    def class_chosen(self, session: Session | None, event: gr.EventData) -> dict:
-        return self._act(session, lambda: session.choose_label(_number(event)))
-
-    def object_chosen(self, session: Session | None, event: gr.EventData) -> dict:
-        return self._act(session, lambda: session.choose_object(_number(event)))
-
-    def photo_clicked(self, session: Session | None, event: gr.EventData) -> dict:
-        return self._act(session, lambda: session.take_style(_points(event)[0]))
+        return {self.session: session, **self._act(session, session.begin)}
 
     def generate_gallery(self, session: Session | None) -> object:
         """Replace the waiting tiles by previews. Beside actions, so that these answer at once."""
@@ -301,32 +244,32 @@ class Page:
         if session is None:
             return {self.status: markup.status(ENDED, error=True)}
         with session.lock:
-            start = time.perf_counter()
-            error = False
-            before = session.ui.generated if session.is_open else -1
+            start, error = time.perf_counter(), False
+            before = session.ui.last_picture
             try:
                 text = work()
+                # where this fails the edit stays, and the last image is shown
+                if session.is_open and session.ui.picture() is not before:
+                    text += f" Generated in {time.perf_counter() - start:.2f} s."
             except (UserError, MemoryError) as problem:
                 text, error = _message(problem), True
-            try:
-                if session.is_open:
-                    session.ui.picture()
-            except (UserError, MemoryError) as problem:  # the edit stays, the last image is shown
-                text, error = _message(problem), True
-            if session.is_open and not error and session.ui.generated != before:
-                text += f" Generated in {time.perf_counter() - start:.2f} s."
             return self._view(session, text, error)
 
     def _view(self, session: Session, text: str, error: bool) -> dict:
         session.turn += 1
+        ui = session.ui
+        pictures = ("", "")
+        if session.is_open:
+            pictures = self._addresses(ui, ui.version, ui.generated)
+        can_undo = session.is_open and ui.can_undo
         view = {
             self.hint: markup.hint(session, HINTS),
-            self.stage: markup.stage(session, self._pictures(session)),
+            self.stage: markup.stage(session, pictures),
             self.gallery: markup.gallery(session),
             self.classes: markup.classes(session),
-            self.undo: gr.Button(interactive=session.is_open and session.ui.can_undo),
-            self.redo: gr.Button(interactive=session.is_open and session.ui.can_redo),
-            self.reset: gr.Button(interactive=session.is_open and session.ui.can_undo),
+            self.undo: gr.Button(interactive=can_undo),
+            self.redo: gr.Button(interactive=session.is_open and ui.can_redo),
+            self.reset: gr.Button(interactive=can_undo),
             self.radius: gr.Slider(visible=session.tool == "Paint"),
             self.like: gr.Button(visible=session.tool == "Change class"),
             self.style_panel: gr.Column(visible=session.tool == "Select"),
@@ -334,45 +277,19 @@ class Page:
             self.add_panel: gr.Column(visible=session.tool == "Add"),
         }
         # these hold many images, and seldom change
-        if self._is_news(session, "library", session.object):
-            view[self.library] = markup.library(session, self.thumbnails)
-        if self._is_news(session, "photo", session.photo):
-            view[self.photo] = markup.photo(session)
+        for part, content, render in (
+            (self.library, session.object, partial(markup.library, session, self.thumbnails)),
+            (self.photo, session.photo, partial(markup.photo, session)),
+        ):
+            if part not in session.shown or session.shown[part] is not content:
+                session.shown[part] = content
+                view[part] = render()
+        if session.file is not None:
+            view[self.file], session.file = {**session.file, "turn": session.turn}, None
         if text:
             text = text if error else text[0].upper() + text[1:]
             view[self.status] = markup.status(text, error)
         return view
-
-    def _is_news(self, session: Session, part: str, content: object) -> bool:
-        """Whether a part's content is not what the page has."""
-        if part in session.shown and session.shown[part] is content:
-            return False
-        session.shown[part] = content
-        return True
-
-    def _pictures(self, session: Session) -> tuple[str, str]:
-        """The last image and the label map as addresses."""
-        if not session.is_open:
-            return "", ""
-        return self._addresses(session.ui, session.ui.version, session.ui.generated)
-
-    def _downloader(self, kind: str) -> Callable:
-        def handler(session: Session | None) -> dict:
-            if session is None:
-                return {self.status: markup.status(ENDED, error=True)}
-            with session.lock:
-                if not session.is_open:
-                    return {self.status: markup.status("open a scene first", error=True)}
-                try:
-                    name, media, content = contents(session.ui, kind)
-                except (UserError, MemoryError) as problem:
-                    return {self.status: markup.status(_message(problem), error=True)}
-                session.turn += 1
-            file = {"name": name, "type": media, "turn": session.turn}
-            file["content"] = base64.b64encode(content).decode()
-            return {self.file: file, self.status: markup.status(f"Saved {name}.", error=False)}
-
-        return handler
 
 
 def _addresses(ui: UIModel, version: int, generated: int) -> tuple[str, str]:
@@ -386,16 +303,6 @@ def _addresses(ui: UIModel, version: int, generated: int) -> tuple[str, str]:
 
 def _message(problem: UserError | MemoryError) -> str:
     return str(problem) if isinstance(problem, UserError) else "out of memory"
-
-
-def contents(ui: UIModel, kind: str) -> tuple[str, str, bytes]:
-    """A download's file name, media type and bytes: "photograph", "label", "inst" or "edits"."""
-    if kind == "edits":
-        text = json.dumps(record.edit_list(ui))
-        return f"{ui.name}_edits.json", "application/json", text.encode()
-    buffer = io.BytesIO()
-    Image.fromarray(record.pictures(ui)[f"{kind}.png"]).save(buffer, "PNG")
-    return f"{ui.name}_{kind}.png", "image/png", buffer.getvalue()
 
 
 def serve(page: Page, host: str, port: int) -> None:
@@ -416,7 +323,11 @@ def serve(page: Page, host: str, port: int) -> None:
             state_session_capacity=MOST_SESSIONS,
             ssr_mode=False,
             footer_links=[],
-            theme=theme(),
+            theme=gr.themes.Default(  # with the system's own fonts: none is fetched
+                primary_hue="blue",
+                font=["system-ui", "sans-serif"],
+                font_mono=["ui-monospace", "monospace"],
+            ),
             css_paths=HERE / "page.css",
             app_kwargs={"middleware": [Middleware(Headers)]},
         )
@@ -439,15 +350,6 @@ def check_address(host: str, port: int) -> None:
         ) from error
 
 
-def theme() -> gr.themes.Base:
-    """Gradio's default with the system's own fonts: none is fetched."""
-    return gr.themes.Default(
-        primary_hue="blue",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-
-
 class Headers:
     """Middleware that adds the page's policy to every answer."""
 
@@ -462,15 +364,6 @@ class Headers:
             await send(message)
 
         await self.app(scope, receive, send_with_policy)
-
-
-def _has_encoder(ui: UIModel) -> bool:
-    try:
-        ui.networks.load_encoder()
-    except UserError as problem:
-        log(f"styles cannot be taken from photographs: {problem}")
-        return False
-    return True
 
 
 def _points(event: gr.EventData) -> list[tuple[float, float]]:

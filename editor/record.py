@@ -1,11 +1,13 @@
 """Edit lists: a scene as it was opened and every edit since, as JSON; and rendering them again."""
 
 import base64
+import io
 import json
 import zlib
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from models.ui_model import UIModel
 from util.errors import UserError
@@ -23,8 +25,7 @@ def edit_list(ui: UIModel) -> dict:
     return {
         "format": FORMAT,
         "scene": ui.name,
-        "label_nc": ui.networks.opt.label_nc,
-        "feat_num": ui.networks.opt.feat_num if ui.has_features else 0,
+        **_model(ui),
         "label": packed(label),
         "inst": packed(inst) if ui.has_instances else None,
         "features": {str(i): vector.tolist() for i, vector in sorted(features.items())},
@@ -32,22 +33,22 @@ def edit_list(ui: UIModel) -> dict:
     }
 
 
+def _model(ui: UIModel) -> dict[str, int]:
+    """What an edit list and the model that renders it must have in common."""
+    opt = ui.networks.opt
+    return {"label_nc": opt.label_nc, "feat_num": opt.feat_num if ui.has_features else 0}
+
+
 def replay(ui: UIModel, record: dict) -> None:
     """Open an edit list's scene and apply its edits. Raises UserError if it does not fit."""
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"not an edit list of the editor: expected the format {FORMAT!r}")
-    own = {"label_nc": ui.networks.opt.label_nc}
-    own["feat_num"] = ui.networks.opt.feat_num if ui.has_features else 0
-    for key, value in own.items():
+    for key, value in _model(ui).items():
         if record.get(key) != value:
             raise UserError(f"made with {key} {record.get(key)!r}, but this model has {value}")
     features, edits = record.get("features"), record.get("edits")
     if not isinstance(features, dict) or not isinstance(edits, list):
         raise UserError("expected features by region and a list of edits")
-    try:
-        features = {int(i): vector for i, vector in features.items()}
-    except ValueError as error:
-        raise UserError(f"features: expected region ids ({error})") from error
     inst = unpacked(record.get("inst"), "inst") if ui.has_instances else None
     ui.open(unpacked(record.get("label"), "label"), inst, str(record.get("scene")), features)
     for number, edit in enumerate(edits, start=1):
@@ -70,11 +71,10 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     make_folder(out, "--out")
-    written = []
-    for name, picture in pictures(ui).items():
-        save_image(picture, out / name)
-        written.append(out / name)
-    return written
+    files = {out / name: picture for name, picture in pictures(ui).items()}
+    for path, picture in files.items():
+        save_image(picture, path)
+    return [*files]
 
 
 def pictures(ui: UIModel) -> dict[str, np.ndarray]:
@@ -85,6 +85,15 @@ def pictures(ui: UIModel) -> dict[str, np.ndarray]:
         "label_colours.png": ui.label_picture(),
     }
     return found | ({"inst.png": file_integers(ui.inst)} if ui.has_instances else {})
+
+
+def download(ui: UIModel, kind: str) -> tuple[str, str, bytes]:
+    """A file's name, media type and bytes. kind: "photograph", "label", "inst" or "edits"."""
+    if kind == "edits":
+        return f"{ui.name}_edits.json", "application/json", json.dumps(edit_list(ui)).encode()
+    buffer = io.BytesIO()
+    Image.fromarray(pictures(ui)[f"{kind}.png"]).save(buffer, "PNG")
+    return f"{ui.name}_{kind}.png", "image/png", buffer.getvalue()
 
 
 def file_integers(array: np.ndarray) -> np.ndarray:

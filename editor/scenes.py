@@ -56,72 +56,59 @@ class Scenes:
         """The photograph of a scene at the size of its maps, (H, W, 3) uint8."""
         if name not in self._photos:
             raise UserError(f"scene {name!r}: it has no photograph")
-        photo = read_rgb(self._photos[name])
         size = self.geometry.scaled(self.dataset.sizes[name])
-        return np.asarray(photo.resize(size, Image.Resampling.BICUBIC))
+        return np.asarray(read_rgb(self._photos[name]).resize(size, Image.Resampling.BICUBIC))
 
     def uploaded_photo(self, path: Path) -> np.ndarray:
         """A user's photograph, scaled like those of the data set, (H, W, 3) uint8."""
-        check_upload(path)
-        with told_by_name(path):
-            return self._scaled_photo(path)
+        with upload(path):
+            return self._scaled(read_rgb(path), path, Image.Resampling.BICUBIC)
 
     def uploaded_maps(
         self, label_path: Path, inst_path: Path | None
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
         """A user's label map and instance map, checked and scaled like those of the data set."""
-        check_upload(label_path)
-        with told_by_name(label_path):
-            label = np.asarray(read_integers(label_path, "label"))
-            problem = label_problem(label, label_path, self.opt.label_nc, self.opt.ignore_label)
+        nearest = Image.Resampling.NEAREST
+        with upload(label_path):
+            image = read_integers(label_path, "label")
+            problem = label_problem(
+                np.asarray(image), label_path, self.opt.label_nc, self.opt.ignore_label
+            )
             if problem:
                 raise UserError(problem)
-        inst = None
-        if not self.opt.no_instance:
-            if inst_path is None:
-                raise UserError("no instance map: this model needs one beside the label map")
-            check_upload(inst_path)
-            with told_by_name(inst_path):
-                inst = np.asarray(read_integers(inst_path, "instance"))
-            if inst.shape != label.shape:
+            label = self._scaled(image, label_path, nearest)
+        if self.opt.no_instance:
+            return label, None, label_path.stem
+        if inst_path is None:
+            raise UserError("no instance map: this model needs one beside the label map")
+        with upload(inst_path):
+            inst = read_integers(inst_path, "instance")
+            if inst.size != image.size:
+                (width, height), (width0, height0) = inst.size, image.size
                 raise UserError(
-                    f"{inst_path.name} is {inst.shape[1]}x{inst.shape[0]}, but {label_path.name} "
-                    f"is {label.shape[1]}x{label.shape[0]}: they must have one size"
+                    f"{inst_path.name} is {width}x{height}, but {label_path.name} is "
+                    f"{width0}x{height0}: they must have one size"
                 )
-        size = self.geometry.scaled((label.shape[1], label.shape[0]))
-        if size[0] * size[1] > MOST_PIXELS:
-            raise UserError(f"{label_path.name}: would be scaled to {size[0]}x{size[1]}, too large")
-        label = nearest_resized(label, size)
-        return label, None if inst is None else nearest_resized(inst, size), label_path.stem
+            return label, self._scaled(inst, inst_path, nearest), label_path.stem
 
-    def _scaled_photo(self, path: Path) -> np.ndarray:
-        picture = read_rgb(path)
-        size = self.geometry.scaled(picture.size)
-        if size[0] * size[1] > MOST_PIXELS:
-            raise UserError(f"{path}: would be scaled to {size[0]}x{size[1]}, too large")
-        return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
-
-
-def nearest_resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) integers at another (width, height)."""
-    picture = Image.fromarray(array.astype(np.int32))
-    return np.asarray(picture.resize(size, Image.Resampling.NEAREST))
-
-
-def check_upload(path: Path) -> None:
-    """Refuse a file that is too large, before it is decoded."""
-    if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"{path.name}: {path.stat().st_size >> 20} MB; at most {MOST_BYTES >> 20}")
-    with told_by_name(path):
-        width, height = image_size(path)
-    if width * height > MOST_PIXELS:
-        raise UserError(f"{path.name}: {width}x{height} pixels; at most 4096x2048")
+    def _scaled(self, image: Image.Image, path: Path, how: Image.Resampling) -> np.ndarray:
+        width, height = self.geometry.scaled(image.size)
+        if width * height > MOST_PIXELS:
+            raise UserError(f"{path}: would be scaled to {width}x{height}, too large")
+        return np.asarray(image.resize((width, height), how))
 
 
 @contextmanager
-def told_by_name(path: Path) -> Iterator[None]:
-    """Let messages name an uploaded file as its owner does, not by the folder it was put into."""
+def upload(path: Path) -> Iterator[None]:
+    """Refuse an uploaded file that is too large, before it is decoded; and let messages name it as
+    its owner does, not by the folder it was put into."""
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UserError(f"{path}: {size >> 20} MB; at most {MOST_BYTES >> 20}")
+        width, height = image_size(path)
+        if width * height > MOST_PIXELS:
+            raise UserError(f"{path}: {width}x{height} pixels; at most 4096x2048")
         yield
     except UserError as error:
         raise UserError(str(error).replace(str(path), path.name)) from error

@@ -3,6 +3,7 @@
 It knows nothing of the page; every action returns one line for the status, or raises UserError.
 """
 
+import base64
 import math
 import threading
 from collections.abc import Callable
@@ -13,10 +14,12 @@ import numpy as np
 from PIL import Image
 
 from editor.library import LibraryObject
+from editor.record import download
 from editor.scenes import Scenes
-from models.masks import Point
+from models.masks import Point, box_of
+from models.scene import Selection, shape_rows
 from models.styles import style
-from models.ui_model import Selection, UIModel, shape_rows
+from models.ui_model import UIModel
 from util.errors import UserError
 from util.pages.colours import CITYSCAPES_NAMES
 
@@ -30,14 +33,12 @@ HINTS = {
 }
 PREVIEW_WIDTH = 320  # pixels; the page shows previews 132 wide
 NEEDS_CLASS = ("Paint", "Change class")
-
-
-@dataclass
-class Gallery:
-    """The styles of the selected object: (K, feat_num) and their images, (h, w, 3) uint8 each."""
-
-    features: np.ndarray
-    pictures: list[np.ndarray]
+DOWNLOADS = {
+    "photograph": "photograph",
+    "label": "label map",
+    "inst": "instance map",
+    "edits": "edit list",
+}
 
 
 @dataclass
@@ -55,11 +56,12 @@ class Session:
     object: int | None = None
     scene: str | None = None  # of the data set; None for uploaded maps
     selected: Selection | None = None
-    gallery: Gallery | None = None
+    gallery: list[np.ndarray] | None = None  # images of the selected object in its class's styles
     photo: np.ndarray | None = None  # to take styles from, (H, W, 3) uint8
     photo_inst: np.ndarray | None = None
     turn: int = 0  # counts what the page was sent
-    shown: dict[str, object] = field(default_factory=dict)  # what the page has, by part
+    shown: dict[object, object] = field(default_factory=dict)  # what the page has, by part
+    file: dict[str, str] | None = None  # to be downloaded: its name, type and content in base64
     wants_model: bool = False  # the next click selects the object whose class and style are copied
 
     @property
@@ -79,6 +81,9 @@ class Session:
         return f"{self.name_of(label)} {instance}" if numbered else self.name_of(label)
 
     # -- scenes ------------------------------------------------------------------------------
+
+    def begin(self) -> str:
+        return self.open_scene(self.scenes.names[0]) if self.scenes.names else self.scenes.missing
 
     def open_scene(self, name: str) -> str:
         label, inst, stem = self.scenes.load(name)
@@ -139,9 +144,14 @@ class Session:
         self.wants_model = True
         return f"Click the object whose class and style {self.name_of_selected()} gets."
 
-    def pointer(self, points: list[Point]) -> str:
+    def choose_radius(self, radius: float) -> str:
+        self.radius = radius
+        return f"The brush has a radius of {radius:g} pixels."
+
+    def pointer(self, points: list[Point], radius: float, scale: float) -> str:
         """What the pointer drew on an image, (y, x) in pixels: a click is a single point."""
         self._needs_scene()
+        self.radius, self.scale = radius, scale
         return {
             "Select": self._click,
             "Paint": self._paint,
@@ -212,32 +222,27 @@ class Session:
     # -- styles ------------------------------------------------------------------------------
 
     @property
-    def wants_gallery(self) -> bool:
-        """Whether previews of the selected object's styles are to be generated."""
-        return self.gallery is None and self.has_styles
-
-    @property
     def has_styles(self) -> bool:
         known = self.selected is not None and self.ui.has_features
         return known and self.selected.label in self.ui.styles
 
+    @property
+    def wants_gallery(self) -> bool:
+        """Whether previews of the selected object's styles are to be generated."""
+        return self.gallery is None and self.has_styles
+
     def generate_gallery(self) -> None:
         """Generate cut-outs of the selected object in every style of its class."""
-        features = self.ui.styles[self.selected.label]
-        pictures = self.ui.previews(self.selected.instance, features)
-        top, bottom, left, right = surroundings(self.selected.mask)
-        cut = pictures[:, top:bottom, left:right]
-        self.gallery = Gallery(features, [thumbnail(picture) for picture in cut])
+        styles = self.ui.styles[self.selected.label]
+        pictures = self.ui.previews(self.selected.instance, styles)
+        box = surroundings(self.selected.mask)
+        self.gallery = [thumbnail(picture[box]) for picture in pictures]
 
     def chosen_style(self) -> int | None:
         """The number of the style that the selected object has, if it is one of its class's."""
-        if not self.has_styles:
-            return None
         own = self.ui.feature(self.selected.instance)
-        if own is None:
-            return None
-        same = (self.ui.styles[self.selected.label] == own).all(1)
-        return int(same.argmax()) if same.any() else None
+        same = [np.array_equal(own, vector) for vector in self.ui.styles[self.selected.label]]
+        return same.index(True) if True in same else None
 
     def choose_style(self, number: int, whole_class: bool) -> str:
         if not self.has_styles:
@@ -260,13 +265,13 @@ class Session:
     def _receiver(self) -> str:
         return "the selected object" if self.selected is None else self.name_of_selected()
 
-    def take_style(self, point: Point) -> str:
+    def take_style(self, points: list[Point]) -> str:
         """A click on the photograph: its style there goes to the selected object."""
         if self.selected is None:
             raise UserError("select an object in the scene first, then click in the photograph")
         if self.photo is None:
             raise UserError("choose a photograph first")
-        y, x = pixel(point, self.photo.shape[:2])
+        y, x = pixel(points[0], self.photo.shape[:2])
         feature = self.ui.photo_feature(self.photo, y, x, self.photo_inst)
         self.ui.set_style(self.selected.instance, feature)
         return f"{self.name_of_selected()} has the style of the photograph there now."
@@ -275,14 +280,19 @@ class Session:
         self._needs_scene()
         if self.scene is None or self.scene not in self.scenes.photos:
             raise UserError("this scene has no photograph")
-        changed = self.ui.set_styles(self.ui.photo_features(self.scenes.photo(self.scene)))
-        return (
-            "Every object has its style from the photograph."
-            if changed
-            else "They have it already."
-        )
+        photo = self.scenes.photo(self.scene)
+        if not self.ui.set_styles(self.ui.photo_features(photo)):
+            return "They have it already."
+        return "Every object has its style from the photograph."
 
-    # -- undo --------------------------------------------------------------------------------
+    # -- downloads, undo ---------------------------------------------------------------------
+
+    def save(self, kind: str) -> str:
+        """Have the page download one of DOWNLOADS."""
+        self._needs_scene()
+        name, media, content = download(self.ui, kind)
+        self.file = {"name": name, "type": media, "content": base64.b64encode(content).decode()}
+        return f"Saved {name}."
 
     def undo(self) -> str:
         return self._stepped(self.ui.undo, "Undid", "Nothing to undo.")
@@ -336,17 +346,14 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
     return np.array(image)  # a copy: the whole image can go
 
 
-def surroundings(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """A cut-out (top, bottom, left, right) of an image around a mask (H, W), of 2:1 if it fits."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    height = max(1.5 * (rows[-1] - rows[0] + 1), 0.75 * (columns[-1] - columns[0] + 1))
-    height = min(max(height, mask.shape[0] / 4), mask.shape[0])
-    width = min(2 * height, mask.shape[1])
-    spans = []
-    for middle, side, limit in (
-        (rows[[0, -1]].mean(), round(height), mask.shape[0]),
-        (columns[[0, -1]].mean(), round(width), mask.shape[1]),
-    ):
-        start = min(max(round(middle - side / 2), 0), limit - side)
-        spans += [int(start), int(start) + side]
-    return spans[0], spans[1], spans[2], spans[3]
+def surroundings(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of a cut-out around a mask (H, W), of 2:1 if it fits."""
+    box = box_of(mask)
+    high, wide = (side.stop - side.start for side in box)
+    height = min(max(1.5 * high, 0.75 * wide, mask.shape[0] / 4), mask.shape[0])
+    lengths = round(height), round(min(2 * height, mask.shape[1]))
+    starts = (
+        min(max(round((side.start + side.stop - 1 - length) / 2), 0), limit - length)
+        for side, length, limit in zip(box, lengths, mask.shape)
+    )
+    return tuple(slice(start, start + length) for start, length in zip(starts, lengths))

@@ -2,26 +2,46 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from models.masks import Point
 from util.errors import UserError
 
 LARGEST_ID = 65535  # instance ids are stored in 16-bit PNG files
 MOST_POINTS = 10_000  # of one brush stroke
 
 
+def argument_checks(
+    opt: argparse.Namespace, size: tuple[int, int]
+) -> dict[str, Callable[[object], object]]:
+    """By the name of an argument of an edit: from any value to what the edit takes.
+
+    opt: of the model; size: (height, width) of the scene.
+    """
+    (height, width), longest = size, max(size)
+    return {
+        "instance": lambda v: integer(v, "instance", -(2**31), 2**31 - 1),
+        "like": lambda v: integer(v, "instance", -(2**31), 2**31 - 1),
+        "label": lambda v: integer(v, "label", 0, opt.label_nc - 1),
+        "dy": lambda v: integer(v, "dy", -height, height),
+        "dx": lambda v: integer(v, "dx", -width, width),
+        "y": lambda v: number(v, "y", -1e6, 1e6),
+        "x": lambda v: number(v, "x", -1e6, 1e6),
+        "radius": lambda v: number(v, "radius", 0, longest),
+        "points": lambda v: _points(v, 2 * longest),
+        "shape": shape_mask,
+        "whole_class": _truth,
+        "feature": lambda v: feature_vector(v, opt),
+        "features": lambda v: feature_vectors(v, opt),
+    }
+
+
 def check_maps(label: np.ndarray, inst: np.ndarray | None, opt: argparse.Namespace) -> None:
     """Whether a model of these options takes the maps, (H, W) integers each."""
     if label.ndim != 2 or label.dtype.kind not in "iu" or not label.size:
         raise UserError(f"a label map of {label.dtype} {label.shape}: expected integers (H, W)")
-    known = label[label != opt.ignore_label]
-    if known.size and not 0 <= known.min() <= known.max() < opt.label_nc:
-        raise UserError(
-            f"labels {known.min()} to {known.max()}, but the model knows 0 to {opt.label_nc - 1}"
-        )
+    check_labels(label, opt)
     if opt.no_instance:
         return
     if inst is None:
@@ -34,38 +54,36 @@ def check_maps(label: np.ndarray, inst: np.ndarray | None, opt: argparse.Namespa
         raise UserError(f"instance ids {inst.min()} to {inst.max()}: expected 0 to {LARGEST_ID}")
 
 
-def feature_vector(feature: object, feat_num: int) -> np.ndarray:
+def check_labels(label: np.ndarray, opt: argparse.Namespace) -> None:
+    """Whether a model knows the classes of label maps, integers of any shape."""
+    known = label[label != opt.ignore_label] if opt.ignore_label is not None else label
+    if known.size and not 0 <= known.min() <= known.max() < opt.label_nc:
+        raise UserError(
+            f"labels {known.min()} to {known.max()}, but the model knows 0 to {opt.label_nc - 1}"
+        )
+
+
+def feature_vector(feature: object, opt: argparse.Namespace) -> np.ndarray:
     """A feature as (feat_num,) float32."""
+    if not (opt.instance_feat or opt.label_feat):
+        raise UserError("this model has no styles: it was trained without --instance_feat")
     try:
         vector = np.array(feature, np.float32)
     except (TypeError, ValueError):
         vector = np.zeros(0)
-    if vector.shape != (feat_num,) or not np.isfinite(vector).all():
-        raise UserError(f"feature: expected {feat_num} numbers, found {feature!r:.60}")
+    if vector.shape != (opt.feat_num,) or not np.isfinite(vector).all():
+        raise UserError(f"feature: expected {opt.feat_num} numbers, found {feature!r:.60}")
     return vector
 
 
-def stroke_points(points: object, shape: tuple[int, int]) -> list[Point]:
-    """The points of a brush stroke in an image of (height, width), or not far from it."""
-    if not isinstance(points, Sequence) or not 1 <= len(points) <= MOST_POINTS:
-        raise UserError(f"points: expected 1 to {MOST_POINTS} of (y, x), found {points!r:.40}")
-    far = 2 * max(shape)
-    path = []
-    for point in points:
-        if not isinstance(point, Sequence) or len(point) != 2:
-            raise UserError(f"points: expected (y, x), found {point!r:.40}")
-        path.append(tuple(number(v, "a point of the stroke", -far, far) for v in point))
-    return path
-
-
-def shape_mask(shape: object) -> np.ndarray:
-    """Rows of "#" and "." as (h, w) bool."""
-    rows = list(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else []
-    text = [row for row in rows if isinstance(row, str) and row and set(row) <= {"#", "."}]
-    even = len({len(row) for row in text}) == 1 and len(text) == len(rows)
-    if not even or not any("#" in row for row in text) or max(len(rows), len(rows[0])) > 8192:
-        raise UserError("shape: expected rows of one length, '#' where the object is, else '.'")
-    return np.array([[sign == "#" for sign in row] for row in rows])
+def feature_vectors(features: object, opt: argparse.Namespace) -> dict[int, np.ndarray]:
+    """Features by region, whose ids may be text, as in JSON."""
+    if not isinstance(features, Mapping):
+        raise UserError(f"features: expected numbers by region, found {features!r:.40}")
+    try:
+        return {int(region): feature_vector(v, opt) for region, v in features.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"features: expected region ids ({error})") from error
 
 
 def integer(value: object, what: str, low: int, high: int) -> int:
@@ -82,8 +100,29 @@ def number(value: object, what: str, low: float, high: float) -> float:
     return float(value)
 
 
-def region_id(key: object) -> int:
+def _points(points: object, far: float) -> list[list[float]]:
+    """The points (y, x) of a brush stroke, at most so far away from the first pixel."""
+    if not isinstance(points, Sequence) or not 1 <= len(points) <= MOST_POINTS:
+        raise UserError(f"points: expected 1 to {MOST_POINTS} of (y, x), found {points!r:.40}")
+    for point in points:
+        if not isinstance(point, Sequence) or len(point) != 2:
+            raise UserError(f"points: expected (y, x), found {point!r:.40}")
+    return [[number(v, "a point of the stroke", -far, far) for v in point] for point in points]
+
+
+def shape_mask(shape: object) -> np.ndarray:
+    """Rows of "#" (the object) and "." as (h, w) bool."""
     try:
-        return int(key)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"features: expected region ids, found {key!r:.40}") from error
+        signs = np.array([list(row) for row in shape])
+    except (TypeError, ValueError):
+        signs = np.zeros(0)
+    known = signs.ndim == 2 and set(np.unique(signs).tolist()) <= {"#", "."}
+    if not known or max(signs.shape) > 8192 or not (signs == "#").any():
+        raise UserError("shape: expected rows of one length, '#' where the object is, else '.'")
+    return signs == "#"
+
+
+def _truth(value: object) -> bool:
+    if type(value) is not bool:
+        raise UserError(f"whole_class: expected true or false, found {value!r}")
+    return value

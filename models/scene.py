@@ -1,29 +1,29 @@
 """A scene under edit: label map, instance map and features, changed object by object.
 
-Numpy only: models/ui_model.py generates the image. Every edit can be undone and redone to the
-byte, and is recorded as a dictionary of plain values that apply() carries out again.
+No networks here: models/ui_model.py generates the image. Every edit can be undone and redone to
+the byte, and is recorded as a dictionary of plain values that apply() carries out again.
 """
 
 import argparse
+import functools
 import inspect
 import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from models.edit_checks import (
     LARGEST_ID,
+    argument_checks,
     check_maps,
-    feature_vector,
+    feature_vectors,
     integer,
     number,
-    region_id,
-    shape_mask,
-    stroke_points,
 )
-from models.masks import Box, Point, box_of, centred, components, nearest, pasted, scaled, stroke
+from models.masks import Point, box_of, components, is_inside, scaled, stroke
 from models.styles import StyleChooser, Styles, instance_classes
 from util.errors import UserError
 
@@ -32,7 +32,8 @@ HISTORY_BYTES = 64 << 20  # of compressed undo steps; the oldest are dropped
 _CITYSCAPES_THINGS = range(24, 34)  # classes with numbered instances
 _CITYSCAPES_VOID = range(4)  # ego vehicle, image border: never used to fill a hole
 
-EDITS = ("set_style", "set_styles", "set_class", "paint", "add", "move", "delete", "reset")
+Features = dict[int, np.ndarray | None]  # region id -> (feat_num,) float32, or None for none
+Outcome = tuple[np.ndarray, np.ndarray, Features]  # label, inst, and the features that change
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,43 @@ class Selection:
     mask: np.ndarray
 
 
-@dataclass
+@dataclass(frozen=True)
 class Change:
     """New contents of a box of the maps, and new features of some regions."""
 
-    box: Box | None
+    box: tuple[slice, slice]
     maps: bytes  # label and inst inside the box, compressed
-    features: dict[int, np.ndarray | None]
+    features: Features
+
+
+def edit(method: Callable[..., Outcome]) -> Callable[..., bool]:
+    """Make a method of Scene an edit: its arguments are checked, and what it returns is carried
+    out and recorded, if it changes anything."""
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def checked(self: "Scene", /, *args: object, **kwargs: object) -> bool:
+        try:
+            given = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise UserError(f"edit {method.__name__}: {error}") from error
+        given.apply_defaults()
+        checks = argument_checks(self._opt, self.shape)
+        arguments = {}
+        for name, parameter in [*signature.parameters.items()][1:]:
+            value = given.arguments[name]
+            if value is not None or parameter.default is not None:
+                arguments[name] = checks[name](value) if name in checks else value
+        return self._commit(method.__name__, arguments, *method(self, **arguments))
+
+    return checked
 
 
 class Scene:
     """Maps and features of one scene, with edits, undo and redo.
 
-    The edits (set_style, set_styles, set_class, paint, add, move, delete, reset) return whether
-    anything changed. Invalid arguments raise UserError and change nothing.
+    The edits (EDITS below) return whether anything changed. Invalid arguments raise UserError and
+    change nothing.
 
     label   (H, W) uint8, or int32 if the classes need it
     inst    (H, W) uint16 instance ids; for a model without instances, numbers of connected
@@ -107,7 +131,7 @@ class Scene:
         if self.has_features:
             classes = instance_classes(self.regions, self.label)
             self.features = self._chooser.choose(classes, name)
-            self.features |= {i: self._vector(v) for i, v in (features or {}).items()}
+            self.features |= feature_vectors(features or {}, opt)
         self._opened = self._packed(self.label, self.inst), dict(self.features)
 
     @property
@@ -134,110 +158,86 @@ class Scene:
 
     def selection(self, instance: int) -> Selection:
         """An instance by its id. Raises UserError if the scene has no such instance."""
-        instance = integer(instance, "instance", -(2**31), 2**31 - 1)
         mask = self.inst == instance
         if not mask.any():
             raise UserError(f"instance {instance}: not in the scene (any more); select another")
         return Selection(instance, self._class_of(mask), mask)
 
-    def instances_of(self, label: int) -> list[int]:
-        """The ids of all instances of a class."""
-        candidates = np.unique(self.inst[self.label == label]).tolist()
-        return [i for i in candidates if self._class_of(self.inst == i) == label]
-
     def feature(self, instance: int) -> np.ndarray | None:
         """The feature of an instance, (feat_num,), or None if it has none."""
         return self.features.get(self._region(self.selection(instance)))
 
-    # -- edits -------------------------------------------------------------------------------
+    # -- edits: from checked arguments to new maps and features ------------------------------
 
-    def set_style(self, instance: int, feature: Sequence[float], whole_class: bool = False) -> bool:
+    @edit
+    def set_style(
+        self, instance: int, feature: Sequence[float], whole_class: bool = False
+    ) -> Outcome:
         """Give an instance, or all instances of its class, a style: feat_num numbers."""
         chosen = self.selection(instance)
-        vector = self._vector(feature)
-        if type(whole_class) is not bool:
-            raise UserError(f"whole_class: expected true or false, found {whole_class!r}")
-        if self._opt.label_feat:
-            regions = [chosen.label]
-        else:
-            regions = self.instances_of(chosen.label) if whole_class else [chosen.instance]
-        edit = {"instance": chosen.instance, "feature": vector.tolist()}
-        return self._commit(
-            {"tool": "set_style", **edit, "whole_class": whole_class},
-            features=dict.fromkeys(regions, vector),
-        )
+        regions = [self._region(chosen)]
+        if whole_class and not self._opt.label_feat:
+            ids = np.unique(self.inst[self.label == chosen.label]).tolist()
+            regions = [i for i in ids if self._class_of(self.inst == i) == chosen.label]
+        return self.label, self.inst, dict.fromkeys(regions, feature)
 
-    def set_styles(self, features: Mapping[int | str, Sequence[float]]) -> bool:
+    @edit
+    def set_styles(self, features: Mapping[int | str, Sequence[float]]) -> Outcome:
         """Set the styles of many regions at once: region id -> feat_num numbers.
 
         Ids may be text, as in JSON; ids that are not in the scene are ignored.
         """
-        if not isinstance(features, Mapping):
-            raise UserError(f"features: expected numbers by region, found {features!r:.40}")
-        vectors = {region_id(key): self._vector(value) for key, value in features.items()}
         present = set(np.unique(self.regions).tolist())
-        vectors = {i: vector for i, vector in vectors.items() if i in present}
-        plain = {str(i): vector.tolist() for i, vector in vectors.items()}
-        return self._commit({"tool": "set_styles", "features": plain}, features=vectors)
+        return self.label, self.inst, {i: v for i, v in features.items() if i in present}
 
+    @edit
     def set_class(
         self,
         instance: int,
         label: int | None = None,
         like: int | None = None,
         feature: Sequence[float] | None = None,
-    ) -> bool:
+    ) -> Outcome:
         """Turn an instance into one of another class.
 
         Either of the class label, with feature or else a style of that class; or of the class of
         the instance like, with its feature. Classes with numbered instances get a new id.
         """
         chosen = self.selection(instance)
-        edit = {"tool": "set_class", "instance": chosen.instance}
-        vector = self._optional_vector(feature)
-        if like is None:
-            label = self._known_class(label)
-            new, edit["label"] = self._id_for(label), label
-        else:
+        if like is not None:
             model = self.selection(like)
-            label, edit["like"] = model.label, model.instance
+            label, feature = model.label, self.features.get(self._region(model))
             new = self._fresh_id(label) if label in self._things else model.instance
-            vector = self.features.get(self._region(model))
+        elif label is not None:
+            new = self._id_for(label)
+        else:
+            raise UserError("set_class: expected a label, or an instance to be like")
         if chosen.label == label and not (label in self._things and like is not None):
-            return False
-        box = box_of(chosen.mask)
-        mask = chosen.mask[box.slices]
-        new_feature = self._new_feature(new, label, vector)
-        if like is None:
-            edit = _with_feature(edit, new_feature)
-        return self._commit(edit, box, *self._stamped(box, mask, label, new), new_feature)
+            return self.label, self.inst, {}
+        return self._with(chosen.mask, label, new, feature)
 
+    @edit
     def paint(
         self,
         points: Sequence[Point],
         label: int,
         radius: float,
         feature: Sequence[float] | None = None,
-    ) -> bool:
+    ) -> Outcome:
         """Draw a line of a class through points (y, x) with a round brush.
 
         A line that begins on an instance of the class extends it. Otherwise, in a class with
         numbered instances, it becomes a new instance with feature or else a style of its class.
         """
-        label = self._known_class(label)
-        radius = number(radius, "radius", 0, max(self.shape))
-        path = stroke_points(points, self.shape)
-        box, mask = stroke(path, radius, self.shape)
+        mask = stroke(points, radius, self.shape)
         if not mask.any():
             raise UserError("paint: the stroke lies outside of the image")
-        under = self._instance_under(path[0])
+        y, x = map(round, points[0])
+        under = int(self.inst[y, x]) if is_inside(y, x, self.shape) else None
         extends = under is not None and self._class_of(self.inst == under) == label
-        new = under if extends else self._id_for(label)
-        new_feature = self._new_feature(new, label, self._optional_vector(feature))
-        edit = {"tool": "paint", "points": [list(point) for point in path], "label": label}
-        edit = _with_feature({**edit, "radius": radius}, new_feature)
-        return self._commit(edit, box, *self._stamped(box, mask, label, new), new_feature)
+        return self._with(mask, label, under if extends else self._id_for(label), feature)
 
+    @edit
     def add(
         self,
         shape: Sequence[str],
@@ -246,68 +246,50 @@ class Scene:
         x: float,
         scale: float = 1.0,
         feature: Sequence[float] | None = None,
-    ) -> bool:
+    ) -> Outcome:
         """Add an object, its centre at (y, x), at scale times its size.
 
         shape: its rows as text, "#" for the object, "." elsewhere. feature: its style, by
         default one of its class's.
         """
-        label = self._known_class(label)
-        mask = shape_mask(shape)
-        largest = 2 * max(self.shape) / max(mask.shape)
-        scale = number(scale, "scale", 0.01, max(0.01, largest))
-        y, x = (number(v, n, -1e6, 1e6) for v, n in ((y, "y"), (x, "x")))
-        vector = self._optional_vector(feature)
-        large = scaled(mask, scale)
-        box, part = pasted(large, centred(large.shape, y, x), self.shape)
-        if not part.any():
+        largest = 2 * max(self.shape) / max(shape.shape)
+        mask = scaled(shape, number(scale, "scale", 0.01, max(0.01, largest)))
+        top, left = (round(v - (side - 1) / 2) for v, side in zip((y, x), mask.shape))
+        ys, xs = np.nonzero(mask)
+        ys, xs = ys + top, xs + left
+        inside = is_inside(ys, xs, self.shape)
+        if not inside.any():
             raise UserError("add: the object would lie outside of the image")
-        new = self._id_for(label)
-        new_feature = self._new_feature(new, label, vector)
-        edit = {"tool": "add", "shape": list(shape), "label": label, "y": y, "x": x, "scale": scale}
-        edit = _with_feature(edit, new_feature)
-        return self._commit(edit, box, *self._stamped(box, part, label, new), new_feature)
+        return self._with((ys[inside], xs[inside]), label, self._id_for(label), feature)
 
-    def move(self, instance: int, dy: int, dx: int) -> bool:
+    @edit
+    def move(self, instance: int, dy: int, dx: int) -> Outcome:
         """Shift an instance; the nearest background fills what it uncovers.
 
         Pixels shifted out of the image are lost (until undo).
         """
-        chosen = self.selection(instance)
-        height, width = self.shape
-        dy, dx = integer(dy, "dy", -height, height), integer(dx, "dx", -width, width)
-        old = box_of(chosen.mask)
-        mask = chosen.mask[old.slices]
-        box, part = pasted(mask, old.shifted(dy, dx), self.shape)
-        if not part.any():
+        mask = self.selection(instance).mask
+        ys, xs = np.nonzero(mask)
+        inside = is_inside(ys + dy, xs + dx, self.shape)
+        if not inside.any():
             raise UserError("move: that would shift the object out of the image; delete it")
         if dy == dx == 0:
-            return False
-        hole, label, inst = self._without(chosen.mask, old)
-        both = hole.union(box)
-        labels, ids = self.label[both.slices].copy(), self.inst[both.slices].copy()
-        labels[hole.inside(both)], ids[hole.inside(both)] = label, inst
-        at = box.inside(both)
-        labels[at][part] = self.label[old.slices][box.shifted(-dy, -dx).inside(old)][part]
-        ids[at][part] = chosen.instance
-        edit = {"tool": "move", "instance": chosen.instance, "dy": dy, "dx": dx}
-        return self._commit(edit, both, labels, ids)
+            return self.label, self.inst, {}
+        label, inst = self._without(mask)
+        ys, xs = ys[inside], xs[inside]
+        label[ys + dy, xs + dx], inst[ys + dy, xs + dx] = self.label[ys, xs], instance
+        return label, inst, {}
 
-    def delete(self, instance: int) -> bool:
+    @edit
+    def delete(self, instance: int) -> Outcome:
         """Remove an instance; the nearest background fills the hole."""
-        chosen = self.selection(instance)
-        box, label, inst = self._without(chosen.mask, box_of(chosen.mask))
-        return self._commit({"tool": "delete", "instance": chosen.instance}, box, label, inst)
+        return *self._without(self.selection(instance).mask), {}
 
-    def reset(self) -> bool:
+    @edit
+    def reset(self) -> Outcome:
         """Restore the scene as it was opened. This can be undone, too."""
         label, inst, features = self.first
-        box = box_of((self.label != label) | (self.inst != inst))
-        changed = {i: features.get(i) for i in self.features.keys() | features.keys()}
-        if box is None:
-            return self._commit({"tool": "reset"}, features=changed)
-        maps = label[box.slices], inst[box.slices]
-        return self._commit({"tool": "reset"}, box, *maps, changed)
+        return label, inst, dict.fromkeys(self.features) | features
 
     def apply(self, edit: Mapping) -> bool:
         """Carry out an edit as self.edits holds it. Raises UserError if it cannot be."""
@@ -315,12 +297,7 @@ class Scene:
         tool = arguments.pop("tool", None)
         if tool not in EDITS:
             raise UserError(f"edit {tool!r}: expected a tool of {', '.join(EDITS)}")
-        method = getattr(self, tool)
-        try:
-            inspect.signature(method).bind(**arguments)
-        except TypeError as error:
-            raise UserError(f"edit {tool}: {error}") from error
-        return method(**arguments)
+        return getattr(self, tool)(**arguments)
 
     # -- undo and redo -----------------------------------------------------------------------
 
@@ -349,42 +326,33 @@ class Scene:
         self.edits.append(edit)
         return edit
 
-    # -- changes -----------------------------------------------------------------------------
-
     def _commit(
-        self,
-        edit: dict,
-        box: Box | None = None,
-        label: np.ndarray | None = None,
-        inst: np.ndarray | None = None,
-        features: Mapping[int, np.ndarray | None] | None = None,
+        self, tool: str, arguments: dict, label: np.ndarray, inst: np.ndarray, features: Features
     ) -> bool:
-        """Carry out and record an edit: new contents of a box, new features of regions."""
+        """Carry out and record an edit: new maps, new features of regions."""
         features = {
-            i: v for i, v in (features or {}).items() if not _equal(v, self.features.get(i))
+            i: v for i, v in features.items() if not np.array_equal(v, self.features.get(i))
         }
-        if box is not None:
-            same = np.array_equal(label, self.label[box.slices])
-            if same and np.array_equal(inst, self.inst[box.slices]):
-                box = None
-        if box is None and not features:
+        changed = (label != self.label) | (inst != self.inst)
+        if not changed.any() and not features:
             return False
-        maps = b"" if box is None else self._packed(label, inst)
-        self._done.append(self._swap(Change(box, maps, features)))
-        self.edits.append(edit)
+        box = box_of(changed) if changed.any() else np.s_[:0, :0]
+        self._done.append(self._swap(Change(box, self._packed(label[box], inst[box]), features)))
         self._undone.clear()
         while sum(len(change.maps) for change in self._done) > HISTORY_BYTES:
             self._done.popleft()
+        vectors = [vector for vector in features.values() if vector is not None]
+        if tool in ("set_class", "paint", "add") and vectors:
+            arguments = {**arguments, "feature": vectors[0]}  # apply() then needs no styles
+        self.edits.append(_plain({"tool": tool, **arguments}))
         return True
 
     def _swap(self, change: Change) -> Change:
         """Put a change's contents into the scene; returns what was there before."""
-        box = change.box
-        before = Change(box, b"", {i: self.features.get(i) for i in change.features})
-        if box is not None:
-            label, inst = self.label[box.slices], self.inst[box.slices]
-            before.maps = self._packed(label, inst)
-            label[:], inst[:] = self._unpacked(change.maps, box.shape)
+        label, inst = self.label[change.box], self.inst[change.box]
+        features = {i: self.features.get(i) for i in change.features}
+        before = Change(change.box, self._packed(label, inst), features)
+        label[:], inst[:] = self._unpacked(change.maps, label.shape)
         for i, vector in change.features.items():
             if vector is None:
                 self.features.pop(i, None)
@@ -394,8 +362,7 @@ class Scene:
         return before
 
     def _packed(self, label: np.ndarray, inst: np.ndarray) -> bytes:
-        content = label.astype(self.label.dtype).tobytes() + inst.astype(self.inst.dtype).tobytes()
-        return zlib.compress(content, 1)
+        return zlib.compress(label.tobytes() + inst.tobytes(), 1)
 
     def _unpacked(self, maps: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         content = zlib.decompress(maps)
@@ -403,40 +370,51 @@ class Scene:
         label = np.frombuffer(content[:split], self.label.dtype).reshape(shape)
         return label, np.frombuffer(content[split:], self.inst.dtype).reshape(shape)
 
-    def _stamped(
-        self, box: Box, mask: np.ndarray, label: int, inst: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The contents of a box with a class and an instance where mask is true."""
-        labels, ids = self.label[box.slices].copy(), self.inst[box.slices].copy()
-        labels[mask], ids[mask] = label, inst
-        return labels, ids
+    # -- maps, ids, classes, features ----------------------------------------------------------
 
-    def _without(self, mask: np.ndarray, box: Box) -> tuple[Box, np.ndarray, np.ndarray]:
-        """A box and its contents after an object is removed and the nearest pixels fill the hole.
+    def _with(
+        self,
+        where: np.ndarray | tuple[np.ndarray, np.ndarray],
+        label: int,
+        inst: int,
+        feature: np.ndarray | None,
+    ) -> Outcome:
+        """The scene with a class and an instance at pixels, a mask or rows and columns. A new
+        region gets the feature, or else a style of its class; an existing one keeps its own."""
+        region = label if self._opt.label_feat else inst
+        features = {}
+        if self.has_features and not (self.regions == region).any():
+            if feature is None:
+                feature = self._chooser.choose({region: label}, self.name).get(region)
+            features[region] = feature
+        labels, ids = self.label.copy(), self.inst.copy()
+        labels[where], ids[where] = label, inst
+        return labels, ids, features
+
+    def _without(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The maps after an object is removed and the nearest pixels fill the hole.
 
         Only stuff fills it (road, not the next car), if there is any.
         """
-        near = box.grown(max(box.shape) // 2 + 4).clipped(self.shape)
-        whole = Box(0, self.shape[0], 0, self.shape[1])
+        longest = max(side.stop - side.start for side in box_of(mask))
+        near = box_of(mask, longest // 2 + 4)
         barred = [*self._things]
         if self._opt.label_nc == 35:
             barred += _CITYSCAPES_VOID
         if self._opt.ignore_label is not None:
             barred.append(self._opt.ignore_label)
-        for window, unfit in ((near, barred), (whole, barred), (whole, [])):
-            labels, ids = self.label[window.slices], self.inst[window.slices]
-            hole = mask[window.slices]
-            source = ~hole & ~np.isin(labels, unfit)
+        labels, ids = self.label.copy(), self.inst.copy()
+        for box, unfit in ((near, barred), (np.s_[:, :], barred), (np.s_[:, :], [])):
+            hole = mask[box]
+            source = ~hole & ~np.isin(labels[box], unfit)
             if source.any():
-                at = nearest(source)
-                return (
-                    window,
-                    np.where(hole, labels[at], labels),
-                    np.where(hole, ids[at], ids),
+                nearest = ndimage.distance_transform_edt(
+                    ~source, return_distances=False, return_indices=True
                 )
+                for array in (labels[box], ids[box]):
+                    array[hole] = array[tuple(nearest[:, hole])]
+                return labels, ids
         raise UserError("the object covers the whole scene: nothing could fill its place")
-
-    # -- ids, classes, features --------------------------------------------------------------
 
     def _class_of(self, mask: np.ndarray) -> int:
         """The class that most of a mask's pixels have."""
@@ -464,43 +442,14 @@ class Scene:
     def _fresh_id(self, label: int) -> int:
         """An id that the scene does not use: class * 1000 + n if one of these is left."""
         free = np.bincount(self.inst.ravel(), minlength=LARGEST_ID + 1) == 0
-        own = free[max(1, label) * 1000 : (max(1, label) + 1) * 1000]
-        if own.any():
-            return max(1, label) * 1000 + int(own.argmax())
-        if not free[1000:].any():
-            raise UserError("the scene uses every instance id up to 65535: delete some objects")
-        return 1000 + int(free[1000:].argmax())
+        first = max(1, label) * 1000
+        for start, stop in ((first, first + 1000), (1000, None)):
+            if free[start:stop].any():
+                return start + int(free[start:stop].argmax())
+        raise UserError("the scene uses every instance id up to 65535: delete some objects")
 
-    def _new_feature(
-        self, inst: int, label: int, vector: np.ndarray | None = None
-    ) -> dict[int, np.ndarray | None]:
-        """The feature of a new region; an existing one keeps its own."""
-        region = label if self._opt.label_feat else inst
-        if not self.has_features or (self.regions == region).any():
-            return {}
-        if vector is None:
-            vector = self._chooser.choose({region: label}, self.name).get(region)
-        return {region: vector}
 
-    def _instance_under(self, point: Point) -> int | None:
-        y, x = round(point[0]), round(point[1])
-        inside = 0 <= y < self.shape[0] and 0 <= x < self.shape[1]
-        return int(self.inst[y, x]) if inside else None
-
-    # -- arguments ---------------------------------------------------------------------------
-
-    def _known_class(self, label: object) -> int:
-        return integer(label, "label", 0, self._opt.label_nc - 1)
-
-    def _vector(self, feature: Sequence[float]) -> np.ndarray:
-        """A feature from outside as (feat_num,) float32."""
-        if not self.has_features:
-            raise UserError("this model has no styles: it was trained without --instance_feat")
-        return feature_vector(feature, self._opt.feat_num)
-
-    def _optional_vector(self, feature: Sequence[float] | None) -> np.ndarray | None:
-        """An optional feature; models without features ignore it."""
-        return self._vector(feature) if feature is not None and self.has_features else None
+EDITS = ("set_style", "set_styles", "set_class", "paint", "add", "move", "delete", "reset")
 
 
 def shape_rows(mask: np.ndarray) -> list[str]:
@@ -508,11 +457,10 @@ def shape_rows(mask: np.ndarray) -> list[str]:
     return ["".join(row) for row in np.where(mask, "#", ".").tolist()]
 
 
-def _with_feature(edit: dict, features: Mapping[int, np.ndarray | None]) -> dict:
-    """The edit with the feature chosen for its new region: apply() then needs no styles."""
-    vectors = [vector for vector in features.values() if vector is not None]
-    return {**edit, "feature": vectors[0].tolist()} if vectors else edit
-
-
-def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+def _plain(value: object) -> object:
+    """An argument of an edit as JSON holds it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(content) for key, content in value.items()}
+    if isinstance(value, np.ndarray):
+        return shape_rows(value) if value.dtype == bool else value.tolist()
+    return value

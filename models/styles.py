@@ -60,10 +60,8 @@ def cluster(rows: np.ndarray, n_clusters: int, seed: int = 0) -> Styles:
         vectors = large[large[:, 0] == label, 1:-1]
         count = min(n_clusters, len(np.unique(vectors, axis=0)))
         found = KMeans(count, n_init=10, random_state=seed).fit(vectors)
-        sizes = np.bincount(found.labels_, minlength=count)
-        styles[int(label)] = found.cluster_centers_[np.argsort(-sizes, kind="stable")].astype(
-            np.float32
-        )
+        order = np.argsort(-np.bincount(found.labels_, minlength=count), kind="stable")
+        styles[int(label)] = found.cluster_centers_[order].astype(np.float32)
     return styles
 
 

@@ -6,25 +6,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from models.edit_checks import integer
-from models.inference_model import InferenceModel, to_pictures
-from models.instance_maps import pad_to_multiple
+from models.inference_model import InferenceModel
 from models.masks import stroke
-from models.scene import EDITS, Scene, Selection, shape_rows
+from models.scene import Scene
 from models.styles import Styles, paint
 from util.errors import UserError, out_of_memory
 from util.pages.colours import label_picture
-
-__all__ = ["EDITS", "Scene", "Selection", "UIModel", "shape_rows"]
-
-# Device memory of one batch of previews, inputs and activations. As many images are generated at
-# once as fit into it by bytes_per_pixel, at least one.
-PREVIEW_BYTES = 2 << 30
 
 
 class UIModel(Scene):
@@ -63,7 +52,7 @@ class UIModel(Scene):
         """The image of the scene, (H, W, 3) uint8; generated again only after a change."""
         if self._picture_version != self.version:
             with self._network():
-                self.last_picture = self._generate(self._input())[0]
+                self.last_picture = self._generate(self.features)
             self._picture_version = self.version
             self.generated += 1
         return self.last_picture
@@ -74,26 +63,12 @@ class UIModel(Scene):
         return label_picture(label, self._opt.label_nc, self._opt.ignore_label)
 
     def previews(self, instance: int, features: np.ndarray) -> np.ndarray:
-        """The image with an instance in other styles: (K, feat_num) -> (K, H, W, 3) uint8.
-
-        Generated in batches that fit into PREVIEW_BYTES.
-        """
-        mask = self.regions == self._region(self.selection(instance))
-        vectors = torch.from_numpy(np.array(features, np.float32))
-        pictures = np.empty((len(vectors), *self.shape, 3), np.uint8)
-        with self._network():
-            size = self._images_at_once()
-        for start in range(0, len(vectors), size):
+        """The image with an instance in other styles: (K, feat_num) -> (K, H, W, 3) uint8."""
+        region = self._region(self.selection(instance))
+        pictures = np.empty((len(features), *self.shape, 3), np.uint8)
+        for picture, vector in zip(pictures, np.array(features, np.float32)):
             with self._network():  # other scenes get their turn in between
-                x = self._input()
-                where = self._padded(mask).to(x.device)
-                chunk = vectors[start : start + size].to(x)[:, :, None, None]
-                if len(chunk) > 1:
-                    x = x.repeat(len(chunk), 1, 1, 1)
-                styled = x[:, -self._opt.feat_num :]  # (K, feat_num, H, W)
-                styled.copy_(torch.where(where, chunk, styled))
-                pictures[start : start + size] = self._generate(x)
-                del x, styled
+                picture[:] = self._generate({**self.features, region: vector})
         return pictures
 
     def photo_feature(
@@ -107,9 +82,7 @@ class UIModel(Scene):
         height, width = photo.shape[:2]
         y, x = integer(y, "y", 0, height - 1), integer(x, "x", 0, width - 1)
         if inst is None:
-            box, disc = stroke([(y, x)], max(1, height // 16), (height, width))
-            inst = np.zeros((height, width), np.int32)
-            inst[box.slices] = disc
+            inst = stroke([(y, x)], max(1, height // 16), (height, width))
         return self._encode(photo, inst == inst[y, x])[:, y, x]
 
     def photo_features(self, photo: np.ndarray) -> dict[int, np.ndarray]:
@@ -141,22 +114,12 @@ class UIModel(Scene):
                     "end other programs there, or open smaller maps (--loadSize)"
                 ) from None
 
-    def _input(self) -> Tensor:
-        """What the generator sees of the scene: (1, C, H, W), padded, on the device."""
-        maps = (torch.from_numpy(m.astype(np.int32))[None, None] for m in (self.label, self.inst))
+    def _generate(self, features: dict[int, np.ndarray]) -> np.ndarray:
+        """The image with regions of these features, (H, W, 3) uint8."""
         feat = None
         if self.has_features:
-            feat = torch.from_numpy(paint(self.regions, self.features, self._opt.feat_num))[None]
-        return self.networks.generator_input(*maps, feat)
-
-    def _padded(self, array: np.ndarray) -> Tensor:
-        """(H, W) -> (1, 1, H, W), padded like the generator's input."""
-        maps = torch.from_numpy(array)[None, None]
-        return pad_to_multiple(maps, self.networks.multiple, self.networks.least)
-
-    def _generate(self, x: Tensor) -> np.ndarray:
-        height, width = self.shape
-        return to_pictures(self.networks.run_generator(x)[..., :height, :width])
+            feat = paint(self.regions, features, self._opt.feat_num)
+        return self.networks(self.label, self.inst, feat)
 
     def _encode(self, photo: np.ndarray, regions: np.ndarray) -> np.ndarray:
         """(feat_num, H, W)"""
@@ -164,48 +127,3 @@ class UIModel(Scene):
         ids = torch.from_numpy(regions.astype(np.int32))[None, None]
         with self._network():
             return self.networks.encode(image, ids)[0].cpu().numpy()
-
-    def _images_at_once(self) -> int:
-        """How many images of the scene's size fit into PREVIEW_BYTES."""
-        bytes_each = bytes_per_pixel(self.networks) * self._padded(self.label).numel()
-        return max(1, int(PREVIEW_BYTES / bytes_each))
-
-
-def bytes_per_pixel(networks: InferenceModel) -> float:
-    """Peak memory of one image in the generator and its input, by pixel.
-
-    Measured once, on a small image: activations grow with the pixels, weights do not.
-    """
-    if not hasattr(networks, "bytes_per_pixel"):
-        opt = networks.opt
-        side = 4 * networks.least
-        zeros = torch.zeros(1, 1, side, side, dtype=torch.int32)
-        feat = None
-        if opt.instance_feat or opt.label_feat:
-            feat = torch.zeros(1, opt.feat_num, side, side)
-        with LiveBytes() as live:
-            networks.netG(networks.generator_input(zeros, zeros, feat).to(networks.dtype))
-        networks.bytes_per_pixel = live.most / side**2
-    return networks.bytes_per_pixel
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make while they are alive; most: their peak.
-
-    What a convolution needs inside itself is not counted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-        self._alive = WeakIdKeyDictionary()  # storage -> bytes
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        given = {id(a.untyped_storage()) for a in tree_leaves(args) if isinstance(a, Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
-                storage = tensor.untyped_storage()
-                self._alive[storage] = storage.nbytes()
-        self.most = max(self.most, sum(self._alive.values()))
-        return result

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.values import Values, side_values
 from models.build import uses_features
+from models.edit_checks import check_labels
 from util.errors import UserError
 
 Map = np.ndarray | Image.Image | Tensor
@@ -26,7 +27,11 @@ def to_tensors(
 
     Raises UserError for maps that do not fit the model or each other.
     """
-    label = _labels(label, opt) if opt.label_nc else _images(label, side_values(opt, "input"))
+    if opt.label_nc:
+        label = _integers(label, "label map")
+        check_labels(label.numpy(), opt)
+    else:
+        label = _images(label, side_values(opt, "input"))
     batch, height, width = shape = _shape(label)
     if opt.no_instance:
         inst = None
@@ -61,17 +66,6 @@ def to_tensors(
 def is_single(label: Maps, label_nc: int) -> bool:
     """Whether these are not several label maps (with label_nc 0, images) but one."""
     return not isinstance(label, (list, tuple)) and np.ndim(label) == (2 if label_nc else 3)
-
-
-def _labels(label: Maps, opt: argparse.Namespace) -> Tensor:
-    """(B, 1, H, W) integers in 0 .. label_nc-1, or ignore_label."""
-    maps = _integers(label, "label map")
-    known = maps[maps != opt.ignore_label] if opt.ignore_label is not None else maps
-    if known.numel() and not 0 <= known.min() <= known.max() < opt.label_nc:
-        raise UserError(
-            f"labels {known.min()} to {known.max()}, but the model knows 0 to {opt.label_nc - 1}"
-        )
-    return maps
 
 
 def _images(images: Maps, values: Values) -> Tensor:
@@ -111,8 +105,7 @@ def _array(maps: Maps) -> np.ndarray:
         if len({array.shape for array in arrays}) != 1:
             raise UserError(f"maps of shapes {[array.shape for array in arrays]} in one batch")
         return np.stack(arrays)
-    array = np.array(maps.cpu().numpy() if isinstance(maps, Tensor) else maps, order="C")
-    return array
+    return np.array(maps.cpu().numpy() if isinstance(maps, Tensor) else maps, order="C")
 
 
 def _shape(maps: Tensor) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+from scipy import ndimage
 
 from util.errors import UserError, run
 
@@ -117,15 +118,14 @@ def on_page(page: Page, y: float, x: float) -> tuple[float, float]:
 
 
 def middle_of(page: Page, colour: tuple[int, int, int]) -> tuple[float, float]:
-    """A place in the middle of what has a colour in the label map, each way from 0 to 1."""
-    source = page.locator("figure.map img").evaluate("image => image.src")
-    image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB")
-    rows, columns = np.nonzero((np.asarray(image) == colour).all(-1))
-    if not len(rows):
+    """The place, each way from 0 to 1, that is deepest inside a colour of the label map."""
+    address = page.locator("figure.map img").get_attribute("src")
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
+    depth = ndimage.distance_transform_edt((picture == colour).all(2))
+    if not depth.any():
         raise UserError("the scene shows no car; choose another with --scene")
-    row = np.bincount(rows).argmax()  # the one with the most pixels of it
-    column = np.sort(columns[rows == row])[(rows == row).sum() // 2]
-    return (row + 0.5) / image.height, (column + 0.5) / image.width
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return (y + 0.5) / depth.shape[0], (x + 0.5) / depth.shape[1]
 
 
 def save(page: Page, path: Path) -> None:

@@ -366,16 +366,16 @@ def test_garbage_from_a_browser_is_refused_and_the_session_goes_on(url: str) -> 
     client = Client(url, "garbage")
     client.call("begin")
     for event in ({"points": "no"}, {"points": [[1, 2, 3]]}, {"points": [["a", 1]]}, {"y": 1}):
-        answer = client.call("drawn", 3, 1, event=event)
+        answer = client.call("pointer", 3, 1, event=event)
         assert "the page sent something" in answer["status"] and "error" in answer["status"]
-    answer = client.call("class_chosen", event={"number": 99})
+    answer = client.call("choose_label", event={"number": 99})
     assert "the model does not know it" in answer["status"]
-    answer = client.call("drawn", 3, 1, event={"points": [[1, 2]]})
+    answer = client.call("pointer", 3, 1, event={"points": [[1, 2]]})
     assert "Selected" in answer["status"]
 
 
 def test_a_session_that_never_began_is_told_to_reload(url: str) -> None:
-    answer = Client(url, "never-began").call("drawn", 3, 1, event={"points": [[1, 2]]})
+    answer = Client(url, "never-began").call("pointer", 3, 1, event={"points": [[1, 2]]})
     assert "reload the page" in answer["status"]
 
 
@@ -386,7 +386,7 @@ def test_fifty_requests_of_five_sessions_are_all_answered_and_none_mixed_up(url:
     for client in clients:
         client.call("begin")
         client.call("choose_tool", "Paint")
-        client.call("class_chosen", event={"number": TRAIN})
+        client.call("choose_label", event={"number": TRAIN})
 
     threads = []
     for client, answered in zip(clients, answers.values()):
@@ -408,7 +408,7 @@ def test_fifty_requests_of_five_sessions_are_all_answered_and_none_mixed_up(url:
 
 
 def paint_at_once(client: Client, dots: list[list[int]], answered: list[dict]) -> None:
-    sent = [client.send("drawn", 1.5, 1, event={"points": [dot]}) for dot in dots]
+    sent = [client.send("pointer", 1.5, 1, event={"points": [dot]}) for dot in dots]
     answered += client.answers(sent).values()
 
 

@@ -17,11 +17,11 @@ from models.build import (
     build_encoder,
     build_generator,
     convolution_layout,
-    input_channels,
+    generator_channels,
     size_multiple,
     uses_features,
 )
-from models.instance_maps import edges, network_input, pad_to_multiple
+from models.instance_maps import edges, instance_noise, network_input, pad_to_multiple
 from models.layers import InstanceNorm2d
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.tiling import Map, Tiling
@@ -134,19 +134,24 @@ class InferenceModel(nn.Module):
         """The images of maps, padded to what the networks need, on the CPU."""
         label, inst, feat, cond = self._padded_maps(*maps)
         borders = inst if inst is None else edges(inst)
-        channels = input_channels(self.opt) + (0 if feat is None else feat.shape[1])
+        ids = inst if self.opt.instance_noise else None
+        channels = generator_channels(self.opt)
         images = []
         for k in range(len(label)):
-            scene = [m if m is None else m[k : k + 1] for m in (label, borders, cond, feat)]
+            scene = [m if m is None else m[k : k + 1] for m in (label, borders, cond, feat, ids)]
             x = Map(partial(self._input_region, *scene), label.shape[-2:], channels)
             with autocast(self.opt, self.device):
                 images.append(self.tiling.generate(self.netG, x).float())
         return torch.cat(images) if len(images) > 1 else images[0]
 
     def _input_region(self, *maps: Tensor | None) -> Tensor:
-        """A region (the last argument) of what the generator sees: label, borders, cond, feat."""
+        """A region (the last argument) of what the generator sees: label, borders, cond, feat, and
+        with noise the ids that it is made of."""
         *maps, region = maps
-        label, *more = (m[(..., *region)] for m in maps if m is not None)
+        *maps, ids = (m if m is None else m[(..., *region)] for m in maps)
+        label, *more = (m for m in maps if m is not None)
+        if ids is not None:
+            more.append(instance_noise(ids))
         x = network_input(label, None, self.opt.label_nc, self.opt.ignore_label)
         return torch.cat([x, *(m.to(x.dtype) for m in more)], 1).to(self.dtype)
 
@@ -161,13 +166,15 @@ class InferenceModel(nn.Module):
         self, label: Tensor, inst: Tensor | None, feat: Tensor | None, cond: Tensor | None = None
     ) -> Tensor:
         """What the generator sees: the maps padded, labels one-hot, with edges, conditions and
-        features, float32; float16 with --data_type 16, and with --amp, where they are labels and
-        edges alone, of its type."""
+        features or noise, float32; float16 with --data_type 16, and with --amp, where they are
+        labels and edges alone, of its type."""
         label, inst, feat, cond = self._padded_maps(label, inst, feat, cond)
         kept = AMP_TYPES.get(self.opt.amp)
         x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond, kept)
         if feat is not None:
             x = torch.cat([x, feat], 1)
+        if self.opt.instance_noise:
+            x = torch.cat([x, instance_noise(inst)], 1)
         return x.to(self.dtype) if kept is None else x
 
     def _padded_maps(

@@ -58,6 +58,22 @@ def instance_class(inst_id: int) -> int:
     return inst_id if inst_id < 1000 else inst_id // 1000
 
 
+NOISE_NC = 3  # channels of instance_noise
+# 1/g, 1/g**2 and 1/g**3 in units of 2**-16, g**4 = g + 1: their multiples fill a cube evenly
+_STEPS = (53685, 43977, 36025)
+
+
+def instance_noise(inst: Tensor) -> Tensor:
+    """Numbers of each instance, constant inside it, as if random: what the label map does not tell
+    of a thing, e.g. a car's colour, can follow from them and is then one thing's, not each pixel's.
+
+    inst (B, 1, H, W) integers -> (B, NOISE_NC, H, W) float32 in [-1, 1), the same for the same id
+    everywhere.
+    """
+    steps = torch.tensor(_STEPS, device=inst.device).view(1, -1, 1, 1)
+    return (inst.long() * steps % 2**16).float() / 2**15 - 1
+
+
 def network_input(
     label: Tensor,
     inst: Tensor | None,

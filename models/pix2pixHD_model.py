@@ -39,7 +39,7 @@ from models.build import (
     uses_features,
 )
 from models.ema import averaged, update_average
-from models.instance_maps import network_input, pad_to_multiple
+from models.instance_maps import instance_noise, network_input, pad_to_multiple
 from models.layers import count_statistics, zero_bias_gradients_before_norms
 from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.optimizers import adam, adopt, learning_rate
@@ -136,7 +136,7 @@ class Pix2PixHDModel(nn.Module):
         if self.vgg is not None:
             self.call["VGG"] = self._compiled(self.vgg)
         # what stands between the networks: uncompiled, a kernel for each of its many operations
-        for work in (network_input, gan_loss, feature_matching_loss, l1):
+        for work in (network_input, instance_noise, gan_loss, feature_matching_loss, l1):
             self.call[work.__name__] = self._compiled(work)
 
     def _compiled(self, work: Callable) -> Callable:
@@ -241,6 +241,8 @@ class Pix2PixHDModel(nn.Module):
             inputs.append(self._run("E", maps["image"], regions))
         elif uses_features(self.opt):
             inputs.append(maps["feat"])
+        elif self.opt.instance_noise:
+            inputs.append(self.call["instance_noise"](maps["inst"]))
         fake = self._run("G", x if len(inputs) == 1 else torch.cat(inputs, 1))
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.build import uses_features
+from models.instance_maps import NOISE_NC
 from models.networks import ResnetBlock
 from util.errors import UserError
 from util.pages.colours import class_id
@@ -46,7 +47,8 @@ def input_parts(opt: argparse.Namespace, network: str) -> Parts:
     parts += [("edges", int(not opt.no_instance)), ("cond", opt.cond_nc)]
     if network == "D":
         return [*parts, ("image", opt.output_nc)]
-    return [*parts, ("feat", opt.feat_num if uses_features(opt) else 0)]
+    parts += [("feat", opt.feat_num if uses_features(opt) else 0)]
+    return [*parts, ("noise", NOISE_NC if opt.instance_noise else 0)]
 
 
 def adapt_weights(

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.instance_maps import edges, instance_class, network_input, one_hot, pad_to_multiple
+from models.instance_maps import (
+    edges,
+    instance_class,
+    instance_noise,
+    network_input,
+    one_hot,
+    pad_to_multiple,
+)
 
 
 def maps(rows: list[str], meaning: dict[str, int] | None = None) -> torch.Tensor:
@@ -80,6 +87,20 @@ def test_padding_repeats_the_last_row_and_column(
 @pytest.mark.parametrize("inst_id, known", [(7, 7), (0, 0), (26, 26), (26003, 26), (33000, 33)])
 def test_class_of_an_instance_id(inst_id: int, known: int) -> None:
     assert instance_class(inst_id) == known
+
+
+def test_noise_is_one_point_an_instance_far_from_others() -> None:
+    ids = np.array([[7, 26000, 26000, 33000, -5, 2**31 - 1]])
+    found = instance_noise(torch.tensor(ids, dtype=torch.int32)[None, None])
+    assert found.shape == (1, 3, 1, 6) and found.dtype == torch.float32
+    for channel, step in enumerate((53685, 43977, 36025)):
+        expected = [(int(i) * step) % 65536 / 32768 - 1 for i in ids[0]]
+        np.testing.assert_array_equal(found[0, channel, 0], expected)
+
+    cars = instance_noise(torch.arange(26000, 26020).view(1, 1, 1, -1))[0, :, 0].T  # (20, 3)
+    apart = torch.cdist(cars, cars) + 9 * torch.eye(20)
+    assert apart.min() > 0.3  # of 2: a grid of 27 points would have 0.67
+    assert cars.mean(0).abs().max() < 0.3
 
 
 def test_network_input_is_labels_then_edges() -> None:

@@ -110,6 +110,25 @@ def test_other_channels_and_conditions_start_without_effect(
     np.testing.assert_array_equal(before, after)
 
 
+def test_noise_starts_without_effect_and_then_tells_instances_apart(
+    classes: tuple[Path, Path],
+) -> None:
+    ids, _ = classes
+    train(ids, "base")
+    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--instance_noise"]
+    told = train(ids, "still", *pretrained, "--lr", 0)
+    assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in told
+    train(ids, "noise", *pretrained, "--lr", 0.01)
+    label = np.random.default_rng(0).integers(0, 35, (32, 64), dtype=np.uint8)
+    before, still, noise = (
+        load_generator(ids.parent / "runs" / name) for name in ("base", "still", "noise")
+    )
+    np.testing.assert_array_equal(before(label, label), still(label, label))
+    moved = label + np.uint16(1)  # the same edges, other ids
+    np.testing.assert_array_equal(still(label, label), still(label, moved))
+    assert (noise(label, label) != noise(label, moved)).any()
+
+
 def test_the_image_of_a_grey_run_starts_as_the_mean(classes: tuple[Path, Path]) -> None:
     from PIL import Image
 

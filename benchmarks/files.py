@@ -20,7 +20,7 @@ from benchmarks import scene
 from benchmarks.measure import alternate, compare, report
 from data.files import picture_names
 from data.input_files import InputFiles
-from data.loader import batches_in_order
+from data.loader import collate
 from generation.features import feature_sources, style_choosers
 from options.base_options import integer
 from options.test_options import TestOptions
@@ -43,7 +43,7 @@ def main() -> None:
 def measure(given: argparse.Namespace, opt: argparse.Namespace, device: torch.device) -> None:
     model = create_generator(opt, device)
     dataset = InputFiles(opt)
-    batches = list(batches_in_order(dataset))
+    batches = [collate([dataset[index]]) for index in range(len(dataset))]
     sources = feature_sources(model, opt, style_choosers(model, opt))
 
     def memory() -> list[np.ndarray]:

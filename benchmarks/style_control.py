@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from data.create import create_dataset
-from data.loader import batches_in_order
+from data.loader import own_batches
 from data.toy.scene import nearest_style, read_styles
 from data.toy.shapes import PALETTES
 from models import create_model
@@ -34,7 +34,7 @@ from util.errors import UserError, run
 from util.files import make_folder, write_text
 from util.pages.colours import save_image, to_image
 from util.pages.html import Page, Picture
-from util.progress import bar, log
+from util.progress import log
 from util.setup import set_up_torch
 
 CAR = 26
@@ -62,7 +62,7 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
     errors, plain_errors, hits, changes = [], [], [], []
     ui = UIModel(model)
     dataset = create_dataset(opt, training=False)
-    for index, batch in enumerate(bar(batches_in_order(dataset), total=len(dataset))):
+    for index, batch in own_batches(dataset, opt, "scenes"):
         label, ids = batch["label"][0, 0].numpy(), batch["inst"][0, 0].numpy()
         real = to_image(batch["image"][0])
         ui.open(label, ids)
@@ -118,7 +118,7 @@ def colours_of_styles(
     training.phase = "train"
     dataset = create_dataset(training, training=False)
     votes = np.zeros((len(centres), len(PALETTES[CAR])), int)
-    for batch in bar(batches_in_order(dataset), total=len(dataset), desc="styles of cars"):
+    for _, batch in own_batches(dataset, training, "styles of cars"):
         ids = batch["inst"][0, 0].numpy()
         features = model.encode(batch["image"], batch["inst"])[0].cpu().numpy()
         for i, colour in read_styles(to_image(batch["image"][0]), ids).items():

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from models.instance_maps import NOISE_NC
 from models.networks import define_D, define_G
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,7 +24,7 @@ def input_channels(opt: argparse.Namespace) -> int:
 def generator_channels(opt: argparse.Namespace) -> int:
     """Channels of G's input: what D sees too, then features or noise."""
     features = opt.feat_num if uses_features(opt) else 0
-    return input_channels(opt) + features + (NOISE_NC if opt.instance_noise else 0)
+    return input_channels(opt) + features + opt.instance_noise
 
 
 def build_generator(opt: argparse.Namespace) -> nn.Module:

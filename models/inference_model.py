@@ -151,7 +151,7 @@ class InferenceModel(nn.Module):
         *maps, ids = (m if m is None else m[(..., *region)] for m in maps)
         label, *more = (m for m in maps if m is not None)
         if ids is not None:
-            more.append(instance_noise(ids))
+            more.append(instance_noise(ids, self.opt.instance_noise))
         x = network_input(label, None, self.opt.label_nc, self.opt.ignore_label)
         return torch.cat([x, *(m.to(x.dtype) for m in more)], 1).to(self.dtype)
 
@@ -174,7 +174,7 @@ class InferenceModel(nn.Module):
         if feat is not None:
             x = torch.cat([x, feat], 1)
         if self.opt.instance_noise:
-            x = torch.cat([x, instance_noise(inst)], 1)
+            x = torch.cat([x, instance_noise(inst, self.opt.instance_noise)], 1)
         return x.to(self.dtype) if kept is None else x
 
     def _padded_maps(

@@ -58,19 +58,19 @@ def instance_class(inst_id: int) -> int:
     return inst_id if inst_id < 1000 else inst_id // 1000
 
 
-NOISE_NC = 3  # channels of instance_noise
-# 1/g, 1/g**2 and 1/g**3 in units of 2**-16, g**4 = g + 1: their multiples fill a cube evenly
-_STEPS = (53685, 43977, 36025)
-
-
-def instance_noise(inst: Tensor) -> Tensor:
+def instance_noise(inst: Tensor, count: int) -> Tensor:
     """Numbers of each instance, constant inside it, as if random: what the label map does not tell
     of a thing, e.g. a car's colour, can follow from them and is then one thing's, not each pixel's.
 
-    inst (B, 1, H, W) integers -> (B, NOISE_NC, H, W) float32 in [-1, 1), the same for the same id
-    everywhere.
+    inst (B, 1, H, W) integers -> (B, count, H, W) float32 in [-1, 1), the same for the same id
+    everywhere. They are multiples of 1/g, 1/g**2, ..., g**(count + 1) = g + 1, modulo 1, which fill
+    a cube evenly: things with neighbouring ids get numbers far apart.
     """
-    steps = torch.tensor(_STEPS, device=inst.device).view(1, -1, 1, 1)
+    g = 1.5
+    for _ in range(50):
+        g = (g + 1) ** (1 / (count + 1))
+    steps = [int(2**16 / g**k) | 1 for k in range(1, count + 1)]
+    steps = torch.tensor(steps, device=inst.device).view(1, -1, 1, 1)
     return (inst.long() * steps % 2**16).float() / 2**15 - 1
 
 

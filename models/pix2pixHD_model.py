@@ -242,7 +242,7 @@ class Pix2PixHDModel(nn.Module):
         elif uses_features(self.opt):
             inputs.append(maps["feat"])
         elif self.opt.instance_noise:
-            inputs.append(self.call["instance_noise"](maps["inst"]))
+            inputs.append(self.call["instance_noise"](maps["inst"], self.opt.instance_noise))
         fake = self._run("G", x if len(inputs) == 1 else torch.cat(inputs, 1))
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
 

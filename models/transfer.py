@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from models.build import uses_features
-from models.instance_maps import NOISE_NC
 from models.networks import ResnetBlock
 from util.errors import UserError
 from util.pages.colours import class_id
@@ -48,7 +47,7 @@ def input_parts(opt: argparse.Namespace, network: str) -> Parts:
     if network == "D":
         return [*parts, ("image", opt.output_nc)]
     parts += [("feat", opt.feat_num if uses_features(opt) else 0)]
-    return [*parts, ("noise", NOISE_NC if opt.instance_noise else 0)]
+    return [*parts, ("noise", opt.instance_noise)]
 
 
 def adapt_weights(

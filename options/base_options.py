@@ -133,7 +133,7 @@ FEATURES = Group(
     "instance features",
     Flag("--instance_feat", False, "the generator sees encoded features of each instance"),
     Flag("--label_feat", False, "the same, of each class"),
-    Flag("--instance_noise", False, "without features: random numbers of each instance instead"),
+    Flag("--instance_noise", 0, "without features: as many random numbers an instance", integer(0)),
     Flag("--feat_num", 3, "length of a feature", integer(1)),
     Flag("--nef", 16, "channels of the encoder's first layer", integer(1)),
     Flag("--n_downsample_E", 4, "downsampling layers of the encoder", integer(0)),
@@ -147,8 +147,8 @@ def check_features(opt: argparse.Namespace) -> None:
         raise UserError("--instance_feat needs instance maps: leave --no_instance out")
     if opt.instance_noise and (opt.no_instance or opt.instance_feat or opt.label_feat):
         raise UserError(
-            "--instance_noise needs instance maps and takes the place of features: leave out "
-            "--no_instance, --instance_feat and --label_feat"
+            "--instance_noise needs instance maps and takes the place of features: leave it out or "
+            "do without --no_instance, --instance_feat and --label_feat"
         )
     if opt.label_feat and opt.label_nc == 0:
         raise UserError("--label_feat needs label maps: --label_nc above 0")

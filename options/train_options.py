@@ -12,7 +12,7 @@ from util.errors import UserError
 # What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
-    "plus": {"upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998},
+    "plus": {"upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998, "instance_noise": 3},
 }
 FREEZABLE = ["down", "blocks", "up", "E"]  # of G, and the encoder
 
@@ -122,7 +122,10 @@ class TrainOptions(BaseOptions):
     groups = [*BaseOptions.groups, SAVING, TRAINING, LOSSES, VALIDATION, SEGMENTERS]
 
     def defaults(self, opt: argparse.Namespace) -> dict:
-        return super().defaults(opt) | (RECIPES[opt.recipe] if self.is_train else {})
+        recipe = dict(RECIPES[opt.recipe] if self.is_train else {})
+        if opt.no_instance or opt.instance_feat or opt.label_feat:
+            recipe.pop("instance_noise", None)  # there is none, or features tell more
+        return super().defaults(opt) | recipe
 
     def complete(self, opt: argparse.Namespace) -> None:
         super().complete(opt)

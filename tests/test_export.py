@@ -57,7 +57,7 @@ CASES = {
     "labels": {},
     "batch norm, ignored label": {"norm": "batch", "ignore_label": 255},
     "local, features": {"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True},
-    "noise": {"instance_noise": True},
+    "noise": {"instance_noise": 3},
     "RGB, no instances": {"label_nc": 0, "no_instance": True},
 }
 

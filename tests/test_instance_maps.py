@@ -91,13 +91,13 @@ def test_class_of_an_instance_id(inst_id: int, known: int) -> None:
 
 def test_noise_is_one_point_an_instance_far_from_others() -> None:
     ids = np.array([[7, 26000, 26000, 33000, -5, 2**31 - 1]])
-    found = instance_noise(torch.tensor(ids, dtype=torch.int32)[None, None])
+    found = instance_noise(torch.tensor(ids, dtype=torch.int32)[None, None], 3)
     assert found.shape == (1, 3, 1, 6) and found.dtype == torch.float32
     for channel, step in enumerate((53685, 43977, 36025)):
         expected = [(int(i) * step) % 65536 / 32768 - 1 for i in ids[0]]
         np.testing.assert_array_equal(found[0, channel, 0], expected)
 
-    cars = instance_noise(torch.arange(26000, 26020).view(1, 1, 1, -1))[0, :, 0].T  # (20, 3)
+    cars = instance_noise(torch.arange(26000, 26020).view(1, 1, 1, -1), 3)[0, :, 0].T  # (20, 3)
     apart = torch.cdist(cars, cars) + 9 * torch.eye(20)
     assert apart.min() > 0.3  # of 2: a grid of 27 points would have 0.67
     assert cars.mean(0).abs().max() < 0.3

@@ -185,10 +185,10 @@ WRONG = {  # flags -> what the line must name
         ["--instance_feat", "--no_instance"],
     ),
     "noise without instances": (
-        "--instance_noise --no_instance",
+        "--instance_noise 3 --no_instance",
         ["--instance_noise", "--no_instance"],
     ),
-    "noise beside features": ("--instance_noise --instance_feat", ["--instance_noise"]),
+    "noise beside features": ("--instance_noise 3 --instance_feat", ["--instance_noise"]),
     "class features of RGB": ("--label_feat --label_nc 0", ["--label_feat", "--label_nc"]),
     "features of no use": ("--load_features", ["--load_features", "--instance_feat"]),
     "features too long": (

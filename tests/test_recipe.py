@@ -18,7 +18,7 @@ from models import load_generator
 from models.ema import averaged, update_average
 from models.layers import UpsampleConv2d
 from models.networks import GlobalGenerator, define_G
-from options.train_options import RECIPES
+from options.train_options import RECIPES, TrainOptions
 from util.run.checkpoints import BEFORE, load_file
 from util.run.visualizer import read_rows
 
@@ -128,8 +128,17 @@ def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_sets_what_is_not_given(trained: Path) -> None:
     options = json.loads((trained / "opt.json").read_text())
     found = {flag: options[flag] for flag in RECIPES["plus"]}
-    assert found == RECIPES["plus"] | {"ema": 0.9}
+    assert found == RECIPES["plus"] | {"ema": 0.9, "instance_noise": 0}  # it has features
     assert set(RECIPES["plus"]) <= BEFORE.keys()
+
+
+@pytest.mark.parametrize(
+    "flags, noise",
+    [("", 3), ("--no_instance", 0), ("--instance_noise 0", 0), ("--instance_noise 1", 1)],
+)
+def test_the_recipe_has_noise_where_there_are_instances(flags: str, noise: int) -> None:
+    opt = TrainOptions().parse(["--recipe", "plus", "--gpu_ids", "-1", *flags.split()])
+    assert opt.instance_noise == noise
 
 
 def test_averages_are_saved_beside_the_weights(trained: Path) -> None:

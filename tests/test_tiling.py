@@ -80,7 +80,7 @@ RUNS = {
     "no_instance": {"no_instance": True, "label_nc": 7, "ignore_label": 255},
     "rgb": {"label_nc": 0, "no_instance": True},
     "features": {"instance_feat": True},
-    "noise": {"instance_noise": True},
+    "noise": {"instance_noise": 3},
 }
 
 

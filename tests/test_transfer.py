@@ -115,7 +115,7 @@ def test_noise_starts_without_effect_and_then_tells_instances_apart(
 ) -> None:
     ids, _ = classes
     train(ids, "base")
-    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--instance_noise"]
+    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--instance_noise", 3]
     told = train(ids, "still", *pretrained, "--lr", 0)
     assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in told
     train(ids, "noise", *pretrained, "--lr", 0.01)

@@ -80,7 +80,7 @@ def load_generator(
 DEFAULTS = {  # of the flags that tell an architecture, for checkpoints of the 2018 code
     **{"netG": "global", "ngf": 64, "n_downsample_global": 4, "n_blocks_global": 9},
     **{"n_blocks_local": 3, "n_local_enhancers": 1, "norm": "instance", "use_dropout": False},
-    **{"upsample": "transpose", "ema": 0.0, "instance_noise": 0},
+    **{"upsample": "transpose", "ema": 0.0, "instance_noise": 0, "fit_features": False},
     **{"label_nc": 35, "input_nc": 3, "output_nc": 3, "no_instance": False, "ignore_label": None},
     **{"cond_nc": 0, "input_range": "type", "output_range": "type", "cond_range": "type"},
     **{"input_type": None, "output_type": None, "cond_type": None},

@@ -60,6 +60,7 @@ class OnnxModel(InferenceModel):
         """See InferenceModel.generate; the images are returned on the CPU."""
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
+        feat = self.fitted(feat, label, inst)
         return run_graph(self.session, graph_inputs(self.opt, label, inst, feat, cond))
 
 

@@ -22,7 +22,7 @@ from models.build import (
     uses_features,
 )
 from models.instance_maps import edges, instance_noise, network_input, pad_to_multiple
-from models.layers import InstanceNorm2d
+from models.layers import InstanceNorm2d, instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.tiling import Map, Tiling
 from models.user_maps import Maps, is_single, to_tensors
@@ -124,11 +124,19 @@ class InferenceModel(nn.Module):
         in [-1, 1].
         """
         height, width = label.shape[-2:]
+        feat = self.fitted(feat, label, inst)
         if self.tiling is not None:
             images = self._generate_in_tiles(label, inst, feat, cond)
         else:
             images = self.run_generator(self.generator_input(label, inst, feat, cond))
         return images[..., :height, :width]
+
+    def fitted(self, feat: Tensor | None, label: Tensor, inst: Tensor | None) -> Tensor | None:
+        """Feature maps, with --fit_features averaged over the instances (or classes): those that
+        were encoded at half the size are constant in blocks, across the edges of things."""
+        if feat is None or not self.opt.fit_features:
+            return feat
+        return instance_average(feat.to(self.device), self.regions(label, inst).to(self.device))
 
     def _generate_in_tiles(self, *maps: Tensor | None) -> Tensor:
         """The images of maps, padded to what the networks need, on the CPU."""

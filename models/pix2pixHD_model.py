@@ -40,7 +40,7 @@ from models.build import (
 )
 from models.ema import averaged, update_average
 from models.instance_maps import instance_noise, network_input, pad_to_multiple
-from models.layers import count_statistics, zero_bias_gradients_before_norms
+from models.layers import count_statistics, instance_average, zero_bias_gradients_before_norms
 from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
@@ -228,6 +228,9 @@ class Pix2PixHDModel(nn.Module):
         if on_device["image"].dtype == torch.uint8:
             on_device["image"] = bytes_to_float(on_device["image"])
         height, width = on_device["label"].shape[-2:]
+        if self.opt.fit_features:
+            regions = on_device["label" if self.opt.label_feat else "inst"]
+            on_device["feat"] = instance_average(on_device["feat"], regions)
         maps = {kind: pad_to_multiple(value, self.multiple) for kind, value in on_device.items()}
         x = self.call["network_input"](
             *(maps["label"], maps.get("inst"), self.opt.label_nc, self.opt.ignore_label),

@@ -135,6 +135,7 @@ FEATURES = Group(
     Flag("--label_feat", False, "the same, of each class"),
     Flag("--instance_noise", 0, "without features: as many random numbers an instance", integer(0)),
     Flag("--feat_num", 3, "length of a feature", integer(1)),
+    Flag("--fit_features", False, "average loaded features over the instances at full size"),
     Flag("--nef", 16, "channels of the encoder's first layer", integer(1)),
     Flag("--n_downsample_E", 4, "downsampling layers of the encoder", integer(0)),
     inherited=True,
@@ -145,6 +146,10 @@ FEATURES = Group(
 def check_features(opt: argparse.Namespace) -> None:
     if opt.instance_feat and opt.no_instance:
         raise UserError("--instance_feat needs instance maps: leave --no_instance out")
+    if opt.fit_features and opt.is_train and not opt.load_features:
+        raise UserError(
+            "--fit_features is for features of half the size: give --load_features as well"
+        )
     if opt.instance_noise and (opt.no_instance or opt.instance_feat or opt.label_feat):
         raise UserError(
             "--instance_noise needs instance maps and takes the place of features: leave it out or "

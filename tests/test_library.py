@@ -17,6 +17,7 @@ from models import DEFAULTS, load_generator
 from models.build import build_generator
 from models.inference_model import InferenceModel
 from models.styles import StyleChooser, instance_classes, paint
+from models.tiling import Tiling
 from options.test_options import TestOptions
 from util.errors import UserError
 
@@ -51,6 +52,24 @@ KINDS = {
     "PIL images": lambda label, inst: (Image.fromarray(label), Image.fromarray(inst)),
     "read-only": lambda label, inst: (np.broadcast_to(label, label.shape), inst[::-1][::-1]),
 }
+
+
+def test_fitted_features_are_means_over_instances(tmp_path: Path) -> None:
+    """In blocks of two pixels, as encoded at half the size, or averaged by hand: the same image."""
+    flags = {"instance_feat": True, "fit_features": True}
+    fits = load_generator(save_run(tmp_path / "fits", **flags))
+    plain = load_generator(save_run(tmp_path / "plain", **flags | {"fit_features": False}))
+    label, inst = maps()
+    feat = np.random.default_rng(0).normal(size=(3, 9, 11)).astype(np.float32)
+    blocks = feat.repeat(2, 1).repeat(2, 2)[:, :17]
+    means = np.empty_like(blocks)
+    for i in np.unique(inst):
+        means[:, inst == i] = blocks[:, inst == i].mean(1, keepdims=True)
+    expected = plain(label, inst, means)
+    np.testing.assert_allclose(fits(label, inst, blocks).astype(int), expected, atol=1)
+    assert (plain(label, inst, blocks) != expected).mean() > 0.5
+    fits.tiling = Tiling(4)
+    np.testing.assert_allclose(fits(label, inst, blocks).astype(int), expected, atol=1)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -184,6 +184,7 @@ WRONG = {  # flags -> what the line must name
         "--instance_feat --no_instance",
         ["--instance_feat", "--no_instance"],
     ),
+    "fitting without loading": ("--instance_feat --fit_features", ["--load_features"]),
     "noise without instances": (
         "--instance_noise 3 --no_instance",
         ["--instance_noise", "--no_instance"],

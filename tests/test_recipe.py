@@ -189,7 +189,15 @@ def test_the_next_stage_takes_features_from_the_average(
     done = run_command("precompute_feature_maps.py", *where, "--name", "plus", "--gpu_ids", -1)
     assert done.returncode == 0, done.stderr
     local = [*TRAIN, *where, "--name", "local", "--netG", "local", "--ngf", 2, "--loadSize", 128]
-    local += ["--instance_feat", "--nef", 4, "--n_downsample_E", 1, "--load_features"]
+    local += [
+        "--instance_feat",
+        "--nef",
+        4,
+        "--n_downsample_E",
+        1,
+        "--load_features",
+        "--fit_features",
+    ]
     local += ["--load_pretrain", checkpoints / "plus", "--n_blocks_local", 1]
     done = run_command("train.py", *local, "--niter_fix_global", 1)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,16 @@ def make_batch(number: int = 0, pictures: int = 2) -> dict:
     return {"label": label.byte(), "inst": inst.int(), "image": image, "feat": feat}
 
 
+def inst_noise(inst: Tensor, k: int, count: int) -> Tensor:
+    """The k-th of count numbers of each instance: its id times 1 / g**k, modulo 1, on a grid."""
+    g = np.roots([1, *[0] * (count - 1), -1, -1])
+    g = g[(g.imag == 0) & (g.real > 1)].real[0]
+    step = int(65536 / g**k)
+    step += step % 2 == 0
+    values = np.array([int(i) * step % 65536 / 32768 - 1 for i in inst.flatten()], np.float32)
+    return torch.from_numpy(values).view(inst.shape)
+
+
 class PlainStep:
     """What the paper describes, as one would first write it; on copies of a model's networks."""
 
@@ -117,7 +128,16 @@ class PlainStep:
         if self.E:
             regions = batch["label" if opt.label_feat else "inst"]
             return x, torch.cat([x, self.E(batch["image"], regions)], 1)
-        return x, torch.cat([x, batch["feat"]], 1) if opt.load_features else x
+        if opt.instance_noise:
+            more = [inst_noise(batch["inst"], k, opt.instance_noise) for k in (1, 2, 3)]
+            return x, torch.cat([x, *more], 1)
+        feat = batch["feat"].clone()
+        if opt.fit_features:
+            for picture, ids in zip(feat, batch["inst"]):
+                for i in ids.unique():
+                    mask = ids[0] == i
+                    picture[:, mask] = picture[:, mask].mean(1, keepdim=True)
+        return x, torch.cat([x, feat], 1) if opt.load_features else x
 
     def __call__(self, batch: dict) -> dict[str, float]:
         opt, real, losses = self.opt, batch["image"], {}
@@ -183,6 +203,8 @@ FLAGS = [
     "--no_vgg_loss --instance_feat",
     "--no_vgg_loss --label_feat --no_instance",
     "--no_vgg_loss --instance_feat --load_features",
+    "--no_vgg_loss --instance_feat --load_features --fit_features",
+    "--no_vgg_loss --instance_noise 3",
     "--no_vgg_loss --num_D 3 --n_layers_D 3 --lambda_feat 3",
     "--no_vgg_loss --norm batch",
     "--no_vgg_loss --netG local --n_downsample_global 1 --n_blocks_local 1",

@@ -24,7 +24,8 @@ _MARKER = "save_complete.txt"
 
 # flags that came later: what the runs did whose files do not name them
 BEFORE = {
-    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0, "instance_noise": 0},
+    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0},
+    **{"instance_noise": 0, "fit_features": False},
     **{"cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type"},
     **{"input_type": None, "output_type": "uint8", "cond_type": None},
     **{"loss_weights": False, "augment": [], "freeze": []},

@@ -43,7 +43,7 @@ NETWORK_FLAGS = (
     *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
     *("label_nc", "input_nc", "output_nc", "cond_nc", "no_instance"),
     *("instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E", "load_features"),
-    "instance_noise",
+    *("instance_noise", "fit_features"),
     *("ndf", "n_layers_D", "num_D", "no_ganFeat_loss"),
 )
 # ... and says when one of these has changed, which is allowed.

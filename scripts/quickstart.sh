@@ -54,7 +54,7 @@ python -m benchmarks.style_control --name toy_features --labels_name toy_labels
 step "the next stage: twice the size, with the features written as maps"
 python precompute_feature_maps.py --name toy_features
 python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
-  --loadSize 256 --load_features --load_pretrain checkpoints/toy_features \
+  --loadSize 256 --load_features --fit_features --load_pretrain checkpoints/toy_features \
   --lr 0.0005 --niter_fix_global 1 --niter 2 --niter_decay 5 --continue_train
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local

@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from benchmarks.measure import SavedBytes
 from data.values import RGB8
 from models import pix2pixHD_model
-from models.instance_maps import network_input
+from models.instance_maps import instance_noise, network_input
 from models.losses import feature_matching_loss, gan_loss, l1, load_vgg19
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
@@ -445,7 +445,7 @@ def test_half_precision_input_gives_the_same_step(more: str) -> None:
     "flags",
     [
         "--instance_feat --checkpoint_activations --lambda_L1 10",
-        "--loss_weights --no_lsgan --ignore_label 5",
+        "--loss_weights --no_lsgan --ignore_label 5 --instance_noise 2",
     ],
 )
 def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,7 +462,7 @@ def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", trace)
         compiled = make_model(f"{flags} --compile")
-    between = [network_input, gan_loss, feature_matching_loss, l1]
+    between = [network_input, instance_noise, gan_loss, feature_matching_loss, l1]
     assert traced == [*compiled.networks().values(), *between]
     batch = make_batch()
     batch["loss_weight"] = torch.rand(2, 1, HEIGHT, WIDTH)

@@ -61,7 +61,8 @@ def measure(given: argparse.Namespace, opt: argparse.Namespace, device: torch.de
     for row in rows:
         row["images/s"] = len(batches) / row["median"]
         row["of memory's rate"] = 1 / row["ratio"]
-    report("files", rows, device, given.json, images=len(batches), different=different)
+    given.device = device
+    report("files", rows, given, images=len(batches), different=different)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ VARIANTS = {
     "plus, transposed convolutions": ["--recipe", "plus", "--upsample", "transpose"],
     "plus without L1": ["--recipe", "plus", "--lambda_L1", "0"],
     "plus without EMA": ["--recipe", "plus", "--ema", "0"],
+    "plus without instance noise": ["--recipe", "plus", "--instance_noise", "0"],
 }
 # those of the quickstart's first stage
 FLAGS = [

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,14 @@ class Session:
                 **{"cwd": ROOT, "env": env, "stderr": stderr, "start_new_session": True},
             )
 
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no process behind, which would take the cores of all later tests."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def press_ctrl_c(self) -> None:
         """As a terminal does: to the whole group."""
         os.killpg(self.process.pid, signal.SIGINT)
@@ -170,7 +179,7 @@ class Session:
 
 
 def wait_for(*paths: Path) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not all(path.exists() for path in paths):
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -186,16 +195,16 @@ def slowness() -> float:
 def stopped_at_work(data: Path, out: Path, number: int, presses: int = 1) -> None:
     """Both processes save once and end in time, however often and to whom it is said."""
     out.mkdir()
-    session = Session(out, WORK, "start:until_stopped", data, out)
-    wait_for(out / "ready0", out / "ready1")
-    time.sleep(random.uniform(0, 0.3))
-    for _ in range(presses):
-        if number == signal.SIGINT:
-            session.press_ctrl_c()
-        else:
-            session.process.send_signal(number)
-        time.sleep(0.1)
-    status, seconds = session.end()
+    with Session(out, WORK, "start:until_stopped", data, out) as session:
+        wait_for(out / "ready0", out / "ready1")
+        time.sleep(random.uniform(0, 0.3))
+        for _ in range(presses):
+            if number == signal.SIGINT:
+                session.press_ctrl_c()
+            else:
+                session.process.send_signal(number)
+            time.sleep(0.1)
+        status, seconds = session.end()
     assert (status, session.stderr()) == (128 + number, "")
     assert seconds < 0.5 + 5 * slowness()  # beside the save
     assert (out / "saved0").exists() and (out / "saved1").exists()
@@ -216,10 +225,10 @@ def test_twenty_times_ctrl_c(data: Path, tmp_path: Path) -> None:
 
 def stopped_at_the_start(data: Path, out: Path, after: float, *words: object) -> None:
     out.mkdir()
-    session = Session(out, *words, "--dataroot", data, "--checkpoints_dir", out)
-    time.sleep(after)
-    session.press_ctrl_c()
-    status, seconds = session.end()
+    with Session(out, *words, "--dataroot", data, "--checkpoints_dir", out) as session:
+        time.sleep(after)
+        session.press_ctrl_c()
+        status, seconds = session.end()
     assert status == 130, after
     assert "Traceback" not in session.stderr() and "terminate" not in session.stderr(), after
     assert seconds < 5 * slowness()

@@ -67,6 +67,8 @@ def step(
     opt = scene.options(device.type, [*SMALL.split(), *flags.split()])
     set_up_torch(deterministic=False, tf32=opt.tf32)
     model = Pix2PixHDModel(opt, device)
+    if opt.amp == "fp16":  # no step is skipped to find the scale
+        model.scaler = torch.amp.GradScaler(device.type, init_scale=128.0)
     for name, net in model.networks().items():
         net.load_state_dict(weights[name])
     batch = {**batch, "image": batch["image"].to(torch.get_default_dtype())}

@@ -65,8 +65,7 @@ class _L1(torch.autograd.Function):
     def forward(ctx, fake: Tensor, real: Tensor, pixel_weights: Tensor | None) -> Tensor:
         kind = torch.promote_types(fake.dtype, torch.float32)
         difference = fake.to(kind, copy=True).sub_(real)  # no other map beside it
-        positive, negative = difference > 0, difference < 0
-        sign = positive.view(torch.int8) - negative.view(torch.int8)
+        sign = difference.sign().to(torch.int8)
         ctx.save_for_backward(sign, pixel_weights)
         ctx.dtype = fake.dtype
         difference = difference.abs_()

@@ -38,7 +38,9 @@ def write_vgg(path: Path, seed: int) -> Path:
     return path
 
 
-def train(name: str, case: dict, tmp_path: Path, *program: object) -> list[dict[str, float]]:
+def train(
+    name: str, case: dict, tmp_path: Path, *program: object, gpu_ids: int = -1
+) -> list[dict[str, float]]:
     """The losses of every step of a case's training. program: what runs train.py."""
     flags = case["train_args"].split()
     if case["vgg_seed"] is not None:
@@ -46,7 +48,7 @@ def train(name: str, case: dict, tmp_path: Path, *program: object) -> list[dict[
     done = run_command(
         *(*program, "train.py", "--name", name, "--checkpoints_dir", tmp_path),
         *("--dataroot", DATA[case["dataset"]], "--load_pretrain", GOLDEN / name / "init"),
-        *("--serial_batches", "--no_flip", "--nThreads", 0, "--gpu_ids", -1),
+        *("--serial_batches", "--no_flip", "--nThreads", 0, "--gpu_ids", gpu_ids),
         *("--print_freq", 1, "--no_html", *flags),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -68,9 +70,21 @@ def in_float64(name: str) -> list[dict[str, float]]:
 def test_losses_in_float64(name: str, tmp_path: Path) -> None:
     """The arithmetic is the reference's: after whole trainings no digit of a billion differs."""
     found = train(name, golden_case(name), tmp_path, GOLDEN / "in_float64.py")
-    for row, exact in zip(found, in_float64(name)):
+    assert_equal(found, in_float64(name))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CASES)
+def test_losses_in_float64_on_a_gpu(name: str, tmp_path: Path) -> None:
+    found = train(name, golden_case(name), tmp_path, GOLDEN / "in_float64.py", gpu_ids=0)
+    assert_equal(found, in_float64(name))
+
+
+def assert_equal(found: list[dict[str, float]], exact: list[dict[str, float]]) -> None:
+    for row, truth in zip(found, exact):
         for key, value in row.items():
-            assert value == pytest.approx(exact[key], rel=1e-9), (exact["epoch"], key)
+            assert value == pytest.approx(truth[key], rel=1e-9), (truth["epoch"], key)
 
 
 @pytest.mark.parametrize("name", CASES)

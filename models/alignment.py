@@ -2,13 +2,15 @@
 
 In half precision, cudnn's fastest kernels take maps whose channels are multiples of 8. The paper's
 networks see 36 or 39 channels and give 3 or 1, so their first and last convolutions would run
-slower. They compute with further channels of zeros here; parameters, and with them checkpoints,
-keep their shapes.
+slower. With --compile they compute with further channels of zeros; parameters, and with them
+checkpoints, keep their shapes. Without it the copies would cost more than they gain: on an H100 a
+step of 46 ms takes 49 (docs/performance.md).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 MULTIPLE = 8  # channels: 16 bytes in half precision
 DEVICES = ("cuda",)
@@ -16,12 +18,12 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Conv2d(nn.Conv2d):
-    """torch's own (with a bias, without groups), channels aligned where that is faster."""
+    """torch's own (with a bias, without groups); compiled for a GPU, with aligned channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
         more_in, more_out = -self.in_channels % MULTIPLE, -self.out_channels % MULTIPLE
-        precision = half_precision(x)
+        precision = half_precision(x) if is_compiling() else None
         if precision is None or not (more_in or more_out):
             return super().forward(x)
         x = x.to(precision)  # before it is copied

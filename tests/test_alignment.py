@@ -1,4 +1,4 @@
-"""Convolutions with aligned channels: what a GPU computes in half precision, here on the CPU."""
+"""Aligned channels: what is compiled for a GPU in half precision, computed here on the CPU."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,6 @@ from models.alignment import Conv2d
 from models.losses import gan_loss
 from models.networks import define_D, define_G
 from models.recompute import recompute_blocks
-from models.tiling import Map, Tiling
 
 NETWORKS = {
     "global": lambda: define_G(36, 3, 8, "global", 1, 1),
@@ -40,8 +39,14 @@ class Shapes(TorchDispatchMode):
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Align on a CPU, in float64 and not in half precision, so that equal means equal."""
+    align_here(monkeypatch, torch.float64)
+
+
+def align_here(monkeypatch: pytest.MonkeyPatch, *precisions: torch.dtype) -> None:
+    """Align on a CPU and uncompiled, in these precisions."""
+    monkeypatch.setattr(alignment, "is_compiling", lambda: True)
     monkeypatch.setattr(alignment, "DEVICES", ("cpu",))
-    monkeypatch.setattr(alignment, "HALF", (torch.float64,))
+    monkeypatch.setattr(alignment, "HALF", precisions)
 
 
 def network(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -86,8 +91,7 @@ def test_zeros_change_nothing(in_nc: int, out_nc: int, precision: torch.dtype, m
     plain, inputs = nn.Conv2d.forward, [x.requires_grad_(), *conv.parameters()]
     expected = plain(conv, x)
     grads = torch.autograd.grad(expected.square().sum(), inputs)
-    monkeypatch.setattr(alignment, "DEVICES", ("cpu",))
-    monkeypatch.setattr(alignment, "HALF", (precision,))
+    align_here(monkeypatch, precision)
     with Shapes() as shapes:
         found = conv(x)
     ((out_shape, in_shape, *_),) = shapes.seen
@@ -119,6 +123,14 @@ def test_networks_compute_the_same(name: str, recompute: bool, exact, monkeypatc
     assert len(shapes.seen) == len(plain.seen) and shapes.seen != plain.seen
 
 
+def test_uncompiled_convolutions_stay_as_they_are(exact, monkeypatch) -> None:
+    monkeypatch.setattr(alignment, "is_compiling", torch.compiler.is_compiling)
+    conv = Conv2d(36, 3, 3).double()
+    with Shapes() as shapes:
+        conv(torch.randn(1, 36, 8, 8, dtype=torch.float64))
+    assert shapes.seen == [(3, 36, 3, 3)]
+
+
 def test_the_compiler_sees_one_graph(exact) -> None:
     net, inputs = network("global")
     weights = []
@@ -134,35 +146,6 @@ def test_the_compiler_sees_one_graph(exact) -> None:
     assert_close(found, results(net, net, inputs), tolerance=1e-4)
 
 
-@pytest.mark.parametrize("name", ["global", "local"])
-def test_tiles(name: str, exact) -> None:
-    net, (x,) = network(name)
-    x = x[:1].detach()
-    net.eval()
-
-    def read(region: tuple[slice, slice]) -> Tensor:
-        return x[(..., *region)].clone()
-
-    found = Tiling(5).generate(net, Map(read, x.shape[-2:], x.shape[1]))
-    alignment.DEVICES = ()
-    with torch.inference_mode():
-        assert_close([found], [net(x)])
-
-
-def test_gradients_of_several_processes(exact) -> None:
-    """DistributedDataParallel, of one process here, gives the parameters' own gradients."""
-    net, (x,) = network("global")
-    expected = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
-        wrapped(x).square().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    assert_close([weight.grad for weight in net.parameters()], list(expected))
-
-
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
 def test_autocast_decides(amp: torch.dtype, monkeypatch) -> None:
     """Float32 maps count as what autocast makes of them; on a CPU nothing changes."""
@@ -172,7 +155,7 @@ def test_autocast_decides(amp: torch.dtype, monkeypatch) -> None:
         with Shapes() as shapes:
             assert torch.equal(conv(x), expected)
         assert shapes.seen == [(3, 36, 3, 3)]
-        monkeypatch.setattr(alignment, "DEVICES", ("cpu",))
+        align_here(monkeypatch, amp)
         with Shapes() as shapes:
             found = conv(x)
         assert shapes.seen == [(8, 40, 3, 3)] and found.dtype == amp
@@ -183,7 +166,7 @@ def test_autocast_decides(amp: torch.dtype, monkeypatch) -> None:
 
 
 def test_a_discriminators_scores_stay_one_map(monkeypatch) -> None:
-    monkeypatch.setattr(alignment, "DEVICES", ("cpu",))
+    align_here(monkeypatch, torch.bfloat16)
     net = define_D(39, 8, 2, num_D=2)
     with torch.autocast("cpu", torch.bfloat16):
         scores = net(torch.randn(1, 39, 32, 32))

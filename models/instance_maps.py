@@ -28,14 +28,15 @@ def edges(inst: Tensor) -> Tensor:
 
     Both sides of a border are marked. (Paper section 3.3, the instance boundary map.)
     """
-    border = torch.zeros(inst.shape, dtype=torch.bool, device=inst.device)
-    across = inst[..., :, 1:] != inst[..., :, :-1]
-    down = inst[..., 1:, :] != inst[..., :-1, :]
+    # bytes until the end: of booleans torch's compiler makes C++ that is not valid
+    border = torch.zeros(inst.shape, dtype=torch.uint8, device=inst.device)
+    across = (inst[..., :, 1:] != inst[..., :, :-1]).byte()
+    down = (inst[..., 1:, :] != inst[..., :-1, :]).byte()
     border[..., :, 1:] |= across
     border[..., :, :-1] |= across
     border[..., 1:, :] |= down
     border[..., :-1, :] |= down
-    return border
+    return border.bool()
 
 
 def pad_to_multiple(maps: Tensor, multiple: int, least: int = 1) -> Tensor:

@@ -301,6 +301,28 @@ def test_no_vgg_and_no_network_names_both_ways_out(
     assert not files_of(tmp_path / "runs")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags", [[], ["--recipe", "plus"], ["--instance_feat", "--n_downsample_E", "1"]], ids=" ".join
+)
+def test_compiled_training(flags: list, toy_data: Path, tmp_path: Path) -> None:
+    """What torch's compiler makes of it on this machine loses no more than rounding in a step."""
+    losses = {}
+    for name in ("plain", "compiled"):
+        done = run_command(
+            *("train.py", *TINY, *EPOCH, *PLAIN, *flags, "--val_phase", "none"),
+            *("--name", name, "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
+            *(["--compile"] if name == "compiled" else []),
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr
+        losses[name] = rows(tmp_path / name)[0]
+    names = [name for name in losses["plain"] if name[:2] in ("G_", "D_")]
+    assert names and all(
+        losses["compiled"][name] == pytest.approx(losses["plain"][name], rel=1e-3) for name in names
+    )
+
+
 def test_image_pool_shows_older_pictures_to_the_discriminator(trained: Callable) -> None:
     flags = [*PLAIN, "--lr", 0, "--niter", 4, "--niter_decay", 0]
     plain = rows(trained(*flags, name="plain"))

@@ -6,6 +6,11 @@ trains on the same 20 scenes with several seeds: as they are, with --augment, an
 of a run on all scenes whose classes have other numbers, so that every column of the first layers
 has to find its place. Prints the mean difference to the photographs of the test scenes, in grey
 levels, and after how many epochs the fine-tuned run is as good as the plain one at its end.
+
+    python -m benchmarks.few_images --dataroot datasets/toy --reverse
+
+trains the other way, from photographs to label maps in colours, where what is to be found can be
+seen: plain and with --augment.
 """
 
 import argparse
@@ -20,6 +25,7 @@ from PIL import Image
 from options.parser import Parser, integer
 from util.errors import UserError, run
 from util.files import link_or_copy
+from util.pages.colours import colour_label, save_image
 from util.progress import log
 from util.run.visualizer import read_rows
 
@@ -31,6 +37,10 @@ FLAGS = [
     *("--batchSize", "2", "--lr", "0.0007", "--lambda_L1", "30", "--no_html", "--gpu_ids", "-1"),
     *("--cache", "ram", "--nThreads", "0", "--print_freq", "1000", "--ignore_label", "255"),
     *("--save_latest_freq", "1000000", "--niter_decay", "0", "--val_max", "20"),
+]
+REVERSED = [  # smaller and longer, so that the plain run learns its scenes by heart
+    *("--label_nc", "0", "--no_instance", "--loadSize", "64", "--num_D", "2"),
+    *("--n_downsample_global", "2", "--niter", "150", "--niter_decay", "150", "--val_freq", "60"),
 ]
 FEW = ["--max_dataset_size", "20", "--val_freq", "5"]
 MAPPING = ",".join(f"{CLASSES - 1 - label}={label}" for label in range(CLASSES))
@@ -48,6 +58,22 @@ def renumber(dataroot: Path, out: Path) -> Path:
     return out
 
 
+def reverse(dataroot: Path, out: Path) -> Path:
+    """A data set that goes from this one's photographs to its label maps in colours."""
+    for path in dataroot.rglob("*.png"):
+        if path.parent.name.endswith("_img"):
+            copy = out / path.parent.name.replace("_img", "_A") / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not copy.exists():
+                link_or_copy(path, copy)
+        elif path.parent.name.endswith("_label"):
+            name = path.name.replace("gtFine_labelIds", "leftImg8bit")
+            coloured = out / path.parent.name.replace("_label", "_B") / name
+            coloured.parent.mkdir(parents=True, exist_ok=True)
+            save_image(colour_label(np.asarray(Image.open(path)), CLASSES), coloured)
+    return out
+
+
 def train(opt: argparse.Namespace, name: str, dataroot: Path, *flags: str) -> list[float]:
     """Train a run, unless that is done; the mean difference at each validation."""
     folder = opt.checkpoints_dir / name
@@ -60,6 +86,21 @@ def train(opt: argparse.Namespace, name: str, dataroot: Path, *flags: str) -> li
     return [row["l1"] for row in read_rows(folder / "validation.jsonl")]
 
 
+def measure_reversed(opt: argparse.Namespace) -> None:
+    """The table of --reverse."""
+    dataroot = reverse(opt.dataroot, opt.checkpoints_dir / "reversed")
+    log("| seed | plain | augmented | gain |\n| --- | --- | --- | --- |")
+    for seed in opt.seeds.split(","):
+        plain, augmented = (
+            train(opt, f"reversed-{variant}-{seed}", dataroot, *FEW, "--seed", seed, *flags)[-1]
+            for variant, flags in {
+                "plain": REVERSED,
+                "augmented": [*REVERSED, "--augment", opt.augment],
+            }.items()
+        )
+        log(f"| {seed} | {plain:.1f} | {augmented:.1f} | {1 - augmented / plain:.0%} |")
+
+
 def main() -> None:
     parser = Parser(description="Measure what helps where scenes are few.")
     parser.add_argument("--dataroot", type=Path, default=Path("datasets/toy"))
@@ -68,7 +109,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=integer(5), default=100, help="on the few scenes")
     parser.add_argument("--base_epochs", type=integer(1), default=12, help="on all of them")
     parser.add_argument("--augment", default="scale,shift", help="what train.py takes")
+    parser.add_argument("--reverse", action="store_true", help="photographs to label maps")
     opt = parser.parse_args()
+    if opt.reverse:
+        return measure_reversed(opt)
     other = renumber(opt.dataroot, opt.checkpoints_dir / "renumbered")
     train(opt, "base", other, "--niter", str(opt.base_epochs), "--val_freq", "100")
     variants = {

@@ -32,6 +32,7 @@ class Results:
         """names: those of the generator's images of a scene. Raises UserError for a folder that
         cannot be written to, or if an input would be overwritten."""
         self.opt = opt
+        self.names = names
         self.values = side_values(opt, "output")
         self.has_page = opt.page or not opt.input
         self.folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
@@ -64,7 +65,7 @@ class Results:
         paths = {}
         for name in names:
             stem = self.stems[index] + ("" if [name] == self.beside else f"_{name}")
-            is_shown = name in ("input_label", "real_image") or name.endswith("_view")
+            is_shown = name not in self.names
             shown_as = "jpg" if self.opt.image_format == "jpg" else "png"
             path = Path(f"{stem}.{shown_as if is_shown else self.opt.image_format}")
             paths[name] = path if name in self.beside else Path("images") / path

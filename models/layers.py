@@ -298,8 +298,10 @@ def zero_bias_gradients_before_norms(net: nn.Module) -> None:
     for layers in net.modules():
         if isinstance(layers, nn.Sequential):
             for layer, following in pairwise(layers):
-                if isinstance(following, (nn.InstanceNorm2d, nn.BatchNorm2d)):
-                    layer.bias.register_hook(torch.zeros_like)
+                bias = getattr(layer, "bias", None)
+                norm = isinstance(following, (nn.InstanceNorm2d, nn.BatchNorm2d))
+                if norm and bias is not None:
+                    bias.register_hook(torch.zeros_like)
 
 
 # -- Padding ----------------------------------------------------------------------------------

@@ -23,7 +23,11 @@ Norm = Callable[[int], nn.Module]  # channels -> normalization layer
 
 
 class ResnetBlock(nn.Module):
-    """x + two 3x3 convolutions of x, (B, dim, H, W) to the same shape."""
+    """x + two 3x3 convolutions of x, (B, dim, H, W) to the same shape.
+
+    A variant subclasses it and keeps the name conv_block, which models/recompute.py looks for; the
+    sum is computed in models/tiling.py as well.
+    """
 
     def __init__(self, dim: int, norm: Norm, use_dropout: bool = False) -> None:
         super().__init__()

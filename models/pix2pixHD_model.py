@@ -12,11 +12,11 @@ updates; tests/test_step.py runs them from here and compares:
     update(G, E, loss=G_GAN + G_GAN_Feat + G_VGG)
     update(D, loss=(D_fake + D_real) / 2)
 
-It runs D once on each of the two images, and computes no gradient to throw it away, because G's
+It runs D once on each of the two images, and computes no gradient only to discard it, because G's
 gradient arrives through the image. D and VGG see image = fake.detach(); the gradients of G's losses
 with respect to it are added up; fake.backward(gradient) then trains G and E. The graphs of VGG,
-D(real) and D(fake) never stand in memory together. All losses are those of the state before the
-update.
+D(real) and D(fake) are never in memory at the same time. All losses are those of the state before
+the update.
 """
 
 import argparse

@@ -3,6 +3,10 @@
 To add a flag, add a row to a Group here or in the command's own file: parsing, --help, opt.txt and
 opt.json follow. What it must not be combined with is checked right after its group. Flags of a
 group with inherited=True are passed on from training to test.py and the like.
+
+A flag that changes networks or training also belongs in NETWORK_FLAGS or TRAINING_FLAGS
+(util/run/resume.py) and in BEFORE (util/run/checkpoints.py); one that changes the architecture, in
+models.DEFAULTS too.
 """
 
 import argparse
@@ -133,7 +137,7 @@ FEATURES = Group(
     "instance features",
     Flag("--instance_feat", False, "the generator sees encoded features of each instance"),
     Flag("--label_feat", False, "the same, of each class"),
-    Flag("--instance_noise", 0, "without features: as many random numbers an instance", integer(0)),
+    Flag("--instance_noise", 0, "without features: random numbers for each instance", integer(0)),
     Flag("--feat_num", 3, "length of a feature", integer(1)),
     Flag("--fit_features", False, "average loaded features over the instances at full size"),
     Flag("--nef", 16, "channels of the encoder's first layer", integer(1)),

@@ -91,7 +91,7 @@ LOSSES = Group(
     Flag("--vgg_weights", "", "torchvision's vgg19 state dict; default: downloaded", "FILE"),
     Flag("--loss_weights", False, "PHASE_weight/ weighs feature matching, VGG and L1 loss"),
     Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", number(0, 1e9)),
-    Flag("--no_lsgan", False, "adversarial loss: cross entropy for least squares"),
+    Flag("--no_lsgan", False, "adversarial loss: cross entropy instead of least squares"),
     Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
 )
 
@@ -109,7 +109,7 @@ VALIDATION = Group(
     Flag("--val_phase", None, "its scenes; default: val, or else test; none: off", name_inside),
     Flag("--val_freq", 5, "epochs between two validations", integer(1)),
     Flag("--val_max", 50, "scenes, evenly spread over the phase", integer(1)),
-    Flag("--best_metric", None, "best_net_*.pth are the best by it", list(BETTER_IS_MORE)),
+    Flag("--best_metric", None, "the measure that selects best_net_*.pth", list(BETTER_IS_MORE)),
     Flag("--patience", None, "stop after so many validations without a better one", integer(1)),
     WEIGHTS_DIR,
 )

@@ -22,7 +22,7 @@ from util.files import link_or_copy, write_flushed, write_text
 _NEW = ".new"
 _MARKER = "save_complete.txt"
 
-# flags that came later: what the runs did whose files do not name them
+# flags added later, and what runs did that were saved before they existed
 BEFORE = {
     **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0},
     **{"instance_noise": 0, "fit_features": False},
@@ -70,7 +70,7 @@ def _serialized(content: object) -> bytes | memoryview:
 def recover(folder: Path) -> None:
     """Finish a save that was cut off after its marker; do nothing otherwise.
 
-    For the one who writes to the folder; readers, who must not, look at newest().
+    Only the process that writes to the folder may call this; readers use newest().
     """
     marker = folder / _MARKER
     if not marker.is_file():

@@ -14,7 +14,7 @@ depends on nothing but
 snapshot() copies all of it; save() writes the copy, while training goes on, as one set, whole or
 not at all (util.run.checkpoints); load() reads it and checks that all processes agree;
 Visualizer.truncate_after() takes back what was logged after the save. tests/test_resume.py
-compares every bit.
+compares every bit; on a GPU that takes --deterministic (docs/reliability.md).
 """
 
 import argparse
@@ -60,8 +60,8 @@ TRAINING_FLAGS = (
 
 @dataclass
 class Position:
-    """How far training is: the epoch (from 1), what is done of it, images in all; and how well
-    validations went."""
+    """How far training is: the epoch (from 1), what is done of it, images in all; and the
+    results of validation."""
 
     epoch: int = 1
     batch: int = 0  # batches done in this epoch

@@ -75,7 +75,7 @@ class TrainingRun:
             at = f"all {self.epochs} epochs done"
         log_main(f"{self.scenes} scenes, {at}, on {device}")
         if device.type == "cpu" and torch.backends.mps.is_available():
-            log_main("this machine's GPU is not used: training needs float64, which it has not")
+            log_main("this machine's GPU is not used: it has no float64, which training needs")
         if device.type == "cuda" and self.opt.amp == "off" and not self.opt.tf32:
             log_main("float32 without TF32; --tf32 or --amp bf16 is faster")
 

@@ -26,7 +26,7 @@ from data.kinds import image_kind
 from data.loader import read_scenes
 from data.values import Values, side_values
 from generation.features import feature_sources, style_choosers, warn_missing
-from generation.results import Image, Results
+from generation.results import Image, Results, needs_view
 from models import create_model
 from models.inference_model import InferenceModel
 from models.tiling import Tiling
@@ -92,13 +92,13 @@ def shown_images(
     maps: the scene as AlignedDataset gives it. generated: the generator's images, by name. photo:
     the photograph's file, if there is one. Returns name -> image (H, W, 3) uint8, or a function
     that makes it, for work in the background. Each is also written to images/SCENE_NAME.png.
-    Generated images other than 8-bit RGB are written as they are, and shown as NAME_view.
+    Generated images that no browser shows are written as they are, and shown as NAME_view.
     """
     label = maps["label"]
     images = {"input_label": partial(label_picture, label, opt.label_nc, opt.ignore_label)}
     images |= generated
     values = side_values(opt, "output")
-    if not values.is_rgb8:
+    if needs_view(opt):
         images |= {f"{n}_view": partial(view, image, values) for n, image in generated.items()}
     if photo is not None:
         images["real_image"] = partial(read_resized, photo, values, label.shape[:-3:-1])

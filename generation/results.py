@@ -44,7 +44,7 @@ class Results:
         flag = "--output" if opt.input else "--results_dir"
         make_folder(self.folder / "images" if self.has_page else self.folder, flag)
 
-        views = [] if self.values.is_rgb8 else [f"{name}_view" for name in names]
+        views = [f"{name}_view" for name in names] if needs_view(opt) else []
         usual = [*(["input_label", *views] if self.has_page else []), *names]
         paths = [self.paths(index, usual) for index in range(len(dataset))]
         inputs = {path.resolve() for files in dataset.files.values() for path in files.values()}
@@ -98,6 +98,11 @@ class Results:
             log(f"{len(rows)} label maps have their images in {self.folder}")
         if failed:
             raise UserError(f"{failed} of {len(self.labels)} label maps were left out, see above")
+
+
+def needs_view(opt: argparse.Namespace) -> bool:
+    """Whether pages show a view of the generated images, since no browser shows their files."""
+    return not side_values(opt, "output").is_rgb8 or opt.image_format not in ("png", "jpg")
 
 
 def page_row(paths: dict[str, Path]) -> list[Picture]:

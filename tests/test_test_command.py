@@ -96,8 +96,9 @@ def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:
     assert max(np.abs(a - b).max() for a, b in zip(*images_by_batch)) <= 1
 
 
+@pytest.mark.parametrize("image_format", ["png", "tif"])
 def test_the_page_shows_what_shown_images_returns(
-    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call
+    image_format: str, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call
 ) -> None:
     """A further image in its place of the row, as a function or an array, and as a file."""
     write_generator(tmp_path / "run")
@@ -113,12 +114,14 @@ def test_the_page_shows_what_shown_images_returns(
         *("--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
         *(*ARCHITECTURE[:2], *ARCHITECTURE[4:], "--loadSize", 64, "--gpu_ids", -1),
         *("--nThreads", 0, "--how_many", 1, "--results_dir", tmp_path / "results"),
+        *("--image_format", image_format),
     )
     (page,) = (tmp_path / "results").rglob("index.html")
     captions = re.findall(r"<figcaption>([^<]+)", page.read_text())
-    expected = ["instances", "input_label", "synthesized_image", "real_image", "again"]
-    assert captions == expected
-    assert len(list((page.parent / "images").iterdir())) == len(expected)
+    shown = "synthesized_image" if image_format == "png" else "synthesized_image_view"
+    assert captions == ["instances", "input_label", shown, "real_image", "again"]
+    files = list((page.parent / "images").iterdir())
+    assert len(files) == len(captions) + (image_format == "tif")
 
 
 def test_background_work_is_bounded_and_its_errors_are_raised() -> None:

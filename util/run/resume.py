@@ -3,8 +3,9 @@
 Why a resumed run gives the same bits as one that never stopped: between two steps, what follows
 depends on nothing but
 
-- the weights, the state of both optimizers and of the gradient scaler, and whether the global
-  generator is still fixed (latest_net_*.pth; "model" in latest_state.pth),
+- the weights, averaged ones (--ema) included, the state of both optimizers and of the gradient
+  scaler, and whether the global generator is still fixed (latest_net_*.pth; "model" in
+  latest_state.pth),
 - the position: epoch and batch. From the epoch follow the learning rate
   (Pix2PixHDModel.set_learning_rate) and, with --seed, the order of the scenes
   (data.loader.EpochSampler) and each scene's crop and flip (AlignedDataset), whichever process

@@ -3,8 +3,8 @@
 In half precision, cudnn's fastest kernels take maps whose channels are multiples of 8. The paper's
 networks see 36 or 39 channels and give 3 or 1, so their first and last convolutions would run
 slower. With --compile they compute with further channels of zeros; parameters, and with them
-checkpoints, keep their shapes. Without it the copies would cost more than they gain: on an H100 a
-step of 47 ms takes 50 (docs/performance.md).
+checkpoints, keep their shapes. Without it the copies are kernels of their own, and a step
+on an H100 was not faster for them (docs/performance.md).
 """
 
 import torch

@@ -4,9 +4,8 @@ To add a flag, add a row to a Group here or in the command's own file: parsing, 
 opt.json follow. What it must not be combined with is checked right after its group. Flags of a
 group with inherited=True are passed on from training to test.py and the like.
 
-A flag that changes networks or training also belongs in NETWORK_FLAGS or TRAINING_FLAGS
-(util/run/resume.py) and in BEFORE (util/run/checkpoints.py); one that changes the architecture, in
-models.DEFAULTS too.
+A flag that changes networks or training also belongs in util/run/flags.py; one that changes the
+architecture, in models.DEFAULTS too. tests/test_options.py fails until it does.
 """
 
 import argparse

@@ -18,6 +18,7 @@ from options.parser import Flag, Group, Number, integer
 from options.test_options import EncoderOptions, TestOptions
 from options.train_options import TrainOptions
 from util.errors import UserError
+from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
 
 FLAGS = json.loads((Path(__file__).parent / "flags.json").read_text())
 COMMANDS = {"train": TrainOptions, "test": TestOptions}
@@ -25,6 +26,24 @@ CASES = [(command, flag) for command in COMMANDS for flag in FLAGS[command]]
 
 # Deliberate differences: no flag means the GPU if there is one; test.py generates all images.
 DEVIATIONS = {"--gpu_ids": None, "--how_many": None}
+
+# What the states of the first release name; those of flags that came later stand in BEFORE.
+FIRST_FLAGS = """
+netG ngf n_downsample_global n_blocks_global n_blocks_local n_local_enhancers norm use_dropout
+label_nc input_nc output_nc no_instance instance_feat label_feat feat_num nef n_downsample_E
+load_features ndf n_layers_D num_D no_ganFeat_loss niter niter_decay niter_fix_global lr beta1
+batchSize pool_size seed lambda_feat no_vgg_loss no_lsgan amp dataroot loadSize fineSize
+resize_or_crop serial_batches no_flip max_dataset_size ignore_label
+""".split()
+
+# What a resumed run may change in silence: names, speed, logs, and what other flags already tell.
+SILENT_FLAGS = """
+name checkpoints_dir model gpu_ids local_rank deterministic verbose tf_log fp16 data_type tf32
+compile nThreads cache display_winsize n_clusters print_freq display_freq save_latest_freq
+save_epoch_freq keep_checkpoints wandb mlflow no_html debug phase which_epoch recipe continue_train
+load_pretrain map_classes vgg_weights checkpoint_activations best_metric segmenter_classes
+segmenter_width weights_dir
+""".split()
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +145,16 @@ def test_inherited_flags_are_those_that_tell_architecture_and_data() -> None:
     names = {flag.name.removeprefix("--") for group in groups for flag in group.flags}
     assert names - set(DEFAULTS) == {"dataroot", "loadSize", "fineSize", "resize_or_crop"}
     assert set(DEFAULTS) <= names
+
+
+def test_what_a_resumed_run_does_about_each_flag() -> None:
+    """A new flag fails here until util/run/flags.py (or, if it is harmless, the list above) has it."""
+    flags = {flag.name.split()[0][2:] for group in TrainOptions.groups for flag in group.flags}
+    told = [*NETWORK_FLAGS, *TRAINING_FLAGS]
+    assert len(set(told)) == len(told) and not set(told) & set(SILENT_FLAGS)
+    assert flags - set(told) - set(SILENT_FLAGS) == set(), "in none of the lists"
+    assert {*told, *SILENT_FLAGS} - flags == set(), "no such flag"
+    assert set(told) - set(FIRST_FLAGS) == BEFORE.keys()
 
 
 def test_one_row_adds_a_flag(capsys: pytest.CaptureFixture) -> None:

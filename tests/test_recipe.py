@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY, one_line, run_command
 from PIL import Image
+from test_options import FIRST_FLAGS
 from torch import nn
 
 from benchmarks import recipes
@@ -19,7 +20,8 @@ from models.ema import averaged, update_average
 from models.layers import UpsampleConv2d
 from models.networks import GlobalGenerator, define_G
 from options.train_options import RECIPES, TrainOptions
-from util.run.checkpoints import BEFORE, load_file
+from util.run.checkpoints import load_file
+from util.run.flags import BEFORE
 from util.run.visualizer import read_rows
 
 
@@ -226,23 +228,13 @@ def test_onnx_holds_the_average(trained: Path, tmp_path: Path) -> None:
         assert np.abs(difference).max() <= 1
 
 
-# what the states of the first release name; what came later stands in BEFORE
-FIRST_FLAGS = """
-netG ngf n_downsample_global n_blocks_global n_blocks_local n_local_enhancers norm use_dropout
-label_nc input_nc output_nc no_instance instance_feat label_feat feat_num nef n_downsample_E
-load_features ndf n_layers_D num_D no_ganFeat_loss niter niter_decay niter_fix_global lr beta1
-batchSize pool_size seed lambda_feat no_vgg_loss no_lsgan amp dataroot loadSize fineSize
-resize_or_crop serial_batches no_flip max_dataset_size ignore_label
-"""
-
-
 def test_a_run_of_before_these_flags_is_continued(toy_data: Path, tmp_path: Path) -> None:
     """Its opt.json and latest_state.pth do not know them; what they did is the paper's."""
     where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "old"]
     done = run_command("train.py", *where, "--niter", 1, "--niter_decay", 0)
     assert done.returncode == 0, done.stderr
     state = load_file(tmp_path / "old" / "latest_state.pth")
-    state["flags"] = {flag: state["flags"][flag] for flag in FIRST_FLAGS.split()}
+    state["flags"] = {flag: state["flags"][flag] for flag in FIRST_FLAGS}
     torch.save(state, tmp_path / "old" / "latest_state.pth")
     done = run_command("train.py", *where, "--niter", 2, "--niter_decay", 0, "--continue_train")
     assert done.returncode == 0 and "note: --niter was 1" in done.stdout, done.stderr

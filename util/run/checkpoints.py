@@ -18,19 +18,10 @@ from torch import nn
 
 from util.errors import UserError, brief, out_of_memory
 from util.files import link_or_copy, write_flushed, write_text
+from util.run.flags import BEFORE
 
 _NEW = ".new"
 _MARKER = "save_complete.txt"
-
-# flags added later, and what runs did that were saved before they existed
-BEFORE = {
-    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0},
-    **{"instance_noise": 0, "fit_features": False},
-    **{"cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type"},
-    **{"input_type": None, "output_type": "uint8", "cond_type": None},
-    **{"loss_weights": False, "augment": [], "freeze": []},
-    **{"val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None},
-}
 
 
 def save_set(

@@ -32,31 +32,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from util import distributed
 from util.errors import UserError, brief, out_of_memory
 from util.progress import log_main as log
-from util.run.checkpoints import BEFORE, load_file, recover, save_set
+from util.run.checkpoints import load_file, recover, save_set
+from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
 from util.run.watch import NonFinite
 from util.setup import random_state, set_random_state
 
 FOLDER_FLAGS = "--checkpoints_dir or --name"  # where a run is kept
-
-# A resumed run must have the networks of the run that it continues ...
-NETWORK_FLAGS = (
-    *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
-    *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
-    *("label_nc", "input_nc", "output_nc", "cond_nc", "no_instance"),
-    *("instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E", "load_features"),
-    *("instance_noise", "fit_features"),
-    *("ndf", "n_layers_D", "num_D", "no_ganFeat_loss"),
-)
-# ... and says when one of these has changed, which is allowed.
-TRAINING_FLAGS = (
-    *("niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed"),
-    *("lambda_feat", "lambda_L1", "no_vgg_loss", "no_lsgan"),
-    *("amp", "dataroot", "loadSize", "fineSize"),
-    *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
-    *("input_range", "input_type", "output_range", "output_type", "cond_range", "cond_type"),
-    *("loss_weights", "augment", "freeze"),
-    *("val_phase", "val_freq", "val_max", "patience", "segmenter"),
-)
 
 
 @dataclass

@@ -1,0 +1,35 @@
+"""What train.py's flags mean to a run that is continued, and to runs older than a flag.
+
+A new flag that changes networks or training stands here twice: in one of the two lists, and in
+BEFORE. tests/test_options.py tells which one was forgotten.
+"""
+
+# A resumed run must have the networks of the run that it continues ...
+NETWORK_FLAGS = (
+    *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
+    *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
+    *("label_nc", "input_nc", "output_nc", "cond_nc", "no_instance"),
+    *("instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E", "load_features"),
+    *("instance_noise", "fit_features"),
+    *("ndf", "n_layers_D", "num_D", "no_ganFeat_loss"),
+)
+# ... and says when one of these has changed, which is allowed.
+TRAINING_FLAGS = (
+    *("niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed"),
+    *("lambda_feat", "lambda_L1", "no_vgg_loss", "no_lsgan"),
+    *("amp", "dataroot", "loadSize", "fineSize"),
+    *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
+    *("input_range", "input_type", "output_range", "output_type", "cond_range", "cond_type"),
+    *("loss_weights", "augment", "freeze"),
+    *("val_phase", "val_freq", "val_max", "patience", "segmenter"),
+)
+
+# What runs did before these flags existed: their files do not name them.
+BEFORE = {
+    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0},
+    **{"instance_noise": 0, "fit_features": False},
+    **{"cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type"},
+    **{"input_type": None, "output_type": "uint8", "cond_type": None},
+    **{"loss_weights": False, "augment": [], "freeze": []},
+    **{"val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None},
+}

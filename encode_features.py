@@ -23,7 +23,7 @@ from options.test_options import EncoderOptions, weights_folder
 from util import distributed
 from util.errors import UserError, run
 from util.files import make_folder
-from util.pages.colours import CITYSCAPES_NAMES
+from util.pages.colours import class_name
 from util.progress import log
 from util.run.checkpoints import weights_file
 from util.setup import seed_everything, set_up_torch
@@ -94,12 +94,11 @@ def write_styles(path: Path, opt: argparse.Namespace) -> None:
 
 def report(rows: np.ndarray, styles: dict[int, np.ndarray], opt: argparse.Namespace) -> None:
     """Log for each class how many instances and styles there are."""
-    names = CITYSCAPES_NAMES if opt.label_nc == 35 else []
     for label in np.unique(rows[:, 0]).astype(int).tolist():
         of_class = rows[rows[:, 0] == label]
         large = int((of_class[:, -1] > 0.5).sum())
         count = len(styles.get(label, []))
-        name = names[label] if label < len(names) else f"class {label}"
+        name = class_name(label, opt.label_nc)
         note = "" if count == opt.n_clusters else f" (fewer than --n_clusters {opt.n_clusters})"
         log(f"  {name}: {len(of_class)} instances, {large} of them large, {count} styles{note}")
 

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 
+from data.create import spread
 from data.values import side_values
 from evaluation import report
 from evaluation.measures import Measures
 from evaluation.scenes import find_scenes
 from evaluation.segmentation import create_evaluator
-from evaluation.validation import spread, summary
+from evaluation.validation import summary
 from options.evaluate_options import EvaluateOptions
 from util.errors import run
 from util.files import make_folder, write_text
@@ -36,8 +37,7 @@ def evaluate(opt: argparse.Namespace) -> dict:
     """Measure opt.images, write metrics.json and the page, and return what metrics.json holds."""
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     set_up_torch(deterministic=False, tf32=False)
-    scenes = find_scenes(opt)
-    scenes = spread(scenes, opt.val_max or len(scenes))
+    scenes = spread(find_scenes(opt), opt.val_max)
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
     make_folder(opt.out / "images", "--out")
     rgb = side_values(opt, "output").is_rgb8

@@ -13,8 +13,6 @@ from data.files import pairing_problems
 from data.kinds import files_of, scene_kinds
 from util.errors import UserError, brief
 
-RESIZE_OR_CROP = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
-
 MOST_PIXELS = 2**28  # of a scaled image; a narrow strip scaled to a width can need far more
 
 Size = tuple[int, int]  # (width, height) in pixels

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +79,3 @@ def _blur(image: Tensor, rng: random.Random) -> Tensor:
     if rng.random() > 0.5:
         return image
     return torch.from_numpy(gaussian_filter(image.numpy(), (0, deviation, deviation)))
-
-
-def unknown(names: Iterable[str]) -> list[str]:
-    """Those that are not in NAMES."""
-    return [name for name in names if name not in NAMES]

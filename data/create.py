@@ -1,7 +1,9 @@
 """The data set and loader that a command's flags describe."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,16 +18,24 @@ from data.values import TYPES, Values, side_values
 from util.errors import UserError, brief
 from util.run.checkpoints import saved_options
 
+Scene = TypeVar("Scene")
+
 MOST_MEASURED = 200  # files that --SIDE_range auto looks at, evenly spread
 
 
 def create_dataset(
-    opt: argparse.Namespace, *, training: bool, load_photos: bool = True, smallest: int = 1
+    opt: argparse.Namespace,
+    *,
+    training: bool,
+    load_photos: bool = True,
+    smallest: int = 1,
+    most: int | None = None,
 ) -> AlignedDataset:
     """The data set of opt.dataroot and opt.phase. Raises UserError for what is wrong with it.
 
-    smallest: pixels that a scaled and cropped image must have each way. On GPUs photographs to
-    train on travel as bytes, a quarter of the floats.
+    most: only so many scenes, evenly spread over all. smallest: pixels that a scaled and cropped
+    image must have each way. On GPUs photographs to train on travel as bytes, a quarter of the
+    floats.
     """
     flip = training and not opt.no_flip
     geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, flip, smallest)
@@ -43,8 +53,16 @@ def create_dataset(
         load_photos=load_photos,
         loss_weights=training and opt.loss_weights,
     )
+    dataset.scenes = spread(dataset.scenes, most)
     dataset.maps = create_cache(opt.cache, dataset, Path(opt.dataroot) / ".cache")
     return dataset
+
+
+def spread(scenes: Sequence[Scene], most: int | None) -> list[Scene]:
+    """At most so many of the scenes, evenly spread over them: the same ones each time."""
+    count = len(scenes) if most is None else min(most, len(scenes))
+    chosen = np.linspace(0, len(scenes) - 1, count).round().astype(int)
+    return [scenes[index] for index in chosen]
 
 
 def kind_flags(opt: argparse.Namespace) -> dict[str, object]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL import TiffImagePlugin as Tiff
 
-from util.errors import UserError, brief
+from util.errors import UserError, brief, first_line
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 EXTENSIONS |= {".npy", ".npz"}
@@ -87,7 +87,7 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: cannot be read as an image ({reason}); save it anew") from error
 
 

@@ -118,7 +118,8 @@ def scene_kinds(
 def image_kind(values: Values, side: str, *folders: str) -> Kind:
     """Images of a side ("input", "output", "cond"): 8-bit RGB, or any channels and numbers."""
     if values.is_rgb8 or values == Values(dtype="uint8", low=values.low, high=values.high):
-        return Kind(folders, read_rgb, values=values, smooth=True)
+        read = partial(_rgb, values=values, side=side)
+        return Kind(folders, read, values=values, smooth=True)
     read = partial(_channels, values=values, side=side)
     return Kind(folders, read, values.dtype, values, smooth=True, size=array_size)
 
@@ -135,6 +136,12 @@ def find_files(
 ) -> dict[str, dict[str, Path]]:
     """files_of label maps, photographs and instance maps."""
     return files_of(scene_kinds(label_nc, use_instances), dataroot, phase)
+
+
+def _rgb(path: Path, values: Values, side: str) -> Image.Image | np.ndarray:
+    """An 8-bit RGB image: what Pillow turns into one, or an array of that type."""
+    is_array = path.suffix.lower() in NUMPY
+    return _channels(path, values, side) if is_array else read_rgb(path)
 
 
 def _channels(path: Path, values: Values, side: str) -> np.ndarray:

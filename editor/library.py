@@ -26,9 +26,9 @@ from models.inference_model import InferenceModel
 from models.masks import components
 from options.base_options import run_dir
 from options.edit_options import LibraryOptions
-from util.errors import UserError, run
+from util.errors import UserError, first_line, run
 from util.files import write_bytes
-from util.pages.colours import CITYSCAPES_NAMES, palette
+from util.pages.colours import class_name, palette
 from util.progress import log
 from util.setup import seed_everything, set_up_torch
 
@@ -164,7 +164,7 @@ def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject
             raise ValueError("its arrays do not belong together")
         masks = np.split(flat, np.cumsum(sizes)[:-1])
     except Exception as error:  # a damaged file fails in many ways
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         raise UserError(f"{path}: not an object library ({text}); make it anew") from error
     if feature.shape != (count, feat_num) or not 0 <= label.min() <= label.max() < label_nc:
         raise UserError(
@@ -193,8 +193,7 @@ def main() -> None:
     path = run_dir(opt) / FILE
     write_library(path, objects)
     for label, count in sorted(Counter(one.label for one in objects).items()):
-        name = CITYSCAPES_NAMES[label] if opt.label_nc == 35 else f"class {label}"
-        log(f"  {name}: {count} objects")
+        log(f"  {class_name(label, opt.label_nc)}: {count} objects")
     log(f"{len(objects)} objects in {path}")
 
 

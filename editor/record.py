@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from models.ui_model import UIModel
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.files import make_folder
 from util.pages.colours import save_image
 
@@ -64,8 +64,8 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB: not an edit list")
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # a wrong encoding is a ValueError too
-        raise UserError(f"{path}: not an edit list ({str(error).splitlines()[0]})") from error
+    except (OSError, ValueError, RecursionError) as error:  # a wrong encoding is a ValueError too
+        raise UserError(f"{path}: not an edit list ({first_line(error)})") from error
     try:
         replay(ui, record)
     except UserError as error:

@@ -21,7 +21,7 @@ from models.scene import Selection, shape_rows
 from models.styles import style
 from models.ui_model import UIModel
 from util.errors import UserError
-from util.pages.colours import CITYSCAPES_NAMES
+from util.pages.colours import class_name
 
 HINTS = {
     "Select": "Click an object, in either image; then choose one of its styles below.",
@@ -69,9 +69,7 @@ class Session:
         return hasattr(self.ui, "label")
 
     def name_of(self, label: int) -> str:
-        if self.ui.networks.opt.label_nc == len(CITYSCAPES_NAMES) > label >= 0:
-            return CITYSCAPES_NAMES[label]
-        return f"class {label}"
+        return class_name(label, self.ui.networks.opt.label_nc)
 
     def name_of_selected(self) -> str:
         return self._name(self.selected.instance, self.selected.label)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.run.checkpoints import load_file
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -281,8 +281,7 @@ def _reason(error: Exception, weights: str) -> str:
         return str(error)
     if isinstance(error, ImportError):
         return f"{error}; pip install -r requirements-eval.txt"
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    return f"{weights} could not be fetched ({line}); put it into --weights_dir"
+    return f"{weights} could not be fetched ({first_line(error)}); put it into --weights_dir"
 
 
 def _check_weights(file: str, fetch: bool) -> None:

@@ -1,7 +1,7 @@
 """Validation: how good the generator in training is on fixed scenes that it is not trained on."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,7 @@ class Validation:
         self.opt = validation_options(opt)
         self.values = side_values(self.opt, "output")
         self.networks = InferenceModel.in_training(model, self.opt)
-        self.dataset = create_dataset(self.opt, training=False)
-        self.dataset.scenes = spread(self.dataset.scenes, opt.val_max)
+        self.dataset = create_dataset(self.opt, training=False, most=opt.val_max)
         names = picture_names(self.dataset.files["label"])
         self.names = [names[scene] for scene in self.dataset.scenes]
         if opt.segmenter and not self.values.is_rgb8:
@@ -132,15 +131,17 @@ def create_validation(
     opt: argparse.Namespace, model: Pix2PixHDModel
 ) -> tuple[Validation | None, str]:
     """The validation that the flags and the data set allow, and what it is or why there is none."""
-    phase = opt.val_phase or default_phase(opt)
-    if phase == "none":
-        return None, "no validation: --val_phase none, or no val or test scenes with photographs"
+    phase = opt.val_phase
     try:
+        phase = phase or default_phase(opt)
+        if phase == "none":
+            why = "--val_phase none, or no val or test scenes with photographs"
+            return None, f"no validation: {why}"
         validation = Validation(argparse.Namespace(**{**vars(opt), "val_phase": phase}), model)
     except UserError as error:
         if opt.val_phase or opt.best_metric or opt.segmenter:
             raise
-        return None, f"no validation on {phase}: {error}"
+        return None, f"no validation{f' on {phase}' if phase else ''}: {error}"
     return validation, (
         f"validation on {len(validation.dataset)} scenes of {phase} every {opt.val_freq} epochs; "
         f"the best by {validation.metric} is kept"
@@ -163,12 +164,6 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
     changed |= {"amp": "off", "compile": False, "data_type": 32, "which_epoch": "latest"}
     changed["weights_dir"] = Path(opt.weights_dir) if opt.weights_dir else None
     return argparse.Namespace(**{**vars(opt), **whole_images(vars(opt)), **changed})
-
-
-def spread(scenes: Sequence[str], most: int) -> list[str]:
-    """At most so many of the scenes, evenly spread over them: the same ones each time."""
-    chosen = np.linspace(0, len(scenes) - 1, min(most, len(scenes))).round().astype(int)
-    return [scenes[index] for index in chosen]
 
 
 def summary(rows: list[dict], measures: Measures, evaluator: Evaluator | None) -> dict[str, object]:

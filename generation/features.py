@@ -14,10 +14,10 @@ from data.create import create_dataset
 from data.loader import collate
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path
-from models.styles import StyleChooser, instance_classes, load_styles, names_of, paint, style
+from models.styles import StyleChooser, instance_classes, load_styles, paint, style
 from util import distributed
 from util.errors import UserError
-from util.pages.colours import CITYSCAPES_NAMES, class_id
+from util.pages.colours import class_id, class_name
 from util.progress import log_main
 
 
@@ -124,9 +124,9 @@ def warn_missing(choosers: dict[str, StyleChooser], opt: argparse.Namespace) -> 
     """Name the classes that were met without a style, in any process."""
     own = set().union(*(chooser.missing for chooser in choosers.values()))
     missing = set().union(*distributed.gather(own))
-    names = CITYSCAPES_NAMES if opt.label_nc == 35 else []
+    names = ", ".join(f"{class_name(c, opt.label_nc)} ({c})" for c in sorted(missing))
     if missing:
         log_main(
-            f"warning: no styles for {names_of(missing, names)}: no large instance was clustered; "
+            f"warning: no styles for {names}: no large instance was clustered; "
             "their features are zero"
         )

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.recompute import recomputed
-from util.errors import UserError
+from util.errors import UserError, first_line
 
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # for relu1_1 .. relu5_1
 
@@ -152,7 +152,7 @@ def load_vgg19(weights_file: str = "") -> nn.Module:
     except Exception as error:  # a damaged or foreign file fails in many ways
         raise UserError(
             f"--vgg_weights {weights_file}: not a state dict of torchvision's vgg19 "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
     return net
 

@@ -57,7 +57,8 @@ class Pix2PixHDModel(nn.Module):
     """G, D and, with features, E in training.
 
     step(batch) takes what data.loader.Loader yields, does one update of all networks and returns
-    the losses by name: G_GAN, G_GAN_Feat, G_VGG (both times lambda_feat), D_real, D_fake.
+    the losses by name: G_GAN, G_GAN_Feat, G_VGG (both times lambda_feat), G_L1 (times lambda_L1),
+    D_real, D_fake.
     """
 
     def __init__(
@@ -85,30 +86,28 @@ class Pix2PixHDModel(nn.Module):
         self.to(memory_format=self.layout)
         for net in self.networks().values():
             zero_bias_gradients_before_norms(net)
-        self.start_averages()
+        trained = {n: net for n, net in self.networks().items() if n != "D" and opt.ema}
+        self.averages = {f"{name}_ema": averaged(net) for name, net in trained.items()}
+        self.updates = 0  # of the averages
 
         self.pool = ImagePool(opt.pool_size, opt.seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.amp == "fp16")
         self.optimizer_D = adam(self.netD.parameters(), opt, device)
         self.start_stage(fix_global=opt.niter_fix_global > 0)
 
-    def network_names(self) -> list[str]:
-        """The networks that are trained: "G", "D" and perhaps "E"."""
-        return ["G", "D"] if self.netE is None else ["G", "D", "E"]
-
     def networks(self) -> dict[str, nn.Module]:
         """The networks that are trained, by name."""
-        return {name: getattr(self, f"net{name}") for name in self.network_names()}
+        networks = {"G": self.netG, "D": self.netD, "E": self.netE}
+        return {name: net for name, net in networks.items() if net is not None}
 
     def saved_networks(self) -> dict[str, nn.Module]:
         """The networks that are saved, by name: with --ema also the averages, "G_ema", "E_ema"."""
         return self.networks() | self.averages
 
-    def start_averages(self) -> None:
-        """With --ema: let the averages of G and E begin at their weights."""
-        trained = {n: net for n, net in self.networks().items() if n != "D" and self.opt.ema}
-        self.averages = {f"{name}_ema": averaged(net) for name, net in trained.items()}
-        self.updates = 0  # of the averages
+    def averaged_networks(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """(average, network) of those whose weights --ema averages."""
+        networks = self.networks()
+        yield from ((net, networks[n.removesuffix("_ema")]) for n, net in self.averages.items())
 
     def start_stage(self, fix_global: bool) -> None:
         """Begin to train all of G, or (fix_global) its outermost enhancer alone; E always.
@@ -151,10 +150,6 @@ class Pix2PixHDModel(nn.Module):
         yield from (p for p in self.netG.parameters() if p.requires_grad)
         if self.netE is not None:
             yield from (p for p in self.netE.parameters() if p.requires_grad)
-
-    def _trained_parameters(self) -> Iterator[nn.Parameter]:
-        yield from self._generator_parameters()
-        yield from self.netD.parameters()
 
     def set_learning_rate(self, epoch: int) -> float:
         """Set both optimizers to the rate of an epoch (from 1), and return it."""
@@ -272,8 +267,7 @@ class Pix2PixHDModel(nn.Module):
         self.scaler.step(self.optimizer_G)
         self.scaler.step(self.optimizer_D)
         self.scaler.update()
-        for name, average in self.averages.items():
-            net = getattr(self, f"net{name.removesuffix('_ema')}")
+        for average, net in self.averaged_networks():
             update_average(average, net, self.opt.ema, self.updates)
         self.updates += 1
 
@@ -286,7 +280,7 @@ class Pix2PixHDModel(nn.Module):
         if self.scaler.is_enabled():
             scale = self.scaler._scale if self.scaler._scale is not None else torch.ones(())
             return scale >= 1
-        gradients = [p.grad for p in self._trained_parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
         return (sum(losses.values()) + total).detach().isfinite()
 
@@ -310,7 +304,8 @@ class Pix2PixHDModel(nn.Module):
                 continue
             fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
             fresh += [f"{name}: {layer}" for layer in load_pretrained(net, path, fits)]
-        self.start_averages()
+        for average, net in self.averaged_networks():  # in place: validation shares its weights
+            average.load_state_dict(net.state_dict())
         return fresh
 
     def training_state(self) -> dict:

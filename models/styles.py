@@ -6,14 +6,14 @@ class; a user then chooses a cluster's centre for an object.
 
 import pickle
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy_format
 
 from models.instance_maps import instance_class
-from util.errors import UserError
+from util.errors import UserError, first_line
 
 Styles = dict[int, np.ndarray]  # class -> (styles, feat_num) float32
 
@@ -147,7 +147,7 @@ def _load_array(path: Path) -> np.ndarray | dict:
             raise ValueError(f"it holds a {type(content).__name__}, expected class to array")
         return {_whole(label): _numbers(vectors) for label, vectors in content.items()}
     except Exception as error:  # a foreign file fails in many ways
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         raise UserError(f"{path}: not a readable feature file ({text}); encode again") from error
 
 
@@ -216,8 +216,3 @@ def style(styles: Styles, label: int, number: int, name: str = "") -> np.ndarray
     if not 0 <= number < len(styles[label]):
         raise UserError(f"{name} has styles 0 to {len(styles[label]) - 1}, not {number}")
     return styles[label][number]
-
-
-def names_of(labels: Iterable[int], names: list[str]) -> str:
-    """Classes for a message: "car (26), bus (28)"."""
-    return ", ".join(f"{names[c]} ({c})" if c < len(names) else str(c) for c in sorted(labels))

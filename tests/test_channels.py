@@ -22,7 +22,7 @@ from data.arrays import (
 )
 from data.create import create_loader
 from data.files import read_integers
-from data.kinds import read_weights
+from data.kinds import image_kind, read_weights
 from data.loader import Loader
 from data.values import RGB8, Values
 from models import load_generator
@@ -111,6 +111,19 @@ def test_pages_planes_and_other_layouts_become_channels(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         np.testing.assert_array_equal(read_array(path), array, err_msg=path.name)
         assert array_shape(path) == array.shape
+
+
+def test_arrays_among_usual_photographs(tmp_path: Path) -> None:
+    """An array that test.py wrote is read again; other channels and types are refused."""
+    array = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+    photographs = image_kind(RGB8, "output")
+    np.save(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(photographs.load(tmp_path / "a.npy"), array)
+    assert photographs.size(tmp_path / "a.npy") == (6, 8)
+    for name, other in (("grey", array[..., :1]), ("deep", array.astype(np.uint16))):
+        np.save(tmp_path / f"{name}.npy", other)
+        with pytest.raises(UserError, match=f"{name}.npy"):
+            photographs.load(tmp_path / f"{name}.npy")
 
 
 def test_instance_ids_of_32_bits(tmp_path: Path) -> None:

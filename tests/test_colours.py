@@ -12,6 +12,7 @@ from util.files import replacing
 from util.pages.colours import (
     CITYSCAPES_NAMES,
     class_id,
+    class_name,
     colour_label,
     palette,
     save_image,
@@ -69,6 +70,14 @@ def test_class_id():
             class_id(wrong, 35)
     with pytest.raises(UserError, match=r"an id from 0 to 2$"):
         class_id("car", 3)
+    assert class_id("24", 0) == 24  # instance maps tell it
+    with pytest.raises(UserError, match=r"expected an id$"):
+        class_id("car", 0)
+
+
+def test_class_name():
+    assert class_name(26, 35) == "car" and class_name(26, 36) == "class 26"
+    assert class_name(-1, 35) == "class -1" and class_name(35, 35) == "class 35"
 
 
 def test_to_image_clips_and_cuts_off():

@@ -422,6 +422,7 @@ def label_map(stage: str) -> np.ndarray:
 
 REPLAYS = {
     "not JSON": "{",
+    "too deep": "[" * 100_000,
     "not an edit list": "[]",
     "another format": '{"format": "else"}',
     "another model": '{"format": "pix2pixHD edit list 1", "label_nc": 7}',

@@ -154,7 +154,9 @@ def write_other_network(path: Path) -> None:
     torch.save({"model.1.weight": torch.zeros(2)}, path)
 
 
-@pytest.mark.parametrize("write", [write_text, write_list, write_other_network, Path.mkdir])
+@pytest.mark.parametrize(
+    "write", [write_text, write_list, write_other_network, Path.mkdir, Path.touch]
+)
 def test_vgg_weights_file_that_is_something_else(tmp_path: Path, write) -> None:
     path = tmp_path / "other.pth"
     write(path)

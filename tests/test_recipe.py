@@ -234,7 +234,7 @@ def test_a_run_of_before_these_flags_is_continued(toy_data: Path, tmp_path: Path
     done = run_command("train.py", *where, "--niter", 1, "--niter_decay", 0)
     assert done.returncode == 0, done.stderr
     state = load_file(tmp_path / "old" / "latest_state.pth")
-    state["flags"] = {flag: state["flags"][flag] for flag in FIRST_FLAGS}
+    state["flags"] = {flag: state["flags"][flag] for flag in FIRST_FLAGS.split()}
     torch.save(state, tmp_path / "old" / "latest_state.pth")
     done = run_command("train.py", *where, "--niter", 2, "--niter_decay", 0, "--continue_train")
     assert done.returncode == 0 and "note: --niter was 1" in done.stdout, done.stderr

@@ -132,6 +132,38 @@ def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -
     assert "in 4 validations" in more
 
 
+def test_loaded_weights_are_measured(toy_data: Path, tmp_path: Path) -> None:
+    """Validation sees the averages of the weights that --load_pretrain brought."""
+    last = ["--dataroot", toy_data, "--niter", 1, "--niter_decay", 0]
+    train(tmp_path / "first", *last, "--lr", 0.002)
+    train(tmp_path / "next", *last, "--lr", 0, "--ema", 0.5, "--load_pretrain", tmp_path / "first")
+    (first,), (following,) = (
+        read_rows(tmp_path / name / "validation.jsonl") for name in ("first", "next")
+    )
+    assert following == pytest.approx(first, rel=1e-6)
+
+
+def test_some_scenes_of_several_sizes_from_memory(own_data: Path, tmp_path: Path) -> None:
+    """--cache ram holds the scenes that --val_max selects, whatever their sizes."""
+    for k, size in enumerate([(64, 32), (64, 40), (64, 48)]):
+        for kind, mode in (("label", "L"), ("inst", "L"), ("img", "RGB")):
+            (own_data / f"val_{kind}").mkdir(exist_ok=True)
+            Image.new(mode, size).save(own_data / f"val_{kind}" / f"{k}.png")
+    flags = ["--dataroot", own_data, "--niter", 1, "--niter_decay", 0, "--val_max", 2]
+    log = train(tmp_path / "run", *flags, "--cache", "ram")
+    assert "validation on 2 scenes of val" in log and "validation after epoch 1" in log
+    assert "warning" not in log
+
+
+def test_an_odd_folder_of_photographs_does_not_end_training(own_data: Path, tmp_path: Path) -> None:
+    (own_data / "val_img").mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (64, 32)).save(own_data / "val_img" / name)
+    flags = ["--dataroot", own_data, "--niter", 1, "--niter_decay", 0]
+    log = train(tmp_path / "run", *flags)
+    assert "no validation: " in log and "a.jpg" in log and "done: weights" in log
+
+
 def test_two_processes_measure_what_one_does(validated: Path, toy_data: Path, tmp_path: Path):
     """From the same weights: those of the run above."""
     rows = {}
@@ -226,7 +258,9 @@ def test_pages(validated: Path, tmp_path: Path) -> None:
     for step in steps:
         assert len(list((web / "validation").glob(f"{step['prefix']}*.jpg"))) == 2
 
-    done = run_command("-m", "util.compare", "run", "run", "--checkpoints_dir", validated.parent)
+    where = ["--checkpoints_dir", validated.parent]
+    assert "one name" in one_line(run_command("-m", "util.compare", "a/run", "b/run", *where))
+    done = run_command("-m", "util.compare", "run", "run", *where)
     assert done.returncode == 0, done.stderr
     assert (validated.parent / "compare" / "index.html").is_file()
 

@@ -25,7 +25,10 @@ UNTOLD = {"name", "command_line", "versions", "git_commit", "checkpoints_dir"}
 
 def compare(folders: list[Path], out: Path) -> Path:
     """Write the page and return its path. Raises UserError if a folder holds no run."""
+    folders = list(dict.fromkeys(folders))
     runs = {folder.name: folder for folder in folders}
+    if len(runs) < len(folders):
+        raise UserError("runs whose folders have one name cannot be compared; rename one of them")
     losses = {name: read_rows(folder / "metrics.jsonl") for name, folder in runs.items()}
     validations = {name: read_rows(folder / "validation.jsonl") for name, folder in runs.items()}
     for name, folder in runs.items():

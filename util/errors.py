@@ -84,6 +84,11 @@ def one_line(message: object) -> str:
     return str(message).replace("\r", "\\r").replace("\n", "\\n")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or, where it has none, its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def brief(names: list[str], most: int = 5) -> str:
     """Join names for a one-line message: all of a few, the first ones and a count of many."""
     shown = ", ".join(map(str, names[:most]))

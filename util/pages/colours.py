@@ -91,16 +91,26 @@ def scene_images(
     }
 
 
+def class_name(label: int, label_nc: int) -> str:
+    """What a class is called: its name where there are Cityscapes' 35, else "class 7"."""
+    has_name = label_nc == len(CITYSCAPES_NAMES) > label >= 0
+    return CITYSCAPES_NAMES[label] if has_name else f"class {label}"
+
+
 def class_id(name_or_id: str, label_nc: int) -> int:
-    """The class that a user means by its number or, for Cityscapes, its name ('traffic_light')."""
+    """The class that a user means by its number or, for Cityscapes, its name ('traffic_light').
+
+    With label_nc 0, where instance maps alone tell classes, any number.
+    """
     text = str(name_or_id).strip().lower().replace("_", " ")
-    if text.isdecimal() and int(text) < label_nc:
+    if text.isdecimal() and (label_nc == 0 or int(text) < label_nc):
         return int(text)
     named = label_nc == len(CITYSCAPES_NAMES)
     if named and text in CITYSCAPES_NAMES:
         return CITYSCAPES_NAMES.index(text)
     names = f" or a name: {', '.join(CITYSCAPES_NAMES)}" if named else ""
-    raise UserError(f"unknown class {name_or_id!r}: expected an id from 0 to {label_nc - 1}{names}")
+    most = f" from 0 to {label_nc - 1}" if label_nc else ""
+    raise UserError(f"unknown class {name_or_id!r}: expected an id{most}{names}")
 
 
 def to_image(tensor: torch.Tensor) -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from util.errors import UserError, brief, out_of_memory
+from util.errors import UserError, brief, first_line, out_of_memory
 from util.files import link_or_copy, write_flushed, write_text
 from util.run.flags import BEFORE
 
@@ -118,9 +118,8 @@ def load_file(path: Path) -> dict:
     except Exception as error:  # damage shows in many ways
         if out_of_memory(error):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path}: not a readable checkpoint ({reason}); "
+            f"{path}: not a readable checkpoint ({first_line(error)}); "
             "restore it from a copy or use another epoch"
         ) from error
     if not isinstance(content, dict):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 
 
 class TensorBoard:
@@ -133,6 +133,6 @@ def create_loggers(opt: argparse.Namespace, folder: Path, resume: bool) -> list[
                 f"--{flag} needs a package ({error}): run `pip install {package}`, or leave it out"
             ) from error
         except Exception as error:  # each service has its own kinds
-            line = (str(error) or type(error).__name__).splitlines()[0]
+            line = first_line(error)
             raise UserError(f"--{flag}: cannot be started ({line}); leave it out") from error
     return loggers

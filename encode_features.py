@@ -24,7 +24,7 @@ from util import distributed
 from util.errors import UserError, run
 from util.files import make_folder
 from util.pages.colours import class_name
-from util.progress import log
+from util.progress import log, log_main
 from util.run.checkpoints import weights_file
 from util.setup import seed_everything, set_up_torch
 
@@ -50,12 +50,11 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
         return True
     encoder = weights_file(weights_folder(opt), opt.which_epoch, "E", opt.ema)
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
-    if distributed.is_main():
-        log(
-            f"{encoder} is newer than {path}: encoding again"
-            if outdated
-            else f"clustering {path} as it is (--reencode encodes again, e.g. for other data flags)"
-        )
+    log_main(
+        f"{encoder} is newer than {path}: encoding again"
+        if outdated
+        else f"clustering {path} as it is (--reencode encodes again, e.g. for other data flags)"
+    )
     return outdated
 
 

@@ -21,7 +21,7 @@ from util import distributed
 from util.errors import UserError, run
 from util.files import make_folder
 from util.pages.colours import save_image
-from util.progress import log
+from util.progress import log_main
 from util.run.checkpoints import weights_file
 from util.setup import seed_everything, set_up_torch
 
@@ -48,9 +48,8 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_image(np.squeeze(array, 2) if opt.feat_num == 1 else array, target)
     distributed.wait_for_all()
-    if distributed.is_main():
-        width, height = feat.shape[-1] * 2, feat.shape[-2] * 2
-        log(f"{len(dataset)} feature maps of {width}x{height} in {folder}")
+    width, height = feat.shape[-1] * 2, feat.shape[-2] * 2
+    log_main(f"{len(dataset)} feature maps of {width}x{height} in {folder}")
 
 
 def main() -> object:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.files import read_integers, read_rgb
-from data.kinds import find_files
+from data.kinds import files_of, scene_kinds
 from evaluation.segmentation import evaluation_classes
 from options.base_options import Parser, integer
 from util.errors import UserError, run
@@ -118,7 +118,7 @@ class Scene:
 def read_scenes(dataroot: str) -> list[Scene]:
     """The training scenes of a data set with instance maps."""
     classes = evaluation_classes(35, None, "trainIds")
-    files = find_files(dataroot, "train", 35)
+    files = files_of(scene_kinds(35), dataroot, "train")
     scenes = []
     for scene, path in sorted(files["label"].items()):
         if scene not in files["image"]:

@@ -32,7 +32,7 @@ _ORIENTATION = 274  # the EXIF tag: 1 is upright
 class Scene:
     """What reading the files of one scene told."""
 
-    files: dict[str, Path]  # by kind: "label", "inst", "image", "feat"
+    files: dict[str, Path]  # by kind: "label", "inst", "image", "cond", ...
     problems: list[str] = field(default_factory=list)
     size: tuple[int, int] | None = None  # (width, height) of the label map
     classes: Counter = field(default_factory=Counter)  # label -> pixels

@@ -131,13 +131,6 @@ def files_of(
     return {name: list_files(kind.folder(Path(dataroot), phase)) for name, kind in kinds.items()}
 
 
-def find_files(
-    dataroot: str | Path, phase: str, label_nc: int, use_instances: bool = True
-) -> dict[str, dict[str, Path]]:
-    """files_of label maps, photographs and instance maps."""
-    return files_of(scene_kinds(label_nc, use_instances), dataroot, phase)
-
-
 def _rgb(path: Path, values: Values, side: str) -> Image.Image | np.ndarray:
     """An 8-bit RGB image: what Pillow turns into one, or an array of that type."""
     is_array = path.suffix.lower() in NUMPY

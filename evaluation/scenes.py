@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import list_files, picture_names
-from data.kinds import find_files, image_kind, scene_kinds
+from data.kinds import files_of, image_kind, scene_kinds
 from data.values import side_values
 from util.errors import UserError
 from util.progress import log
@@ -46,7 +46,7 @@ class Scene:
 def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
     has_instances = (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
-    files = find_files(opt.dataroot, opt.phase, opt.label_nc, has_instances)
+    files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)
     names = picture_names(files["label"])
     images = find_images(opt.images, names)
     missing = [str(files["label"][scene]) for scene in images if scene not in files["image"]]

@@ -11,9 +11,8 @@ from models.inference_model import InferenceModel, cluster_path
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import load_styles
 from models.ui_model import UIModel
-from util import distributed
 from util.errors import UserError
-from util.progress import log
+from util.progress import log_main
 from util.run.checkpoints import saved_options
 
 
@@ -39,8 +38,8 @@ def create_encoder(opt: argparse.Namespace, device: torch.device, folder: Path) 
     """The trained encoder of a run's folder, without its generator."""
     model = InferenceModel(opt, device, folder, with_generator=False)
     model.load_encoder()
-    if opt.verbose and distributed.is_main():
-        log(str(model))
+    if opt.verbose:
+        log_main(str(model))
     return model
 
 

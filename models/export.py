@@ -58,8 +58,7 @@ class OnnxModel(InferenceModel):
         cond: Tensor | None = None,
     ) -> Tensor:
         """See InferenceModel.generate; the images are returned on the CPU."""
-        if uses_features(self.opt) and feat is None:
-            raise ValueError("this model needs a feature map: see StyleChooser and encode")
+        self.check_maps(feat, cond)
         feat = self.fitted(feat, label, inst)
         return run_graph(self.session, graph_inputs(self.opt, label, inst, feat, cond))
 
@@ -135,7 +134,7 @@ def graph_inputs(
 
 
 def run_graph(session: object, inputs: dict[str, Tensor]) -> Tensor:
-    """The images (B, 3, H, W) float32 in [-1, 1], on the CPU."""
+    """The images (B, output_nc, H, W) float32 in [-1, 1], on the CPU."""
     arrays = {name: value.cpu().numpy() for name, value in inputs.items()}
     return torch.from_numpy(session.run(["picture"], arrays)[0])
 

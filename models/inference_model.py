@@ -188,12 +188,16 @@ class InferenceModel(nn.Module):
     def _padded_maps(
         self, label: Tensor, inst: Tensor | None, feat: Tensor | None, cond: Tensor | None
     ) -> list[Tensor | None]:
+        self.check_maps(feat, cond)
+        inst = None if self.opt.no_instance else inst
+        return [m if m is None else self._padded(m) for m in (label, inst, feat, cond)]
+
+    def check_maps(self, feat: Tensor | None, cond: Tensor | None) -> None:
+        """Raise ValueError if the generator sees features or conditions and has none."""
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
         if self.opt.cond_nc and cond is None:
             raise ValueError(f"this model needs conditions (B, {self.opt.cond_nc}, H, W)")
-        inst = None if self.opt.no_instance else inst
-        return [m if m is None else self._padded(m) for m in (label, inst, feat, cond)]
 
     def _padded(self, maps: Tensor) -> Tensor:
         return pad_to_multiple(maps.to(self.device, non_blocking=True), self.multiple, self.least)
@@ -278,7 +282,7 @@ def _least_side(multiple: int) -> int:
 
 
 def to_pictures(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, converted on the device."""
+    """(B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8, converted on the device."""
     grey = ((images + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
     return grey.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -61,7 +61,7 @@ def adapt_weights(
     """state with first and last layers as new's network has them.
 
     New classes start from the mean of the old ones, new input and output channels too; new edges,
-    conditions and features from zero, so that they change nothing at first. classes: see
+    conditions, features and noise from zero, so that they change nothing at first. classes: see
     map_classes.
     """
     before, after = input_parts(old, network), input_parts(new, network)

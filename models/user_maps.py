@@ -57,7 +57,7 @@ def to_tensors(
     if cond is None and opt.cond_nc:
         raise UserError(f"this model needs conditions (H, W, {opt.cond_nc}): G(..., cond=...)")
     if cond is not None:
-        cond = _images(cond, side_values(opt, "cond"))
+        cond = _images(cond, side_values(opt, "cond"), "conditions")
         if _shape(cond) != shape:
             raise UserError(f"conditions {_shape(cond)} beside label maps {shape}")
     return label, inst, feat, cond
@@ -68,14 +68,14 @@ def is_single(label: Maps, label_nc: int) -> bool:
     return not isinstance(label, (list, tuple)) and np.ndim(label) == (2 if label_nc else 3)
 
 
-def _images(images: Maps, values: Values) -> Tensor:
+def _images(images: Maps, values: Values, what: str = "input images") -> Tensor:
     """(B, C, H, W) float32, the range of their values as [-1, 1]."""
     array = _array(images)
     array = array[..., None] if values.channels == 1 and array.ndim == 2 else array
     found = array.shape[-1], array.dtype.name
     if array.ndim not in (3, 4) or found != (values.channels, values.dtype):
         raise UserError(
-            f"input images of shape {array.shape} and type {array.dtype}: expected "
+            f"{what} of shape {array.shape} and type {array.dtype}: expected "
             f"(H, W, {values.channels}) or (B, H, W, {values.channels}) {values.dtype}"
         )
     batch = array.reshape(-1, *array.shape[-3:])

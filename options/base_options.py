@@ -180,6 +180,9 @@ def check_stages(opt: argparse.Namespace) -> None:
         raise UserError("--niter_fix_global needs --netG local")
 
 
+CLUSTER_PATH = Flag("--cluster_path", "features_clustered_010.npy", "file of the styles", "FILE")
+
+
 def scene_flags(phase: str) -> list[Flag]:
     """Which scenes and weights a command uses."""
     return [

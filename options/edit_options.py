@@ -3,14 +3,14 @@
 import argparse
 
 from data.values import side_values
-from options.base_options import BaseOptions, scene_flags
+from options.base_options import CLUSTER_PATH, BaseOptions, scene_flags
 from options.parser import Flag, Group, integer
 from util.errors import UserError
 
 EDITOR = Group(
     "editor",
     *scene_flags("test"),
-    Flag("--cluster_path", "features_clustered_010.npy", "file of the styles", "FILE"),
+    CLUSTER_PATH,
     Flag("--host", "127.0.0.1", "address to serve; 0.0.0.0: reachable from outside"),
     Flag("--port", 7860, "port to serve; 0: any free one", integer(0, 65535)),
     Flag("--replay", None, "render this edit list instead of serving", "FILE"),

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from data.values import side_values
-from options.base_options import BaseOptions, run_dir, scene_flags
+from options.base_options import CLUSTER_PATH, BaseOptions, run_dir, scene_flags
 from options.parser import Flag, Group, count_or_inf, integer, number
 from options.train_options import TrainOptions
 from util.errors import UserError
@@ -109,7 +109,7 @@ STYLES = Group(
     Flag("--style_from", [], "give its class the style of an instance; repeatable", "SCENE,ID"),
     Flag("--all_styles", None, "show every style of this class, side by side", "CLASS"),
     Flag("--use_encoded_image", False, "take all styles from the photographs"),
-    Flag("--cluster_path", "features_clustered_010.npy", "file of the styles", "FILE"),
+    CLUSTER_PATH,
 )
 
 

@@ -47,7 +47,8 @@ def thread_pool(count: int) -> ThreadPoolExecutor:
 
 
 class Writer:
-    """Threads that do what they are given, in that order, e.g. write files while training goes on.
+    """Threads that do what they are given, one of them in that order, e.g. write files while
+    training goes on.
 
     Errors are raised by a later call of submit or finish; what was given is done even if the
     process ends by an exception.

@@ -120,11 +120,11 @@ class RunPage:
         slider = tags.input_(type="range", id="validation", min=0, max=last, value=last)
         page.add(tags.div(slider, tags.p(id="shown"), cls="pinned"))
         for scene in sorted(scenes):
-            first = Picture(f"validation/input_label_{scene}.jpg", "input_label")
-            last = Picture(f"validation/real_image_{scene}.jpg", "real_image")
+            label = Picture(f"validation/input_label_{scene}.jpg", "input_label")
             newest = f"validation/{steps[-1]['prefix']}{scene}.jpg"
-            moved = Picture(newest, "synthesized_image", data={"scene": scene})
-            page.row([first, moved, last], heading=scene, width=self.display_winsize)
+            generated = Picture(newest, "synthesized_image", data={"scene": scene})
+            real = Picture(f"validation/real_image_{scene}.jpg", "real_image")
+            page.row([label, generated, real], heading=scene, width=self.display_winsize)
         page.add(tags.script(raw(f"const rows = {json.dumps(steps)};\n{_SLIDER}")))
         page.save()
 

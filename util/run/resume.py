@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from util import distributed
 from util.errors import UserError, brief, out_of_memory
-from util.progress import log_main as log
+from util.progress import log_main
 from util.run.checkpoints import load_file, recover, save_set
 from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
 from util.run.watch import NonFinite
@@ -90,9 +90,9 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     at = _continue(model, opt, folder, scenes) if opt.continue_train else None
     if at is None and opt.load_pretrain:
         fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
-        log(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
+        log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
         for name in fresh:
-            log(f"  starts fresh: {name}")
+            log_main(f"  starts fresh: {name}")
     at = at or Position()
     _check_agreement(model, at)
     return at
@@ -107,9 +107,9 @@ def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Posi
         return _resume(model, opt, folder, scenes)
     if (folder / "latest_net_G.pth").is_file():
         model.load_networks(folder, "latest")
-        log(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
+        log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
         return Position(epoch=_reference_epoch(folder))
-    log(f"nothing is saved in {folder} yet: training starts from the beginning")
+    log_main(f"nothing is saved in {folder} yet: training starts from the beginning")
     return None
 
 
@@ -135,11 +135,11 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
             "restore it from a copy, or start from the weights with --load_pretrain"
         ) from error
     if len(processes) != distributed.world():
-        log(f"note: there were {len(processes)} processes, now {distributed.world()}")
+        log_main(f"note: there were {len(processes)} processes, now {distributed.world()}")
     if at.batch and not same_epoch:
-        log("note: the data set or --batchSize changed: the epoch starts over")
+        log_main("note: the data set or --batchSize changed: the epoch starts over")
         at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
-    log(f"continuing {folder} in epoch {at.epoch} after {at.step} images")
+    log_main(f"continuing {folder} in epoch {at.epoch} after {at.step} images")
     return at
 
 
@@ -176,7 +176,7 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
             "give the old flags, or another --name"
         )
     for text in changed.values():
-        log(f"note: {text}")
+        log_main(f"note: {text}")
 
 
 def _reference_epoch(folder: Path) -> int:
@@ -237,7 +237,7 @@ def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int
         _drop_old(folder, keep)
     except OSError as error:
         failed = f"saving after {step} images failed ({error.strerror})"
-        log(f"warning: {failed}; the last checkpoint is kept")
+        log_main(f"warning: {failed}; the last checkpoint is kept")
         return False
     return True
 

@@ -159,8 +159,8 @@ PLACES = ("before the first save", "between saves", "while writing", "while rena
 def kill_at_random(folder: Path, data: Path, step: float, seed: int, kills: int) -> dict[str, int]:
     """Train with so many kills on the way, then to the end; where the kills hit.
 
-    Every other kill comes at a random moment of the first six steps, the rest at a random moment
-    of the few milliseconds from the beginning of one of the first saves on.
+    Of four kills one comes at a random moment of the first six steps, two in the few milliseconds
+    from the beginning of one of the first saves on, and one within two steps from there on.
     """
     rng = random.Random(seed)
     hits = dict.fromkeys(PLACES, 0)
@@ -169,12 +169,13 @@ def kill_at_random(folder: Path, data: Path, step: float, seed: int, kills: int)
         leftovers = unfinished(folder)
         training = Training(folder, *flags)
         training.wait_for(" scenes, ")
-        if sum(hits.values()) % 2:
+        turn = sum(hits.values()) % 4
+        if turn == 0:
+            pass_time(rng.uniform(0, 6 * step))
+        else:
             for _ in range(rng.randint(1, 3)):
                 wait_for_save(folder, training)
-            pass_time(rng.uniform(0, 0.01))
-        else:
-            pass_time(rng.uniform(0, 6 * step))
+            pass_time(rng.uniform(0, 2 * step if turn == 2 else 0.01))
         training.process.kill()
         if training.end() == 0:
             break  # it was faster

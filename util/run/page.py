@@ -41,6 +41,7 @@ class RunPage:
         for folder in ("images", "validation"):
             (self.web / folder).mkdir(parents=True, exist_ok=True)
         self._curves_due = 0.0
+        self._drawn: dict[str, object] = {}  # by file of curves: what it shows
 
     def start_anew(self) -> None:
         """Drop what an earlier run of the same name has left."""
@@ -86,14 +87,16 @@ class RunPage:
         page.save()
 
     def _draw_curves(self, rows: Table, validations: Table, facts: Facts) -> None:
-        """Draw a panel for each figure. It takes about a second: not more often than pages
-        reload."""
+        """Draw a panel for each figure, where there are new ones. It takes about a second: not more
+        often than pages reload."""
         best = [row["step"] for row in validations if str(row["epoch"]) == facts.get("best")]
         marks = {"best": best[0]} if best else {}
         for name, table in (("loss_curves", rows), ("validation_curves", validations)):
-            if panels := curve_panels(table):
+            shown = len(table), marks
+            if self._drawn.get(name) != shown and (panels := curve_panels(table)):
                 smooth = name == "loss_curves"
                 save_curves(self.web / f"{name}.png", panels, marks=marks, smooth=smooth)
+                self._drawn[name] = shown
         self._curves_due = time.monotonic() + REFRESH_SECONDS
 
     def _pictures(self) -> dict[tuple[int, str], Path]:

@@ -59,7 +59,9 @@ def find_inputs(flag: str, text: str) -> Files:
     if path.is_dir():
         return list_files(path)
     if path.is_file() and path.suffix == ".txt":
-        lines = path.read_text(errors="surrogateescape").splitlines()
+        lines = path.read_text("utf-8-sig", errors="surrogateescape").splitlines()
+        if any("\0" in line for line in lines):
+            raise UserError(f"{flag} {text}: not a list of paths in UTF-8; save it anew")
         paths = [Path(line.strip()) for line in lines if line.strip()]
     elif path.is_file():
         paths = [path]

@@ -39,7 +39,8 @@ class EpochSampler:
         """The indices of each batch from the start-th on, over all ranks."""
         order = list(range(self.size))
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            seed = (self.seed * 1_000_003 + self.epoch) % 2**63
+            generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(self.size, generator=generator).tolist()
         starts = range(self.start * self.batch_size, self.size, self.batch_size)
         return [order[i : i + self.batch_size] for i in starts]

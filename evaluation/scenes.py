@@ -68,10 +68,10 @@ def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:
         raise UserError(f"{folder}: no such folder; generate images with test.py, or give --images")
     found = {}
     for scene, name in names.items():
-        for suffix in ("npy", "tif", "jpg", "png"):
-            path = folder / f"{name}_synthesized_image.{suffix}"
-            if path.is_file():
-                found[scene] = path
+        paths = [folder / f"{name}_synthesized_image.{end}" for end in ("png", "jpg", "tif", "npy")]
+        there = [path for path in paths if path.is_file()]
+        if there:  # test.py may have written other formats before
+            found[scene] = max(there, key=lambda path: path.stat().st_mtime_ns)
     if not found:
         found = {scene: path for scene, path in list_files(folder).items() if scene in names}
     if not found:

@@ -146,7 +146,9 @@ def describe(opt: argparse.Namespace) -> dict[str, object]:
         "no_instance": opt.no_instance,
         "feat_num": opt.feat_num if uses_features(opt) else 0,
         "ignore_label": opt.ignore_label,
+        # graphs of before these flags do not name them
         **({"cond_nc": opt.cond_nc} if opt.cond_nc else {}),
+        **({"instance_noise": opt.instance_noise} if opt.instance_noise else {}),
     }
 
 
@@ -206,6 +208,9 @@ def _check(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]
     differences = {}
     for size in [(1, least, 2 * least), (2, 2 * least, least), (3, least + 3, 2 * least - 1)]:
         inputs = _random_scene(model.opt, *size)
+        if "feat" in inputs:  # with --fit_features the graph is given fitted ones
+            feat = model.fitted(inputs["feat"], inputs["label"], inputs.get("inst"))
+            inputs["feat"] = feat.cpu()
         maps = [inputs.get(name) for name in ("label", "inst", "feat", "cond")]
         expected = exact.generate(*maps)
         limit = 1 + (_grey_levels(model.generate(*maps), expected) if exact is not model else 0)
@@ -251,7 +256,10 @@ def _check_description(session: object, opt: argparse.Namespace, path: Path) -> 
         raise UserError(f"{path}: not a generator of this project; write one with --export_onnx")
     told = json.loads(text)
     here = describe(opt)
-    wrong = [f"{k} {told.get(k)!r}, here {here[k]!r}" for k in here if told.get(k) != here[k]]
+    keys = sorted({*told, *here})
+    wrong = [
+        f"{k} {told.get(k)!r}, here {here.get(k)!r}" for k in keys if told.get(k) != here.get(k)
+    ]
     if wrong:
         raise UserError(
             f"{path}: was exported from a model with {'; '.join(wrong)}; give its flags or --name"

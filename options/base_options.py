@@ -50,7 +50,7 @@ RUN = Group(
     Flag("--model", "pix2pixHD", "ui: the editor's, see edit.py", ["pix2pixHD", "ui"]),
     Flag("--gpu_ids", None, "e.g. 0, or 0,1,2 with a process each; -1: CPU; default: 0, or CPU"),
     Flag("--local_rank --local-rank", 0, "set by torch.distributed.launch", integer(0)),
-    Flag("--seed", 0, "of all random numbers", integer(0)),
+    Flag("--seed", 0, "of all random numbers", integer(0, 2**63 - 1)),
     Flag("--deterministic", False, "deterministic algorithms only, else an error (CUDA)"),
     Flag("--verbose", False, "print the networks"),
     Flag("--tf_log", False, "log to TensorBoard (training)"),

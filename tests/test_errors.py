@@ -10,6 +10,7 @@ import torch
 
 from util.errors import UserError, out_of_memory, run
 from util.files import make_folder
+from util.run.checkpoints import load_file
 
 
 def end(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:
@@ -74,3 +75,17 @@ def test_a_folder_that_cannot_be_is_named_with_its_flag(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=f"{folder}: cannot be written to .*--out"):
             make_folder(folder, "--out")
+
+
+def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
+    """--load_pretrain with a file of weights in place of its folder."""
+    weights = tmp_path / "latest_net_G.pth"
+    weights.touch()
+    with pytest.raises(UserError, match=r"latest_net_G\.pth: no such file"):
+        load_file(weights / "latest_net_G.pth")
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP])
+def test_a_path_that_cannot_be_is_one_line(number: int, capsys: pytest.CaptureFixture) -> None:
+    status, line = end(OSError(number, os.strerror(number), "some/path"), capsys)
+    assert status == 2 and line.startswith("error: some/path: ") and line.count("\n") == 1

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import evaluate
 from benchmarks import toy_segmenter
 from evaluation import measures
 from evaluation.measures import psnr, ssim
+from evaluation.scenes import find_images
 from evaluation.segmentation import (
     class_iou,
     confusion,
@@ -475,3 +477,12 @@ def test_the_toy_segmenter_learns_and_is_read(
     truth = classes.of_label[np.stack(labels)]
     most = np.bincount(truth[truth >= 0]).max() / (truth >= 0).sum()
     assert found["pixel_accuracy"] > most + 0.1
+
+
+def test_the_newest_format_of_an_image_is_measured(tmp_path: Path) -> None:
+    """test.py may have written the scene before, in another format."""
+    old, new = (tmp_path / f"a_synthesized_image.{end}" for end in ("png", "jpg"))
+    for seconds, path in ((2_000, new), (1_000, old)):
+        path.touch()
+        os.utime(path, (seconds, seconds))
+    assert find_images(tmp_path, {"a": "a"}) == {"a": new}

@@ -97,6 +97,22 @@ def test_the_graph_generates_what_pytorch_does_at_any_size(tmp_path: Path, flags
 NAMES = ("label", "inst", "feat")
 
 
+def test_a_run_with_fitted_features_is_exported(tmp_path: Path) -> None:
+    opt = save_run(tmp_path / "run", instance_feat=True, fit_features=True)
+    apart = export.export_onnx(load(tmp_path / "run", opt), tmp_path / "graph.onnx")
+    assert max(apart.values()) <= 1
+
+
+def test_a_graph_of_another_run_is_refused(tmp_path: Path) -> None:
+    opt = save_run(tmp_path / "run", instance_noise=3)
+    export.export_onnx(load(tmp_path / "run", opt), tmp_path / "graph.onnx")
+    session = export.open_session(tmp_path / "graph.onnx")
+    export._check_description(session, opt, tmp_path)
+    opt.instance_noise = 0
+    with pytest.raises(UserError, match="instance_noise 3, here None"):
+        export._check_description(session, opt, tmp_path)
+
+
 def test_half_precision_stays_near_float32(tmp_path: Path) -> None:
     opt = save_run(tmp_path / "run")
     file = tmp_path / "half.onnx"

@@ -195,3 +195,12 @@ def test_files_are_found_and_paired_by_name(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{tmp_path}/a/x_label.png\n{tmp_path}/a/x_inst.png\n")
     with pytest.raises(UserError, match=r"x_label.png and .*x_inst.png would be the same image"):
         find_inputs("--input", str(tmp_path / "list.txt"))
+
+
+def test_lists_as_windows_writes_them(tmp_path: Path) -> None:
+    path = save_png(tmp_path / "maps" / "a.png", np.zeros((4, 8), np.uint8))
+    (tmp_path / "bom.txt").write_text(f"{path}\n", "utf-8-sig")
+    assert list(find_inputs("--input", str(tmp_path / "bom.txt")).values()) == [path]
+    (tmp_path / "wide.txt").write_text(f"{path}\n", "utf-16")
+    with pytest.raises(UserError, match=r"wide\.txt: not a list of paths in UTF-8"):
+        find_inputs("--input", str(tmp_path / "wide.txt"))

@@ -10,6 +10,7 @@ _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
 )
+_PATH_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 # what torch's messages hold when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
 _MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
@@ -60,6 +61,8 @@ def print_error(error: BaseException) -> int | None:
     elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename
         message = f"{where}: {error.strerror}; make room or give rights there"
+    elif isinstance(error, OSError) and error.errno in _PATH_ERRORS:
+        message = f"{error.filename}: {error.strerror}; check the path that was given"
     elif isinstance(error, RuntimeError) and _NONDETERMINISTIC in str(error):
         operation = str(error).partition(_NONDETERMINISTIC)[0]
         message = (

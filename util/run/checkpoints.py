@@ -91,7 +91,7 @@ def newest(path: Path) -> Path:
     new = path.with_name(path.name + _NEW)
     try:
         finished = (path.parent / _MARKER).read_text().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return path
     return new if path.name in finished and new.is_file() else path
 

@@ -85,6 +85,8 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
 
     Raises UserError if files are damaged or do not fit, or if the processes do not agree.
     """
+    if not opt.continue_train and (folder / "latest_state.pth").is_file():
+        log_main(f"note: the run in {folder} is replaced; --continue_train would go on with it")
     if not (opt.continue_train or opt.load_pretrain):
         return Position()
     at = _continue(model, opt, folder, scenes) if opt.continue_train else None

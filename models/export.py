@@ -146,7 +146,7 @@ def describe(opt: argparse.Namespace) -> dict[str, object]:
         "no_instance": opt.no_instance,
         "feat_num": opt.feat_num if uses_features(opt) else 0,
         "ignore_label": opt.ignore_label,
-        # graphs of before these flags do not name them
+        # left out where off, as in graphs that are older than these flags
         **({"cond_nc": opt.cond_nc} if opt.cond_nc else {}),
         **({"instance_noise": opt.instance_noise} if opt.instance_noise else {}),
     }

@@ -39,6 +39,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
 
     dataset = create_dataset(opt, training=False)
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
+    sizes = set()
     for index, batch in own_batches(dataset, opt, "features"):
         feat = model.encode(batch["image"], batch.get("inst", batch["label"]))
         doubled = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
@@ -47,9 +48,10 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
         target = folder / subfolder / f"{Path(batch['path'][0]).stem}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         save_image(np.squeeze(array, 2) if opt.feat_num == 1 else array, target)
+        sizes.add(f"{array.shape[1]}x{array.shape[0]}")
     distributed.wait_for_all()
-    width, height = feat.shape[-1] * 2, feat.shape[-2] * 2
-    log_main(f"{len(dataset)} feature maps of {width}x{height} in {folder}")
+    size = sizes.pop() if len(sizes) == 1 else "several sizes"
+    log_main(f"{len(dataset)} feature maps of {size} in {folder}")
 
 
 def main() -> object:

@@ -190,8 +190,12 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
     """What is wrong with the sizes (by kind, as in the files) of one scene's files."""
     problems = []
     width, height = scaled = geometry.scaled(sizes["label"])
-    # precomputed features may already have the size that the others are scaled to
-    compared = {kind: size for kind, size in sizes.items() if kind != "feat" or size != scaled}
+    # precomputed features have about the size that the others are scaled to: twice a rounded half
+    compared = {
+        kind: size
+        for kind, size in sizes.items()
+        if kind != "feat" or max(abs(a - b) for a, b in zip(size, scaled)) > 1
+    }
     if len(set(compared.values())) > 1:
         listed = ", ".join(f"{files[kind]} is {w}x{h}" for kind, (w, h) in compared.items())
         problems.append(f"the files of a scene must have one size, but {listed}")

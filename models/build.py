@@ -74,13 +74,21 @@ def size_multiple(opt: argparse.Namespace) -> int:
     return 2**depth
 
 
+def least_input_side(opt: argparse.Namespace) -> int:
+    """The fewest pixels, each way, of G's padded input: it reflects a pixel around its smallest
+    maps, and three around what the global generator sees, which the local one has halved."""
+    halvings = opt.n_local_enhancers if opt.netG == "local" else 0
+    return max(2 * size_multiple(opt), 4 * 2**halvings)
+
+
 def smallest_side(opt: argparse.Namespace) -> int:
     """The fewest pixels, each way, of an image that the networks and losses can train on.
 
-    G reflects a pixel around its smallest maps, which must be 2x2 for it (and its first layer
-    three around the image); D normalizes over its smallest scale; VGG halves four times.
+    G's input is padded to a multiple of its stride, and needs a least side then; D normalizes over
+    its smallest scale; VGG halves four times.
     """
-    sides = [size_multiple(opt) + 1, 4, 2 ** (opt.num_D - 1) + 1]
+    padded = least_input_side(opt)
+    sides = [padded - size_multiple(opt) + 1, 4, 2 ** (opt.num_D - 1) + 1]
     if not opt.no_vgg_loss:
         sides.append(16)
     return max(sides)

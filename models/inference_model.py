@@ -18,6 +18,7 @@ from models.build import (
     build_generator,
     convolution_layout,
     generator_channels,
+    least_input_side,
     size_multiple,
     uses_features,
 )
@@ -54,7 +55,7 @@ class InferenceModel(nn.Module):
         self.device = device
         self.folder = folder
         self.multiple = size_multiple(opt)
-        self.least = _least_side(self.multiple)
+        self.least = least_input_side(opt)
         self.netE: nn.Module | None = None
         self.dtype = torch.float16 if opt.data_type == 16 else torch.float32
         self.tiling: Tiling | None = None  # how to generate images too large for the memory
@@ -219,7 +220,7 @@ class InferenceModel(nn.Module):
             )
             regions = regions[..., rows[:, None], columns]
         small = image.shape[-2:]
-        padding = self.encoder_multiple, _least_side(self.encoder_multiple)
+        padding = self.encoder_multiple, max(4, 2 * self.encoder_multiple)  # it reflects, as G does
         image, regions = (pad_to_multiple(maps, *padding) for maps in (image, regions))
         with autocast(self.opt, self.device):
             feat = self.netE(image, regions)[..., : small[0], : small[1]]
@@ -273,12 +274,6 @@ def use_own_statistics(net: nn.Module) -> None:
                 own = InstanceNorm2d(layer.num_features, layer.eps, affine=True)
                 own.weight, own.bias = layer.weight, layer.bias
                 setattr(parent, name, own)
-
-
-def _least_side(multiple: int) -> int:
-    """What tiny images are padded to: the networks reflect 3 pixels at full size and 1 in their
-    smallest maps, which must be there."""
-    return max(4, 2 * multiple)
 
 
 def to_pictures(images: Tensor) -> np.ndarray:

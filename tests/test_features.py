@@ -210,6 +210,19 @@ def test_feature_maps_of_wrong_size_or_missing(own_data: Path, tmp_path: Path) -
     assert "is 20x10" in one_line(run_command(*command))
 
 
+def test_feature_maps_of_odd_heights(run: Path, own_data: Path, tmp_path: Path) -> None:
+    """Encoded at 32x21, written as 64x42; the next stage is 64x43."""
+    for path in own_data.glob("*/*.png"):
+        Image.open(path).resize((64, 43), Image.Resampling.NEAREST).save(path)
+    names = ["--checkpoints_dir", run / "ck", "--dataroot", own_data, "--gpu_ids", -1]
+    done = run_command("precompute_feature_maps.py", "--name", "feat", *names, "--nThreads", 0)
+    assert "4 feature maps of 64x42" in done.stdout, done.stderr
+    names = ["--checkpoints_dir", tmp_path, "--dataroot", own_data, "--name", "next"]
+    flags = [*TINY, *FEATURES, "--netG", "local", "--load_features", "--niter", 1]
+    done = run_command("train.py", *names, *flags, "--niter_decay", 0, "--no_html")
+    assert done.returncode == 0, done.stderr
+
+
 # -- the parts, against hand-made values -----------------------------------------------------
 
 

@@ -95,7 +95,13 @@ def test_a_batch_is_its_images(G: InferenceModel) -> None:
     assert G(label[:1], inst[:1]).shape == (1, 17, 22, 3)
 
 
-@pytest.mark.parametrize("flags", [{}, {"netG": "local"}, {"n_downsample_global": 4}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *({}, {"netG": "local"}, {"n_downsample_global": 4}),
+        {"netG": "local", "n_downsample_global": 0, "n_local_enhancers": 2},
+    ],
+)
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (16, 32), (33, 31)])
 def test_any_size(tmp_path: Path, flags: dict, size: tuple) -> None:
     G = load_generator(save_run(tmp_path / "run", **flags))

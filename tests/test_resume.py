@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, TINY
 from trainer import Training, assert_same, outcome, train
 
+from util.files import lock
 from util.run.checkpoints import load_file
 
 # 4 scenes an epoch; every step is logged, shown and saved
@@ -141,6 +142,20 @@ def test_continue_without_a_run_says_so(toy_data, tmp_path):
     assert "nothing is saved" in train(tmp_path / "a", *flags, "--continue_train")
     train(tmp_path / "b", *flags)
     assert_same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("more", [[], ["--continue_train"]])
+def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *ALL, "--niter", 1, "--niter_decay", 0, "--no_html"]
+    train(tmp_path / "run", *flags)
+    before = outcome(tmp_path / "run")
+    held = lock(tmp_path / "run" / ".lock")  # as by another training
+    second = Training(tmp_path / "run", *flags, *more)
+    assert second.end() == 2
+    assert second.told().count("\n") == 1 and "another training is writing" in second.told()
+    assert outcome(tmp_path / "run") == before
+    held.close()
+    train(tmp_path / "run", *flags, *more)
 
 
 @pytest.mark.parametrize(

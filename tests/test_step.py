@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from benchmarks.measure import SavedBytes
 from data.values import RGB8
 from models import pix2pixHD_model
+from models.build import smallest_side
 from models.instance_maps import instance_noise, network_input
 from models.losses import feature_matching_loss, gan_loss, l1, load_vgg19
 from models.pix2pixHD_model import Pix2PixHDModel
@@ -368,6 +369,22 @@ def test_weight_scales_the_gradients_only() -> None:
     assert losses == same
     scaled = {name: 2 * grad for name, grad in gradients(half.networks()).items()}
     assert_gradients_close(scaled, gradients(model.networks()), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("", "--n_downsample_global 0", "--num_D 3", "--instance_feat --n_downsample_E 3"),
+        "--netG local --n_downsample_global 1",
+        "--netG local --n_downsample_global 0 --n_local_enhancers 2",
+    ],
+)
+def test_the_smallest_images_that_may_be_trained_on(flags: str) -> None:
+    model = make_model(f"--no_vgg_loss --num_D 1 {flags}")
+    side = smallest_side(model.opt)
+    batch = {kind: value[..., :side, :side] for kind, value in make_batch().items()}
+    assert all(loss.isfinite() for loss in model.step(batch).values())
+    assert model.fake.shape[-2:] == (side, side)
 
 
 def test_pictures_of_any_size_are_padded_and_cropped() -> None:

@@ -5,8 +5,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from util.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks
+    fcntl = None
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -75,3 +81,22 @@ def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
         f"{folder}: cannot be written to ({error.strerror or error}); make room or give rights "
         f"there, or choose another {flags}"
     )
+
+
+def lock(path: Path) -> IO | None:
+    """Lock a file until this process ends, however it does, or closes what is returned.
+
+    Raises BlockingIOError if another process has locked it. None where files cannot be locked.
+    """
+    if not fcntl:
+        return None
+    file = path.open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError:  # some network file systems
+        file.close()
+        return None
+    return file

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 
 from util import distributed
 from util.errors import UserError
-from util.files import cannot_write
+from util.files import cannot_write, lock
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.loggers import create_loggers
@@ -43,6 +44,7 @@ class TrainingRun:
         self.validation = validation
         self.scenes = len(loader.dataset)
         self.epochs = opt.niter + opt.niter_decay
+        self._lock = self._lock_folder() if distributed.is_main() else None
         self.at = load(model, opt, folder, self.scenes)
         self.visualizer = self._open_logs() if distributed.is_main() else None
         self._tell_start()
@@ -53,6 +55,18 @@ class TrainingRun:
         self._saving: tuple[Future, list[str]] | None = None  # what is being written, its names
         self._saved = True
         self._is_best = False  # the last validation, until it is saved
+
+    def _lock_folder(self) -> IO | None:
+        """Keep a second training from mixing its files with this one's."""
+        try:
+            return lock(self.folder / ".lock")
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.folder}: another training is writing there; wait for its end, or give "
+                "this one another --name"
+            ) from error
+        except OSError as error:
+            raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
 
     def _open_logs(self) -> Visualizer:
         opt, resume = self.opt, self.at.step > 0

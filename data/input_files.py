@@ -25,7 +25,7 @@ class InputFiles(AlignedDataset):
     """
 
     def __init__(self, opt: argparse.Namespace) -> None:
-        labels = find_inputs("--input", opt.input)
+        labels = find_inputs("--input", opt.input, Path(opt.output))
         labels = dict(list(labels.items())[: opt.how_many][: opt.max_dataset_size])
         self.files = {"label": labels}
         if not opt.no_instance:
@@ -51,13 +51,21 @@ class InputFiles(AlignedDataset):
         return self.scaled_maps(index)
 
 
-def find_inputs(flag: str, text: str) -> Files:
+def find_inputs(flag: str, text: str, output: Path | None = None) -> Files:
     """The files that a flag's value names: a file, all images in a folder, those that match a glob
     pattern, or those that a list (.txt) names, one path a line. Raises UserError if there are none.
+
+    output: a folder of results, which may lie in the folder that is read and is left out of it.
     """
     path = Path(text)
     if path.is_dir():
-        return list_files(path)
+        files = list_files(path)
+        if output and path.resolve() in output.resolve().parents:
+            results = output.resolve()
+            files = {k: file for k, file in files.items() if results not in file.resolve().parents}
+            if not files:
+                raise UserError(f"{flag} {text}: holds no images but those of --output {output}")
+        return files
     if path.is_file() and path.suffix == ".txt":
         lines = path.read_text("utf-8-sig", errors="surrogateescape").splitlines()
         if any("\0" in line for line in lines):

@@ -136,6 +136,7 @@ def create_validation(
         phase = phase or default_phase(opt)
         if phase == "none":
             why = "--val_phase none, or no val or test scenes with photographs"
+            why += " and PHASE_feat/" if opt.load_features else ""
             return None, f"no validation: {why}"
         validation = Validation(argparse.Namespace(**{**vars(opt), "val_phase": phase}), model)
     except UserError as error:

@@ -11,7 +11,7 @@ from models.inference_model import InferenceModel, cluster_path
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import load_styles
 from models.ui_model import UIModel
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.progress import log_main
 from util.run.checkpoints import saved_options
 
@@ -67,13 +67,31 @@ def load_generator(
         raise UserError(f"data_type {data_type}: expected 16 or 32")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected checkpoints/NAME of a trained run")
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r}: {first_line(error)}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f'device {device}: not there; device="cpu" works everywhere')
     options = {**DEFAULTS, **saved_options(folder), **flags}
+    for name, default in DEFAULTS.items():
+        if not _same_kind(options[name], default):
+            raise UserError(
+                f"{folder}: {name} is {options[name]!r}, expected the like of {default!r}"
+            )
     options.update(which_epoch=epoch, data_type=data_type, compile=False, amp="off")
     options.update(load_features=False, tf32=False)
     return InferenceModel(argparse.Namespace(**options), device, folder)
+
+
+def _same_kind(value: object, default: object) -> bool:
+    """Whether an option's value has the type of its default: numbers may be whole, and ranges and
+    what is None by default may be anything."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return type(value) is type(default)
+    if isinstance(default, (int, float)):
+        return isinstance(value, (int, type(default)))
+    return default is None or isinstance(value, (str, list))
 
 
 DEFAULTS = {  # of the flags that tell an architecture, for checkpoints of the 2018 code

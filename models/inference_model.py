@@ -283,13 +283,19 @@ def to_pictures(images: Tensor) -> np.ndarray:
 
 
 def run_and_pretrained(folder: Path) -> list[Path]:
-    """A run's folder and those of the runs that it was pretrained with, newest first."""
+    """A run's folder and those of the runs that it was pretrained with, newest first: where they
+    were then or, if they moved along or the working directory is another, beside the run."""
     folders = [folder]
     while True:
         below = saved_options(folders[-1]).get("load_pretrain")
-        if not below or Path(below) in folders:
+        if not below:
             return folders
-        folders.append(Path(below))
+        path = Path(below)
+        if not path.is_dir() and (beside := folders[-1].parent / path.name).is_dir():
+            path = beside
+        if path in folders:
+            return folders
+        folders.append(path)
 
 
 def cluster_path(folder: Path, name: str) -> Path:

@@ -28,7 +28,7 @@ def to_tensors(
     Raises UserError for maps that do not fit the model or each other.
     """
     if opt.label_nc:
-        label = _integers(label, "label map")
+        label = _integers(label, "a label map")
         check_labels(label.numpy(), opt)
     else:
         label = _images(label, side_values(opt, "input"))
@@ -38,7 +38,7 @@ def to_tensors(
     elif inst is None:
         raise UserError("this model needs an instance map as well: G(label, inst)")
     else:
-        inst = _integers(inst, "instance map")
+        inst = _integers(inst, "an instance map")
         if _shape(inst) != shape:
             raise UserError(f"instance maps {_shape(inst)} beside label maps {shape}")
     if feat is None and uses_features(opt):
@@ -54,6 +54,7 @@ def to_tensors(
                 f"feature maps {_shape(feat)} beside label maps {shape}, expected {opt.feat_num} "
                 "features"
             )
+        _check_finite(feat.numpy(), "feature maps")
     if cond is None and opt.cond_nc:
         raise UserError(f"this model needs conditions (H, W, {opt.cond_nc}): G(..., cond=...)")
     if cond is not None:
@@ -65,7 +66,7 @@ def to_tensors(
 
 def is_single(label: Maps, label_nc: int) -> bool:
     """Whether these are not several label maps (with label_nc 0, images) but one."""
-    return not isinstance(label, (list, tuple)) and np.ndim(label) == (2 if label_nc else 3)
+    return not isinstance(label, (list, tuple)) and np.ndim(label) <= (2 if label_nc else 3)
 
 
 def _images(images: Maps, values: Values, what: str = "input images") -> Tensor:
@@ -78,21 +79,27 @@ def _images(images: Maps, values: Values, what: str = "input images") -> Tensor:
             f"{what} of shape {array.shape} and type {array.dtype}: expected "
             f"(H, W, {values.channels}) or (B, H, W, {values.channels}) {values.dtype}"
         )
+    _check_finite(array, what)
     batch = array.reshape(-1, *array.shape[-3:])
     return torch.stack([values.to_tensor(image) for image in batch])
+
+
+def _check_finite(array: np.ndarray, what: str) -> None:
+    if not np.isfinite(array).all():
+        raise UserError(f"{what}: NaN or infinite numbers are among them; replace them")
 
 
 def _integers(maps: Maps, what: str) -> Tensor:
     """Label or instance maps as (B, 1, H, W) integers."""
     array = _array(maps)
     if array.dtype.kind not in "iub":
-        raise UserError(f"a {what} of {array.dtype}: expected integers")
+        raise UserError(f"{what} of {array.dtype}: expected integers")
     images = maps if isinstance(maps, (list, tuple)) else [maps]
     colour = any(isinstance(one, Image.Image) and len(one.getbands()) > 1 for one in images)
     if array.ndim == 4 and array.shape[1] == 1:
         array = array[:, 0]
     if colour or array.ndim not in (2, 3) or not array.size:
-        raise UserError(f"a {what} of shape {array.shape}: expected (H, W) or (B, H, W)")
+        raise UserError(f"{what} of shape {array.shape}: expected (H, W) or (B, H, W)")
     if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch knows few unsigned types
         array = array.astype(np.int64)
     return torch.from_numpy(array).reshape(-1, 1, *array.shape[-2:])
@@ -105,7 +112,8 @@ def _array(maps: Maps) -> np.ndarray:
         if len({array.shape for array in arrays}) != 1:
             raise UserError(f"maps of shapes {[array.shape for array in arrays]} in one batch")
         return np.stack(arrays)
-    return np.array(maps.cpu().numpy() if isinstance(maps, Tensor) else maps, order="C")
+    array = np.array(maps.cpu().numpy() if isinstance(maps, Tensor) else maps, order="C")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _shape(maps: Tensor) -> tuple[int, int, int]:

@@ -112,7 +112,12 @@ LOADING = Group(
     Flag("--serial_batches", False, "in order of name instead of shuffled"),
     Flag("--no_flip", False, "no random horizontal flips"),
     Flag("--max_dataset_size", None, "use only so many scenes; default: all", count_or_inf),
-    Flag("--nThreads", 2, "processes that read images (on GPUs up to 8); 0: threads", integer(0)),
+    Flag(
+        "--nThreads",
+        2,
+        "processes that read images (on GPUs up to 8); 0: threads",
+        integer(0, 1024),
+    ),
     Flag("--cache", "none", "keep scaled images; disk: DATAROOT/.cache", ["none", "ram", "disk"]),
     Flag("--display_winsize", 512, "width of images on HTML pages, in pixels", integer(1)),
 )
@@ -244,9 +249,16 @@ def run_dir(opt: argparse.Namespace) -> Path:
 def inherited(folder: Path) -> dict:
     """The values in a run's opt.json of the flags that later commands inherit, if there is one."""
     groups = [group for group in BaseOptions.groups if group.inherited]
-    names = [flag.name.removeprefix("--") for group in groups for flag in group.flags]
-    saved = saved_options(folder)
-    values = {name: saved[name] for name in names if name in saved}
+    saved, values = saved_options(folder), {}
+    for flag in [flag for group in groups for flag in group.flags]:
+        name = flag.name.removeprefix("--")
+        if name in saved:
+            values[name] = saved[name]
+            if not flag.takes(values[name]):
+                raise UserError(
+                    f"{folder / 'opt.json'}: {name} is {values[name]!r}, which --{name} cannot be; "
+                    "restore the file from a copy, or mend it"
+                )
     return values | whole_images(values)
 
 

@@ -44,6 +44,22 @@ class Flag:
             settings |= {"type": self.values, "metavar": getattr(self.values, "metavar", None)}
         group.add_argument(*names, **settings)
 
+    def takes(self, value: object) -> bool:
+        """Whether this is a value that the flag can have, as JSON holds it."""
+        if self.default is False:
+            return isinstance(value, bool)
+        if value is None or value == self.default:
+            return value == self.default
+        if isinstance(self.values, list):
+            return value in self.values
+        if not callable(self.values):
+            return isinstance(value, str)
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        try:
+            return self.values(text) == value
+        except argparse.ArgumentTypeError:
+            return False
+
 
 class Group:
     """Flags that belong together, and the checks that join them: functions marked @GROUP.check.

@@ -197,6 +197,16 @@ def test_files_are_found_and_paired_by_name(tmp_path: Path) -> None:
         find_inputs("--input", str(tmp_path / "list.txt"))
 
 
+def test_results_inside_the_folder_are_no_inputs(tmp_path: Path) -> None:
+    path = save_png(tmp_path / "a.png", np.zeros((4, 8), np.uint8))
+    save_png(tmp_path / "out" / "a.png", np.zeros((4, 8), np.uint8))
+    found = find_inputs("--input", str(tmp_path), tmp_path / "out")
+    assert list(found.values()) == [path]
+    path.unlink()
+    with pytest.raises(UserError, match="no images but those of --output"):
+        find_inputs("--input", str(tmp_path), tmp_path / "out")
+
+
 def test_lists_as_windows_writes_them(tmp_path: Path) -> None:
     path = save_png(tmp_path / "maps" / "a.png", np.zeros((4, 8), np.uint8))
     (tmp_path / "bom.txt").write_text(f"{path}\n", "utf-8-sig")

@@ -15,7 +15,7 @@ from PIL import Image
 import test as test_command  # test.py
 from models import DEFAULTS, load_generator
 from models.build import build_generator
-from models.inference_model import InferenceModel
+from models.inference_model import InferenceModel, run_and_pretrained
 from models.styles import StyleChooser, instance_classes, paint
 from models.tiling import Tiling
 from options.test_options import TestOptions
@@ -49,6 +49,7 @@ KINDS = {
     "arrays": lambda label, inst: (label, inst),
     "16 bit": lambda label, inst: (label.astype(np.uint16), inst.astype(np.uint16)),
     "tensors": lambda label, inst: (torch.from_numpy(label), torch.from_numpy(inst)),
+    "big-endian": lambda label, inst: (label.astype(">u2"), inst.astype(">i4")),
     "PIL images": lambda label, inst: (Image.fromarray(label), Image.fromarray(inst)),
     "read-only": lambda label, inst: (np.broadcast_to(label, label.shape), inst[::-1][::-1]),
 }
@@ -139,6 +140,10 @@ def test_models_of_other_inputs(tmp_path: Path) -> None:
     rgb_image = np.random.default_rng(0).integers(0, 256, (17, 22, 3), np.uint8)
     assert rgb(rgb_image).shape == (17, 22, 3)
     np.testing.assert_array_equal(rgb(Image.fromarray(rgb_image)), rgb(rgb_image[None])[0])
+    grey = load_generator(save_run(tmp_path / "grey", label_nc=0, input_nc=1, no_instance=True))
+    image = rgb_image[..., 0]
+    assert grey(image).shape == (17, 22, 3)
+    np.testing.assert_array_equal(grey(Image.fromarray(image)), grey(image[None, ..., None])[0])
     ignoring = load_generator(save_run(tmp_path / "ignoring", ignore_label=255))
     label[0] = 255
     assert ignoring(label, inst).shape == (17, 22, 3)
@@ -211,6 +216,8 @@ def test_inputs_of_other_models_that_do_not_fit(tmp_path: Path) -> None:
         styled(LABEL, INST)
     with pytest.raises(UserError, match=r"feature maps \(1, 17, 22\) beside .* expected 3 feat"):
         styled(LABEL, INST, np.zeros((2, 17, 22)))
+    with pytest.raises(UserError, match="feature maps: NaN or infinite numbers"):
+        styled(LABEL, INST, np.full((3, 17, 22), np.nan))
 
 
 def test_loading_refuses(tmp_path: Path) -> None:
@@ -227,12 +234,23 @@ def test_loading_refuses(tmp_path: Path) -> None:
         load_generator(folder, data_type=8)
     with pytest.raises(UserError, match="device cuda:99: not there"):
         load_generator(folder, device="cuda:99")
+    with pytest.raises(UserError, match="device 'nonsense'"):
+        load_generator(folder, device="nonsense")
+    for flags in ({"ngf": "4"}, {"ngf": True}, {"norm": 3}, {"use_dropout": 1}, {"ema": "x"}):
+        with pytest.raises(UserError, match=f"{next(iter(flags))} is .*, expected the like of"):
+            load_generator(folder, **flags)
 
 
 def test_defaults_are_those_of_the_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # no run to inherit from
     opt = vars(TestOptions().parse(["--gpu_ids", "-1"]))
     assert {flag: opt[flag] for flag in DEFAULTS} == DEFAULTS
+
+
+def test_pretrained_runs_are_found_from_any_folder(tmp_path: Path) -> None:
+    below = save_run(tmp_path / "below", load_pretrain="")
+    run = save_run(tmp_path / "run", load_pretrain="checkpoints/below")  # as train.py was told
+    assert run_and_pretrained(run) == [run, below]
 
 
 def test_weights_alone_need_flags(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ WRONG = {  # flags -> what the line must name
     "no value": ("--ngf", ["--ngf", "expected one argument"]),
     "not a number": ("--ngf x", ["--ngf", "'x'", "at least 1"]),
     "zero": ("--batchSize 0", ["--batchSize", "'0'", "at least 1"]),
-    "negative": ("--niter -3", ["--niter", "'-3'", "at least 0"]),
+    "negative": ("--niter -3", ["--niter", "'-3'", "0 to 10"]),
     "fraction": ("--num_D 1.5", ["--num_D", "'1.5'"]),
     "nan rate": ("--lr nan", ["--lr", "'nan'"]),
     "beta1 of 1": ("--beta1 1", ["--beta1", "'1'"]),
@@ -353,4 +353,18 @@ def test_damaged_opt_json_is_named(text: str, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(UserError, match=r"opt\.json"):
+        TestOptions().parse([])
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("ngf", "64x"), ("ngf", 0), ("no_instance", 1), ("netG", "nice"), ("norm", None)],
+)
+def test_values_that_a_flag_cannot_have_are_named(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written(monkeypatch)
+    path = Path("checkpoints/label2city/opt.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(UserError, match=rf"opt\.json: {name} is {value!r}, which --{name} cannot"):
         TestOptions().parse([])

@@ -38,6 +38,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a failed write lacks
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,8 +51,9 @@ def write_flushed(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except OSError as error:
         path.unlink(missing_ok=True)  # a full disk needs the room
+        error.filename = error.filename or str(path)  # which a failed write lacks
         raise
 
 

@@ -112,12 +112,7 @@ LOADING = Group(
     Flag("--serial_batches", False, "in order of name instead of shuffled"),
     Flag("--no_flip", False, "no random horizontal flips"),
     Flag("--max_dataset_size", None, "use only so many scenes; default: all", count_or_inf),
-    Flag(
-        "--nThreads",
-        2,
-        "processes that read images (on GPUs up to 8); 0: threads",
-        integer(0, 1024),
-    ),
+    Flag("--nThreads", 2, "processes that read (on GPUs up to 8); 0: threads", integer(0, 1024)),
     Flag("--cache", "none", "keep scaled images; disk: DATAROOT/.cache", ["none", "ram", "disk"]),
     Flag("--display_winsize", 512, "width of images on HTML pages, in pixels", integer(1)),
 )

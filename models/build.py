@@ -33,26 +33,19 @@ def build_generator(opt: argparse.Namespace) -> nn.Module:
         opt.output_nc,
         opt.ngf,
         opt.netG,
-        opt.n_downsample_global,
-        opt.n_blocks_global,
-        opt.n_local_enhancers,
-        opt.n_blocks_local,
-        opt.norm,
-        opt.use_dropout,
-        opt.upsample,
+        n_downsample_global=opt.n_downsample_global,
+        n_blocks_global=opt.n_blocks_global,
+        n_local_enhancers=opt.n_local_enhancers,
+        n_blocks_local=opt.n_blocks_local,
+        norm=opt.norm,
+        use_dropout=opt.use_dropout,
+        upsample=opt.upsample,
     )
 
 
 def build_encoder(opt: argparse.Namespace) -> nn.Module:
-    return define_G(
-        opt.output_nc,
-        opt.feat_num,
-        opt.nef,
-        "encoder",
-        opt.n_downsample_E,
-        norm=opt.norm,
-        upsample=opt.upsample,
-    )
+    own = {"n_downsample_global": opt.n_downsample_E, "norm": opt.norm, "upsample": opt.upsample}
+    return define_G(opt.output_nc, opt.feat_num, opt.nef, "encoder", **own)
 
 
 def build_discriminator(opt: argparse.Namespace) -> nn.Module:
@@ -60,8 +53,8 @@ def build_discriminator(opt: argparse.Namespace) -> nn.Module:
         input_channels(opt) + opt.output_nc,
         opt.ndf,
         opt.n_layers_D,
-        opt.norm,
-        opt.num_D,
+        norm=opt.norm,
+        num_D=opt.num_D,
         get_features=not opt.no_ganFeat_loss,
     )
 

@@ -14,7 +14,6 @@ Instance averages (paper, section 3.4): the time does not depend on the number o
 times less than a loop over them takes at 1024x512 (docs/performance.md).
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -25,7 +24,6 @@ from torch.autograd.function import once_differentiable
 
 from util import distributed
 
-NORMS = ("instance", "batch")
 CHUNK = 2**20  # elements normalized at a time: intermediate results then stay in the cache
 
 
@@ -116,6 +114,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
         return y
+
+
+NORMS = {"instance": InstanceNorm2d, "batch": BatchNorm2d}  # of --norm
 
 
 def count_statistics(net: nn.Module, has_images: bool) -> None:
@@ -278,15 +279,6 @@ def _chunks(
         part = slice(start, start + step)
         cut = [s[:, part] if axis == 2 else s for s in statistics]
         yield *(m[:, part] for m in maps), *cut
-
-
-def norm_layer(kind: str) -> Callable[[int], nn.Module]:
-    """The constructor of a normalization layer: "instance" (no parameters) or "batch"."""
-    if kind == "instance":
-        return functools.partial(InstanceNorm2d, affine=False)
-    if kind == "batch":
-        return BatchNorm2d
-    raise ValueError(f"norm {kind!r}: expected one of {', '.join(NORMS)}")
 
 
 def zero_bias_gradients_before_norms(net: nn.Module) -> None:

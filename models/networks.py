@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from models.alignment import Conv2d
-from models.layers import InstanceNorm2d, ReflectionPad2d, instance_average, norm_layer, upsampling
+from models.layers import NORMS, InstanceNorm2d, ReflectionPad2d, instance_average, upsampling
 from models.recompute import Sequential
 
 Norm = Callable[[int], nn.Module]  # channels -> normalization layer
@@ -173,13 +173,10 @@ class Encoder(nn.Module):
         upsample: str = "transpose",
     ) -> None:
         super().__init__()
-        layers = _conv7(input_nc, ngf, norm)
-        for i in range(n_downsampling):
-            layers += _halve(ngf * 2**i, norm)
-        for i in range(n_downsampling, 0, -1):
-            layers += _double(ngf * 2**i, norm, upsample)
-        layers += _conv7(ngf, output_nc)
-        self.model = Sequential(*layers)
+        generator = GlobalGenerator(
+            input_nc, output_nc, ngf, n_downsampling, n_blocks=0, norm=norm, upsample=upsample
+        )
+        self.model = generator.model
 
     def forward(self, image: Tensor, inst: Tensor) -> Tensor:
         return instance_average(self.model(image), inst)
@@ -279,14 +276,14 @@ def define_G(
     For the encoder output_nc is the number of features and n_downsample_global its depth.
     """
     first = input_nc, output_nc, ngf, n_downsample_global
-    last = norm_layer(norm), use_dropout, upsample
+    last = NORMS[norm], use_dropout, upsample
     if netG == "global":
         return init_weights(GlobalGenerator(*first, n_blocks_global, *last))
     if netG == "local":
         middle = n_blocks_global, n_local_enhancers, n_blocks_local
         return init_weights(LocalEnhancer(*first, *middle, *last))
     if netG == "encoder":
-        return init_weights(Encoder(*first, norm_layer(norm), upsample))
+        return init_weights(Encoder(*first, NORMS[norm], upsample))
     raise ValueError(f"netG {netG!r}: expected global, local or encoder")
 
 
@@ -299,5 +296,5 @@ def define_D(
     get_features: bool = False,
 ) -> MultiscaleDiscriminator:
     """A discriminator with fresh weights. get_features: for the feature matching loss."""
-    net = MultiscaleDiscriminator(input_nc, ndf, n_layers, norm_layer(norm), num_D, get_features)
+    net = MultiscaleDiscriminator(input_nc, ndf, n_layers, NORMS[norm], num_D, get_features)
     return init_weights(net)

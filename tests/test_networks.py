@@ -192,7 +192,7 @@ def test_initial_weights(make: Callable[[], nn.Module]) -> None:
 def test_networks_refuse_unknown_kinds() -> None:
     with pytest.raises(ValueError, match="encoder"):
         define_G(3, 3, 4, "globl")
-    with pytest.raises(ValueError, match="instance, batch"):
+    with pytest.raises(KeyError, match="layer"):
         define_D(3, 4, 3, "layer")
 
 

@@ -56,22 +56,22 @@ def error_lines(done: subprocess.CompletedProcess) -> list[str]:
 
 @pytest.fixture(scope="module")
 def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """(case, processes) -> weights and losses after ten steps."""
+    """(case, processes) -> weights and losses after ten steps; four processes, so that some
+    have no image of the last batch."""
     out = tmp_path_factory.mktemp("weights")
-    for processes in (1, 2, 4):
+    for processes in (1, 4):
         done = start(processes, WORK, "equality", data, out)
         assert done.returncode == 0, done.stderr
     return {
         (case, processes): torch.load(out / f"{case}_{processes}.pth", weights_only=True)
         for case in CASES
-        for processes in (1, 2, 4)
+        for processes in (1, 4)
     }
 
 
-@pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("case", ["instance", "batch", "recompute", "stages"])
-def test_the_same_batch_gives_the_same_weights(results: dict, case: str, processes: int) -> None:
-    alone, together = results[case, 1], results[case, processes]
+def test_the_same_batch_gives_the_same_weights(results: dict, case: str) -> None:
+    alone, together = results[case, 1], results[case, 4]
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-12)
     for name, net in alone["weights"].items():
         for key, expected in net.items():
@@ -84,14 +84,12 @@ def test_the_same_batch_gives_the_same_weights(results: dict, case: str, process
 @pytest.mark.parametrize("case", ["pool", "bf16"])
 def test_processes_agree_where_one_would_differ(results: dict, case: str) -> None:
     """Each has its own pool and rounding; that all processes agree was checked as they ran."""
-    for processes in (2, 4):
-        assert results[case, processes]["losses"] == pytest.approx(
-            results[case, 1]["losses"], rel=0.2
-        )
+    alone, together = results[case, 1], results[case, 4]
+    assert together["losses"] == pytest.approx(alone["losses"], rel=0.2)
 
 
 def test_stages_train_all_of_the_generator(results: dict) -> None:
-    first, second = results["stages", 2], results["instance", 2]
+    first, second = results["stages", 4], results["instance", 4]
     assert any(key.startswith("model1_1") for key in first["weights"]["G"])
     assert "E" in second["weights"] and "E" not in first["weights"]
 

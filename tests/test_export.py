@@ -55,9 +55,8 @@ def generated(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 CASES = {
     "labels": {},
-    "batch norm, ignored label": {"norm": "batch", "ignore_label": 255},
+    "batch norm, noise": {"norm": "batch", "ignore_label": 255, "instance_noise": 3},
     "local, features": {"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True},
-    "noise": {"instance_noise": 3},
     "RGB, no instances": {"label_nc": 0, "no_instance": True},
 }
 

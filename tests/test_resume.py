@@ -16,20 +16,18 @@ import torch
 from conftest import ROOT, TINY
 from trainer import Training, assert_same, outcome, train
 
-from util.files import lock
+from util.files import lock_folder
 from util.run.checkpoints import load_file
 
-# 4 scenes an epoch; every step is logged, shown and saved
-ALL = ["--print_freq", 1, "--display_freq", 1, "--save_latest_freq", 1, "--save_epoch_freq", 1]
+# 4 scenes an epoch; every step is logged and saved, every other one shown
+ALL = ["--print_freq", 1, "--display_freq", 2, "--save_latest_freq", 1, "--save_epoch_freq", 1]
 SHORT = ["--niter", 1, "--niter_decay", 2]
 CASES = {
     "plain": [],
-    "dropout": ["--use_dropout"],
-    "pool": ["--pool_size", 3],
-    "features": ["--instance_feat", "--nef", 4, "--n_downsample_E", 1],
+    "features, pool": ["--instance_feat", "--nef", 4, "--n_downsample_E", 1, "--pool_size", 3],
     "fix_global": ["--netG", "local", "--n_blocks_local", 1, "--niter_fix_global", 1],
     "plus": ["--recipe", "plus", "--ema", 0.9, "--instance_feat", "--nef", 4],
-    "fp16": ["--amp", "fp16"],
+    "fp16, dropout": ["--amp", "fp16", "--use_dropout"],
     "bf16": ["--amp", "bf16"],
     "batch": ["--batchSize", 3, "--norm", "batch", "--resize_or_crop", "crop", "--fineSize", 24],
 }
@@ -149,7 +147,7 @@ def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_pat
     flags = ["--dataroot", toy_data, *ALL, "--niter", 1, "--niter_decay", 0, "--no_html"]
     train(tmp_path / "run", *flags)
     before = outcome(tmp_path / "run")
-    held = lock(tmp_path / "run" / ".lock")  # as by another training
+    held = lock_folder(tmp_path / "run")  # as by another training
     second = Training(tmp_path / "run", *flags, *more)
     assert second.end() == 2
     assert second.told().count("\n") == 1 and "another training is writing" in second.told()

@@ -1,5 +1,6 @@
 """Writing files whole or not at all: a kill or a full disk leaves the old content."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -87,20 +88,21 @@ def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
     )
 
 
-def lock(path: Path) -> IO | None:
-    """Lock a file until this process ends, however it does, or closes what is returned.
+def lock_folder(folder: Path) -> IO | None:
+    """Lock a folder until this process ends, however it does, or closes what is returned.
 
-    Raises BlockingIOError if another process has locked it. None where files cannot be locked.
+    For processes of this user on this machine: what is locked is a file in the temporary folder,
+    so that the folder stays as it is. Raises BlockingIOError if another process has locked it.
+    None where files cannot be locked.
     """
     if not fcntl:
         return None
-    file = path.open("w")
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     try:
+        file = (Path(tempfile.gettempdir()) / f"pix2pixHD-{os.getuid()}-{name}.lock").open("w")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it
     except BlockingIOError:
-        file.close()
         raise
-    except OSError:  # some network file systems
-        file.close()
+    except OSError:  # no temporary folder, or none for locks
         return None
     return file

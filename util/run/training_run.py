@@ -12,7 +12,7 @@ import torch
 
 from util import distributed
 from util.errors import UserError
-from util.files import cannot_write, lock
+from util.files import cannot_write, lock_folder
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.loggers import create_loggers
@@ -59,14 +59,12 @@ class TrainingRun:
     def _lock_folder(self) -> IO | None:
         """Keep a second training from mixing its files with this one's."""
         try:
-            return lock(self.folder / ".lock")
+            return lock_folder(self.folder)
         except BlockingIOError as error:
             raise UserError(
                 f"{self.folder}: another training is writing there; wait for its end, or give "
                 "this one another --name"
             ) from error
-        except OSError as error:
-            raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
 
     def _open_logs(self) -> Visualizer:
         opt, resume = self.opt, self.at.step > 0
@@ -251,6 +249,8 @@ class TrainingRun:
         """Let the page and TensorBoard's last rows reach the disk, and messages their receivers."""
         self._highest_signal.finish()
         self._writer.finish()
+        if self._lock:
+            Path(self._lock.name).unlink(missing_ok=True)
         if self.visualizer:
             with warn_if_unwritable("the page"):
                 self.visualizer.close()

@@ -45,6 +45,10 @@ class Scene:
 
 def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
+    if not opt.images.is_dir():  # before the data set: a run of a mistyped name has the default one
+        raise UserError(
+            f"{opt.images}: no such folder; generate images with test.py, or check --name"
+        )
     has_instances = (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)
     names = picture_names(files["label"])
@@ -64,8 +68,6 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
 def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:
     """The generated image of every scene that has one: as test.py names them, or, in any other
     folder, by scene. names: scene key -> name."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; generate images with test.py, or give --images")
     found = {}
     for scene, name in names.items():
         paths = [folder / f"{name}_synthesized_image.{end}" for end in ("png", "jpg", "tif", "npy")]

@@ -399,6 +399,8 @@ def test_refused(
 def test_command_line(scenes: Path) -> None:
     done = run_command("evaluate.py", "--dataroot", scenes / "data", "--name", "never_drawn")
     assert "never_drawn/test_latest/images: no such folder" in one_line(done)
+    done = run_command("evaluate.py", "--name", "mistyped")  # and so no data set is known
+    assert "mistyped/test_latest/images: no such folder" in one_line(done)
 
 
 # -- weights ---------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ PARTS: dict[str, list[str]] = {  # part -> commands, both in order of worth
     "inference": [
         f"{INFER} --amp bf16 --compile",
         f"{INFER} --amp bf16",
+        f"{INFER} --amp bf16 --cuda_graphs",
         f"{INFER} {P512} --netG global --amp bf16 --compile --batch 4",
         f"{INFER} --amp fp16 --compile --batch 4",
     ],
@@ -69,6 +70,7 @@ TINY = {  # what stands in for the sizes on a CPU
         "--amp bf16": "",
         "--amp fp16": "",
         "--compile": "",
+        "--cuda_graphs": "",
     },
     **{"inference": "inference --width 128 --height 64 --ngf 4", "--stage 1024p": ""},
     "instance_pooling": "instance_pooling --width 64 --height 32",

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--ngf", type=integer(1), default=32)
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cuda_graphs", action="store_true", help="compiled, in CUDA graphs")
     given = parser.parse_args()
     device = given.device
     set_up_torch(deterministic=False, tf32=False)
@@ -31,6 +32,9 @@ def main() -> None:
     flags = f"--netG {given.netG} --ngf {given.ngf} --amp {given.amp}"
     flags += " --compile" * given.compile
     model = scene.random_generator(device, flags)
+    if given.cuda_graphs:  # one launch an image: what the kernels alone would take
+        model._generator = torch.compile(model.netG, mode="reduce-overhead")
+        flags += " --cuda_graphs"
     torch.manual_seed(0)
     plain = build_generator(model.opt).to(device)
     maps = scene.pinned(scene.batch(given.width, given.height, given.batch), device)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from util.errors import UserError, out_of_memory, run
-from util.files import make_folder
+from util.files import make_folder, replacing, write_bytes
 from util.run.checkpoints import load_file
 
 
@@ -89,3 +89,16 @@ def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_is_one_line(number: int, capsys: pytest.CaptureFixture) -> None:
     status, line = end(OSError(number, os.strerror(number), "some/path"), capsys)
     assert status == 2 and line.startswith("error: some/path: ") and line.count("\n") == 1
+
+
+def test_errors_of_writing_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for error, told in ((OSError(errno.ENOSPC, "full"), "a.png"), (OSError("no format"), "no for")):
+        with pytest.raises(OSError, match=told), replacing(tmp_path / "a.png"):
+            raise error
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"b\.part"):
+        write_bytes(tmp_path / "b", b"1")
+    assert not list(tmp_path.iterdir())

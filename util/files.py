@@ -40,7 +40,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # which a failed write lacks
+        _name_file(error, path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,8 +54,14 @@ def write_flushed(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         path.unlink(missing_ok=True)  # a full disk needs the room
-        error.filename = error.filename or str(path)  # which a failed write lacks
+        _name_file(error, path)
         raise
+
+
+def _name_file(error: OSError, path: Path) -> None:
+    """Tell an error of the system which file it is about: a failed write does not know."""
+    if error.errno and not error.filename:
+        error.filename = str(path)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

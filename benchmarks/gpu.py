@@ -55,6 +55,7 @@ PARTS: dict[str, list[str]] = {  # part -> commands, both in order of worth
         *(f"{STEP} {P512} --amp bf16 --compile --batch {batch}" for batch in (2, 8)),
         f"{STEP} {P512} --amp fp16",
         f"{STEP} {P512} --amp bf16 --checkpoint_activations",
+        f"{STEP} {P512} --amp bf16 --contiguous",
         f"{STEP} {P1024} --amp bf16 --compile",
         f"{STEP} {P1024} --tf32",
         f"{STEP} {P1024}",

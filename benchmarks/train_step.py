@@ -7,6 +7,9 @@
 Further flags are train.py's and go to both ways (--netG local --num_D 3 ...).
 """
 
+from contextlib import nullcontext
+from unittest.mock import patch
+
 import torch
 
 from benchmarks import baseline, scene
@@ -32,8 +35,10 @@ def main() -> None:
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint_activations", action="store_true")
+    parser.add_argument("--contiguous", action="store_true", help="maps not channels-last")
     given, more = parser.parse_known_args()
     device = given.device
+    usual = patch("models.pix2pixHD_model.convolution_layout", return_value=torch.contiguous_format)
     set_up_torch(deterministic="--deterministic" in more, tf32="--tf32" in more)
     with scene.temporary_folder() as folder:
         vgg = ["--no_vgg_loss"] if given.no_vgg else scene.vgg_flags(folder)
@@ -43,7 +48,8 @@ def main() -> None:
         ours += ["--compile"] * given.compile
         ours += ["--checkpoint_activations"] * given.checkpoint_activations
         base = baseline.TrainStep(scene.options(device.type, plain), device)
-        model = Pix2PixHDModel(scene.options(device.type, ours), device)
+        with usual if given.contiguous else nullcontext():
+            model = Pix2PixHDModel(scene.options(device.type, ours), device)
     batch = scene.batch(given.width, given.height, given.batch)
     floats = scene.pinned(baseline.float_batch(batch), device)
     batch = scene.pinned(batch, device)
@@ -62,7 +68,13 @@ def main() -> None:
         row["saved ratio"] = saved[way] / saved["baseline"]
         row["TFLOP"] = work[way] / 1e12
     size = f"{given.batch}x{given.width}x{given.height}"
-    report("train_step", rows, given, flags=" ".join(ours), size=size)
+    report(
+        "train_step",
+        rows,
+        given,
+        flags=" ".join(ours) + " --contiguous" * given.contiguous,
+        size=size,
+    )
 
 
 def eager_flops(model: Pix2PixHDModel, batch: dict) -> int:

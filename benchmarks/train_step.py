@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--contiguous", action="store_true", help="maps not channels-last")
     given, more = parser.parse_known_args()
     device = given.device
-    usual = patch("models.pix2pixHD_model.convolution_layout", return_value=torch.contiguous_format)
+    contiguous = patch(
+        "models.pix2pixHD_model.convolution_layout", return_value=torch.contiguous_format
+    )
     set_up_torch(deterministic="--deterministic" in more, tf32="--tf32" in more)
     with scene.temporary_folder() as folder:
         vgg = ["--no_vgg_loss"] if given.no_vgg else scene.vgg_flags(folder)
@@ -48,7 +50,7 @@ def main() -> None:
         ours += ["--compile"] * given.compile
         ours += ["--checkpoint_activations"] * given.checkpoint_activations
         base = baseline.TrainStep(scene.options(device.type, plain), device)
-        with usual if given.contiguous else nullcontext():
+        with contiguous if given.contiguous else nullcontext():
             model = Pix2PixHDModel(scene.options(device.type, ours), device)
     batch = scene.batch(given.width, given.height, given.batch)
     floats = scene.pinned(baseline.float_batch(batch), device)

@@ -249,8 +249,8 @@ class TrainingRun:
         """Let the page and TensorBoard's last rows reach the disk, and messages their receivers."""
         self._highest_signal.finish()
         self._writer.finish()
-        if self._lock:
-            Path(self._lock.name).unlink(missing_ok=True)
         if self.visualizer:
             with warn_if_unwritable("the page"):
                 self.visualizer.close()
+        if self._lock:  # nothing is written from here on
+            Path(self._lock.name).unlink(missing_ok=True)

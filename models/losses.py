@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from models.recompute import recomputed
@@ -144,8 +143,10 @@ def load_vgg19(weights_file: str = "") -> nn.Module:
         return _download_vgg19()
     if not Path(weights_file).is_file():
         raise UserError(f"--vgg_weights {weights_file}: no such file")
+    from torchvision.models import vgg19  # takes seconds, and is only here needed
+
     with torch.device("meta"):
-        net = torchvision.models.vgg19(weights=None)
+        net = vgg19(weights=None)
     try:
         state = torch.load(weights_file, map_location="cpu", weights_only=True)
         net.load_state_dict(state, assign=True)
@@ -158,8 +159,10 @@ def load_vgg19(weights_file: str = "") -> nn.Module:
 
 
 def _download_vgg19() -> nn.Module:
+    from torchvision.models import VGG19_Weights, vgg19
+
     try:
-        return torchvision.models.vgg19(weights=torchvision.models.VGG19_Weights.IMAGENET1K_V1)
+        return vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
     except (OSError, HTTPException, RuntimeError) as error:  # no network or space, a cut download
         raise UserError(
             f"VGG19's ImageNet weights cannot be downloaded ({error}): give a torchvision vgg19 "

@@ -16,10 +16,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torchvision
 
 from data.create import whole_images
 from data.values import SIDES, TYPES
@@ -287,7 +287,7 @@ def write_options(opt: argparse.Namespace) -> None:
     lines = [f"{flag}: {value}" for flag, value in values.items()]
     head, foot = "------------ Options -------------", "-------------- End -------------"
     write_text(folder / "opt.txt", "\n".join([head, *lines, foot, ""]))
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions = {"torch": torch.__version__, "torchvision": version("torchvision")}
     values["command_line"] = shlex.join(sys.argv)
     values["versions"] = {"python": platform.python_version(), **versions}
     values["git_commit"] = git_commit()

@@ -55,7 +55,7 @@ step "the next stage: twice the size, with the features written as maps"
 python precompute_feature_maps.py --name toy_features
 python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
   --loadSize 256 --load_features --fit_features --load_pretrain checkpoints/toy_features \
-  --lr 0.0005 --niter_fix_global 1 --niter 2 --niter_decay 5 --continue_train
+  --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 6 --continue_train
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
 

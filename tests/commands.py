@@ -5,6 +5,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,19 +22,54 @@ def run_command(
     *args: object, timeout: float = 300, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess:
     """Run python with these arguments ("train.py", "--name", ...) in the project's folder."""
+    (done,) = _run_all(args, [{}], timeout, cwd)
+    return done
+
+
+def run_together(processes: int, *args: object, timeout: float = 300) -> None:
+    """The same in several processes, as torchrun would; none of them may fail."""
+    for done in _run_all(args, ranks(processes), timeout, ROOT):
+        assert done.returncode == 0, done.stderr
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """The variables by which torchrun tells each process of a machine which one it is."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    all_know = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [all_know | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+
+
+def _run_all(
+    args: tuple, variables: list[dict[str, str]], timeout: float, cwd: Path
+) -> list[subprocess.CompletedProcess]:
+    """Run a command once for each set of further environment variables, all at once."""
     command = [str(arg) for arg in args]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = SERVER.Process(target=_run, args=(command, env, files, cwd))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(command, timeout)
-        output = [file.read_text() for file in files]
-        return subprocess.CompletedProcess(command, process.exitcode, *output)
+        started = []
+        for number, own in enumerate(variables):
+            files = [Path(folder) / f"{name}{number}" for name in ("stdout", "stderr")]
+            process = SERVER.Process(target=_run, args=(command, env | own, files, cwd))
+            process.start()
+            started.append((process, files))
+        try:
+            return [_ended(process, files, command, timeout) for process, files in started]
+        finally:
+            for process, _ in started:
+                process.kill()
+                process.join()
+
+
+def _ended(
+    process: multiprocessing.Process, files: list[Path], command: list[str], timeout: float
+) -> subprocess.CompletedProcess:
+    process.join(timeout)
+    if process.exitcode is None:
+        raise subprocess.TimeoutExpired(command, timeout)
+    output = [file.read_text() for file in files]
+    return subprocess.CompletedProcess(command, process.exitcode, *output)
 
 
 def _run(command: list[str], env: dict[str, str], files: list[Path], cwd: Path) -> None:

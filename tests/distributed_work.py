@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it has only its own folder
+
 from data.create import create_loader
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run_together
 from distributed_work import CASES
 from PIL import Image
 
@@ -46,7 +47,7 @@ def start(processes: int, *words: object) -> subprocess.CompletedProcess:
     """Run a Python script in so many processes; one: without a launcher."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), *map(str, words)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=300)
 
 
@@ -60,8 +61,7 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     have no image of the last batch."""
     out = tmp_path_factory.mktemp("weights")
     for processes in (1, 4):
-        done = start(processes, WORK, "equality", data, out)
-        assert done.returncode == 0, done.stderr
+        run_together(processes, WORK, "equality", data, out)
     return {
         (case, processes): torch.load(out / f"{case}_{processes}.pth", weights_only=True)
         for case in CASES
@@ -147,7 +147,7 @@ class Session:
     """A command in a terminal's session of its own, with stderr in a file."""
 
     def __init__(self, out: Path, *words: object) -> None:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.out = out / "stderr"
         with self.out.open("w") as stderr:
             self.process = subprocess.Popen(

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import ranks
 from conftest import ROOT, TINY
 from trainer import Training, assert_same, outcome, train
 
@@ -207,30 +207,12 @@ def test_the_rate_starts_over_only_for_weights_of_the_old_code(toy_data, tmp_pat
     assert "optimizers start fresh" in log and "epoch 3 of 3" in log
 
 
-class Rank:
-    """Make a process one of two, by the variables that torchrun sets."""
-
-    def __init__(self, rank: int, port: int) -> None:
-        self.variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
-        self.variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-
-    def __call__(self) -> None:
-        os.environ.update({name: str(value) for name, value in self.variables.items()})
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def two(folders: tuple[Path, Path], *flags: object) -> list[Training]:
     """Two processes of one training, each of which finds the run in a folder of its own."""
-    port = free_port()
     outs = (None, tmp_log(folders[0]))
     return [
-        Training(folder, *flags, prepare=Rank(rank, port), out=out)
-        for rank, (folder, out) in enumerate(zip(folders, outs))
+        Training(folder, *flags, env=env, out=out)
+        for folder, env, out in zip(folders, ranks(2), outs)
     ]
 
 
@@ -298,13 +280,10 @@ def test_processes_that_load_different_weights_are_refused(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *SHORT]
     for seed in (0, 1):
         train(tmp_path / str(seed), *flags, "--seed", seed)
-    port = free_port()
+    flags += ["--batchSize", 2, "--load_pretrain"]
     pair = [
-        Training(
-            *(tmp_path / "run", *flags, "--batchSize", 2, "--load_pretrain", tmp_path / str(rank)),
-            **{"prepare": Rank(rank, port), "out": tmp_path / f"{rank}.out"},
-        )
-        for rank in (0, 1)
+        Training(tmp_path / "run", *flags, own, env=env, out=own.with_suffix(".out"))
+        for own, env in zip((tmp_path / "0", tmp_path / "1"), ranks(2))
     ]
     assert {training.end() for training in pair} <= {1, 2}
     told = pair[0].told() + pair[1].told()

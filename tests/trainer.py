@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from commands import SERVER, redirect
 from conftest import ROOT, TINY
+from PIL import Image
 
 
 class Training:
-    """A running train.py with tiny networks. prepare() is called in its process beforehand."""
+    """A running train.py with tiny networks. prepare() is called in its process beforehand; env:
+    further variables of its environment."""
 
     def __init__(
         self,
@@ -26,12 +28,12 @@ class Training:
         *flags: object,
         prepare: Callable[[], None] | None = None,
         out: Path | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
         self.out = out or folder.parent / f"{folder.name}.out"
         argv = ["train.py", *TINY, "--checkpoints_dir", folder.parent, "--name", folder.name]
-        self.process = SERVER.Process(
-            target=_train, args=([str(a) for a in [*argv, *flags]], self.out, prepare)
-        )
+        argv = [str(arg) for arg in [*argv, *flags]]
+        self.process = SERVER.Process(target=_train, args=(argv, self.out, prepare, env or {}))
         self.process.start()
 
     def end(self, timeout: float = 120) -> int:
@@ -55,14 +57,20 @@ class Training:
             time.sleep(0.005)
 
 
-def _train(argv: list[str], out: Path, prepare: Callable[[], None] | None) -> None:
+def _train(
+    argv: list[str], out: Path, prepare: Callable[[], None] | None, env: dict[str, str]
+) -> None:
     redirect(out, out)
     os.chdir(ROOT)
+    os.environ.update(env)
     sys.argv = argv
     torch.set_num_threads(1)
     import train
+    import util.run.page
     from util.errors import run
 
+    # as long as all steps together; tests/test_visualizer.py looks at real ones
+    util.run.page.save_curves = lambda path, *_, **__: Image.new("L", (1, 1)).save(path)
     if prepare:
         prepare()
     run(train.main)

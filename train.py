@@ -50,9 +50,9 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     set_up_torch(opt.deterministic, opt.tf32, loader.dataset.has_one_size)
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, loader.dataset.has_one_size)
-    validation, told = create_validation(opt, model)
+    validation, message = create_validation(opt, model)
     training = TrainingRun(opt, folder, model, loader, validation)
-    log_main(told)
+    log_main(message)
     if distributed.is_main():
         write_options(opt)
     if opt.verbose:

@@ -13,7 +13,7 @@ say otherwise. The page is results/NAME/PHASE_EPOCH/index.html; shown_images tel
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
     dataset.scenes = dataset.scenes[: opt.how_many]
     choosers = style_choosers(model, opt)
     sources = feature_sources(model, opt, choosers)
-    results, failed = Results(opt, dataset, list(sources)), 0
+    results, failed = Results(opt, dataset, list(sources), shown_names(opt, sources)), 0
 
     with background() as submit, torch.inference_mode():
         batches = read_scenes(dataset, results.wanted, opt, "images", opt.batchSize)
@@ -84,10 +84,18 @@ def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
     results.finish(failed)
 
 
+def shown_names(opt: argparse.Namespace, generated: Iterable[str]) -> list[str]:
+    """The names that shown_images gives, for --skip_existing to look for; but for the photograph,
+    which is not there for every scene."""
+    views = [f"{name}_view" for name in generated] if needs_view(opt) else []
+    return ["input_label", *generated, *views]
+
+
 def shown_images(
     opt: argparse.Namespace, maps: dict, generated: dict[str, np.ndarray], photo: Path | None
 ) -> dict[str, Image]:
-    """What the page shows of a scene, from left to right. Add or leave out images here.
+    """What the page shows of a scene, from left to right. Add or leave out images here and in
+    shown_names.
 
     maps: the scene as AlignedDataset gives it. generated: the generator's images, by name. photo:
     the photograph's file, if there is one. Returns name -> image (H, W, 3) uint8, or a function

@@ -181,8 +181,8 @@ class AlignedDataset(Dataset):
         for a size that cannot be trained on."""
         files = self.sources(index)
         sizes = {kind: self.kinds[kind].size(path) for kind, path in files.items()}
-        for problem in size_problems(files, sizes, self.geometry):
-            raise UserError(problem)
+        if problems := size_problems(files, sizes, self.geometry):
+            raise UserError(problems[0])
         self.sizes[self.scenes[index]] = sizes["label"]
 
 

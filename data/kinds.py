@@ -117,7 +117,7 @@ def scene_kinds(
 
 def image_kind(values: Values, side: str, *folders: str) -> Kind:
     """Images of a side ("input", "output", "cond"): 8-bit RGB, or any channels and numbers."""
-    if values.is_rgb8 or values == Values(dtype="uint8", low=values.low, high=values.high):
+    if values.channels == 3 and values.dtype == "uint8":
         read = partial(_rgb, values=values, side=side)
         return Kind(folders, read, values=values, smooth=True)
     read = partial(_channels, values=values, side=side)

@@ -144,12 +144,12 @@ class Evaluator:
         """The scores of the generated images, of the oracle, and their ratio; the distance of the
         segmenter's features, where it gives them. Processes call it together."""
         parts = distributed.gather((self.generated, self.real, self.features))
-        self.generated, self.real, self.features = (sum(x[1:], x[0]) for x in zip(*parts))
-        scores, oracle = self._scores(self.generated), self._scores(self.real)
+        generated, real, features = (sum(part[1:], part[0]) for part in zip(*parts))
+        scores, oracle = self._scores(generated), self._scores(real)
         names = "pixel_accuracy", "mean_iou"
         of_oracle = {name: ratio(scores[name], oracle[name]) for name in names}
-        if self.features:
-            cells = (np.concatenate(cells) for cells in zip(*self.features))
+        if features:
+            cells = (np.concatenate(cells) for cells in zip(*features))
             scores["segmenter_kid"] = kernel_distance(*cells)
         return {**scores, "oracle": oracle, "of_oracle": of_oracle}
 

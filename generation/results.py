@@ -28,9 +28,16 @@ class Results:
     wanted    the scenes of this process that are to be generated, by index
     """
 
-    def __init__(self, opt: argparse.Namespace, dataset: AlignedDataset, names: list[str]) -> None:
-        """names: those of the generator's images of a scene. Raises UserError for a folder that
-        cannot be written to, or if an input would be overwritten."""
+    def __init__(
+        self,
+        opt: argparse.Namespace,
+        dataset: AlignedDataset,
+        names: list[str],
+        shown_names: list[str],
+    ) -> None:
+        """names: those of the generator's images of a scene; shown_names: of all on the page.
+        Raises UserError for a folder that cannot be written to, or if an input would be
+        overwritten."""
         self.opt = opt
         self.names = names
         self.values = side_values(opt, "output")
@@ -44,9 +51,8 @@ class Results:
         flag = "--output" if opt.input else "--results_dir"
         make_folder(self.folder / "images" if self.has_page else self.folder, flag)
 
-        views = [f"{name}_view" for name in names] if needs_view(opt) else []
-        usual = [*(["input_label", *views] if self.has_page else []), *names]
-        paths = [self.paths(index, usual) for index in range(len(dataset))]
+        expected = shown_names if self.has_page else names
+        paths = [self.paths(index, expected) for index in range(len(dataset))]
         inputs = {path.resolve() for files in dataset.files.values() for path in files.values()}
         for path in (self.folder / path for files in paths for path in files.values()):
             if path.resolve() in inputs:

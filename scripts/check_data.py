@@ -14,8 +14,12 @@ from util.errors import UserError, one_line, run
 from util.progress import log
 
 
+class CheckOptions(TrainOptions):
+    description = "Report all problems that a data set has for a training with these flags."
+
+
 def main() -> int:
-    opt = TrainOptions().parse()
+    opt = CheckOptions().parse()
     problems = []
     try:
         fix_values(opt)

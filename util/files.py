@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -104,11 +104,16 @@ def lock_folder(folder: Path) -> IO | None:
     if not fcntl:
         return None
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"pix2pixHD-{os.getuid()}-{name}.lock"
     try:
-        file = (Path(tempfile.gettempdir()) / f"pix2pixHD-{os.getuid()}-{name}.lock").open("w")
+        file = path.open("w")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it
     except BlockingIOError:
         raise
     except OSError:  # no temporary folder, or none for locks
         return None
-    return file
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    file.close()
+    return lock_folder(folder)  # its last owner has removed the file meanwhile

@@ -233,11 +233,11 @@ class TrainingRun:
     def finish(self) -> int:
         """Tell where the results are; the exit status. Raises UserError if they are not saved."""
         self._wait_for_save()
+        self._close()
         if not self._saved:
             raise UserError(
                 f"{self.folder}: the end of training could not be saved; {self._how_to_continue()}"
             )
-        self._close()
         page = "" if self.opt.no_html else f", images in {self.folder / 'web' / 'index.html'}"
         log_main(f"done: weights in {self.folder}{page}")
         return 0

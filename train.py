@@ -12,6 +12,7 @@ Go on with a run that was stopped (add the flags that it was started with):
     python train.py --name label2city_512p --continue_train
 
 On four GPUs: add --gpu_ids 0,1,2,3 --batchSize 4, or start it with torchrun.
+Where to change what: docs/architecture.md.
 """
 
 from util.run.stop import exit_on_signals

@@ -19,7 +19,7 @@ MOST_CLASSES = 65536  # what --label_nc takes
 # What one scene's files differ by: Cityscapes' endings and the everyday ones.
 _ENDING = re.compile(
     r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color)"
-    r"|[_-](labels?|inst|instances?|img|image|photo|feat|cond|weight|A|B))$"
+    r"|[_-](labels?|inst|instances?|img|image|photo|feat|cond|depth|weight|A|B))$"
 )
 
 

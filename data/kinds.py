@@ -1,7 +1,7 @@
 """The kinds of maps that make a scene: where their files lie and how they are read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +99,7 @@ def scene_kinds(
         remedy="; without instance maps give --no_instance",
     )
     feat = Kind(("{}_feat",), partial(read_features, feat_num=feat_num), values=Values(feat_num))
+    cond = cond_values and image_kind(cond_values, "cond", "{}_cond")
     weight = Kind(("{}_weight",), read_weights, "float32")
     pairs = ("{}_A", "{}A"), ("{}_B", "{}B")
     rows = {
@@ -109,7 +110,7 @@ def scene_kinds(
             image_kind(output_values, "output", *(("{}_img",) if label_nc else pairs[1])),
         ),
         "feat": (load_features, feat),
-        "cond": (cond_values, cond_values and image_kind(cond_values, "cond", "{}_cond")),
+        "cond": (cond, cond and replace(cond, remedy="; --cond_nc reads its maps there")),
         "loss_weight": (loss_weights, weight),
     }
     return {name: kind for name, (wanted, kind) in rows.items() if wanted}

@@ -179,7 +179,7 @@ class InferenceModel(nn.Module):
         labels and edges alone, of its type."""
         label, inst, feat, cond = self._padded_maps(label, inst, feat, cond)
         kept = AMP_TYPES.get(self.opt.amp)
-        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond, kept)
+        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond, dtype=kept)
         if feat is not None:
             x = torch.cat([x, feat], 1)
         if self.opt.instance_noise:

@@ -85,7 +85,7 @@ class _L1(torch.autograd.Function):
 
 
 class GANLoss(nn.Module):
-    """gan_loss as a module, for those who look for it by this name."""
+    """gan_loss as a module, for those who look for it by this name; training calls gan_loss."""
 
     def __init__(self, use_lsgan: bool = True) -> None:
         super().__init__()

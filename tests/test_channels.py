@@ -396,10 +396,16 @@ def test_the_check_tells_ranges(bands: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert "label: 12 x uint16" in done.stdout and "image: 1 x float32" in done.stdout
     assert "cond: 1 x float32" in done.stdout and "below" in done.stdout
+    for path in (bands / "train_cond").iterdir():
+        path.rename(path.with_name(f"{path.stem}_depth.npy"))  # as much a file of its scene
     path = next((bands / "train_cond").iterdir())
     np.save(path, np.full((32, 64), np.inf, np.float32))
     done = run_command("-m", "data.check", *TINY, *BANDS, *COND, "--dataroot", bands)
     assert done.returncode == 1 and "NaN or infinite" in done.stdout
+    assert "1 problems" in done.stdout
+    (bands / "train_cond").rename(bands / "train_depth")
+    done = run_command("-m", "data.check", *TINY, *BANDS, *COND, "--dataroot", bands)
+    assert "holds no folder train_cond; --cond_nc reads its maps there" in done.stderr + done.stdout
 
 
 def test_the_editor_refuses_other_images(tmp_path: Path, toy_data: Path) -> None:

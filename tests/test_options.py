@@ -143,7 +143,8 @@ def test_inherited_flags_are_those_that_tell_architecture_and_data() -> None:
     """models.DEFAULTS, for callers without flags, has the architecture as well: keep it whole."""
     groups = [group for group in TrainOptions.groups if group.inherited]
     names = {flag.name.removeprefix("--") for group in groups for flag in group.flags}
-    assert names - set(DEFAULTS) == {"dataroot", "loadSize", "fineSize", "resize_or_crop"}
+    without = {"dataroot", "loadSize", "fineSize", "resize_or_crop"}
+    assert names - set(DEFAULTS) == without, "add it to DEFAULTS in models/__init__.py"
     assert set(DEFAULTS) <= names
 
 
@@ -152,10 +153,10 @@ def test_what_a_resumed_run_does_about_each_flag() -> None:
     flags = {flag.name.split()[0][2:] for group in TrainOptions.groups for flag in group.flags}
     listed = [*NETWORK_FLAGS, *TRAINING_FLAGS, *SILENT_FLAGS.split()]
     assert len(set(listed)) == len(listed), "in two lists"
-    assert flags - set(listed) == set(), "in none of the lists"
+    assert flags - set(listed) == set(), "in none of the lists of util/run/flags.py"
     assert set(listed) - flags == set(), "no such flag"
     reported = {*NETWORK_FLAGS, *TRAINING_FLAGS}
-    assert reported - set(FIRST_FLAGS.split()) == BEFORE.keys()
+    assert reported - set(FIRST_FLAGS.split()) == BEFORE.keys(), "BEFORE in util/run/flags.py"
 
 
 def test_one_row_adds_a_flag(capsys: pytest.CaptureFixture) -> None:

@@ -57,12 +57,12 @@ class Watch:
         """What looks wrong in logged losses and generated images in [-1, 1], beside their
         photographs; each comes once."""
         self._training_l1.append((image - real).abs().mean().item() * 127.5)
-        collapsed = losses["D_real"] + losses["D_fake"] < 0.02
+        collapsed = losses["D_real"] + losses["D_fake"] < 0.02  # of least squares
         saturated = (image.abs() > 0.999).float().mean().item() > 0.9
         found = []
         for warning, wrong in ((COLLAPSED, collapsed), (SATURATED, saturated)):
             count = self._in_a_row[warning]
-            if count < self.PATIENCE:  # else it has come
+            if count < self.PATIENCE:  # else it was given
                 self._in_a_row[warning] = count + 1 if wrong else 0
                 found += [warning] if self._in_a_row[warning] == self.PATIENCE else []
         return found

@@ -21,7 +21,7 @@ from data.arrays import (
     write_array,
 )
 from data.create import create_loader
-from data.files import read_integers
+from data.files import read_integers, scene_key
 from data.kinds import image_kind, read_weights
 from data.loader import Loader
 from data.values import RGB8, Values
@@ -396,8 +396,8 @@ def test_the_check_tells_ranges(bands: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert "label: 12 x uint16" in done.stdout and "image: 1 x float32" in done.stdout
     assert "cond: 1 x float32" in done.stdout and "below" in done.stdout
-    for path in (bands / "train_cond").iterdir():
-        path.rename(path.with_name(f"{path.stem}_depth.npy"))  # as much a file of its scene
+    for path in [*(bands / "train_cond").iterdir()]:
+        path.rename(path.with_name(f"{scene_key(path, path.parent)}_depth.npy"))
     path = next((bands / "train_cond").iterdir())
     np.save(path, np.full((32, 64), np.inf, np.float32))
     done = run_command("-m", "data.check", *TINY, *BANDS, *COND, "--dataroot", bands)

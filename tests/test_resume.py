@@ -1,5 +1,6 @@
 """Training that was stopped and continued equals training that never was, bit for bit."""
 
+import fcntl
 import json
 import os
 import re
@@ -154,6 +155,22 @@ def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_pat
     assert outcome(tmp_path / "run") == before
     held.close()
     train(tmp_path / "run", *flags, *more)
+
+
+def test_a_lock_whose_file_is_removed_as_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    """Its last owner ends between another's opening and locking of the file."""
+    lockf, removed = fcntl.lockf, []
+
+    def remove_once(file, how):
+        lockf(file, how)
+        if not removed:
+            removed.append(Path(file.name))
+            removed[0].unlink()
+
+    monkeypatch.setattr(fcntl, "lockf", remove_once)
+    with lock_folder(tmp_path) as file:
+        assert os.path.samestat(os.fstat(file.fileno()), removed[0].stat())
+    removed[0].unlink()
 
 
 @pytest.mark.parametrize(

@@ -7,4 +7,4 @@ need requirements.txt requirements-test.txt
 ruff check .
 ruff format --check .
 # two processes; each test has files of its own
-python -m pytest -n 2 --dist loadscope "$@"
+python -m pytest -n 2 --dist loadscope --no-loadscope-reorder "$@"

@@ -27,6 +27,16 @@ TINY = [
     *("--loadSize", "64", "--no_vgg_loss", "--nThreads", "0", "--gpu_ids", "-1"),
 ]
 
+# minutes each: they come first, so that no worker is left with one of them while the others idle
+LONGEST = (
+    *("test_export", "test_distributed", "test_validation", "test_resume", "test_step"),
+    *("test_golden", "test_benchmarks", "test_recipe", "test_faults", "test_editor_browser"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 def one_line(done: subprocess.CompletedProcess) -> str:
     """The one line that a refused command ends in."""

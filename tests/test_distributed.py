@@ -204,7 +204,7 @@ def stopped_at_work(data: Path, out: Path, number: int, presses: int = 1) -> Non
             time.sleep(0.1)
         status, seconds = session.end()
     assert (status, session.stderr()) == (128 + number, "")
-    assert seconds < 0.5 + 5 * slowness()  # beside the save
+    assert seconds < 5 or seconds < 0.5 + 5 * slowness()  # beside the save
     assert (out / "saved0").exists() and (out / "saved1").exists()
 
 
@@ -229,7 +229,7 @@ def stopped_at_the_start(data: Path, out: Path, after: float, *words: object) ->
         status, seconds = session.end()
     assert status == 130, after
     assert "Traceback" not in session.stderr() and "terminate" not in session.stderr(), after
-    assert seconds < 5 * slowness()
+    assert seconds < 5 or seconds < 5 * slowness()
 
 
 FLAGS = ["--label_nc", 6, "--ngf", 4, "--ndf", 4, "--no_vgg_loss", "--loadSize", 32]

@@ -119,6 +119,9 @@ def test_changed_lengths_are_honoured_and_logged(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
     train(tmp_path / "whole", *flags, "--niter", 3)
     train(tmp_path / "parts", *flags, "--niter", 2)
+    images = tmp_path / "parts" / "web" / "images"
+    later = images / "epoch004_real_image.png"  # as of an epoch that was begun, and not saved
+    shutil.copy(images / "epoch002_real_image.png", later)
     log = train(tmp_path / "parts", *flags, "--niter", 3, "--continue_train")
     assert "note: --niter was 2, now 3" in log
     assert_same(tmp_path / "whole", tmp_path / "parts")

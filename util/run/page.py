@@ -50,6 +50,12 @@ class RunPage:
         for name in ("loss_curves.png", "validation_curves.png", "validation.html"):
             (self.web / name).unlink(missing_ok=True)
 
+    def forget_after(self, epoch: int) -> None:
+        """Drop the images of later epochs, which a killed run had begun but not saved."""
+        for (of, _), path in self._pictures().items():
+            if of > epoch:
+                path.unlink()
+
     def save_images(self, images: Mapping[str, np.ndarray], epoch: int) -> None:
         """Keep the images of a training step; the last ones of an epoch stay on the page."""
         for name, image in images.items():

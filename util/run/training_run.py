@@ -73,6 +73,8 @@ class TrainingRun:
             page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
             visualizer = Visualizer(self.folder, page, resume, loggers)
             visualizer.truncate_after(self.at.step)
+            if page:
+                page.forget_after(self.at.epoch if self.at.batch else self.at.epoch - 1)
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
         if self.at.best_epoch:

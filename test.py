@@ -26,7 +26,7 @@ from data.kinds import image_kind
 from data.loader import read_scenes
 from data.values import Values, side_values
 from generation.features import feature_sources, style_choosers, warn_missing
-from generation.results import Image, Results, needs_view
+from generation.results import Image, Results
 from models import create_model
 from models.inference_model import InferenceModel
 from models.tiling import Tiling
@@ -111,6 +111,11 @@ def shown_images(
     if photo is not None:
         images["real_image"] = partial(read_resized, photo, values, label.shape[:-3:-1])
     return images
+
+
+def needs_view(opt: argparse.Namespace) -> bool:
+    """Whether pages show a view of the generated images, since no browser shows their files."""
+    return not side_values(opt, "output").is_rgb8 or opt.image_format not in ("png", "jpg")
 
 
 def create_generator(opt: argparse.Namespace, device: torch.device) -> InferenceModel:

@@ -7,9 +7,6 @@
 Further flags are train.py's and go to both ways (--netG local --num_D 3 ...).
 """
 
-from contextlib import nullcontext
-from unittest.mock import patch
-
 import torch
 
 from benchmarks import baseline, scene
@@ -38,9 +35,6 @@ def main() -> None:
     parser.add_argument("--contiguous", action="store_true", help="maps not channels-last")
     given, more = parser.parse_known_args()
     device = given.device
-    contiguous = patch(
-        "models.pix2pixHD_model.convolution_layout", return_value=torch.contiguous_format
-    )
     set_up_torch(deterministic="--deterministic" in more, tf32="--tf32" in more)
     with scene.temporary_folder() as folder:
         vgg = ["--no_vgg_loss"] if given.no_vgg else scene.vgg_flags(folder)
@@ -50,8 +44,10 @@ def main() -> None:
         ours += ["--compile"] * given.compile
         ours += ["--checkpoint_activations"] * given.checkpoint_activations
         base = baseline.TrainStep(scene.options(device.type, plain), device)
-        with contiguous if given.contiguous else nullcontext():
-            model = Pix2PixHDModel(scene.options(device.type, ours), device)
+        model = Pix2PixHDModel(scene.options(device.type, ours), device)
+    if given.contiguous:
+        model.layout = torch.contiguous_format
+        model.to(memory_format=model.layout)
     batch = scene.batch(given.width, given.height, given.batch)
     floats = scene.pinned(baseline.float_batch(batch), device)
     batch = scene.pinned(batch, device)

@@ -117,7 +117,7 @@ def comparison(results: dict[str, dict]) -> list[list[str]]:
 
 
 def write_json(metrics: dict, path: Path) -> None:
-    """Write metrics.json: infinity, which JSON does not know, as "inf", not-a-number as null."""
+    """Write metrics.json. What JSON does not know: infinity is "inf", not-a-number null."""
     spelled = {"NaN": None, "Infinity": "inf", "-Infinity": "-inf"}
     plain = json.loads(json.dumps(metrics), parse_constant=spelled.get)
     write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")

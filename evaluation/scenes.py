@@ -47,7 +47,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
     if not opt.images.is_dir():  # before the data set: a run of a mistyped name has the default one
         raise UserError(
-            f"{opt.images}: no such folder; generate images with test.py, or check --name"
+            f"{opt.images}: no such folder; generate images with test.py, or check --name, --images"
         )
     has_instances = (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)

@@ -106,11 +106,6 @@ class Results:
             raise UserError(f"{failed} of {len(self.labels)} label maps were left out, see above")
 
 
-def needs_view(opt: argparse.Namespace) -> bool:
-    """Whether pages show a view of the generated images, since no browser shows their files."""
-    return not side_values(opt, "output").is_rgb8 or opt.image_format not in ("png", "jpg")
-
-
 def page_row(paths: dict[str, Path]) -> list[Picture]:
     """The row of the page with a scene's images."""
     return [

@@ -143,7 +143,7 @@ def load_vgg19(weights_file: str = "") -> nn.Module:
         return _download_vgg19()
     if not Path(weights_file).is_file():
         raise UserError(f"--vgg_weights {weights_file}: no such file")
-    from torchvision.models import vgg19  # takes seconds, and is only here needed
+    from torchvision.models import vgg19  # takes seconds, and is needed here alone
 
     with torch.device("meta"):
         net = vgg19(weights=None)

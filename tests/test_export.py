@@ -182,10 +182,8 @@ def test_refused(refused, tmp_path: Path, monkeypatch, flags: str, told: str) ->
     assert told in refused(command.main, *flags.split())
 
 
-def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
-    missing = [k for k, v in export.PROVIDERS.items() if v not in ort.get_available_providers()]
-    if not missing:
-        pytest.skip("this ONNX Runtime has every provider")
+def test_a_provider_that_is_not_there_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     (tmp_path / "a.onnx").write_bytes(b"")
-    with pytest.raises(UserError, match=f"--ort_provider {missing[0]}: this ONNX Runtime has cpu"):
-        export.open_session(tmp_path / "a.onnx", missing[0])
+    with pytest.raises(UserError, match="--ort_provider cuda: this ONNX Runtime has cpu"):
+        export.open_session(tmp_path / "a.onnx", "cuda")

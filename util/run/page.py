@@ -52,8 +52,8 @@ class RunPage:
 
     def forget_after(self, epoch: int) -> None:
         """Drop the images of later epochs, which a killed run had begun but not saved."""
-        for (of, _), path in self._pictures().items():
-            if of > epoch:
+        for (its_epoch, _), path in self._pictures().items():
+            if its_epoch > epoch:
                 path.unlink()
 
     def save_images(self, images: Mapping[str, np.ndarray], epoch: int) -> None:

@@ -33,7 +33,7 @@ VARIANTS = {
     "plus without EMA": ["--recipe", "plus", "--ema", "0"],
     "plus without instance noise": ["--recipe", "plus", "--instance_noise", "0"],
 }
-# those of the quickstart's first stage, with the usual weights of the losses
+# those of the quickstart's first stage
 FLAGS = [
     *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
     *("--n_downsample_global", "1", "--n_blocks_global", "6", "--n_layers_D", "2"),

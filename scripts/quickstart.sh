@@ -27,9 +27,8 @@ step "drawing toy scenes"
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 step "training on label maps, 128 pixels wide"
-# less feature matching and L1: where the labels tell no colour, both draw stripes of several
-python train.py --name toy_labels "${small[@]}" --lambda_feat 2 --lambda_L1 40 \
-  --niter 12 --niter_decay 16 --continue_train
+python train.py --name toy_labels "${small[@]}" --niter 12 --niter_decay 16 \
+  --continue_train
 
 step "photographs of the validation scenes"
 python test.py --name toy_labels

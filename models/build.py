@@ -78,14 +78,12 @@ def smallest_side(opt: argparse.Namespace) -> int:
     """The fewest pixels, each way, of an image that the networks and losses can train on.
 
     G's input is padded to a multiple of its stride, and needs a least side then; D normalizes over
-    its smallest scale; VGG halves four times; L1 needs a whole window.
+    its smallest scale; VGG halves four times.
     """
     padded = least_input_side(opt)
     sides = [padded - size_multiple(opt) + 1, 4, 2 ** (opt.num_D - 1) + 1]
     if not opt.no_vgg_loss:
         sides.append(16)
-    if opt.lambda_L1:
-        sides.append(opt.L1_window)
     return max(sides)
 
 

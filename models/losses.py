@@ -1,7 +1,6 @@
 """The losses of the paper's equations 3 to 6: adversarial, feature matching, VGG."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
@@ -56,24 +55,6 @@ def l1(fake: Tensor, real: Tensor, pixel_weights: Tensor | None = None) -> Tenso
     if pixel_weights is not None and fake.shape[-2:] != pixel_weights.shape[-2:]:
         pixel_weights = F.adaptive_avg_pool2d(pixel_weights, fake.shape[-2:])
     return _L1.apply(fake, real.detach(), pixel_weights)
-
-
-def image_l1(
-    fake: Tensor, real: Tensor, window: int = 1, pixel_weights: Tensor | None = None
-) -> Tensor:
-    """The L1 distance of images (B, C, H, W); with window > 1 half of it is that of the means of
-    all their windows of window x window pixels.
-
-    Where several images could be right, the distance of pixels wants their median, which is
-    blurred. That of means wants the right colours and leaves the finest detail to D. Alone it would
-    leave two colours that alternate from pixel to pixel unseen.
-    """
-    distance = l1(fake, real, pixel_weights)
-    if window == 1:
-        return distance
-    means = partial(F.avg_pool2d, kernel_size=window, stride=1)
-    weights = None if pixel_weights is None else means(pixel_weights)
-    return (distance + l1(means(fake), means(real), weights)) / 2
 
 
 class _L1(torch.autograd.Function):

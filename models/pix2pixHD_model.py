@@ -41,7 +41,7 @@ from models.build import (
 from models.ema import averaged, update_average
 from models.instance_maps import instance_noise, network_input, pad_to_multiple
 from models.layers import count_statistics, instance_average, zero_bias_gradients_before_norms
-from models.losses import VGGLoss, feature_matching_loss, gan_loss, image_l1
+from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
 from models.transfer import adapt_weights, freeze, map_classes
@@ -135,7 +135,7 @@ class Pix2PixHDModel(nn.Module):
         if self.vgg is not None:
             self.call["VGG"] = self._compiled(self.vgg)
         # what stands between the networks: uncompiled, a kernel for each of its many operations
-        for work in (network_input, instance_noise, gan_loss, feature_matching_loss, image_l1):
+        for work in (network_input, instance_noise, gan_loss, feature_matching_loss, l1):
             self.call[work.__name__] = self._compiled(work)
 
     def _compiled(self, work: Callable) -> Callable:
@@ -182,8 +182,7 @@ class Pix2PixHDModel(nn.Module):
             gradient += self._gradient(losses["G_VGG"] * weight, image)
 
         if self.opt.lambda_L1:
-            distance = self.call["image_l1"](image, real, self.opt.L1_window, pixel_weights)
-            losses["G_L1"] = self.opt.lambda_L1 * distance
+            losses["G_L1"] = self.opt.lambda_L1 * self.call["l1"](image, real, pixel_weights)
             gradient += self._gradient(losses["G_L1"] * weight, image)
 
         with distributed.unsynced(self.call["D"]):

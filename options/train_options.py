@@ -12,10 +12,7 @@ from util.errors import UserError
 # What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
-    "plus": {
-        **{"upsample": "nearest", "lambda_L1": 100.0, "L1_window": 2, "ema": 0.998},
-        "instance_noise": 3,
-    },
+    "plus": {"upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998, "instance_noise": 3},
 }
 FREEZABLE = ["down", "blocks", "up", "E"]  # of G, and the encoder
 
@@ -94,7 +91,6 @@ LOSSES = Group(
     Flag("--vgg_weights", "", "torchvision's vgg19 state dict; default: downloaded", "FILE"),
     Flag("--loss_weights", False, "PHASE_weight/ weighs feature matching, VGG and L1 loss"),
     Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", number(0, 1e9)),
-    Flag("--L1_window", 1, "half of it compares means of N x N pixels; 1: none", integer(1, 32)),
     Flag("--no_lsgan", False, "adversarial loss: cross entropy instead of least squares"),
     Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
 )
@@ -127,11 +123,8 @@ class TrainOptions(BaseOptions):
 
     def defaults(self, opt: argparse.Namespace) -> dict:
         recipe = dict(RECIPES[opt.recipe] if self.is_train else {})
-        has_features = opt.instance_feat or opt.label_feat
-        if has_features or opt.no_instance:
-            recipe.pop("instance_noise", None)  # features tell more, or there are no instances
-        if not has_features:
-            recipe.pop("L1_window", None)  # colours are guessed, and means allow dots of several
+        if opt.no_instance or opt.instance_feat or opt.label_feat:
+            recipe.pop("instance_noise", None)  # there is none, or features tell more
         return super().defaults(opt) | recipe
 
     def complete(self, opt: argparse.Namespace) -> None:

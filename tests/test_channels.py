@@ -27,7 +27,7 @@ from data.loader import Loader
 from data.values import RGB8, Values
 from models import load_generator
 from models.inference_model import InferenceModel
-from models.losses import image_l1, l1
+from models.losses import l1
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from util.errors import UserError
@@ -454,21 +454,6 @@ def test_the_l1_distance_with_weights(size: tuple[int, int]) -> None:
     gradients = [torch.autograd.grad(value, fake)[0] for value in (got, expected)]
     torch.testing.assert_close(*gradients)
     torch.testing.assert_close(l1(fake, real, torch.ones_like(weights)), l1(fake, real))
-
-
-def test_weights_of_pixels_in_the_l1_distance_of_means() -> None:
-    """Each window counts with the mean of its pixels' weights."""
-    torch.manual_seed(0)
-    fake, real = torch.randn(2, 2, 3, 8, 12, dtype=torch.float64)
-    weights = torch.rand(2, 1, 8, 12).double()
-
-    def means(maps: torch.Tensor) -> torch.Tensor:
-        return maps.unfold(2, 3, 1).unfold(3, 3, 1).mean((-1, -2))
-
-    of_means = (means(weights) * (means(fake) - means(real)).abs()).mean()
-    expected = ((weights * (fake - real).abs()).mean() + of_means) / 2
-    torch.testing.assert_close(image_l1(fake, real, 3, weights), expected)
-    torch.testing.assert_close(image_l1(fake, real, 1, weights), l1(fake, real, weights))
 
 
 def test_weights_of_zero_leave_the_adversarial_loss(bands: Path, tmp_path: Path) -> None:

@@ -143,15 +143,6 @@ def test_the_recipe_has_noise_where_there_are_instances(flags: str, noise: int) 
     assert opt.instance_noise == noise
 
 
-@pytest.mark.parametrize(
-    "flags, window",
-    [("", 1), ("--instance_feat", 2), ("--label_feat --no_instance", 2), ("--L1_window 3", 3)],
-)
-def test_the_recipe_compares_means_where_features_tell_colours(flags: str, window: int) -> None:
-    opt = TrainOptions().parse(["--recipe", "plus", "--gpu_ids", "-1", *flags.split()])
-    assert opt.L1_window == window
-
-
 def test_averages_are_saved_beside_the_weights(trained: Path) -> None:
     for name in "GE":
         raw, average = (

@@ -19,7 +19,7 @@ from data.values import RGB8
 from models import pix2pixHD_model
 from models.build import smallest_side
 from models.instance_maps import instance_noise, network_input
-from models.losses import feature_matching_loss, gan_loss, image_l1, load_vgg19
+from models.losses import feature_matching_loss, gan_loss, l1, load_vgg19
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
 from util.image_pool import ImagePool
@@ -116,10 +116,6 @@ class PlainStep:
                 total = total + taken[number] * F.l1_loss(fake, real.detach())
         return total
 
-    def window_means(self, images: Tensor) -> Tensor:
-        size = self.opt.L1_window
-        return images.unfold(2, size, 1).unfold(3, size, 1).mean((-1, -2))
-
     def inputs(self, batch: dict) -> tuple[Tensor, Tensor]:
         label, opt = batch["label"].long(), self.opt
         x = F.one_hot(label[:, 0], opt.label_nc).permute(0, 3, 1, 2).float()
@@ -155,9 +151,7 @@ class PlainStep:
         outputs = self.D(torch.cat([x, fake], 1))
         losses["G_GAN"] = self.gan(outputs, 1.0)
         if opt.lambda_L1:
-            means = [self.window_means(images) for images in (fake, real)]
-            distance = (F.l1_loss(fake, real) + F.l1_loss(*means)) / 2
-            losses["G_L1"] = opt.lambda_L1 * distance
+            losses["G_L1"] = opt.lambda_L1 * F.l1_loss(fake, real)
         if not opt.no_ganFeat_loss:
             weight = 4 / (opt.n_layers_D + 1) / opt.num_D * opt.lambda_feat
             losses["G_GAN_Feat"] = weight * sum(
@@ -216,7 +210,6 @@ FLAGS = [
     "--no_vgg_loss --norm batch",
     "--no_vgg_loss --netG local --n_downsample_global 1 --n_blocks_local 1",
     "--no_vgg_loss --recipe plus --instance_feat",
-    "--no_vgg_loss --lambda_L1 10 --L1_window 3",
     "--no_vgg_loss --no_ganFeat_loss --upsample bilinear --pool_size 2",
     "VGG",
     "VGG --instance_feat --no_lsgan",
@@ -384,7 +377,6 @@ def test_weight_scales_the_gradients_only() -> None:
         *("", "--n_downsample_global 0", "--num_D 3", "--instance_feat --n_downsample_E 3"),
         "--netG local --n_downsample_global 1",
         "--netG local --n_downsample_global 0 --n_local_enhancers 2",
-        "--lambda_L1 1 --L1_window 20",
     ],
 )
 def test_the_smallest_images_that_may_be_trained_on(flags: str) -> None:
@@ -469,7 +461,7 @@ def test_half_precision_input_gives_the_same_step(more: str) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        "--instance_feat --checkpoint_activations --lambda_L1 10 --L1_window 2",
+        "--instance_feat --checkpoint_activations --lambda_L1 10",
         "--loss_weights --no_lsgan --ignore_label 5 --instance_noise 2",
     ],
 )
@@ -487,7 +479,7 @@ def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", trace)
         compiled = make_model(f"{flags} --compile")
-    between = [network_input, instance_noise, gan_loss, feature_matching_loss, image_l1]
+    between = [network_input, instance_noise, gan_loss, feature_matching_loss, l1]
     assert traced == [*compiled.networks().values(), *between]
     batch = make_batch()
     batch["loss_weight"] = torch.rand(2, 1, HEIGHT, WIDTH)

@@ -16,7 +16,7 @@ NETWORK_FLAGS = (
 # ... and says when one of these has changed, which is allowed.
 TRAINING_FLAGS = (
     *("niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed"),
-    *("lambda_feat", "lambda_L1", "L1_window", "no_vgg_loss", "no_lsgan"),
+    *("lambda_feat", "lambda_L1", "no_vgg_loss", "no_lsgan"),
     *("amp", "dataroot", "loadSize", "fineSize"),
     *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
     *("input_range", "input_type", "output_range", "output_type", "cond_range", "cond_type"),
@@ -26,7 +26,7 @@ TRAINING_FLAGS = (
 
 # What runs did before these flags existed: their files do not name them.
 BEFORE = {
-    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0, "L1_window": 1},
+    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0},
     **{"instance_noise": 0, "fit_features": False},
     **{"cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type"},
     **{"input_type": None, "output_type": "uint8", "cond_type": None},

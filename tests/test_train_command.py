@@ -384,6 +384,26 @@ def test_frequencies(trained: Callable) -> None:
     }
 
 
+def test_a_run_that_replaces_another_keeps_its_own_epochs(
+    trained: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    """However late the epochs of the replaced run are."""
+    flags = ["--niter_decay", 0, "--no_html", "--val_phase", "none", "--save_epoch_freq", 1]
+    trained("--niter", 3, *flags, "--keep_checkpoints", 2)
+    capsys.readouterr()
+    run = trained("--niter", 1, *flags, "--keep_checkpoints", 1, "--seed", 1)
+    assert "its epochs 2, 3 stay until training reaches them" in capsys.readouterr().out
+    assert {path.name for path in run.glob("*_net_G.pth")} == {
+        *("latest_net_G.pth", "1_net_G.pth", "2_net_G.pth", "3_net_G.pth"),
+    }
+    assert equal(weights(run, "G", "1"), weights(run, "G"))
+    assert not equal(weights(run, "G", "2"), weights(run, "G"))
+    trained("--niter", 3, *flags, "--keep_checkpoints", 2, "--continue_train", "--seed", 1)
+    epochs = {path.name.split("_")[0] for path in run.glob("*_net_G.pth")}
+    assert epochs == {"latest", "2", "3"}
+    assert equal(weights(run, "G", "3"), weights(run, "G"))
+
+
 def test_end_of_training_is_always_saved(trained: Callable) -> None:
     run = trained("--niter", 2, "--niter_decay", 1, "--no_html")
     names = ("latest", "best", "3")

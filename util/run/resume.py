@@ -87,6 +87,8 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     """
     if not opt.continue_train and (folder / "latest_state.pth").is_file():
         log_main(f"note: the run in {folder} is replaced; --continue_train would go on with it")
+        if epochs := ", ".join(map(str, sorted(_numbered_networks(folder)))):
+            log_main(f"note: its epochs {epochs} stay until training reaches them")
     if not (opt.continue_train or opt.load_pretrain):
         return Position()
     at = _continue(model, opt, folder, scenes) if opt.continue_train else None
@@ -231,24 +233,34 @@ def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int
 
     A save that fails leaves the old files, is reported, and returns False.
     """
-    step = files["latest_state.pth"]["position"]["step"]
+    position = files["latest_state.pth"]["position"]
     latest = [name for name in files if name.startswith("latest_net_")]
     copies = {name + file.removeprefix("latest"): file for name in names for file in latest}
     try:
         save_set(folder, files, copies)
-        _drop_old(folder, keep)
+        _drop_old(folder, keep, ended=position["epoch"] - 1)
     except OSError as error:
-        failed = f"saving after {step} images failed ({error.strerror})"
+        failed = f"saving after {position['step']} images failed ({error.strerror})"
         log_main(f"warning: {failed}; the last checkpoint is kept")
         return False
     return True
 
 
-def _drop_old(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest epochs' networks; latest is never touched."""
-    paths = [(path.name.split("_")[0], path) for path in folder.glob("*_net_*.pth")]
-    numbered = [(int(epoch), path) for epoch, path in paths if epoch.isdigit()]
-    epochs = sorted({epoch for epoch, _ in numbered})
-    for epoch, path in numbered:
-        if keep is not None and epoch in epochs[:-keep]:
+def _drop_old(folder: Path, keep: int | None, ended: int) -> None:
+    """Delete all but the newest epochs' networks; latest is never touched. ended: the last complete
+    epoch; later ones are those of a run that this one replaces."""
+    networks = _numbered_networks(folder)
+    epochs = sorted(epoch for epoch in networks if epoch <= ended)
+    for epoch in [] if keep is None else epochs[:-keep]:
+        for path in networks[epoch]:
             path.unlink()
+
+
+def _numbered_networks(folder: Path) -> dict[int, list[Path]]:
+    """The files EPOCH_net_*.pth by epoch."""
+    networks: dict[int, list[Path]] = {}
+    for path in folder.glob("*_net_*.pth"):
+        epoch = path.name.split("_")[0]
+        if epoch.isdecimal():
+            networks.setdefault(int(epoch), []).append(path)
+    return networks

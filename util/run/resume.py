@@ -238,7 +238,8 @@ def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int
     copies = {name + file.removeprefix("latest"): file for name in names for file in latest}
     try:
         save_set(folder, files, copies)
-        _drop_old(folder, keep, ended=position["epoch"] - 1)
+        if keep is not None:
+            _drop_old(folder, keep, ended=position["epoch"] - 1)
     except OSError as error:
         failed = f"saving after {position['step']} images failed ({error.strerror})"
         log_main(f"warning: {failed}; the last checkpoint is kept")
@@ -246,12 +247,12 @@ def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int
     return True
 
 
-def _drop_old(folder: Path, keep: int | None, ended: int) -> None:
-    """Delete all but the newest epochs' networks; latest is never touched. ended: the last complete
-    epoch; later ones are those of a run that this one replaces."""
+def _drop_old(folder: Path, keep: int, ended: int) -> None:
+    """Delete the networks of all but the newest `keep` epochs; latest is never touched. ended: the
+    last complete epoch; later ones are those of a run that this one replaces."""
     networks = _numbered_networks(folder)
     epochs = sorted(epoch for epoch in networks if epoch <= ended)
-    for epoch in [] if keep is None else epochs[:-keep]:
+    for epoch in epochs[:-keep]:
         for path in networks[epoch]:
             path.unlink()
 

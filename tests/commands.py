@@ -14,7 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["torch", "torchvision", "torch.nn.parallel", "scipy.ndimage", "matplotlib.figure", "dominate"]
+    [
+        *("torch", "torchvision", "torch.nn.parallel", "scipy.ndimage", "matplotlib.figure"),
+        *("dominate", "sklearn.cluster", "train", "test", "evaluate"),
+    ]
 )
 
 
@@ -26,10 +29,15 @@ def run_command(
     return done
 
 
-def run_together(processes: int, *args: object, timeout: float = 300) -> None:
+def run_together(processes: int, *args: object) -> None:
     """The same in several processes, as torchrun would; none of them may fail."""
-    for done in _run_all(args, ranks(processes), timeout, ROOT):
+    for done in run_ranks(processes, *args):
         assert done.returncode == 0, done.stderr
+
+
+def run_ranks(processes: int, *args: object) -> list[subprocess.CompletedProcess]:
+    """The same, as a job's script would, which waits for all; they may fail."""
+    return _run_all(args, ranks(processes), timeout=300, cwd=ROOT)
 
 
 def ranks(processes: int) -> list[dict[str, str]]:

@@ -23,7 +23,8 @@ from util.errors import run
 SHARED = ROOT.parent / "shared"  # real and golden data, where there are any
 
 TINY = [
-    *("--ngf", "4", "--ndf", "4", "--n_downsample_global", "1", "--n_blocks_global", "1"),
+    *("--ngf", "4", "--ndf", "4", "--n_layers_D", "1"),
+    *("--n_downsample_global", "1", "--n_blocks_global", "1"),
     *("--loadSize", "64", "--no_vgg_loss", "--nThreads", "0", "--gpu_ids", "-1"),
 ]
 

@@ -183,7 +183,7 @@ def test_the_parts_of_a_machine(tmp_path: Path) -> None:
     assert results[1]["launches_a_step"] > 10 and len(results[1]["rows"]) == 15
     table = (tmp_path / "table.md").read_text()
     assert "### Correctness" in table and "| network | precision |" in table
-    done = run_command("-m", "benchmarks.gpu", "--out", tmp_path, *parts, "--limit", 1)
+    done = run_command("-m", "benchmarks.gpu", "--out", tmp_path, *parts[:2], "--limit", 1)
     assert (
         done.returncode == 0 and "failed: not done after 1 s" in (tmp_path / "table.md").read_text()
     )

@@ -270,14 +270,21 @@ def error_of_two(folders: tuple[Path, Path], *flags: object) -> str:
     return error
 
 
+@pytest.fixture(scope="module")
+def run_of_two(toy_data, tmp_path_factory) -> Path:
+    """An epoch on two processes. Not to be changed."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    train_on_two(folder, "--dataroot", toy_data, *TWO, "--niter", 1)
+    return folder
+
+
 @pytest.mark.parametrize("kind", ["position", "weights", "nothing", "damage"])
-def test_processes_that_find_different_states_are_refused(kind, toy_data, tmp_path):
+def test_processes_that_find_different_states_are_refused(kind, run_of_two, toy_data, tmp_path):
     """Each machine has a disk of its own, and they hold different things."""
     flags = ["--dataroot", toy_data, *TWO]
     folders = tmp_path / "a" / "run", tmp_path / "b" / "run"
-    for folder in folders:
-        folder.parent.mkdir()
-    train_on_two(folders[0], *flags, "--niter", 1)
+    shutil.copytree(run_of_two, folders[0])
+    folders[1].parent.mkdir()
     more = {"position": ["--niter", 2], "weights": ["--niter", 1, "--seed", 1]}
     if kind in more:
         train_on_two(folders[1], *flags, *more[kind])

@@ -17,7 +17,7 @@ from models.networks import define_G
 from options.test_options import TestOptions
 from util.parallel import background
 
-ARCHITECTURE = TINY[:8]
+NETWORK = ["--n_downsample_global", "1", "--n_blocks_global", "1"]
 
 
 def write_generator(folder: Path, channels: int = 36, **flags) -> Path:
@@ -67,7 +67,7 @@ def test_output_size_is_input_size(odd_data: Path, tmp_path: Path, netG: str) ->
     write_generator(tmp_path / "odd_run", netG=netG)
     done = run_command(
         *("test.py", "--name", "odd_run", "--checkpoints_dir", tmp_path, "--dataroot", odd_data),
-        *(*ARCHITECTURE[:2], *ARCHITECTURE[4:], "--n_blocks_local", 1, "--netG", netG),
+        *("--ngf", 4, *NETWORK, "--n_blocks_local", 1, "--netG", netG),
         *("--resize_or_crop", "none", "--nThreads", 0, "--gpu_ids", -1, "--image_format", "jpg"),
         *("--results_dir", tmp_path / "results"),
     )
@@ -83,7 +83,7 @@ def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:
     for batch in (1, 2):
         done = run_command(
             *("test.py", "--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
-            *(*ARCHITECTURE[:2], *ARCHITECTURE[4:], "--loadSize", 64, "--norm", "batch"),
+            *("--ngf", 4, *NETWORK, "--loadSize", 64, "--norm", "batch"),
             *("--nThreads", 0, "--gpu_ids", -1, "--batchSize", batch, "--phase", "train"),
             *("--how_many", 3, "--results_dir", tmp_path / f"results{batch}"),
         )
@@ -112,7 +112,7 @@ def test_the_page_shows_what_shown_images_returns(
     call(
         command.main,
         *("--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
-        *(*ARCHITECTURE[:2], *ARCHITECTURE[4:], "--loadSize", 64, "--gpu_ids", -1),
+        *("--ngf", 4, *NETWORK, "--loadSize", 64, "--gpu_ids", -1),
         *("--nThreads", 0, "--how_many", 1, "--results_dir", tmp_path / "results"),
         *("--image_format", image_format),
     )
@@ -154,7 +154,7 @@ def test_other_architecture_is_refused(toy_data: Path, tmp_path: Path) -> None:
     write_generator(tmp_path / "run")
     done = run_command(
         *("test.py", "--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
-        *("--ngf", 8, *ARCHITECTURE[4:], "--gpu_ids", -1, "--results_dir", tmp_path / "results"),
+        *("--ngf", 8, *NETWORK, "--gpu_ids", -1, "--results_dir", tmp_path / "results"),
     )
     message = one_line(done)
     assert "model.1.weight is [4, 36, 7, 7], expected [8, 36, 7, 7]" in message

@@ -183,7 +183,7 @@ def first_losses(run: Path, data: Path, batch: int = 1, **flags) -> dict[str, fl
     x = network_input(label, inst, label_nc)
     norm = flags.get("norm", "instance")
     G = define_G(x.shape[1], 3, 4, "global", 1, 1, norm=norm)
-    n_layers, num_D = flags.get("n_layers_D", 3), flags.get("num_D", 2)
+    n_layers, num_D = flags.get("n_layers_D", 1), flags.get("num_D", 2)
     matching = not flags.get("no_ganFeat_loss")
     D = define_D(x.shape[1] + 3, 4, n_layers, norm, num_D, matching)
     G.load_state_dict(weights(run, "G"))

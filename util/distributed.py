@@ -234,24 +234,35 @@ class _Alarm:
     ends it with status 1, the lowest of all.
     """
 
+    INTERVAL = 0.2  # seconds between two looks at the store
+
     def __init__(self, number: int) -> None:
         self._number = number
         self._key = f"failed in attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         # a connection of its own: the other one is busy while the processes join
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)
+        agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._hosts_store = number == 0 and not agents
         self._off = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
     def _watch(self) -> None:
-        while not self._off.wait(0.2):
+        while not self._off.wait(self.INTERVAL):
             try:
                 failed = self._store.check([self._key])
             except RuntimeError:  # the store is gone, and with it the launcher or process 0
                 failed = True
             if failed and not self._off.is_set():
-                leave(1)
+                self._leave(1)
+
+    def _leave(self, status: int) -> NoReturn:
+        """End this process; with the store in it, once the others have had time to read the note.
+        They would report a lost connection."""
+        if self._hosts_store:
+            time.sleep(3 * self.INTERVAL)
+        leave(status)
 
     def switch_off(self) -> None:
         self._off.set()
@@ -266,12 +277,12 @@ class _Alarm:
         except RuntimeError:  # no store: process 0 has failed before
             first = False
         if not first:
-            leave(1)
+            self._leave(1)
         status = error.code if isinstance(error, SystemExit) else print_error(error)
         if status is None:
             traceback.print_exception(error)
         sys.stdout.flush()
-        leave(status if isinstance(status, int) else 1)
+        self._leave(status if isinstance(status, int) else 1)
 
 
 # whether each forward pass copies the first process's buffers; the name before PyTorch 2.15

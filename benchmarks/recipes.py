@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 VARIANTS = {
     "paper": [],
     "plus": ["--recipe", "plus"],
+    "plus, instance normalization": ["--recipe", "plus", "--norm", "instance"],
     "plus, transposed convolutions": ["--recipe", "plus", "--upsample", "transpose"],
     "plus without L1": ["--recipe", "plus", "--lambda_L1", "0"],
     "plus without EMA": ["--recipe", "plus", "--ema", "0"],

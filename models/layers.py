@@ -5,6 +5,9 @@ by 1e-3 at 2048x1024; its contiguous kernel is wrong by 7e-6 where the mean is 1
 statistics are float64 rounded once: errors stay below 1e-6 in both layouts and at every size, in
 the time that torch takes for large maps (docs/fidelity.md).
 
+Normalization of pixels (--norm channel): without the spikes and the softness that come from
+statistics of the whole image (docs/recipes.md).
+
 Upsampling: interpolation and a convolution in one transposed convolution, at half of their
 arithmetic.
 
@@ -116,7 +119,33 @@ class BatchNorm2d(nn.BatchNorm2d):
         return y
 
 
-NORMS = {"instance": InstanceNorm2d, "batch": BatchNorm2d}  # of --norm
+class ChannelNorm2d(nn.Module):
+    """Normalization of each pixel over its channels; each channel has a learnt scale and offset.
+
+    Instance normalization divides out how strong a map is. A generator that needs to know puts a
+    spike into one place, which shows as stripes or dots in a single thing, and a discriminator does
+    not see that all edges are soft. Here no pixel depends on the strength of others (ChannelNorm of
+    Mentzer et al., "High-Fidelity Generative Image Compression", NeurIPS 2020).
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape and dtype, channels-last."""
+        pixels = x.permute(0, 2, 3, 1)  # of channels-last maps without a copy
+        normalized = F.layer_norm(pixels, self.weight.shape, self.weight, self.bias, self.eps)
+        return normalized.permute(0, 3, 1, 2).to(x.dtype)  # autocast gives float32
+
+
+NORMS = {  # of --norm
+    "instance": InstanceNorm2d,
+    "batch": BatchNorm2d,
+    "channel": ChannelNorm2d,
+}
 
 
 def count_statistics(net: nn.Module, has_images: bool) -> None:

@@ -17,14 +17,17 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from models.layers import ChannelNorm2d
+
 SMALL = 2**18  # elements; recomputing smaller maps would cost time and save little
 
 
 class Sequential(nn.Sequential):
     """nn.Sequential that keeps for backward no more than what its convolutions give.
 
-    What follows an instance normalization, up to the next convolution, is computed again in
-    backward, which ends where the last tensor that is needed, the convolution's input, is there.
+    What follows an instance or channel normalization, up to the next convolution, is computed
+    again in backward, which ends where the last tensor that is needed, the convolution's input, is
+    there.
     """
 
     recompute_all = False  # keep only the input
@@ -40,7 +43,7 @@ class Sequential(nn.Sequential):
         if self._groups is None:
             self._groups = [nn.Sequential(*group) for group in _cut_at_norms(self)]
         for group in self._groups:
-            lean = isinstance(group[0], nn.InstanceNorm2d) and x.numel() >= SMALL
+            lean = isinstance(group[0], (nn.InstanceNorm2d, ChannelNorm2d)) and x.numel() >= SMALL
             x = _normalize_and_convolve(group, x) if lean else group(x)
         return x
 
@@ -50,7 +53,7 @@ def _cut_at_norms(layers: nn.Sequential) -> Iterator[list[nn.Module]]:
     blocks stand alone."""
     group: list[nn.Module] = []
     for layer in layers:
-        norm = isinstance(layer, (nn.InstanceNorm2d, nn.BatchNorm2d))
+        norm = isinstance(layer, (nn.InstanceNorm2d, nn.BatchNorm2d, ChannelNorm2d))
         block = next(layer.children(), None) is not None
         if group and (norm or block):
             yield group
@@ -68,7 +71,8 @@ def _normalize_and_convolve(group: nn.Sequential, x: Tensor) -> Tensor:
     which a GPU waits for."""
     *layers, last = group
     convolves = isinstance(last, (nn.Conv2d, nn.ConvTranspose2d))
-    if not convolves or any(isinstance(layer, nn.Dropout) for layer in layers):
+    # dropout must repeat its choice, and parameters get gradients too
+    if not convolves or any(isinstance(layer, (nn.Dropout, ChannelNorm2d)) for layer in layers):
         return recomputed(group, x)
     h = _Recomputed.apply(x, layers)
     node = h.grad_fn

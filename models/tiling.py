@@ -21,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import ChannelNorm2d
 from models.networks import GlobalGenerator, LocalEnhancer, ResnetBlock
 from util.files import cannot_write
 
 MOST_IN_MEMORY = 2**28  # bytes of a map; larger ones are kept on disk
+POINTWISE = nn.ReLU, nn.Tanh, nn.Dropout, ChannelNorm2d  # layers that see one pixel at a time
 CHUNK = 2**18  # elements summed at a time: their float64 copies then stay in the cache
 
 Size = tuple[int, int]  # height and width
@@ -89,7 +91,7 @@ def geometry(layers: Iterable[nn.Module]) -> tuple[int, int, int]:
         elif isinstance(layer, nn.AvgPool2d):
             reach = reach * layer.stride + layer.kernel_size // 2
             down *= layer.stride
-        elif not isinstance(layer, (nn.ReflectionPad2d, nn.ReLU, nn.Tanh, nn.Dropout)):
+        elif not isinstance(layer, (nn.ReflectionPad2d, *POINTWISE)):
             raise TypeError(f"{type(layer).__name__}: a layer that tiling does not know")
     return down, up, reach
 
@@ -137,14 +139,19 @@ class Tiling:
                 x = self._sum(x, self._through(layer.conv_block, x))
             elif isinstance(layer, nn.InstanceNorm2d):
                 x = self._normalized(x, layer)
+            elif isinstance(layer, ChannelNorm2d):
+                x = self._kept(x).then(layer)
             else:
                 x = x.then(layer)
         return x
 
     def _sum(self, a: Map, b: Map) -> Map:
-        size, channels = a.outcome()
-        stored = self._compute(Map(lambda at: a.read(at) + b.read(at), size, channels))
-        return Map(lambda at: stored.read(at).clone(), size, channels)
+        return self._kept(Map(lambda at: a.read(at) + b.read(at), *a.outcome()))
+
+    def _kept(self, x: Map) -> Map:
+        """x, computed up to here: what is read from it has no more layers to pass."""
+        stored = self._compute(x)
+        return Map(lambda at: stored.read(at).clone(), *x.outcome())
 
     def _image(self, x: Map) -> Tensor:
         return self._compute(x, most_in_memory=math.inf).whole()

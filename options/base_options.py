@@ -40,6 +40,7 @@ from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
 UPSAMPLE = ["transpose", "bilinear", "nearest"]
+NORMS = ["instance", "batch", "channel"]
 EMA = number(0, 1 - 1e-9)
 RESIZE_OR_CROP = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 
@@ -121,7 +122,7 @@ GENERATOR = Group(
     "generator",
     Flag("--netG", "global", "local: with local enhancers (1024p stage)", ["global", "local"]),
     Flag("--ngf", 64, "channels of its first layer", integer(1)),
-    Flag("--norm", "instance", "normalization of all networks", ["instance", "batch"]),
+    Flag("--norm", "instance", "normalization of all networks", NORMS),
     Flag("--use_dropout", False, "dropout in the residual blocks"),
     Flag("--upsample", "transpose", "upsampling of all networks", UPSAMPLE),
     Flag("--ema", 0.0, "average the weights, e.g. 0.999, and generate with them; 0: no", EMA),

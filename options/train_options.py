@@ -12,7 +12,10 @@ from util.errors import UserError
 # What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
-    "plus": {"upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998, "instance_noise": 3},
+    "plus": {
+        **{"norm": "channel", "upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998},
+        "instance_noise": 3,
+    },
 }
 FREEZABLE = ["down", "blocks", "up", "E"]  # of G, and the encoder
 

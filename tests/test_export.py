@@ -60,7 +60,10 @@ CASES = {
     "batch norm, noise": {
         **{"norm": "batch", "ignore_label": 255, "instance_noise": 3, "upsample": "nearest"}
     },
-    "local, features": {"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True},
+    "local, features": {
+        **{"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True},
+        "norm": "channel",
+    },
     "RGB, no instances": {"label_nc": 0, "no_instance": True},
 }
 

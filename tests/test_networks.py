@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import (
+    ChannelNorm2d,
     InstanceNorm2d,
     instance_average,
     reflect_by_index,
@@ -26,6 +27,7 @@ GENERATORS = {
     "global, no blocks": {"n_downsample_global": 0, "n_blocks_global": 0},
     "global, dropout": {"n_downsample_global": 1, "use_dropout": True},
     "global, batch norm": {"n_downsample_global": 2, "norm": "batch"},
+    "global, channel norm": {"n_downsample_global": 2, "norm": "channel"},
     "local": {"n_downsample_global": 1, "n_blocks_global": 1, "n_blocks_local": 1},
     "local, two enhancers": {
         **{"n_downsample_global": 1, "n_blocks_global": 1},
@@ -312,6 +314,20 @@ def test_instance_norm_keeps_channels_last(pictures: int, affine: bool) -> None:
         assert found.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(last.grad, x.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_channel_norm_equals_numpy(layout: torch.memory_format) -> None:
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    norm = ChannelNorm2d(5).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    values, scale, offset = (t.detach().numpy() for t in (x, norm.weight, norm.bias))
+    centred = values - values.mean(1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
+    expected = expected * scale[:, None, None] + offset[:, None, None]
+    np.testing.assert_allclose(norm(x).detach(), expected, atol=1e-12)
+    assert torch.autograd.gradcheck(norm, x)
 
 
 @pytest.mark.parametrize("reflect", [reflect_channels_last, reflect_by_index])

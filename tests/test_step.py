@@ -208,6 +208,7 @@ FLAGS = [
     "--no_vgg_loss --instance_noise 3",
     "--no_vgg_loss --num_D 3 --n_layers_D 3 --lambda_feat 3",
     "--no_vgg_loss --norm batch",
+    "--no_vgg_loss --norm channel --instance_feat",
     "--no_vgg_loss --netG local --n_downsample_global 1 --n_blocks_local 1",
     "--no_vgg_loss --recipe plus --instance_feat",
     "--no_vgg_loss --no_ganFeat_loss --upsample bilinear --pool_size 2",

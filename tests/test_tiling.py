@@ -27,7 +27,7 @@ GENERATORS = {
     "local": {"n_downsample_global": 1, "n_blocks_global": 1, "n_blocks_local": 2},
     "local, two enhancers": {"n_downsample_global": 1, "n_local_enhancers": 2},
     "local, no blocks": {"n_blocks_global": 0, "n_blocks_local": 0, "norm": "batch"},
-    "global, nearest": {"upsample": "nearest"},
+    "global, nearest": {"upsample": "nearest", "norm": "channel"},
     "local, bilinear": {"n_downsample_global": 1, "upsample": "bilinear"},
 }
 

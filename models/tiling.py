@@ -3,9 +3,10 @@
 Instance normalization needs the statistics of the whole image: tiles that are generated one by one
 differ in colour and show seams. So here all tiles pass through the layers up to a normalization
 before any goes on; their statistics are added up in float64, and whoever reads the map normalizes
-it. (Channel normalization needs none, but a map is kept before it all the same: a padding in each
-group of layers, and few pixels around a tile.) Tiles are read with as many pixels around them as the convolutions reach, and padding happens
-at the borders of the image alone. The result is the network's own, up to rounding.
+it. Channel normalization has no statistics, but maps are kept before it all the same: so each
+group of layers has at most one padding, and reaches few pixels around a tile. Tiles are read with
+as many pixels around them as the convolutions reach, and padding happens at the borders of the
+image alone. The result is the network's own, up to rounding.
 
 The maps between these groups of layers are kept whole: in memory, or on disk if they are large.
 """

@@ -71,10 +71,10 @@ def _normalize_and_convolve(group: nn.Sequential, x: Tensor) -> Tensor:
     which a GPU waits for."""
     *layers, last = group
     convolves = isinstance(last, (nn.Conv2d, nn.ConvTranspose2d))
-    # dropout must repeat its choice, and parameters get gradients too
-    if not convolves or any(isinstance(layer, (nn.Dropout, ChannelNorm2d)) for layer in layers):
+    if not convolves or any(isinstance(layer, nn.Dropout) for layer in layers):
         return recomputed(group, x)
-    h = _Recomputed.apply(x, layers)
+    weights = [weight for layer in layers for weight in layer.parameters()]
+    h = _Recomputed.apply(x, layers, *weights)
     node = h.grad_fn
     if node is None:
         return last(h)
@@ -98,8 +98,8 @@ class _Recomputed(torch.autograd.Function):
     here."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, layers: list[nn.Module]) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(ctx, x: Tensor, layers: list[nn.Module], *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
         ctx.run, ctx.again = partial(_again, layers, _precision(x.device.type)), None
         for layer in layers:
             x = layer(x)
@@ -107,9 +107,13 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (x, h), ctx.again = ctx.again or ctx.run(ctx.saved_tensors[0]), None
-        return torch.autograd.grad(h, x, grad)[0], None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        (x, h), ctx.again = ctx.again or ctx.run(x), None
+        wanted = [x, *(weight for weight in weights if weight.requires_grad)]
+        found = iter(torch.autograd.grad(h, wanted, grad))
+        of_x = next(found)
+        return of_x, None, *(next(found) if w.requires_grad else None for w in weights)
 
 
 def _precision(device: str) -> Callable[[], AbstractContextManager]:

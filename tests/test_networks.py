@@ -364,3 +364,19 @@ def test_what_is_computed_again_changes_no_bit(name: str, upsample: str, amp: bo
         found.append([y, *once, image.grad, *(p.grad for p in net.parameters())])
         net.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_frozen_normalizations_are_computed_again(monkeypatch) -> None:
+    """Those of their parameters that train get the gradients of plain layers, the others none."""
+    found = []
+    for small in (0, 2**40):
+        monkeypatch.setattr("models.recompute.SMALL", small)
+        torch.manual_seed(1)
+        net = define_G(4, 3, 4, "global", 1, 1, norm="channel")
+        first, second, *_ = (layer for layer in net.modules() if isinstance(layer, ChannelNorm2d))
+        for parameter in (first.weight, first.bias, second.bias):
+            parameter.requires_grad_(False)
+        net(torch.randn(1, 4, 16, 16)).square().sum().backward()
+        assert first.weight.grad is None and second.bias.grad is None
+        found.append([p.grad for p in net.parameters() if p.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*found))

@@ -28,7 +28,7 @@ from models.pix2pixHD_model import Pix2PixHDModel
 from models.tiling import Map, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
-from util.run.checkpoints import load_network, newest, saved_options, weights_file
+from util.run.checkpoints import is_saved, load_network, saved_options, weights_file
 
 
 class InferenceModel(nn.Module):
@@ -95,7 +95,7 @@ class InferenceModel(nn.Module):
             trained = {**vars(self.opt), **(saved_options(folder) if below else {})}
             opt = argparse.Namespace(**trained)
             path = weights_file(folder, "latest" if below else opt.which_epoch, "E", opt.ema)
-            if newest(path).is_file():
+            if is_saved(path):
                 break
         else:
             raise UserError(

@@ -100,6 +100,24 @@ def test_a_kill_before_any_file_operation_leaves_one_whole_set(tmp_path):
     assert outcomes == sorted(outcomes) and set(outcomes) == {1, 2}  # old, and from then on new
 
 
+def test_a_save_may_end_while_a_reader_opens_its_file(tmp_path, monkeypatch):
+    """The temporary name that the reader found is gone by the time it opens the file."""
+    save_generation(tmp_path, 1)
+    newest = checkpoints.newest
+
+    def then_renamed(path: Path) -> Path:
+        found = newest(path)
+        recover(tmp_path)
+        return found
+
+    monkeypatch.setattr(checkpoints, "recover", lambda folder: None)  # the save stops before it
+    save_generation(tmp_path, 2)
+    monkeypatch.setattr(checkpoints, "is_saved", lambda path: True)
+    monkeypatch.setattr(checkpoints, "newest", then_renamed)
+    assert int(load_file(tmp_path / "a.pth")["x"][0]) == 2
+    assert not (tmp_path / "a.pth.new").exists()
+
+
 def test_readers_see_a_finished_save_and_change_nothing(tmp_path):
     """test.py may read while training writes, and where it may not write itself."""
     save_generation(tmp_path, 1)

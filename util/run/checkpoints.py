@@ -11,7 +11,9 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import nn
@@ -96,20 +98,32 @@ def newest(path: Path) -> Path:
     return new if path.name in finished and new.is_file() else path
 
 
+def is_saved(path: Path) -> bool:
+    """Whether load_file() finds a file, also while another process is saving."""
+    return newest(path).is_file() or path.is_file()
+
+
+def _open(path: Path) -> BinaryIO:
+    with suppress(FileNotFoundError):
+        return newest(path).open("rb")
+    return path.open("rb")  # the save was completed in between
+
+
 def load_file(path: Path) -> dict:
     """Read a checkpoint file to the CPU without running any code that it may hold.
 
     Raises UserError if it is missing, damaged or not a checkpoint.
     """
-    file = newest(path)
-    if not file.is_file():
+    if not is_saved(path):
         raise UserError(f"{path}: no such file; train first, or check --name and --which_epoch")
     try:
-        if zipfile.is_zipfile(file):  # no older format; torch.load looks at no checksums
-            with zipfile.ZipFile(file) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"the checksum of {damaged} is wrong")
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with _open(path) as file:
+            if zipfile.is_zipfile(file):  # no older format; torch.load looks at no checksums
+                with zipfile.ZipFile(file) as archive:
+                    if damaged := archive.testzip():
+                        raise ValueError(f"the checksum of {damaged} is wrong")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's message advises to run the code
         raise UserError(
             f"{path}: not a readable checkpoint, or it holds more than tensors and plain values, "

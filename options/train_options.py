@@ -66,6 +66,10 @@ def check_training(opt: argparse.Namespace) -> None:
         raise UserError("--map_classes needs --load_pretrain DIR")
     if {"down", "blocks", "up"} <= set(opt.freeze):
         raise UserError("--freeze down,blocks,up leaves nothing of G to train; leave one out")
+    if "E" in opt.freeze and (opt.load_features or not (opt.instance_feat or opt.label_feat)):
+        raise UserError("--freeze E: no encoder is trained; leave it out or add --instance_feat")
+    if opt.freeze and not (opt.load_pretrain or opt.continue_train):
+        raise UserError("--freeze keeps weights that others have trained; give --load_pretrain DIR")
     if opt.continue_train and opt.which_epoch != "latest":
         raise UserError(
             "--continue_train resumes from the latest state; to start from another epoch's weights "

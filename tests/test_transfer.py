@@ -243,6 +243,8 @@ def test_refused(toy_data: Path, tmp_path: Path) -> None:
         "expected some of flip_v, rotate": ["--augment", "turn"],
         "expected some of down, blocks, up, E": ["--freeze", "D"],
         "--map_classes needs --load_pretrain": ["--map_classes", "1=2"],
+        "--freeze E: no encoder is trained": ["--freeze", "E", "--load_pretrain", tmp_path],
+        "give --load_pretrain DIR": ["--freeze", "down"],
     }
     for expected, flags in refusals.items():
         assert expected in one_line(run_command("train.py", *where, *flags))

@@ -29,6 +29,9 @@ TINY = (
     "--gpu_ids -1 --label_nc 6 --ngf 4 --ndf 4 --nef 4 --n_downsample_global 2 --n_blocks_global 2"
     " --n_downsample_E 1 --num_D 2 --n_layers_D 2"
 )
+FEWEST_LAYERS = (  # the compiler takes seconds
+    "--no_vgg_loss --n_downsample_global 1 --n_blocks_global 1 --num_D 1 --n_layers_D 1"
+)
 HEIGHT, WIDTH = 32, 64
 
 
@@ -468,7 +471,7 @@ def test_half_precision_input_gives_the_same_step(more: str) -> None:
 )
 def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the compiler's front end traces it; generating code for a device takes minutes."""
-    flags = f"--no_vgg_loss --n_blocks_global 1 --num_D 1 {flags}"
+    flags = f"{FEWEST_LAYERS} {flags}"
     plain, traced = make_model(flags), []
 
     def trace(work: Callable, dynamic: bool | None) -> Callable:
@@ -509,8 +512,7 @@ def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch, one_size: b
             "compile",
             lambda net, dynamic: compile_network(net, dynamic=dynamic, backend=backend),
         )
-        flags = "--no_vgg_loss --n_blocks_global 1 --num_D 1 --compile"
-        model = Pix2PixHDModel(options(flags), CPU, one_size)
+        model = Pix2PixHDModel(options(f"{FEWEST_LAYERS} --compile"), CPU, one_size)
     whole = make_batch(pictures=3)
     for pictures in (3, 2, 3):
         batch = {k: v[:pictures] for k, v in whole.items() if isinstance(v, Tensor)}

@@ -15,6 +15,7 @@ from data.files import list_files, read_rgb, scan_folder
 from data.kinds import scene_kinds
 from data.loader import Loader
 from data.values import TYPES, Values, side_values
+from util import distributed
 from util.errors import UserError, brief
 from util.run.checkpoints import saved_options
 
@@ -93,6 +94,11 @@ def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
     if opt.batchSize > len(dataset):
         raise UserError(
             f"--batchSize {opt.batchSize}: {opt.dataroot} has only {len(dataset)} scenes"
+        )
+    if opt.batchSize > distributed.world() and not dataset.has_one_size:
+        raise UserError(
+            f"--batchSize {opt.batchSize}: the scenes of {opt.dataroot} have several sizes; crop "
+            "them to one (--resize_or_crop scale_width_and_crop) or use --batchSize 1"
         )
     return Loader(
         dataset,

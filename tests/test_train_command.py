@@ -500,6 +500,11 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], list, list[str]]] = {
         [],
         ["is 32x16", "is 64x32", "toytown_000001"],
     ),
+    "batch of several sizes": (
+        lambda data: [shrink(second(data, kind)) for kind in ("label", "inst", "img")],
+        ["--batchSize", 2, "--resize_or_crop", "none"],
+        ["--batchSize 2", "have several sizes", "scale_width_and_crop"],
+    ),
     "batch too large": (lambda data: None, ["--batchSize", 5], ["--batchSize 5", "4 scenes"]),
     "crop too large": (
         lambda data: None,

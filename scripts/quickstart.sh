@@ -51,11 +51,12 @@ python test.py --name toy_features --all_styles car --results_dir results/styles
 step "one car in several styles, and how well that works"
 python -m benchmarks.style_control --name toy_features --labels_name toy_labels
 
-step "the next stage: twice the size, with the features written as maps"
+step "the next stage: twice the size, on crops, with the features written as maps"
 python precompute_feature_maps.py --name toy_features
 python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
-  --loadSize 256 --load_features --fit_features --load_pretrain checkpoints/toy_features \
-  --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 6 --continue_train
+  --loadSize 256 --resize_or_crop scale_width_and_crop --fineSize 128 \
+  --load_features --fit_features --load_pretrain checkpoints/toy_features \
+  --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 15 --continue_train
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
 

@@ -61,9 +61,19 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 def picture_names(labels: dict[str, Path]) -> dict[str, str]:
     """What test.py calls a scene's images: the label map's stem, or, where stems repeat in
-    several folders, the scene key. labels: scene key -> label map."""
-    unique = len({path.stem for path in labels.values()}) == len(labels)
-    return {key: path.stem if unique else key.replace("/", "__") for key, path in labels.items()}
+    several folders, the scene key. labels: scene key -> label map. Raises UserError if two scenes
+    would have one name."""
+    names = {key: path.stem for key, path in labels.items()}
+    if len(set(names.values())) < len(names):
+        names = {key: key.replace("/", "__") for key in labels}
+    first: dict[str, Path] = {}
+    for key, name in names.items():
+        if first.setdefault(name, labels[key]) != labels[key]:
+            raise UserError(
+                f"{first[name]} and {labels[key]}: their images would both be called {name}; "
+                "rename one"
+            )
+    return names
 
 
 def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:

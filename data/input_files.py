@@ -26,13 +26,12 @@ class InputFiles(AlignedDataset):
 
     def __init__(self, opt: argparse.Namespace) -> None:
         labels = find_inputs("--input", opt.input, Path(opt.output))
-        labels = dict(list(labels.items())[: opt.how_many][: opt.max_dataset_size])
         self.files = {"label": labels}
         if not opt.no_instance:
             self.files["inst"] = partners(labels, find_inputs("--input_inst", opt.input_inst))
         if opt.cond_nc:
             self.files["cond"] = partners(labels, find_inputs("--input_cond", opt.input_cond))
-        self.scenes = list(labels)
+        self.scenes = list(labels)[: opt.how_many][: opt.max_dataset_size]
         only_maps = {"load_photos": False, "load_features": False}
         self.kinds = scene_kinds(opt.label_nc, **{**kind_flags(opt), **only_maps})
         self.geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)

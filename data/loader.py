@@ -165,8 +165,7 @@ def collate(items: list[dict | UserError]) -> dict | UserError:
             for item in items
         )
         return UserError(
-            f"the images of a batch must have one size, but {listed}; crop them to one "
-            "(--resize_or_crop scale_width_and_crop) or use --batchSize 1"
+            f"the images of a batch must have one size, but {listed}; use --batchSize 1"
         )
     if len(items) == 1:  # nothing to stack: spare the copy
         return {k: v[None] if torch.is_tensor(v) else [v] for k, v in items[0].items()}

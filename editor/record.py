@@ -50,7 +50,8 @@ def replay(ui: UIModel, record: dict) -> None:
     if not isinstance(features, dict) or not isinstance(edits, list):
         raise UserError("expected features by region and a list of edits")
     inst = unpacked(record.get("inst"), "inst") if ui.has_instances else None
-    ui.open(unpacked(record.get("label"), "label"), inst, str(record.get("scene")), features)
+    scene = str(record.get("scene")).encode(errors="replace").decode()
+    ui.open(unpacked(record.get("label"), "label"), inst, scene, features)
     for number, edit in enumerate(edits, start=1):
         try:
             ui.apply(edit)
@@ -121,6 +122,6 @@ def unpacked(content: object, what: str) -> np.ndarray:
         )
         if len(data) != bytes_there:
             raise ValueError(f"not {height}x{width} values")
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
         raise UserError(f"{what}: not a map of an edit list ({error})") from error
     return np.frombuffer(data, "<i4").reshape(height, width)

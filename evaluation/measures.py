@@ -153,6 +153,8 @@ PROPERTIES = {
 # name -> its network's weights, and a function (number of pairs, the measures so far) -> metric
 SET_MEASURES = {"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (INCEPTION, _kid)}
 
+LPIPS_LEAST = 31  # pixels, of both sides: AlexNet sees nothing in less
+
 # The measures that --best_metric may name -> whether more is better
 BETTER_IS_MORE = {
     **{"mean_iou": True, "pixel_accuracy": True, "lpips": False, "ssim": True, "psnr": True},
@@ -198,6 +200,8 @@ class Measures:
 
     def add_to_sets(self, generated: np.ndarray, real: np.ndarray) -> None:
         """Let the set measures alone see a pair."""
+        if min(generated.shape[:2]) < LPIPS_LEAST:
+            self.leave_lpips_out()
         for name, metric in self.sets.items():
             a, b = (_batch(image, self.device) for image in (generated, real))
             if name == "lpips":
@@ -205,6 +209,11 @@ class Measures:
             else:
                 metric.update(a, real=False)
                 metric.update(b, real=True)
+
+    def leave_lpips_out(self) -> None:
+        """Where images are too small for it; in several processes, before any sees an image."""
+        if self.sets.pop("lpips", None):
+            self.reasons["lpips"] = f"images have less than {LPIPS_LEAST} pixels in height or width"
 
     def compute(self) -> dict[str, float | None]:
         """The set measures by name; None for those in reasons."""

@@ -164,7 +164,8 @@ def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None
     images = {"generated": ("generated", viewed(generated)), "real": ("real", viewed(real))}
     if evaluator:
         classes = {
-            "label": ("label map", evaluator.classes.of_label[label]),  # -1: the last colour, black
+            # -1: the last colour, black
+            "label": ("label map", evaluator.classes.of_labels(label)),
             "found": ("found in generated", evaluator.find(generated)),
             "found_real": ("found in real", evaluator.find(real)),
         }

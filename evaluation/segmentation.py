@@ -29,6 +29,11 @@ class Classes:
     of_label: np.ndarray
     of_output: np.ndarray
 
+    def of_labels(self, label: np.ndarray) -> np.ndarray:
+        """The classes of a label map (H, W); labels may be any integers."""
+        known = (label >= 0) & (label < len(self.of_label))
+        return np.where(known, self.of_label[np.where(known, label, 0)], -1)
+
 
 def evaluation_classes(label_nc: int, ignore_label: int | None, outputs: str) -> Classes:
     """Cityscapes' 19 evaluation classes for its 35 labels, else all labels; never ignore_label.
@@ -123,7 +128,7 @@ class Evaluator:
     def add(self, generated: np.ndarray, real: np.ndarray, label: np.ndarray) -> dict[str, float]:
         """Count a scene: images (H, W, 3) uint8, label map (H, W). Returns its pixel accuracy and
         that of the oracle."""
-        truth, count = self.classes.of_label[label], len(self.classes.names)
+        truth, count = self.classes.of_labels(label), len(self.classes.names)
         of_generated = confusion(truth, self.find(generated), count)
         of_real = confusion(truth, self.find(real), count)
         self.generated += of_generated

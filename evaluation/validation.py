@@ -11,7 +11,14 @@ from data.create import create_dataset, photographs, whole_images
 from data.files import picture_names
 from data.loader import of_all_scenes, own_batches
 from data.values import side_values
-from evaluation.measures import BETTER_IS_MORE, Measures, has_weights, mean_measures, measure_pair
+from evaluation.measures import (
+    BETTER_IS_MORE,
+    LPIPS_LEAST,
+    Measures,
+    has_weights,
+    mean_measures,
+    measure_pair,
+)
 from evaluation.segmentation import Evaluator, create_evaluator
 from models.inference_model import InferenceModel
 from models.pix2pixHD_model import Pix2PixHDModel
@@ -40,6 +47,8 @@ class Validation:
         if opt.segmenter and not self.values.is_rgb8:
             raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
         self.evaluator = create_evaluator(self.opt, model.device) if opt.segmenter else None
+        sizes = map(self.dataset.geometry.final, self.dataset.sizes.values())
+        self.too_small = min(min(size) for size in sizes) < LPIPS_LEAST
         measured = self._measured()
         usual = (name for name in ("mean_iou", "lpips", "ssim") if name in measured)
         self.metric = opt.best_metric or next(usual)
@@ -52,7 +61,8 @@ class Validation:
 
     def _measured(self) -> list[str]:
         """The measures that can be had, of those that --best_metric may name."""
-        names = ("lpips", "fid", "kid") if self.values.is_rgb8 else ()
+        names = ["lpips", "fid", "kid"] if self.values.is_rgb8 else []
+        names = names[1:] if self.too_small else names
         sets = [name for name in names if has_weights(name, self.opt.weights_dir)]
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
         if self.evaluator and self.evaluator.segmenter.features:
@@ -70,6 +80,8 @@ class Validation:
         device, folder = self.networks.device, self.opt.weights_dir
         rgb = self.values.is_rgb8
         measures = Measures(len(self.dataset), folder, device, fetch=False, rgb=rgb)
+        if self.too_small:
+            measures.leave_lpips_out()
         if self.evaluator:
             self.evaluator.start()
         seen: dict[int, dict] = {}  # by the segmenter

@@ -49,7 +49,7 @@ def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, 
     styles = load_styles(path, opt.feat_num) if needs_clusters or path.is_file() else {}
     for request in opt.style:
         name, _, number = request.partition("=")
-        if not number.isdigit():
+        if not number.isdecimal():
             raise UserError(f"--style {request}: expected CLASS=K, e.g. car=3")
         label = class_id(name, opt.label_nc)
         fixed[label] = style(styles, label, int(number), f"--style {request}: class {name}")
@@ -84,7 +84,7 @@ def style_of_instance(
 ) -> dict[int, np.ndarray]:
     """--style_from SCENE,ID as class -> the feature that the encoder finds in that instance."""
     scene, _, number = request.rpartition(",")
-    if not scene or not number.isdigit():
+    if not scene or not number.isdecimal():
         raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. aachen_0_19,26001")
     batch = find_scene(scene, opt)
     regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()

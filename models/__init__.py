@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data.values import SIDES, TYPES
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path
+from models.layers import INTERPOLATION, NORMS
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import load_styles
 from models.ui_model import UIModel
@@ -69,15 +71,23 @@ def load_generator(
         raise UserError(f"{folder}: no such folder; expected checkpoints/NAME of a trained run")
     try:
         device = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device {device!r}: {first_line(error)}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f'device {device}: not there; device="cpu" works everywhere')
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # each kind of device has its own
+        raise UserError(
+            f'device {device}: {first_line(error)}; device="cpu" works everywhere'
+        ) from error
     options = {**DEFAULTS, **saved_options(folder), **flags}
     for name, default in DEFAULTS.items():
         if not _same_kind(options[name], default):
             raise UserError(
                 f"{folder}: {name} is {options[name]!r}, expected the like of {default!r}"
+            )
+        if name in CHOICES and options[name] not in CHOICES[name]:
+            known = ", ".join(map(str, CHOICES[name]))
+            raise UserError(f"{folder}: {name} is {options[name]!r}, expected one of {known}")
+        if name.endswith("_range") and not _is_range(options[name]):
+            raise UserError(
+                f"{folder}: {name} is {options[name]!r}, expected [low, high] or 'type'"
             )
     options.update(which_epoch=epoch, data_type=data_type, compile=False, amp="off")
     options.update(load_features=False, tf32=False)
@@ -91,9 +101,20 @@ def _same_kind(value: object, default: object) -> bool:
         return type(value) is type(default)
     if isinstance(default, (int, float)):
         return isinstance(value, (int, type(default)))
-    return default is None or isinstance(value, (str, list))
+    return default is None or isinstance(value, (str, list, tuple))
 
 
+def _is_range(value: object) -> bool:
+    if isinstance(value, str):
+        return value in ("type", "auto")
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+    return numbers and len(value) == 2 and value[0] < value[1]
+
+
+CHOICES = {
+    **{"netG": ["global", "local"], "norm": list(NORMS), "upsample": ["transpose", *INTERPOLATION]},
+    **{f"{side}_type": [None, *TYPES] for side in SIDES},
+}
 DEFAULTS = {  # of the flags that tell an architecture, for checkpoints of the 2018 code
     **{"netG": "global", "ngf": 64, "n_downsample_global": 4, "n_blocks_global": 9},
     **{"n_blocks_local": 3, "n_local_enhancers": 1, "norm": "instance", "use_dropout": False},

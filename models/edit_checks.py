@@ -1,7 +1,6 @@
 """Checks of what edits are given: by users, edit lists and browsers. All raise UserError."""
 
 import argparse
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -69,7 +68,7 @@ def feature_vector(feature: object, opt: argparse.Namespace) -> np.ndarray:
         raise UserError("this model has no styles: it was trained without --instance_feat")
     try:
         vector = np.array(feature, np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         vector = np.zeros(0)
     if vector.shape != (opt.feat_num,) or not np.isfinite(vector).all():
         raise UserError(f"feature: expected {opt.feat_num} numbers, found {feature!r:.60}")
@@ -95,7 +94,7 @@ def integer(value: object, what: str, low: int, high: int) -> int:
 
 def number(value: object, what: str, low: float, high: float) -> float:
     real = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not low <= value <= high:
+    if not real or not low <= value <= high:
         raise UserError(f"{what}: expected a number from {low} to {high:g}, found {value!r:.40}")
     return float(value)
 

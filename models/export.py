@@ -260,6 +260,13 @@ def _check_description(session: object, opt: argparse.Namespace, path: Path) -> 
     wrong = [
         f"{k} {told.get(k)!r}, here {here.get(k)!r}" for k in keys if told.get(k) != here.get(k)
     ]
+    channels = {one.name: one.shape[1] for one in (*session.get_inputs(), *session.get_outputs())}
+    expected = {"label": 1 if opt.label_nc else opt.input_nc, "picture": opt.output_nc}
+    wrong += [
+        f"{channels[name]} channels of the {name}, here {count}"
+        for name, count in expected.items()
+        if channels[name] != count
+    ]
     if wrong:
         raise UserError(
             f"{path}: was exported from a model with {'; '.join(wrong)}; give its flags or --name"

@@ -59,7 +59,7 @@ def cluster(rows: np.ndarray, n_clusters: int, seed: int = 0) -> Styles:
     for label in np.unique(large[:, 0]):
         vectors = large[large[:, 0] == label, 1:-1]
         count = min(n_clusters, len(np.unique(vectors, axis=0)))
-        found = KMeans(count, n_init=10, random_state=seed).fit(vectors)
+        found = KMeans(count, n_init=10, random_state=seed % 2**32).fit(vectors)
         order = np.argsort(-np.bincount(found.labels_, minlength=count), kind="stable")
         styles[int(label)] = found.cluster_centers_[order].astype(np.float32)
     return styles
@@ -76,7 +76,9 @@ def load_rows(path: Path) -> np.ndarray:
     """Read features.npy: (instances, 2 + feat_num) float32. Raises UserError if damaged."""
     rows = _load_array(path)
     if isinstance(rows, dict):  # the 2018 code's: class -> (instances, feature and weight)
-        rows = np.concatenate([np.column_stack([np.full(len(v), c), v]) for c, v in rows.items()])
+        widths = {v.shape[1:] for v in rows.values() if v.size}
+        whole = [np.column_stack([np.full(len(v), c), v]) for c, v in rows.items() if v.size]
+        rows = np.concatenate(whole) if len(widths) == 1 else np.empty(0)
     if rows.ndim != 2 or rows.shape[1] < 3 or not np.isfinite(rows).all():
         raise UserError(f"{path}: not the features of instances; encode again with --reencode")
     return rows

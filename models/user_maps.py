@@ -57,6 +57,8 @@ def to_tensors(
         _check_finite(feat.numpy(), "feature maps")
     if cond is None and opt.cond_nc:
         raise UserError(f"this model needs conditions (H, W, {opt.cond_nc}): G(..., cond=...)")
+    if cond is not None and not opt.cond_nc:
+        raise UserError("this model takes no conditions")
     if cond is not None:
         cond = _images(cond, side_values(opt, "cond"), "conditions")
         if _shape(cond) != shape:
@@ -71,10 +73,14 @@ def is_single(label: Maps, label_nc: int) -> bool:
 
 def _images(images: Maps, values: Values, what: str = "input images") -> Tensor:
     """(B, C, H, W) float32, the range of their values as [-1, 1]."""
+    if isinstance(images, (list, tuple)) and values.channels == 1:
+        images = [_array(one) for one in images]
+        images = [one[..., None] if one.ndim == 2 else one for one in images]
     array = _array(images)
     array = array[..., None] if values.channels == 1 and array.ndim == 2 else array
     found = array.shape[-1], array.dtype.name
-    if array.ndim not in (3, 4) or found != (values.channels, values.dtype):
+    wrong = found != (values.channels, values.dtype)
+    if array.ndim not in (3, 4) or wrong or not array.size:
         raise UserError(
             f"{what} of shape {array.shape} and type {array.dtype}: expected "
             f"(H, W, {values.channels}) or (B, H, W, {values.channels}) {values.dtype}"

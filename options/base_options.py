@@ -92,7 +92,9 @@ DATA = Group(
     Flag("--output_nc", 3, "channels of the generated image", integer(1)),
     Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", integer(0)),
     *(flag for side in SIDES for flag in value_flags(side)),
-    Flag("--resize_or_crop", "scale_width", "how images are scaled and cropped", RESIZE_OR_CROP),
+    Flag(
+        "--resize_or_crop", "scale_width", "how to scale, and in training to crop", RESIZE_OR_CROP
+    ),
     Flag("--loadSize", 1024, "pixels to scale to", integer(1)),
     Flag("--fineSize", 512, "pixels to crop to", integer(1)),
     inherited=True,
@@ -218,6 +220,8 @@ class BaseOptions:
         if opt.label_nc == "auto":
             opt.label_nc = defaults.get("label_nc", "auto")  # what training counted
         opt.is_train = self.is_train
+        if not opt.is_train:
+            vars(opt).update(whole_images(vars(opt)))
         opt.gpu_ids = gpu_list(opt.gpu_ids)
         for check in [check for group in self.groups for check in group.checks]:
             check(opt)
@@ -255,7 +259,7 @@ def inherited(folder: Path) -> dict:
                     f"{folder / 'opt.json'}: {name} is {values[name]!r}, which --{name} cannot be; "
                     "restore the file from a copy, or mend it"
                 )
-    return values | whole_images(values)
+    return values
 
 
 def reading_processes(gpus: int) -> int:

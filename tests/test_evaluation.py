@@ -441,6 +441,20 @@ def test_fid_of_pictures_with_themselves_is_0(inception: Path) -> None:
     assert same["kid"] < other["kid"]
 
 
+def test_images_too_small_for_lpips() -> None:
+    measure = measures.Measures(1, None, torch.device("cpu"), rgb=False)
+    measure.sets["lpips"] = torch.nn.Identity()  # which would refuse an image of 30x40
+    image = np.zeros((30, 40, 3), np.uint8)
+    measure.add_to_sets(image, image)
+    assert measure.compute()["lpips"] is None and "31 pixels" in measure.reasons["lpips"]
+
+
+def test_labels_of_any_size_have_a_class() -> None:
+    classes = evaluation_classes(3, 100_000, "ids")
+    label = np.array([[0, 2, 3], [-1, 65_535, 100_000]])
+    np.testing.assert_array_equal(classes.of_labels(label), [[0, 2, -1], [-1, -1, -1]])
+
+
 def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     file = tmp_path / "weights" / measures.INCEPTION

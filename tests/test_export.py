@@ -102,6 +102,10 @@ def test_the_graph_generates_what_pytorch_does_at_any_size(tmp_path: Path, flags
 
     session = export.open_session(file)
     export._check_description(session, opt, tmp_path)
+    opt.output_nc = 1
+    with pytest.raises(UserError, match="3 channels of the picture, here 1"):
+        export._check_description(session, opt, tmp_path)
+    opt.output_nc = 3
     if opt.instance_noise:  # a graph of another run
         opt.instance_noise = 0
         with pytest.raises(UserError, match="instance_noise 3, here None"):

@@ -122,6 +122,22 @@ def test_style_changes_the_picture(run: Path) -> None:
     assert (pictures[0] != pictures[2]).any()
 
 
+def test_large_seeds_cluster() -> None:
+    rows = np.float32([[26, 0.0, 1.0, 0.9], [26, 1.0, 0.0, 0.9]])  # class, feature, share
+    assert cluster(rows, 2, seed=2**40)[26].shape == (2, 2)
+
+
+def test_styles_are_chosen_by_plain_digits(run: Path) -> None:
+    assert "expected CLASS=K" in one_line(render(run, "--style", "car=²"))
+
+
+@pytest.mark.parametrize("rows", [{}, {1: np.zeros((1, 3)), 2: np.zeros((1, 4))}])
+def test_features_of_several_lengths_are_refused(rows: dict, tmp_path: Path) -> None:
+    np.save(tmp_path / "features.npy", np.array(rows, object), allow_pickle=True)
+    with pytest.raises(UserError, match="not the features of instances"):
+        load_rows(tmp_path / "features.npy")
+
+
 def test_style_from_another_photograph(run: Path) -> None:
     scene = sorted((run / "data" / "train_label").iterdir())[0].stem
     done = render(run, "--style_from", f"{scene},7")

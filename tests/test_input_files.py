@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_run import write_run
 
 import test as command  # test.py
+from data.files import picture_names
 from data.input_files import find_inputs, partners
 from options.test_options import TestOptions
 from util.errors import UserError
@@ -107,6 +108,26 @@ def test_bad_files_are_named_and_the_rest_goes_on(
     assert lines[-1] == "error: 3 of 5 label maps were left out, see above"
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == [path.name for path in labels[2:]]
+
+
+def test_the_first_label_map_takes_no_other_scenes_instances(
+    run: list, toy_data: Path, tmp_path: Path
+) -> None:
+    for folder, names in {"label": ["s0", "s1"], "inst": ["s1"]}.items():
+        (tmp_path / folder).mkdir()
+        for name, file in zip(names, sorted((toy_data / f"train_{folder}").iterdir())):
+            shutil.copy(file, tmp_path / folder / f"{name}.png")
+    flags = ["--input", tmp_path / "label", "--input_inst", tmp_path / "inst", "--how_many", 1]
+    done = run_command("test.py", *run, *flags, "--output", tmp_path / "out")
+    assert done.returncode == 2 and "s0.png: --input_inst has no map" in done.stderr
+
+
+def test_images_never_share_a_name(tmp_path: Path) -> None:
+    files = {key: tmp_path / f"{key}.png" for key in ("x/b", "y/b")}
+    assert picture_names(files) == {"x/b": "x__b", "y/b": "y__b"}
+    files["x__b"] = tmp_path / "x__b.png"
+    with pytest.raises(UserError, match=r"b\.png and .*x__b\.png.* would both be called x__b"):
+        picture_names(files)
 
 
 def test_the_page_and_what_exists(run: list, toy_data: Path, tmp_path: Path, call) -> None:

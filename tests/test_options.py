@@ -89,7 +89,7 @@ def test_every_flag_takes_values_of_its_type(command: str, flag: dict) -> None:
         special = {
             **{"--gpu_ids": ("-1", []), "--model": ("pix2pixHD", "pix2pixHD")},
             **{"--netG": ("local", "local"), "--norm": ("batch", "batch")},
-            **{"--resize_or_crop": ("crop", "crop"), "--data_type": ("16", 16)},
+            **{"--resize_or_crop": ("resize_and_crop",) * 2, "--data_type": ("16", 16)},
             **{"--input_nc": ("3", 3), "--output_nc": ("3", 3), "--beta1": ("0.75", 0.75)},
         }
         plain = {"int": ("7", 7), "float": ("2.5", 2.5), "str": ("a/b", "a/b")}
@@ -346,6 +346,11 @@ def test_tests_use_whole_images(
     assert (opt.resize_or_crop, opt.loadSize) == (tested, size)
     if tested == "resize_and_crop":
         assert opt.fineSize == opt.loadSize  # the crop is all of it
+        assert TestOptions().parse(["--loadSize", "2048"]).fineSize == 2048
+    for flags in (TestOptions(), EncoderOptions()):  # whose flags may be the training command's
+        opt = flags.parse(["--resize_or_crop", trained, "--fineSize", "32"])
+        assert opt.resize_or_crop == tested
+        assert opt.fineSize == (1024 if tested == "resize_and_crop" else 32)
 
 
 @pytest.mark.parametrize("text", ["{", "", "[1, 2]", "null", '"ngf"'])

@@ -1,6 +1,7 @@
 """What test_distributed.py runs in one, two and four processes: python THIS WHAT DATA OUT."""
 
 import argparse
+import errno
 import hashlib
 import os
 import random
@@ -175,6 +176,29 @@ def until_stopped(opt: argparse.Namespace, device: torch.device) -> int:
     (out / f"saved{distributed.rank()}").touch()
     highest.finish()
     return 128 + signal
+
+
+def unsaved_best(opt: argparse.Namespace, device: torch.device) -> int:
+    """A training with ever worse validations, whose first best cannot be saved."""
+    from evaluation.validation import Validation
+    from train import train
+    from util.run import resume
+
+    measure, save_set = Validation.measure, resume.save_set
+    values, failures = iter((3.0, 2.0, 1.0)), []
+
+    def worse(self: Validation) -> tuple[dict, dict]:
+        figures, images = measure(self)
+        return figures | {"ssim": next(values)}, images
+
+    def full_at_first(folder: Path, files: dict, copies: dict | None = None) -> None:
+        if not failures:
+            failures.append(copies)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_set(folder, files, copies)
+
+    Validation.measure, resume.save_set = worse, full_at_first
+    return train(opt, device)
 
 
 def options(data: str, flags: str = "") -> argparse.Namespace:

@@ -148,6 +148,16 @@ def test_a_mistake_of_the_program_keeps_its_traceback(data: Path, tmp_path: Path
     assert told.count("Traceback") == 1 and "ZeroDivisionError" in told
 
 
+def test_processes_agree_on_the_best_when_it_cannot_be_saved(data: Path, tmp_path: Path) -> None:
+    """The second validation is the best then, of which process 1 would not know."""
+    flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 2, "--best_metric", "ssim"]
+    flags += ["--niter", 3, "--niter_decay", 0, "--save_latest_freq", 5, "--no_html"]
+    flags += ["--checkpoints_dir", tmp_path]
+    run_together(2, WORK, "unsaved_best", data, tmp_path, *flags)
+    state = torch.load(tmp_path / "label2city" / "latest_state.pth", weights_only=True)
+    assert (state["position"]["best_epoch"], state["position"]["best"]) == (2, 2.0)
+
+
 @pytest.mark.slow
 def test_the_launcher_gives_the_exit_status(data: Path, tmp_path: Path) -> None:
     """--gpu_ids 0,1 starts its processes by this function."""

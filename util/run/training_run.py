@@ -52,7 +52,7 @@ class TrainingRun:
         self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
         self._pace = Pace(total=self.epochs * self.scenes, done=self.at.step)
         self._writer = Writer()
-        self._saving: tuple[Future, list[str]] | None = None  # what is being written, its names
+        self._saving: tuple[Future | None, list[str]] | None = None  # what is written, its names
         self._saved = True
         self._is_best = False  # the last validation, until it is saved
 
@@ -210,16 +210,18 @@ class TrainingRun:
         self._watch.check()
         self._wait_for_save()  # so that there is one copy at a time
         files = snapshot(self.model, self.opt, self.at, self.scenes)
+        writing = None
         if files is not None:  # of the main process; written while training goes on
             keep = self.opt.keep_checkpoints
-            self._saving = self._writer.submit(save, files, self.folder, names, keep), names
+            writing = self._writer.submit(save, files, self.folder, names, keep)
+        self._saving = writing, names
 
     def _wait_for_save(self) -> None:
-        """Wait until the last save is on disk, or is known to have failed."""
+        """All processes together: wait until the last save is on disk, or known to have failed."""
         if self._saving is None:
             return
-        (saving, names), self._saving = self._saving, None
-        self._saved = saving.result()
+        (writing, names), self._saving = self._saving, None
+        self._saved = distributed.gather(writing.result() if writing else True)[0]
         if "best" in names and not self._saved:
             self.at.best, self.at.best_epoch = None, 0  # not on disk: the next one is the best
 

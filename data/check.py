@@ -8,6 +8,7 @@ runs scripts/check_data.py, which knows train.py's flags and the networks' needs
 import argparse
 import runpy
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -146,7 +147,9 @@ def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
     if path.suffix.lower() in NUMPY:
         return []
     with Image.open(path) as image:  # the header alone
-        indexed, turn = image.mode == "P", image.getexif().get(_ORIENTATION, 1)
+        indexed, turn = image.mode == "P", 1
+        with suppress(Exception):  # damaged EXIF data, which training does not look at
+            turn = image.getexif().get(_ORIENTATION, 1)
     if indexed and kind == "label" and opt.label_nc:
         return [
             f"{path}: a label map with a palette; training takes the palette's indices as classes, "

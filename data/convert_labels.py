@@ -145,7 +145,12 @@ def _refuse(message: str) -> NoReturn:
 
 def main() -> int:
     args = parse_args()
-    paths = list(list_files(args.input).values())
+    results = args.output.resolve()
+    paths = [
+        path for path in list_files(args.input).values() if results not in path.resolve().parents
+    ]
+    if not paths:
+        raise UserError(f"--input {args.input}: holds no images but those of --output")
     make_folder(args.output, "--output")
     colours = None
     if not args.from_indexed:

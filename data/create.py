@@ -11,7 +11,7 @@ from data.aligned_dataset import AlignedDataset, Geometry
 from data.arrays import read_array
 from data.augment import Augmentation
 from data.cache import create_cache
-from data.files import list_files, read_rgb, scan_folder
+from data.files import MOST_CLASSES, list_files, read_rgb, scan_folder
 from data.kinds import scene_kinds
 from data.loader import Loader
 from data.values import TYPES, Values, side_values
@@ -95,7 +95,8 @@ def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
         raise UserError(
             f"--batchSize {opt.batchSize}: {opt.dataroot} has only {len(dataset)} scenes"
         )
-    if opt.batchSize > distributed.world() and not dataset.has_one_size:
+    several = opt.batchSize > distributed.world()  # images of one process
+    if several and not opt.serial_batches and not dataset.has_one_size:
         raise UserError(
             f"--batchSize {opt.batchSize}: the scenes of {opt.dataroot} have several sizes; crop "
             "them to one (--resize_or_crop scale_width_and_crop) or use --batchSize 1"
@@ -201,5 +202,13 @@ def count_labels(dataroot: str, phase: str, ignore_label: int | None = None) -> 
     """The number of classes that the label maps of a phase need: their largest label plus 1."""
     kind = scene_kinds(1)["label"]
     files = list_files(kind.folder(Path(dataroot), phase)).values()
-    labels = (np.asarray(kind.read(path)) for path in files)
-    return 1 + max(int(label[label != ignore_label].max(initial=0)) for label in labels)
+    count = 1
+    for path in files:
+        label = np.asarray(kind.read(path))
+        count = max(count, 1 + int(label[label != ignore_label].max(initial=0)))
+        if count > MOST_CLASSES:
+            raise UserError(
+                f"{path}: label {count - 1}, but there are at most {MOST_CLASSES} classes; mend "
+                "it, or if it stands for no class, give --ignore_label"
+            )
+    return count

@@ -1,5 +1,6 @@
 """Finding and pairing the files of a data set by name, and reading them exactly."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 from PIL import TiffImagePlugin as Tiff
 
-from util.errors import UserError, brief, first_line
+from util.errors import UserError, brief, first_line, out_of_memory
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 EXTENSIONS |= {".npy", ".npz"}
@@ -41,7 +42,7 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """All images below a folder, by scene key, sorted; and what is wrong with their names."""
     found: dict[str, Path] = {}
     problems = []
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_all_below(folder)):
         if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
             continue
         key = scene_key(path, folder)
@@ -57,6 +58,21 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
     if not found and not problems:
         problems.append(f"{folder}: holds no images ({', '.join(sorted(EXTENSIONS))})")
     return found, problems
+
+
+def _all_below(folder: Path) -> Iterator[Path]:
+    """Files and folders below a folder, also behind links. Raises UserError for a folder that may
+    not be read."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise UserError(f"{error.filename}: {error.strerror}; give rights there") from error
+
+    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(name)
+        above = (here.resolve(), *here.resolve().parents)
+        folders[:] = [one for one in folders if (here / one).resolve() not in above]  # no circles
+        yield from (here / one for one in (*folders, *files))
 
 
 def picture_names(labels: dict[str, Path]) -> dict[str, str]:
@@ -96,7 +112,11 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {first_line(error)} Cut it, or scale it down") from error
     except Exception as error:
+        if out_of_memory(error):
+            raise
         reason = first_line(error)
         raise UserError(f"{path}: cannot be read as an image ({reason}); save it anew") from error
 

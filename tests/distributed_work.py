@@ -191,13 +191,13 @@ def unsaved_best(opt: argparse.Namespace, device: torch.device) -> int:
         figures, images = measure(self)
         return figures | {"ssim": next(values)}, images
 
-    def full_at_first(folder: Path, files: dict, copies: dict | None = None) -> None:
-        if not failures:
+    def full_once(folder: Path, files: dict, copies: dict | None = None) -> None:
+        if not failures and any("best" in name for name in copies or ()):
             failures.append(copies)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save_set(folder, files, copies)
 
-    Validation.measure, resume.save_set = worse, full_at_first
+    Validation.measure, resume.save_set = worse, full_once
     return train(opt, device)
 
 

@@ -126,6 +126,22 @@ def test_small_pictures_features_folders_and_turned_photographs(own_data, tmp_pa
     Image.open(image).save(image.with_suffix(".jpg"), exif=turned)
     image.unlink()
     assert [p for p in problems(own_data) if "EXIF" in p and str(image.with_suffix(".jpg")) in p]
+    image.with_suffix(".jpg").unlink()
+    save_png(image, np.zeros((32, 64, 3), np.uint8))
+    Image.open(image).save(image, exif=b"Exif\0\0damaged")
+    assert problems(own_data) == []  # nothing reads it
+
+
+def test_folders_behind_links_are_read(own_data):
+    for kind in ("label", "inst", "img"):
+        folder = own_data / f"train_{kind}"
+        (own_data / f"elsewhere_{kind}").mkdir()
+        first = files(own_data, kind)[0]
+        first.rename(own_data / f"elsewhere_{kind}" / first.name)
+        (folder / "city").symlink_to(own_data / f"elsewhere_{kind}")
+        (folder / "circle").symlink_to(folder)
+    report = check(options(own_data))
+    assert report.problems == [] and len(report.scenes) == 4
 
 
 def test_pictures_of_several_sizes_cannot_share_a_batch(own_data):
@@ -202,6 +218,10 @@ def test_convert_auto_lists_colours_in_order(convert, tmp_path, capsys):
     assert listing.read_text() == "9 9 9\n0 0 0\n255 0 1\n4 5 6\n"
     convert(tmp_path / "in", tmp_path / "again", "--palette", listing)
     assert np.array_equal(read(tmp_path / "again" / "2.png"), read(tmp_path / "out" / "2.png"))
+    results = tmp_path / "in" / "labels"  # which are no input the second time
+    for _ in range(2):
+        convert(tmp_path / "in", results, "--palette", listing)
+        assert sorted(path.name for path in results.iterdir()) == ["1.png", "2.png"]
 
 
 def test_convert_unknown_colours_and_jpeg(convert, refused, tmp_path):

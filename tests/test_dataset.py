@@ -526,7 +526,7 @@ def test_sizes_that_differ_in_a_batch(own: Path) -> None:
     (own / "train_img" / "e_leftImg8bit.png").unlink(missing_ok=True)
     with pytest.raises(UserError, match=f"{WIDTH}x{HEIGHT}.*{WIDTH}x{HEIGHT + 2}") as error:
         list(Loader(read(own), 3))
-    assert "--resize_or_crop" in str(error.value) and "--batchSize 1" in str(error.value)
+    assert "--batchSize 1" in str(error.value)
     assert len(list(Loader(read(own, "scale_width_and_crop", 32), 3))) == 2
 
 

@@ -2,11 +2,14 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
 
 from util.errors import UserError, out_of_memory, run
 from util.files import make_folder, replacing, write_bytes
@@ -26,6 +29,21 @@ def end(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:
 
 def test_a_wrong_input_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert end(UserError("a\nb: wrong"), capsys) == (2, "error: a\\nb: wrong\n")
+
+
+def test_a_reader_that_was_killed_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    status, line = end(error, capsys)
+    assert status == 2 and "--nThreads" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("end_of_stdout", ["| head -1", "> /dev/full"])
+def test_lines_that_nobody_can_read_end_nothing(end_of_stdout: str) -> None:
+    code = "from util.progress import log; [log('x' * 999) for _ in range(999)]"
+    code += "; import sys; print('done', file=sys.stderr)"
+    command = f'{sys.executable} -c "{code}" {end_of_stdout}'
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[0] == "done" and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])

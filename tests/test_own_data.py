@@ -100,6 +100,9 @@ def test_count_labels_of_16_bits(tmp_path):
     save_png(tmp_path / "train_label" / "y.png", np.full((2, 2), 5, np.uint8))
     assert count_labels(tmp_path, "train") == 1000
     assert count_labels(tmp_path, "train", ignore_label=999) == 6
+    np.save(tmp_path / "train_label" / "z.npy", np.full((2, 2), 70_000))
+    with pytest.raises(UserError, match=r"z\.npy: label 70000, but there are at most 65536"):
+        count_labels(tmp_path, "train")
 
 
 @pytest.mark.parametrize("flags", [[], ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]])

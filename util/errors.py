@@ -42,8 +42,9 @@ def run(main: Callable[[], object]) -> None:
 def print_error(error: BaseException) -> int | None:
     """Print an error that the user can mend as one line, and return the exit status.
 
-    These are UserErrors, a full disk or missing rights, memory that has run out, and operations
-    that --deterministic rules out. Prints nothing and returns None for all others.
+    These are UserErrors, a full disk or missing rights, memory that has run out, readers that were
+    killed, and operations that --deterministic rules out. Prints nothing and returns None for all
+    others.
     """
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
@@ -57,6 +58,11 @@ def print_error(error: BaseException) -> int | None:
             f"out of memory{tried}; use smaller images (--loadSize, --fineSize), a smaller "
             "--batchSize, --amp bf16 or, in training, --checkpoint_activations, or end other "
             "programs that use the memory"
+        )
+    elif isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        message = (
+            "a process that reads images was ended by the system, mostly for lack of memory; use "
+            "fewer (--nThreads, 0: none), --cache disk, or end other programs that use the memory"
         )
     elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename

@@ -1,6 +1,7 @@
 """Doing the same to many things in several processes, or things in the background."""
 
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,9 @@ def parallel(
 
     work and its results travel between processes, so both must be picklable. what: names the bar.
     """
-    with ProcessPoolExecutor(workers) if workers else nullcontext() as pool:
+    # Ctrl-C reaches all processes of a terminal; this one answers for them
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(workers, **quiet) if workers else nullcontext() as pool:
         results = pool.map(work, things) if pool else map(work, things)
         yield from bar(results, total=len(things), desc=what)
 

@@ -17,10 +17,16 @@ except ImportError:  # Windows
 
 
 def log(message: str) -> None:
-    """Print a line, above a progress bar if there is one."""
+    """Print a line, above a progress bar if there is one. Work goes on where nobody can read it: on
+    a full disk, or after the program that it was piped to."""
     encoding = sys.stdout.encoding or "utf-8"  # a file's name may be no text in it
-    tqdm.write(message.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
-    sys.stdout.flush()
+    try:
+        tqdm.write(message.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # for good; Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        pass
 
 
 def log_main(message: str) -> None:

@@ -12,6 +12,7 @@ from dominate import tags
 from dominate.util import raw
 from PIL import Image
 
+from util.files import replacing
 from util.pages import html
 from util.pages.colours import save_image
 from util.pages.html import Page, Picture
@@ -67,7 +68,8 @@ class RunPage:
             for name, image in images.items():
                 prefix = f"epoch{epoch:04d}_" if name == "synthesized_image" else f"{name}_"
                 path = self.web / "validation" / f"{prefix}{scene}.jpg"
-                Image.fromarray(image).save(path, quality=90)
+                with replacing(path) as unfinished:
+                    Image.fromarray(image).save(unfinished, "JPEG", quality=90)
 
     def write(self, rows: Table, validations: Table, facts: Facts, last: bool = False) -> None:
         """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: what

@@ -50,7 +50,9 @@ class TrainingRun:
         self._tell_start()
         self._watch, self._stop = Watch(), Stop()
         self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
-        self._pace = Pace(total=self.epochs * self.scenes, done=self.at.step)
+        begun = self.at.step - self.at.pictures  # earlier epochs may have had other scenes
+        left = (self.epochs - self.at.epoch + 1) * self.scenes
+        self._pace = Pace(total=begun + left, done=self.at.step)
         self._writer = Writer()
         self._saving: tuple[Future | None, list[str]] | None = None  # what is written, its names
         self._saved = True

@@ -25,7 +25,7 @@ from util.errors import UserError, run
 from util.files import make_folder
 from util.pages.colours import class_name
 from util.progress import log, log_main
-from util.run.checkpoints import weights_file
+from util.run.checkpoints import is_saved, weights_file
 from util.setup import seed_everything, set_up_torch
 
 
@@ -49,11 +49,13 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     if opt.reencode or not path.is_file():
         return True
     encoder = weights_file(weights_folder(opt), opt.which_epoch, "E", opt.ema)
+    if opt.which_epoch != "latest" and not is_saved(encoder):
+        raise UserError(f"{encoder}: no such file; check --which_epoch")
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     log_main(
         f"{encoder} is newer than {path}: encoding again"
         if outdated
-        else f"clustering {path} as it is (--reencode encodes again, e.g. for other data flags)"
+        else f"clustering {path} as it is (--reencode: again, for another epoch or data)"
     )
     return outdated
 

@@ -100,6 +100,12 @@ def test_other_n_clusters_does_not_encode_again(run: Path) -> None:
     assert (run / "ck" / "feat" / "features_clustered_002.npy").is_file()
 
 
+def test_an_epoch_that_is_not_there_is_refused(run: Path) -> None:
+    flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"]
+    done = run_command("encode_features.py", *flags, "--gpu_ids", -1, "--which_epoch", 77)
+    assert "77_net_E.pth: no such file" in one_line(done)
+
+
 def test_all_styles_and_warning(run: Path) -> None:
     styles = load_styles(run / "ck" / "feat" / "features_clustered_010.npy", 3)
     done = render(run, "--all_styles", "road", "--results_dir", run / "all")

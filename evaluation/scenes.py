@@ -1,8 +1,10 @@
 """The scenes that evaluate.py compares: generated images, photographs, label maps."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -56,6 +58,8 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     missing = [str(files["label"][scene]) for scene in images if scene not in files["image"]]
     if missing:
         raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} ({len(missing)} in all)")
+    if older := not_on_page(opt.images, images.values()):
+        log(f"warning: {len(older)} images, e.g. {older[0]}, are of an earlier run of test.py")
     if len(images) < len(names):
         log(f"{len(images)} of the {len(names)} scenes of {opt.phase} have an image")
     real, label, inst = files["image"], files["label"], files.get("inst", {})
@@ -63,6 +67,16 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
         Scene(names[scene], images[scene], real[scene], label[scene], inst.get(scene))
         for scene in sorted(images)
     ]
+
+
+def not_on_page(folder: Path, images: Iterable[Path]) -> list[Path]:
+    """The images that test.py's page beside their folder does not show: it is written anew by each
+    run, which may have had fewer scenes. Empty if there is no page."""
+    page = folder.parent / "index.html"
+    if folder.name != "images" or not page.is_file():
+        return []
+    text = unquote(page.read_text("utf-8"), errors="surrogateescape")
+    return [path for path in images if path.stem not in text]
 
 
 def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:

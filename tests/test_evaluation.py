@@ -21,7 +21,7 @@ import evaluate
 from benchmarks import toy_segmenter
 from evaluation import measures
 from evaluation.measures import psnr, ssim
-from evaluation.scenes import find_images
+from evaluation.scenes import find_images, not_on_page
 from evaluation.segmentation import (
     class_iou,
     confusion,
@@ -29,6 +29,7 @@ from evaluation.segmentation import (
     kernel_distance,
     pixel_accuracy,
 )
+from util.pages.html import Page, Picture
 
 
 def test_psnr_by_hand() -> None:
@@ -493,6 +494,19 @@ def test_the_toy_segmenter_learns_and_is_read(
     truth = classes.of_label[np.stack(labels)]
     most = np.bincount(truth[truth >= 0]).max() / (truth >= 0).sum()
     assert found["pixel_accuracy"] > most + 0.1
+
+
+def test_images_of_an_earlier_run_are_told(tmp_path: Path) -> None:
+    """A scene's name may hold what stands otherwise in a link."""
+    names = ["a b_synthesized_image", "ü_synthesized_image", "c_synthesized_image"]
+    images = [tmp_path / "images" / f"{name}.png" for name in names]
+    assert not_on_page(tmp_path / "images", images) == []
+    for path in images:
+        save_png(path, np.zeros((2, 2, 3), np.uint8))
+    page = Page(tmp_path, "test")
+    page.row([Picture(Path("images") / path.name, caption="image") for path in images[:2]])
+    page.save()
+    assert not_on_page(tmp_path / "images", images) == images[2:]
 
 
 def test_the_newest_format_of_an_image_is_measured(tmp_path: Path) -> None:

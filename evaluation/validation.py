@@ -61,8 +61,8 @@ class Validation:
 
     def _measured(self) -> list[str]:
         """The measures that can be had, of those that --best_metric may name."""
-        names = ["lpips", "fid", "kid"] if self.values.is_rgb8 else []
-        names = names[1:] if self.too_small else names
+        names = ["fid", "kid"] if self.too_small else ["lpips", "fid", "kid"]
+        names = names if self.values.is_rgb8 else []
         sets = [name for name in names if has_weights(name, self.opt.weights_dir)]
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
         if self.evaluator and self.evaluator.segmenter.features:

@@ -105,6 +105,7 @@ def _same_kind(value: object, default: object) -> bool:
 
 
 def _is_range(value: object) -> bool:
+    """Whether this is a range as opt.json has it: two numbers or a word ("auto" where unused)."""
     if isinstance(value, str):
         return value in ("type", "auto")
     numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)

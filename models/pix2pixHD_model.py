@@ -92,7 +92,7 @@ class Pix2PixHDModel(nn.Module):
 
         self.pool = ImagePool(opt.pool_size, opt.seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.amp == "fp16")
-        self.optimizer_D = adam(self.netD.parameters(), opt, device)
+        self.optimizer_D = adam(self.netD.parameters(), opt)
         self.start_stage(fix_global=opt.niter_fix_global > 0)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -118,7 +118,7 @@ class Pix2PixHDModel(nn.Module):
         for name, parameter in self.netG.named_parameters():
             parameter.requires_grad_(not fix_global or name.startswith(outermost))
         freeze(self.netG, self.netE, self.opt.freeze)
-        self.optimizer_G = adam(self._generator_parameters(), self.opt, self.device)
+        self.optimizer_G = adam(self._generator_parameters(), self.opt)
         self.fixes_global = fix_global
         self.wrap()
 
@@ -241,6 +241,7 @@ class Pix2PixHDModel(nn.Module):
             inputs.append(maps["feat"])
         elif self.opt.instance_noise:
             inputs.append(self.call["instance_noise"](maps["inst"], self.opt.instance_noise))
+        inputs = [part.contiguous(memory_format=self.layout) for part in inputs]
         fake = self._run("G", x if len(inputs) == 1 else torch.cat(inputs, 1))
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
 

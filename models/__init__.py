@@ -9,7 +9,7 @@ from torch import nn
 from data.values import SIDES, TYPES
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path
-from models.layers import INTERPOLATION, NORMS
+from models.layers import NORMS, UPSAMPLE
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import load_styles
 from models.ui_model import UIModel
@@ -113,7 +113,7 @@ def _is_range(value: object) -> bool:
 
 
 CHOICES = {
-    **{"netG": ["global", "local"], "norm": list(NORMS), "upsample": ["transpose", *INTERPOLATION]},
+    **{"netG": ["global", "local"], "norm": list(NORMS), "upsample": UPSAMPLE},
     **{f"{side}_type": [None, *TYPES] for side in SIDES},
 }
 DEFAULTS = {  # of the flags that tell an architecture, for checkpoints of the 2018 code

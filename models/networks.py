@@ -14,7 +14,14 @@ from functools import partial
 from torch import Tensor, nn
 
 from models.alignment import Conv2d
-from models.layers import NORMS, InstanceNorm2d, ReflectionPad2d, instance_average, upsampling
+from models.layers import (
+    NORMS,
+    InstanceNorm2d,
+    ReflectionPad2d,
+    init_weights,
+    instance_average,
+    upsampling,
+)
 from models.recompute import Sequential
 
 Norm = Callable[[int], nn.Module]  # channels -> normalization layer
@@ -245,17 +252,6 @@ class MultiscaleDiscriminator(nn.Module):
 
 
 # -- Networks with fresh weights --------------------------------------------------------------
-
-
-def init_weights(net: nn.Module) -> nn.Module:
-    """Sample the weights of convolutions from N(0, 0.02), of batch norms from N(1, 0.02)."""
-    for layer in net.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            nn.init.normal_(layer.weight, 0.0, 0.02)
-        elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.normal_(layer.weight, 1.0, 0.02)
-            nn.init.zeros_(layer.bias)
-    return net
 
 
 def define_G(

@@ -1,5 +1,6 @@
 """--load_pretrain from a run with other classes or channels: which weights of the first and last
-layers go where. All other layers must have the same shapes."""
+layers go where; and upsampling layers that become --upsample icnr. All other layers must have the
+same shapes."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.build import uses_features
+from models.layers import as_subpixel
 from models.networks import ResnetBlock
 from util.errors import UserError
 from util.pages.colours import class_id
@@ -58,7 +60,7 @@ def adapt_weights(
     new: argparse.Namespace,
     classes: dict[int, int],
 ) -> dict[str, Tensor]:
-    """state with first and last layers as new's network has them.
+    """state with first, last and upsampling layers as new's network has them.
 
     New classes start from the mean of the old ones, new input and output channels too; new edges,
     conditions, features and noise from zero, so that they change nothing at first. classes: see
@@ -75,6 +77,9 @@ def adapt_weights(
         if first and (before != after or moved) and _is_first(name, network):
             adapted[name] = _input_weights(weight, before, after, classes)
             log_main(f"  {network}: {name}: {_describe(before)} -> {_describe(after)}")
+        elif _becomes_subpixel(weight, own[name], network) and old.upsample != "bilinear":
+            adapted[name] = as_subpixel(weight, old.upsample)
+            log_main(f"  {network}: {name}: 3x3 -> 4x4, which computes the same")
         elif weight.shape[0] == old.output_nc != new.output_nc == own[name].shape[0]:
             for key in (name, name.removesuffix("weight") + "bias"):
                 adapted[key] = _output_weights(state[key], new.output_nc)
@@ -88,6 +93,11 @@ def _is_first(name: str, network: str) -> bool:
     if network == "D":
         return name.endswith("layer0.0.weight")
     return name.endswith(".1.weight") and name.count(".") == 2
+
+
+def _becomes_subpixel(old: Tensor, new: Tensor, network: str) -> bool:
+    """Whether these are weights of an upsampling layer before and after --upsample icnr."""
+    return network != "D" and old.shape[2:] == (3, 3) and new.shape[2:] == (4, 4)
 
 
 def _input_weights(weight: Tensor, before: Parts, after: Parts, classes: dict[int, int]) -> Tensor:

@@ -39,7 +39,7 @@ from util.files import write_text
 from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
-UPSAMPLE = ["transpose", "bilinear", "nearest"]
+UPSAMPLE = ["transpose", "nearest", "bilinear", "icnr"]
 NORMS = ["instance", "batch", "channel"]
 EMA = number(0, 1 - 1e-9)
 RESIZE_OR_CROP = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]

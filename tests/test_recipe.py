@@ -17,8 +17,8 @@ from torch import nn
 from benchmarks import recipes
 from models import load_generator
 from models.ema import averaged, update_average
-from models.layers import UpsampleConv2d
-from models.networks import GlobalGenerator, define_G
+from models.layers import UpsampleConv2d, as_subpixel, upsampling
+from models.networks import define_G
 from options.train_options import RECIPES, TrainOptions
 from util.run.checkpoints import load_file
 from util.run.flags import BEFORE
@@ -64,6 +64,33 @@ def test_upsampling_leaves_checkpoint_layouts_as_they_are(netG: str, upsample: s
     assert layers and len(layers) == len(smooth)
 
 
+@pytest.mark.parametrize("upsample", ["transpose", "nearest"])
+def test_subpixel_weights_compute_what_the_3x3_weights_did(upsample: str) -> None:
+    torch.manual_seed(0)
+    old, new = (upsampling(6, 4, kind).double() for kind in (upsample, "icnr"))
+    new.weight.data, new.bias.data = as_subpixel(old.weight.data, upsample), old.bias.data
+    x = torch.randn(2, 6, 5, 7, dtype=torch.double)
+    assert new(x).shape == (2, 4, 10, 14)
+    assert torch.allclose(new(x), old(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("netG", ["global", "local", "encoder"])
+def test_subpixel_convolutions_begin_as_doubled_pixels(netG: str) -> None:
+    """Weights that doubled pixels share have no part at the highest frequency, either way."""
+    torch.manual_seed(0)
+    net = define_G(5, 3, 16, netG, 2, 1, upsample="icnr")
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.ConvTranspose2d)]
+    assert layers
+    sign = torch.tensor([1.0, -1, 1, -1])
+    for layer in layers:
+        kernel = layer.weight.detach()
+        assert kernel.shape[2:] == (4, 4)
+        for part in (kernel @ sign, kernel.mT @ sign):
+            assert part.abs().max() < 1e-7
+        corners = kernel[..., ::3, ::3]  # each the one of the nine that reaches there
+        assert corners.std() == pytest.approx(0.02, rel=0.15)
+
+
 def nyquist_share(image: torch.Tensor) -> float:
     """The share of the energy at the highest vertical and horizontal frequencies, in all but the
     mean."""
@@ -74,18 +101,17 @@ def nyquist_share(image: torch.Tensor) -> float:
 
 
 def test_fresh_generators_show_a_grid_only_with_the_transposed_convolution() -> None:
-    shares = {"transpose": [], "nearest": [], "bilinear": []}
+    shares = {"transpose": [], "nearest": [], "bilinear": [], "icnr": []}
     for seed in range(5):
         x = torch.randn(1, 3, 8, 16, generator=torch.Generator().manual_seed(seed))
         x = F.interpolate(x, scale_factor=8, mode="bicubic")
         for upsample in shares:
             torch.manual_seed(seed)
-            net = GlobalGenerator(3, 3, 8, 2, 1, upsample=upsample)
+            net = define_G(3, 3, 8, "global", 2, 1, upsample=upsample)
             with torch.no_grad():
                 shares[upsample].append(nyquist_share(net(x)))
     means = {upsample: np.mean(values) for upsample, values in shares.items()}
-    assert means["nearest"] < means["transpose"] / 5
-    assert means["bilinear"] < means["transpose"] / 5
+    assert all(means[name] < means["transpose"] / 5 for name in ("nearest", "bilinear", "icnr"))
 
 
 # -- Moving averages ----------------------------------------------------------------------------
@@ -221,7 +247,7 @@ def test_a_run_of_before_these_flags_is_continued(toy_data: Path, tmp_path: Path
     assert done.returncode == 0 and "note: --niter was 1" in done.stdout, done.stderr
     plus = ["--niter", 3, "--niter_decay", 0, "--continue_train", "--recipe", "plus"]
     refusal = one_line(run_command("train.py", *where, *plus))
-    assert "--upsample was transpose, now nearest" in refusal
+    assert "--upsample was transpose, now icnr" in refusal
 
 
 def test_the_table_of_recipes(

@@ -28,6 +28,7 @@ GENERATORS = {
     "local, two enhancers": {"n_downsample_global": 1, "n_local_enhancers": 2},
     "local, no blocks": {"n_blocks_global": 0, "n_blocks_local": 0, "norm": "batch"},
     "global, nearest": {"upsample": "nearest", "norm": "channel"},
+    "local, icnr": {"n_downsample_global": 1, "upsample": "icnr"},
     "local, bilinear": {"n_downsample_global": 1, "upsample": "bilinear"},
 }
 

@@ -110,6 +110,26 @@ def test_other_channels_and_conditions_start_without_effect(
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.parametrize("upsample", ["transpose", "nearest"])
+def test_icnr_goes_on_from_other_upsampling_without_a_difference(
+    classes: tuple[Path, Path], upsample: str, tmp_path: Path
+) -> None:
+    ids, _ = classes
+    features = ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]
+    train(ids, "base", "--upsample", upsample, *features)
+    base = ids.parent / "runs" / "base"
+    label = np.random.default_rng(0).integers(0, 35, (32, 64), dtype=np.uint8)
+    feat = torch.rand(3, 32, 64)
+    before = load_generator(base)(label, label, feat)
+    if upsample == "transpose":  # as the 2018 code leaves a run
+        (base / "opt.json").unlink()
+    told = train(ids, "next", "--load_pretrain", base, "--upsample", "icnr", *features, "--lr", 0)
+    assert "G: model.8.weight: 3x3 -> 4x4, which computes the same" in told
+    assert "E: model.7.weight: 3x3 -> 4x4" in told and "starts fresh" not in told
+    after = load_generator(ids.parent / "runs" / "next")(label, label, feat)
+    assert np.abs(before.astype(int) - after).max() <= 1
+
+
 def test_noise_starts_without_effect_and_then_tells_instances_apart(
     classes: tuple[Path, Path],
 ) -> None:

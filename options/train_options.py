@@ -13,7 +13,7 @@ from util.errors import UserError
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
     "plus": {
-        **{"norm": "channel", "upsample": "icnr", "lambda_L1": 100.0, "ema": 0.998},
+        **{"norm": "channel", "upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998},
         "instance_noise": 3,
     },
 }

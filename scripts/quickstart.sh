@@ -19,7 +19,7 @@ begin=$SECONDS
 small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_vgg_loss --cache ram
   --print_freq 200 --display_freq 200 --recipe plus
   --lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2)
-features=(--instance_feat --nef 16 --n_downsample_E 2)
+features=(--instance_feat --nef 16 --n_downsample_E 2 --upsample icnr)
 
 step "drawing toy scenes"
 [ -e datasets/toy_raw/val.list ] ||

@@ -247,7 +247,7 @@ def test_a_run_of_before_these_flags_is_continued(toy_data: Path, tmp_path: Path
     assert done.returncode == 0 and "note: --niter was 1" in done.stdout, done.stderr
     plus = ["--niter", 3, "--niter_decay", 0, "--continue_train", "--recipe", "plus"]
     refusal = one_line(run_command("train.py", *where, *plus))
-    assert "--upsample was transpose, now icnr" in refusal
+    assert "--upsample was transpose, now nearest" in refusal
 
 
 def test_the_table_of_recipes(

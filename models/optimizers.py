@@ -6,13 +6,18 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+FUSED = ("cuda", "cpu")  # not "meta", on which benchmarks.memory counts bytes
 
-def adam(parameters: Iterable[nn.Parameter], opt: argparse.Namespace) -> torch.optim.Adam:
+
+def adam(
+    parameters: Iterable[nn.Parameter], opt: argparse.Namespace, device: torch.device
+) -> torch.optim.Adam:
     """Adam as in the paper: --lr and --beta1, second beta 0.999.
 
     Fused: one pass over each weight, where torch's default for CPUs is a dozen.
     """
-    return torch.optim.Adam(parameters, lr=opt.lr, betas=(opt.beta1, 0.999), fused=True)
+    betas = (opt.beta1, 0.999)
+    return torch.optim.Adam(parameters, lr=opt.lr, betas=betas, fused=device.type in FUSED)
 
 
 def learning_rate(opt: argparse.Namespace, epoch: int) -> float:
@@ -25,7 +30,7 @@ def adopt(optimizer: torch.optim.Adam, device: torch.device) -> None:
     """Give a loaded state this run's kind of Adam, device and layout in memory: it may have been
     saved on another device, without --compile, or by a version that was not fused on CPUs."""
     for group in optimizer.param_groups:
-        group["fused"] = True
+        group["fused"] = device.type in FUSED
         for weight in group["params"]:
             state = optimizer.state.get(weight, {})
             for key in ("exp_avg", "exp_avg_sq"):

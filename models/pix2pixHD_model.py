@@ -92,7 +92,7 @@ class Pix2PixHDModel(nn.Module):
 
         self.pool = ImagePool(opt.pool_size, opt.seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.amp == "fp16")
-        self.optimizer_D = adam(self.netD.parameters(), opt)
+        self.optimizer_D = adam(self.netD.parameters(), opt, device)
         self.start_stage(fix_global=opt.niter_fix_global > 0)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -118,7 +118,7 @@ class Pix2PixHDModel(nn.Module):
         for name, parameter in self.netG.named_parameters():
             parameter.requires_grad_(not fix_global or name.startswith(outermost))
         freeze(self.netG, self.netE, self.opt.freeze)
-        self.optimizer_G = adam(self._generator_parameters(), self.opt)
+        self.optimizer_G = adam(self._generator_parameters(), self.opt, self.device)
         self.fixes_global = fix_global
         self.wrap()
 

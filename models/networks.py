@@ -2,7 +2,8 @@
 
 Source: Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation with Conditional
 GANs", CVPR 2018: section 3.2 (generators, discriminators), 3.4 (encoder), appendix (layers).
-Parameter names and shapes equal those of the released checkpoints.
+Parameter names and shapes equal those of the released checkpoints, but for norm
+"channel" and upsample "icnr".
 
 Layers that differ from torch's are in models/layers.py and models/alignment.py; models/recompute.py
 has the Sequential that saves memory. With torch's own in their place the networks compute the same.

@@ -17,8 +17,9 @@ from torch import nn
 from benchmarks import recipes
 from models import load_generator
 from models.ema import averaged, update_average
-from models.layers import UpsampleConv2d, as_subpixel, upsampling
+from models.layers import NORMS, UPSAMPLE, UpsampleConv2d, as_subpixel, upsampling
 from models.networks import define_G
+from options import base_options
 from options.train_options import RECIPES, TrainOptions
 from util.run.checkpoints import load_file
 from util.run.flags import BEFORE
@@ -79,16 +80,20 @@ def test_subpixel_convolutions_begin_as_doubled_pixels(netG: str) -> None:
     """Weights that doubled pixels share have no part at the highest frequency, either way."""
     torch.manual_seed(0)
     net = define_G(5, 3, 16, netG, 2, 1, upsample="icnr")
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.ConvTranspose2d)]
-    assert layers
+    ups = [layer for layer in net.modules() if isinstance(layer, nn.ConvTranspose2d)]
+    assert ups
     sign = torch.tensor([1.0, -1, 1, -1])
-    for layer in layers:
+    for layer in ups:
         kernel = layer.weight.detach()
         assert kernel.shape[2:] == (4, 4)
         for part in (kernel @ sign, kernel.mT @ sign):
             assert part.abs().max() < 1e-7
         corners = kernel[..., ::3, ::3]  # each the one of the nine that reaches there
         assert corners.std() == pytest.approx(0.02, rel=0.15)
+
+
+def test_flags_name_the_layers_that_there_are() -> None:
+    assert base_options.UPSAMPLE == UPSAMPLE and list(NORMS) == base_options.NORMS
 
 
 def nyquist_share(image: torch.Tensor) -> float:

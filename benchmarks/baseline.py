@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from models.build import build_discriminator, build_encoder, build_generator
-from models.layers import BatchNorm2d, InstanceNorm2d, ReflectionPad2d
+from models.layers import ReflectionPad2d
 from models.losses import VGG_WEIGHTS, load_vgg19
+from models.normalization import BatchNorm2d, InstanceNorm2d
 from models.recompute import Sequential
 
 

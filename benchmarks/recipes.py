@@ -30,6 +30,7 @@ VARIANTS = {
     "plus": ["--recipe", "plus"],
     "plus, instance normalization": ["--recipe", "plus", "--norm", "instance"],
     "plus, transposed convolutions": ["--recipe", "plus", "--upsample", "transpose"],
+    "plus, icnr": ["--recipe", "plus", "--upsample", "icnr"],
     "plus without L1": ["--recipe", "plus", "--lambda_L1", "0"],
     "plus without EMA": ["--recipe", "plus", "--ema", "0"],
     "plus without instance noise": ["--recipe", "plus", "--instance_noise", "0"],

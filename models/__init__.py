@@ -9,10 +9,11 @@ from torch import nn
 from data.values import SIDES, TYPES
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path
-from models.layers import NORMS, UPSAMPLE
+from models.normalization import NORMS
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import load_styles
 from models.ui_model import UIModel
+from models.upsampling import UPSAMPLE
 from util.errors import UserError, first_line
 from util.progress import log_main
 from util.run.checkpoints import saved_options

@@ -23,7 +23,8 @@ from models.build import (
     uses_features,
 )
 from models.instance_maps import edges, instance_noise, network_input, pad_to_multiple
-from models.layers import InstanceNorm2d, instance_average
+from models.layers import instance_average
+from models.normalization import InstanceNorm2d
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.tiling import Map, Tiling
 from models.user_maps import Maps, is_single, to_tensors

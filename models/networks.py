@@ -5,8 +5,9 @@ GANs", CVPR 2018: section 3.2 (generators, discriminators), 3.4 (encoder), appen
 Parameter names and shapes equal those of the released checkpoints, but for norm
 "channel" and upsample "icnr".
 
-Layers that differ from torch's are in models/layers.py and models/alignment.py; models/recompute.py
-has the Sequential that saves memory. With torch's own in their place the networks compute the same.
+Layers that differ from torch's are in models/layers.py, normalization.py, upsampling.py and
+alignment.py; models/recompute.py has the Sequential that saves memory. With torch's own in their
+place the networks compute the same.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,10 @@ from functools import partial
 from torch import Tensor, nn
 
 from models.alignment import Conv2d
-from models.layers import (
-    NORMS,
-    InstanceNorm2d,
-    ReflectionPad2d,
-    init_weights,
-    instance_average,
-    upsampling,
-)
+from models.layers import ReflectionPad2d, init_weights, instance_average
+from models.normalization import NORMS, InstanceNorm2d
 from models.recompute import Sequential
+from models.upsampling import upsampling
 
 Norm = Callable[[int], nn.Module]  # channels -> normalization layer
 

@@ -40,8 +40,9 @@ from models.build import (
 )
 from models.ema import averaged, update_average
 from models.instance_maps import instance_noise, network_input, pad_to_multiple
-from models.layers import count_statistics, instance_average, zero_bias_gradients_before_norms
+from models.layers import instance_average
 from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
+from models.normalization import count_statistics, zero_bias_gradients_before_norms
 from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
 from models.transfer import adapt_weights, freeze, map_classes

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from models.layers import ChannelNorm2d
+from models.normalization import ChannelNorm2d
 
 SMALL = 2**18  # elements; recomputing smaller maps would cost time and save little
 

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ChannelNorm2d
 from models.networks import GlobalGenerator, LocalEnhancer, ResnetBlock
+from models.normalization import ChannelNorm2d
 from util.files import cannot_write
 
 MOST_IN_MEMORY = 2**28  # bytes of a map; larger ones are kept on disk

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.build import uses_features
-from models.layers import as_subpixel
 from models.networks import ResnetBlock
+from models.upsampling import as_subpixel
 from util.errors import UserError
 from util.pages.colours import class_id
 from util.progress import log_main

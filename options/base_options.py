@@ -39,7 +39,7 @@ from util.files import write_text
 from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
-# these two as in models/layers.py, which options do not import
+# these two as in models/upsampling.py and normalization.py, which options do not import
 UPSAMPLE = ["transpose", "nearest", "bilinear", "icnr"]
 NORMS = ["instance", "batch", "channel"]
 EMA = number(0, 1 - 1e-9)

@@ -5,15 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.layers import (
-    BatchNorm2d,
-    InstanceNorm2d,
-    ReflectionPad2d,
-    instance_average,
-    normalize_in_one_kernel,
-)
+from models.layers import ReflectionPad2d, instance_average
 from models.losses import feature_matching_loss, gan_loss, l1
 from models.networks import define_D
+from models.normalization import BatchNorm2d, InstanceNorm2d, normalize_in_one_kernel
 
 WIDTH, HEIGHT = 2048, 1024
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}

@@ -10,14 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import (
-    ChannelNorm2d,
-    InstanceNorm2d,
-    instance_average,
-    reflect_by_index,
-    reflect_channels_last,
-)
+from models.layers import instance_average, reflect_by_index, reflect_channels_last
 from models.networks import define_D, define_G
+from models.normalization import ChannelNorm2d, InstanceNorm2d
 from models.recompute import recompute_blocks
 
 LAYOUTS = json.loads((Path(__file__).parent / "checkpoint_layouts.json").read_text())

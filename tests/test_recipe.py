@@ -17,8 +17,9 @@ from torch import nn
 from benchmarks import recipes
 from models import load_generator
 from models.ema import averaged, update_average
-from models.layers import NORMS, UPSAMPLE, UpsampleConv2d, as_subpixel, upsampling
 from models.networks import define_G
+from models.normalization import NORMS
+from models.upsampling import UPSAMPLE, UpsampleConv2d, as_subpixel, upsampling
 from options import base_options
 from options.train_options import RECIPES, TrainOptions
 from util.run.checkpoints import load_file

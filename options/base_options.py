@@ -23,6 +23,8 @@ import torch
 
 from data.create import whole_images
 from data.values import SIDES, TYPES
+from models.normalization import NORMS
+from models.upsampling import UPSAMPLE
 from options.parser import (
     Flag,
     Group,
@@ -39,9 +41,6 @@ from util.files import write_text
 from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
-# these two as in models/upsampling.py and normalization.py, which options do not import
-UPSAMPLE = ["transpose", "nearest", "bilinear", "icnr"]
-NORMS = ["instance", "batch", "channel"]
 EMA = number(0, 1 - 1e-9)
 RESIZE_OR_CROP = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 
@@ -125,7 +124,7 @@ GENERATOR = Group(
     "generator",
     Flag("--netG", "global", "local: with local enhancers (1024p stage)", ["global", "local"]),
     Flag("--ngf", 64, "channels of its first layer", integer(1)),
-    Flag("--norm", "instance", "normalization of all networks", NORMS),
+    Flag("--norm", "instance", "normalization of all networks", list(NORMS)),
     Flag("--use_dropout", False, "dropout in the residual blocks"),
     Flag("--upsample", "transpose", "upsampling of all networks", UPSAMPLE),
     Flag("--ema", 0.0, "average the weights, e.g. 0.999, and generate with them; 0: no", EMA),

@@ -18,9 +18,7 @@ from benchmarks import recipes
 from models import load_generator
 from models.ema import averaged, update_average
 from models.networks import define_G
-from models.normalization import NORMS
-from models.upsampling import UPSAMPLE, UpsampleConv2d, as_subpixel, upsampling
-from options import base_options
+from models.upsampling import UpsampleConv2d, as_subpixel, upsampling
 from options.train_options import RECIPES, TrainOptions
 from util.run.checkpoints import load_file
 from util.run.flags import BEFORE
@@ -91,10 +89,6 @@ def test_subpixel_convolutions_begin_as_doubled_pixels(netG: str) -> None:
             assert part.abs().max() < 1e-7
         corners = kernel[..., ::3, ::3]  # each the one of the nine that reaches there
         assert corners.std() == pytest.approx(0.02, rel=0.15)
-
-
-def test_flags_name_the_layers_that_there_are() -> None:
-    assert base_options.UPSAMPLE == UPSAMPLE and list(NORMS) == base_options.NORMS
 
 
 def nyquist_share(image: torch.Tensor) -> float:

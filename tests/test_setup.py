@@ -1,10 +1,14 @@
-"""--deterministic: operations that have no deterministic algorithm are errors, in one line."""
+"""--deterministic: operations that have no deterministic algorithm are errors, in one line; and
+freed memory is kept."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, run_command
+from conftest import ROOT, TINY, run_command
 
 from benchmarks import scene
 from util.errors import run
@@ -48,3 +52,26 @@ def test_an_operation_that_has_none_is_named(capsys: pytest.CaptureFixture) -> N
     assert ending.value.code == 2
     line = capsys.readouterr().err
     assert line.startswith("error: --deterministic: pad_cuda does not have") and "--gpu_ids" in line
+
+
+PAGES = """
+import resource, sys, torch
+from util.setup import set_up_torch
+if sys.argv[1] == "kept":
+    set_up_torch(deterministic=False, tf32=False)
+def maps(): return [torch.ones(2**20) for _ in range(10)]
+maps(), maps()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): maps()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_not_asked_for_again() -> None:
+    """Ten times 40 MB: 100,000 pages to clear, or none."""
+    pages = {
+        way: int(subprocess.check_output([sys.executable, "-c", PAGES, way], cwd=ROOT, text=True))
+        for way in ("left", "kept")
+    }
+    assert pages["kept"] < 1000 < pages["left"]

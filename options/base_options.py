@@ -42,6 +42,7 @@ from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
 EMA = number(0, 1 - 1e-9)
+MEASURED = ("label_nc", *(f"{side}_range" for side in SIDES))
 RESIZE_OR_CROP = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 
 RUN = Group(
@@ -106,6 +107,24 @@ def check_data(opt: argparse.Namespace) -> None:
     if opt.label_nc == "auto" and not opt.is_train:
         raise UserError(
             f"--label_nc auto: {run_dir(opt)} has no opt.json with a count; give the number"
+        )
+    used = {"input": opt.label_nc == 0, "output": True, "cond": opt.cond_nc}
+    for side in [side for side in SIDES if used[side] and not opt.is_train]:
+        check_range(opt, side)
+
+
+def check_range(opt: argparse.Namespace, side: str) -> None:
+    """Raises UserError for a range that training would measure and has not."""
+    dtype, given = getattr(opt, f"{side}_type"), getattr(opt, f"{side}_range")
+    if given == "auto":
+        raise UserError(
+            f"--{side}_range auto: {run_dir(opt)} has no opt.json with a measured range; give "
+            f"--{side}_range LOW,HIGH"
+        )
+    if given == "type" and dtype and TYPES[dtype] is None:
+        raise UserError(
+            f"--{side}_type {dtype}: such numbers have no range of their own; give "
+            f"--{side}_range LOW,HIGH"
         )
 
 
@@ -217,8 +236,9 @@ class BaseOptions:
         defaults = self.defaults(parser.parse_args(argv))
         parser.set_defaults(**defaults)
         opt = parser.parse_args(argv)
-        if opt.label_nc == "auto":
-            opt.label_nc = defaults.get("label_nc", "auto")  # what training counted
+        for name in MEASURED:  # these words mean what training counted and measured
+            if getattr(opt, name, None) in ("auto", "type"):
+                setattr(opt, name, defaults.get(name, getattr(opt, name)))
         opt.is_train = self.is_train
         if not opt.is_train:
             vars(opt).update(whole_images(vars(opt)))

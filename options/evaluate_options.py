@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.values import side_values
-from options.base_options import BaseOptions, inherited, run_dir, value_flags
+from options.base_options import BaseOptions, check_range, inherited, run_dir, value_flags
 from options.parser import Flag, Group, integer, label_count, name_inside, names_inside
 from util.errors import UserError
 
@@ -63,6 +63,7 @@ def check_measuring(opt: argparse.Namespace) -> None:
         raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
     if opt.label_nc == "auto":
         raise UserError("--label_nc auto: give the number of classes of the label maps")
+    check_range(opt, "output")
 
 
 @MEASURING.check

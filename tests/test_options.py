@@ -14,6 +14,7 @@ import train
 from models import DEFAULTS
 from options.base_options import reading_processes, run_dir, write_options
 from options.edit_options import EditOptions
+from options.evaluate_options import EvaluateOptions
 from options.parser import Flag, Group, Number, integer
 from options.test_options import EncoderOptions, TestOptions
 from options.train_options import TrainOptions
@@ -326,6 +327,32 @@ def test_auto_is_what_training_counted(
     assert options().parse(["--label_nc", "auto"]).label_nc == 12
     with pytest.raises(UserError, match="--label_nc auto"):
         options().parse(["--label_nc", "auto", "--name", "another"])
+
+
+@pytest.mark.parametrize("options", [TestOptions, EncoderOptions, EditOptions, EvaluateOptions])
+@pytest.mark.parametrize("word", ["auto", "type"])
+def test_ranges_are_what_training_measured(
+    options: type, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--output_range", word]
+    opt = written(monkeypatch, *flags)
+    opt.output_range, opt.output_type = [0.0, 255.0], "uint8"  # as fix_data_flags does
+    write_options(opt)
+    assert options().parse(flags).output_range == [0.0, 255.0]
+    expected, more = "no opt.json with a measured range; give --output_range LOW,HIGH", []
+    if word == "type":
+        expected, more = "float32: such numbers have no range of their own", ["--output_type"]
+        more += ["float32"]
+    with pytest.raises(UserError, match=expected):
+        options().parse([*flags, *more, "--name", "another"])
+
+
+def test_the_range_of_conditions_is_what_training_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--cond_nc", "1", "--cond_range", "auto"]
+    opt = written(monkeypatch, *flags)
+    opt.cond_range, opt.cond_type = [2.0, 7.0], "float32"
+    write_options(opt)
+    assert TestOptions().parse(flags).cond_range == [2.0, 7.0]
 
 
 @pytest.mark.parametrize(

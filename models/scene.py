@@ -330,6 +330,8 @@ class Scene:
         self, tool: str, arguments: dict, label: np.ndarray, inst: np.ndarray, features: Features
     ) -> bool:
         """Carry out and record an edit: new maps, new features of regions."""
+        # also those that a region of this id had before: it may have vanished since
+        vectors = [vector for vector in features.values() if vector is not None]
         features = {
             i: v for i, v in features.items() if not np.array_equal(v, self.features.get(i))
         }
@@ -341,7 +343,6 @@ class Scene:
         self._undone.clear()
         while sum(len(change.maps) for change in self._done) > HISTORY_BYTES:
             self._done.popleft()
-        vectors = [vector for vector in features.values() if vector is not None]
         if tool in ("set_class", "paint", "add") and vectors:
             arguments = {**arguments, "feature": vectors[0]}  # apply() then needs no styles
         self.edits.append(_plain({"tool": tool, **arguments}))

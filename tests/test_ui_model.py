@@ -356,6 +356,9 @@ def test_an_edit_list_needs_no_styles(ui: UIModel, tmp_path: Path) -> None:
     ui.set_class(car, label=28)
     ui.paint([(3, 3), (5, 9)], 24, 2)
     ui.add(["##", "##"], 25, 20, 35)
+    ui.delete(26001)
+    ui.paint([(22, 30)], CAR, 1)  # a new car under the id, and in the style, of one that vanished
+    assert ui.edits[-1]["feature"] == ui.feature(int(ui.inst[22, 30])).tolist()
     record = edit_list(ui)
     bare = UIModel(ui.networks)
     replay(bare, record)

@@ -90,17 +90,18 @@ def find_inputs(flag: str, text: str, output: Path | None = None) -> Files:
 
 def partners(labels: Files, others: Files) -> Files:
     """The other file of each label map that has one: the file of that name, in the same folder
-    below theirs if there are several. One file belongs to one file, whatever their names."""
+    below theirs if there are several. What lies in another label map's folder is that one's. One
+    file belongs to one file, whatever their names."""
     if len(labels) == len(others) == 1:
         return dict(zip(labels, others.values()))
-    by_name: dict[str, list[Path]] = {}
-    for key, path in others.items():
-        by_name.setdefault(Path(key).name, []).append(path)
+    by_name: dict[str, list[str]] = {}
+    for key in others:
+        by_name.setdefault(Path(key).name, []).append(key)
     found = {}
     for key in labels:
         named = by_name.get(Path(key).name, [])
         if key in others:
             found[key] = others[key]
-        elif len(named) == 1:
-            found[key] = named[0]
+        elif len(named) == 1 and named[0] not in labels:
+            found[key] = others[named[0]]
     return found

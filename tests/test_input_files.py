@@ -202,17 +202,17 @@ def test_photographs_and_features_need_a_data_set(flag: str, run: list, toy_data
 
 
 def test_files_are_found_and_paired_by_name(tmp_path: Path) -> None:
-    names = ["a/x_labelIds.png", "b/x_labelIds.png", "b/y_labelIds.png", "inst/y.png", "inst/x.png"]
+    names = ["a/x_label.png", "b/x_label.png", "b/y_label.png", "inst/y.png", "inst/x.png"]
     for name in names:
         save_png(tmp_path / name, np.zeros((4, 4), np.uint8))
     labels = find_inputs("--input", str(tmp_path / "[ab]" / "*.png"))
-    assert {key.split("/")[0] for key in labels} == {"a", "b"}
+    assert list(labels) == ["a/x", "b/x", "b/y"]
     found = partners(labels, find_inputs("--input_inst", str(tmp_path / "inst")))
-    for key, path in found.items():
-        assert Path(key).name.startswith(path.stem)
+    assert [path.name for path in found.values()] == ["x.png", "x.png", "y.png"]
+    alone = {"a/x": save_png(tmp_path / "own" / "a" / "x.png", np.zeros((4, 4), np.uint8))}
+    assert partners(labels, alone) == alone  # no other scene's map for b/x
     with pytest.raises(UserError, match="no such file or folder, and no file matches"):
         find_inputs("--input", str(tmp_path / "*.tif"))
-    save_png(tmp_path / "a" / "x_label.png", np.zeros((4, 4), np.uint8))
     (tmp_path / "list.txt").write_text(f"{tmp_path}/a/x_label.png\n{tmp_path}/a/x_inst.png\n")
     with pytest.raises(UserError, match=r"x_label.png and .*x_inst.png would be the same image"):
         find_inputs("--input", str(tmp_path / "list.txt"))

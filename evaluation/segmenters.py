@@ -7,11 +7,12 @@
 A torchscript or onnx network takes (1, 3, H, W) float32, RGB in [0, 1] (its own normalization is
 inside it), and returns scores (1, classes, h, w) or classes (1, H, W) as integers; scores of
 another size are scaled to the image's, bilinearly. A torchscript module may have a method
-features(x) -> (1, C, h, w), its deepest maps, for KID. Load only files that you trust.
+features(x) -> (1, C, h, w) of floats, its deepest maps, for KID. Load only files that you trust.
 """
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from data.files import MOST_CLASSES
 from util.errors import UserError
 
 _Network = Callable[[np.ndarray], object]  # (H, W, 3) uint8 -> scores or classes, as above
@@ -34,14 +36,46 @@ class Segmenter:
     def __init__(self, spec: str, network: _Network, features: _Network | None = None) -> None:
         """spec: for error messages."""
         self.spec, self.network = spec, network
-        self.features = features and torch.inference_mode()(lambda image: features(image)[0])
+        self.features = features and partial(self._deepest, features)
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """The classes of an image's pixels, (H, W) integers."""
+        """The classes of an image's pixels, (H, W) integers from 0 to 65535. Raises UserError for
+        whatever the network cannot do."""
+        height, width = image.shape[:2]
+        classes = output = self._run(self.network, image)
+        if output.is_floating_point() and output.ndim == 4:
+            if output.shape[-2:] != (height, width):
+                output = F.interpolate(output.float(), (height, width), mode="bilinear")
+            classes = output.argmax(1)
+        numbers = classes.dtype.is_floating_point or classes.dtype == torch.bool
+        if classes.shape != (1, height, width) or numbers:
+            found = f"{output.dtype} {tuple(output.shape)} for an image of {width}x{height}"
+            expected = "expected scores (1, classes, h, w) or integers (1, H, W)"
+            raise UserError(f"--segmenter {self.spec}: returns {found}, {expected}")
+        found = classes[0].cpu().numpy()
+        if found.min() < 0 or found.max() >= MOST_CLASSES:
+            raise UserError(
+                f"--segmenter {self.spec}: returns classes {found.min()} to {found.max()}, "
+                f"expected 0 to {MOST_CLASSES - 1}"
+            )
+        return found
+
+    @torch.inference_mode()
+    def _deepest(self, features: _Network, image: np.ndarray) -> Tensor:
+        """What the network's features are of an image, (C, h, w)."""
+        maps = self._run(features, image)
+        if maps.ndim != 4 or len(maps) != 1 or not maps.is_floating_point():
+            raise UserError(
+                f"--segmenter {self.spec}: features returns {maps.dtype} {tuple(maps.shape)}, "
+                "expected floats (1, C, h, w)"
+            )
+        return maps[0]
+
+    def _run(self, function: _Network, image: np.ndarray) -> Tensor:
         height, width = image.shape[:2]
         try:
-            output = self.network(image)
+            output = function(image)
         except UserError:
             raise
         except Exception as error:  # each library has its own kinds; the last line says what
@@ -50,16 +84,7 @@ class Segmenter:
         if not isinstance(output, Tensor):
             kind = type(output).__name__
             raise UserError(f"--segmenter {self.spec}: returns a {kind}, expected a tensor")
-        classes = output
-        if output.is_floating_point() and output.ndim == 4:
-            if output.shape[-2:] != (height, width):
-                output = F.interpolate(output.float(), (height, width), mode="bilinear")
-            classes = output.argmax(1)
-        if classes.shape != (1, height, width) or classes.dtype.is_floating_point:
-            found = f"{output.dtype} {tuple(output.shape)} for an image of {width}x{height}"
-            expected = "expected scores (1, classes, h, w) or integers (1, H, W)"
-            raise UserError(f"--segmenter {self.spec}: returns {found}, {expected}")
-        return classes[0].cpu().numpy()
+        return output
 
 
 def load_segmenter(spec: str, device: torch.device) -> Segmenter:
@@ -77,7 +102,9 @@ def load_segmenter(spec: str, device: torch.device) -> Segmenter:
         raise UserError(
             f"--segmenter {spec}: needs a package ({error}); pip install -r requirements-eval.txt"
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own kinds
         raise UserError(f"--segmenter {spec}: cannot be loaded ({_line(error, 0)})") from error
     return Segmenter(spec, *networks)
 
@@ -90,7 +117,16 @@ def _from_torchscript(file: str, device: torch.device) -> tuple[_Network, ...]:
     def run(function: Callable[[Tensor], Tensor]) -> _Network:
         return lambda image: function(_network_input(image).to(device))
 
-    return (run(net), run(net.features)) if hasattr(net, "features") else (run(net),)
+    features = getattr(net, "features", None)
+    return (run(net), run(features)) if _takes_a_tensor(features) else (run(net),)
+
+
+def _takes_a_tensor(method: object) -> bool:
+    """Whether this is a method of a TorchScript module, not a part of it, and takes a tensor."""
+    if not isinstance(method, torch.ScriptMethod):
+        return False
+    _, *arguments = method.schema.arguments  # self
+    return [str(one.type) for one in arguments if not one.has_default_value()] == ["Tensor"]
 
 
 def _from_onnx(file: str, device: torch.device) -> tuple[_Network, ...]:
@@ -135,7 +171,15 @@ def _from_transformers(name: str, device: torch.device) -> tuple[_Network, ...]:
 
     def network(image: np.ndarray) -> Tensor:
         # at the image's own size, not at the one that the network was trained with
-        inputs = processor(Image.fromarray(image), do_resize=False, return_tensors="pt")
+        whole = {"do_resize": False, "do_center_crop": False}
+        inputs = processor(Image.fromarray(image), **whole, return_tensors="pt")
+        (height, width), seen = image.shape[:2], tuple(inputs["pixel_values"].shape[-2:])
+        if seen != (height, width):  # it would be found elsewhere than it is
+            raise UserError(
+                f"--segmenter hf:{name}: its preprocessing makes {seen[1]}x{seen[0]} of an image "
+                f"of {width}x{height}, so its classes would be misplaced; turn that off in its "
+                "preprocessor_config.json"
+            )
         output = net(**inputs.to(device))
         return processor.post_process_semantic_segmentation(output, [image.shape[:2]])[0][None]
 

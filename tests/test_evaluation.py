@@ -29,6 +29,8 @@ from evaluation.segmentation import (
     kernel_distance,
     pixel_accuracy,
 )
+from evaluation.segmenters import Segmenter, load_segmenter
+from util.errors import UserError
 from util.pages.html import Page, Picture
 
 
@@ -364,6 +366,110 @@ def test_a_transformers_segmenter(measure: Callable, scenes: Path) -> None:
         train_ids = np.select([label == 7, label == 23, label == 26], [0, 10, 13], -1)
         right += (logits.argmax(1)[0].numpy() == train_ids).sum()
     assert found["pixel_accuracy"] == pytest.approx(right / (2 * (16 * 32 - 1)))
+
+
+def test_transformers_that_crop_or_pad(scenes: Path) -> None:
+    """MobileNetV2's preprocessing cuts out the centre; DPT's may pad."""
+    transformers = pytest.importorskip("transformers", reason="needs requirements-eval.txt")
+    torch.manual_seed(0)
+    config = transformers.MobileNetV2Config(num_labels=19, depth_multiplier=0.35)
+    net = transformers.MobileNetV2ForSemanticSegmentation(config).eval()
+    net.save_pretrained(scenes / "net")
+    transformers.MobileNetV2ImageProcessor().save_pretrained(scenes / "net")
+    image = np.random.default_rng(0).integers(0, 256, (40, 72, 3), np.uint8)
+    x = torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        logits = net(pixel_values=x).logits
+    expected = torch.nn.functional.interpolate(logits, (40, 72), mode="bilinear").argmax(1)[0]
+    found = load_segmenter(f"hf:{scenes / 'net'}", torch.device("cpu"))(image)
+    assert (found == expected.numpy()).mean() > 0.99  # up to rounding
+
+    pads = transformers.DPTImageProcessor(do_pad=True, size_divisor=32)
+    pads.save_pretrained(scenes / "net")
+    with pytest.raises(UserError, match="makes 96x64 of an image of 72x40"):
+        load_segmenter(f"hf:{scenes / 'net'}", torch.device("cpu"))(image)
+
+    weights = scenes / "net" / "model.safetensors"
+    for path, content in (
+        (weights, weights.read_bytes()[:100]),
+        (scenes / "net" / "preprocessor_config.json", b"[]"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load_segmenter(f"hf:{scenes / 'net'}", torch.device("cpu"))
+
+
+class Parts(torch.nn.Module):
+    """A segmenter of which a part is called features, as in torchvision's networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return self.features(picture)
+
+
+class Fails(Scores):
+    @torch.jit.export
+    def features(self, picture: torch.Tensor) -> torch.Tensor:
+        return picture[0, 0].view(7, 7)
+
+
+class Flat(Scores):
+    @torch.jit.export
+    def features(self, picture: torch.Tensor) -> torch.Tensor:
+        return picture.flatten(1)
+
+
+class Shifted(torch.nn.Module):
+    """Classes beyond those that there are."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return (picture[:, 0] * 255).long() + self.shift
+
+
+class Mask(torch.nn.Module):
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return picture[:, 0] > 0.5
+
+
+def scripted(net: torch.nn.Module, folder: Path) -> Segmenter:
+    file = folder / "net.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(net).save(str(file))
+    return load_segmenter(f"torchscript:{file}", torch.device("cpu"))
+
+
+BAD_FEATURES = {
+    "fails": (Fails(), "an image of 8x6: "),
+    "flat": (Flat(), r"expected floats \(1, C"),
+}
+
+
+@pytest.mark.parametrize("net, told", BAD_FEATURES.values(), ids=BAD_FEATURES)
+def test_features_that_are_none(net: torch.nn.Module, told: str, tmp_path: Path) -> None:
+    assert scripted(Parts(), tmp_path).features is None
+    with pytest.raises(UserError, match=told):
+        scripted(net, tmp_path).features(np.zeros((6, 8, 3), np.uint8))
+
+
+BAD_CLASSES = {
+    "above": (Shifted(65536), "returns classes 65536 to 65536, expected 0 to 65535"),
+    "below": (Shifted(-1), "returns classes -1 to -1"),
+    "mask": (Mask(), "returns torch.bool"),
+}
+
+
+@pytest.mark.parametrize("net, told", BAD_CLASSES.values(), ids=BAD_CLASSES)
+def test_classes_that_are_none(net: torch.nn.Module, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=told):
+        scripted(net, tmp_path)(np.zeros((6, 8, 3), np.uint8))
 
 
 REFUSED = {

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ from PIL import Image
 
 from models.ui_model import UIModel
 from util.errors import UserError, first_line
-from util.files import make_folder
-from util.pages.colours import save_image
+from util.files import make_folder, write_bytes
 
 FORMAT = "pix2pixHD edit list 1"
 MOST_BYTES = 256 << 20  # of an edit list's file
@@ -60,7 +60,8 @@ def replay(ui: UIModel, record: dict) -> None:
 
 
 def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
-    """Render an edit list's file into a folder: the photograph, both maps, the map in colours."""
+    """Render an edit list's file into a folder: the photograph, both maps, the map in colours.
+    Returns the files."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB: not an edit list")
@@ -72,36 +73,41 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     make_folder(out, "--out")
-    files = {out / name: picture for name, picture in pictures(ui).items()}
-    for path, picture in files.items():
-        save_image(picture, path)
-    return [*files]
+    files = []
+    for kind, make in pictures(ui).items():
+        ending, _, content = encoded(make())
+        files.append(out / f"{kind}.{ending}")
+        write_bytes(files[-1], content)
+    return files
 
 
-def pictures(ui: UIModel) -> dict[str, np.ndarray]:
-    """What can be taken away, by file name."""
+def pictures(ui: UIModel) -> dict[str, Callable[[], np.ndarray]]:
+    """What can be taken away, and how it is made."""
     found = {
-        "photograph.png": ui.picture(),
-        "label.png": file_integers(ui.label),
-        "label_colours.png": ui.label_picture(),
+        **{"photograph": ui.picture, "label": lambda: ui.label, "inst": lambda: ui.inst},
+        "label_colours": ui.label_picture,
     }
-    return found | ({"inst.png": file_integers(ui.inst)} if ui.has_instances else {})
+    return {kind: make for kind, make in found.items() if kind != "inst" or ui.has_instances}
 
 
 def download(ui: UIModel, kind: str) -> tuple[str, str, bytes]:
     """A file's name, media type and bytes. kind: "photograph", "label", "inst" or "edits"."""
     if kind == "edits":
         return f"{ui.name}_edits.json", "application/json", json.dumps(edit_list(ui)).encode()
+    ending, media, content = encoded(pictures(ui)[kind]())
+    return f"{ui.name}_{kind}.{ending}", media, content
+
+
+def encoded(array: np.ndarray) -> tuple[str, str, bytes]:
+    """An image (H, W, 3) uint8 or a map (H, W) as a file: its ending, media type and bytes. PNG;
+    npy for a map with numbers that a PNG does not hold (--ignore_label -1)."""
     buffer = io.BytesIO()
-    Image.fromarray(pictures(ui)[f"{kind}.png"]).save(buffer, "PNG")
-    return f"{ui.name}_{kind}.png", "image/png", buffer.getvalue()
-
-
-def file_integers(array: np.ndarray) -> np.ndarray:
-    """A map as a PNG holds it: uint8 if that suffices, else uint16."""
-    if array.min() < 0 or array.max() > 65535:
-        raise UserError(f"values {array.min()} to {array.max()} do not fit into a PNG")
-    return array.astype(np.uint8 if array.max() < 256 else np.uint16)
+    low, high = array.min(), array.max()
+    if low < 0 or high > 65535:
+        np.save(buffer, array)
+        return "npy", "application/octet-stream", buffer.getvalue()
+    Image.fromarray(array.astype(np.uint8 if high < 256 else np.uint16)).save(buffer, "PNG")
+    return "png", "image/png", buffer.getvalue()
 
 
 def packed(array: np.ndarray) -> dict:

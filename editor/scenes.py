@@ -11,6 +11,7 @@ from PIL import Image
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.create import create_dataset, photographs
 from data.files import image_size, label_problem, read_integers, read_rgb
+from data.kinds import scene_kinds
 from util.errors import UserError
 
 MOST_PIXELS = 4096 * 2048  # of an uploaded image
@@ -31,6 +32,7 @@ class Scenes:
         self.names: list[str] = []
         self.missing = ""
         self._photos: dict[str, Path] = {}
+        self._photo_kind = scene_kinds(opt.label_nc)["image"]
         if not Path(opt.dataroot).is_dir():
             self.missing = f"{opt.dataroot}: no such folder; give --dataroot, or upload maps"
             return
@@ -57,7 +59,7 @@ class Scenes:
         if name not in self._photos:
             raise UserError(f"scene {name!r}: it has no photograph")
         size = self.geometry.scaled(self.dataset.sizes[name])
-        return np.asarray(read_rgb(self._photos[name]).resize(size, Image.Resampling.BICUBIC))
+        return self._photo_kind.load(self._photos[name], size)
 
     def uploaded_photo(self, path: Path) -> np.ndarray:
         """A user's photograph, scaled like those of the data set, (H, W, 3) uint8."""

@@ -1,5 +1,6 @@
 """UIModel: edits by hand-made yardsticks, random edits against rebuilding, exact undo."""
 
+import io
 import json
 import threading
 import tracemalloc
@@ -11,9 +12,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_run import write_run
 
-from editor.record import edit_list, replay
+from editor.record import download, edit_list, replay, replay_file
+from editor.scenes import Scenes
 from models import create_model
 from models.instance_maps import network_input, pad_to_multiple
 from models.masks import box_of, outline, stroke
@@ -365,6 +368,36 @@ def test_an_edit_list_needs_no_styles(ui: UIModel, tmp_path: Path) -> None:
     assert bare.features.keys() == ui.features.keys()
     assert all((bare.features[i] == ui.features[i]).all() for i in ui.features)
     np.testing.assert_array_equal(bare.picture(), ui.picture())
+
+
+def test_maps_that_a_png_does_not_hold_are_saved_as_npy(tmp_path: Path) -> None:
+    ui = editor(tmp_path, ignore_label=-1)
+    label, inst = scene()
+    label = label.astype(np.int32)
+    label[:4] = -1
+    ui.open(label, inst, "a")
+    kinds = ("photograph", "inst", "label", "edits")
+    files = {kind: download(ui, kind) for kind in kinds}
+    assert [name for name, *_ in files.values()] == [
+        *("a_photograph.png", "a_inst.png", "a_label.npy", "a_edits.json")
+    ]
+    assert np.array_equal(np.load(io.BytesIO(files["label"][2])), label)
+    (tmp_path / "edits.json").write_bytes(files["edits"][2])
+    written = replay_file(ui.another(), tmp_path / "edits.json", tmp_path / "out")
+    assert {path.name for path in written} == {
+        *("photograph.png", "inst.png", "label.npy", "label_colours.png")
+    }
+    assert np.array_equal(np.load(tmp_path / "out" / "label.npy"), label)
+
+
+def test_photographs_are_read_as_the_data_set_reads_them(own_data: Path) -> None:
+    opt = EditOptions().parse(["--dataroot", str(own_data), "--phase", "train", "--loadSize", "32"])
+    scenes = Scenes(opt)
+    name, expected = scenes.photos[0], scenes.photo(scenes.photos[0])
+    (path,) = (own_data / "train_img").glob(f"{name}_*")
+    np.save(path.with_suffix(".npy"), np.asarray(Image.open(path).convert("RGB")))
+    path.unlink()
+    np.testing.assert_array_equal(Scenes(opt).photo(name), expected)
 
 
 def test_reset_can_be_undone(ui: UIModel) -> None:

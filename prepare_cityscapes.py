@@ -26,7 +26,7 @@ from typing import NoReturn
 from PIL import Image
 from tqdm import tqdm
 
-from data.files import image_size
+from data.files import all_below, image_size
 from util.errors import UserError, run
 
 PHASES = {"train": "train", "val": "test"}  # split of the download -> name in the data set
@@ -130,11 +130,12 @@ def read_list(raw: Path, listing: Path) -> list[tuple[Path, Path, Path]]:
 
 
 def walk(raw: Path, split: str) -> list[tuple[Path, Path, Path]]:
-    """The scenes of which there is any file in the two trees."""
+    """The scenes of which there is any file in the two trees, also behind links."""
     stems = {
         path.relative_to(raw / tree / split).as_posix().removesuffix(ending)
         for tree, ending in KINDS.values()
-        for path in (raw / tree / split).rglob(f"*{ending}")
+        for path in all_below(raw / tree / split)
+        if path.name.endswith(ending)
     }
     return [
         tuple(raw / tree / split / f"{stem}{ending}" for tree, ending in KINDS.values())

@@ -42,7 +42,7 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """All images below a folder, by scene key, sorted; and what is wrong with their names."""
     found: dict[str, Path] = {}
     problems = []
-    for path in sorted(_all_below(folder)):
+    for path in sorted(all_below(folder)):
         if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
             continue
         key = scene_key(path, folder)
@@ -60,7 +60,7 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return found, problems
 
 
-def _all_below(folder: Path) -> Iterator[Path]:
+def all_below(folder: Path) -> Iterator[Path]:
     """Files and folders below a folder, also behind links. Raises UserError for a folder that may
     not be read."""
 

@@ -94,6 +94,18 @@ def test_walk_copies_or_links_everything(raw, tmp_path, flags):
     assert "python train.py" in last and str(out) in last
 
 
+def test_linked_cities_are_taken(raw, tmp_path):
+    for tree, _ in TREES.values():
+        city = raw / tree / "train" / "bochum"
+        if not city.is_symlink():
+            city.rename(tmp_path / f"{tree}_bochum")
+            city.symlink_to(tmp_path / f"{tree}_bochum")
+            (raw / tree / "train" / "circle").symlink_to(raw / tree)
+    out = tmp_path / "out"
+    ok("--raw", raw, "--out", out)
+    assert names(out) == {path.relative_to(out).as_posix() for _, _, path in every_file(raw, out)}
+
+
 def test_default_out_and_one_split(raw, tmp_path):
     done = prepare("--raw", raw, "--splits", "val", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -110,8 +110,8 @@ def _read(path: Path) -> np.ndarray:
                 series = _only_series(tiff, path)
                 order = _channels_last(series.shape, series.axes, path)[1]
                 array = series.asarray().transpose(order)
-                if tiff.pages[0].photometric == 0:
-                    raise UserError(f"{path}: inverted numbers (TIFF's WhiteIsZero); save it anew")
+                if changed := _not_samples(tiff.pages[0]):
+                    raise UserError(f"{path}: {changed}; save it anew")
             return np.ascontiguousarray(array.reshape(*array.shape[:2], -1))
         bits = png_bits(path) if suffix == ".png" else 8
         if bits == 16:
@@ -123,6 +123,17 @@ def _read(path: Path) -> np.ndarray:
                 "16 bits a channel; save it as that"
             )
         return np.asarray(image)
+
+
+def _not_samples(page: object) -> str | None:
+    """Why the numbers of a TIFF's page are not what its pixels mean, if they are not."""
+    if page.photometric == 0:
+        return "inverted numbers (TIFF's WhiteIsZero)"
+    if page.photometric == 3:
+        return "a palette, expected the numbers themselves"
+    if page.bitspersample not in (8, 16, 32, 64):
+        return f"{page.bitspersample} bits a channel, expected 8, 16 or 32"
+    return None
 
 
 def _only_series(tiff: object, path: Path) -> object:
@@ -170,8 +181,8 @@ def geo_tags(path: Path) -> list[tuple]:
         with _package("tifffile").TiffFile(path) as tiff:
             tags = [tiff.pages[0].tags.get(code) for code in GEO_TAGS]
             return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in tags if tag]
-    except UserError:
-        return []  # a TIFF that Pillow reads, without tifffile
+    except Exception:  # a TIFF that Pillow reads without tifffile, or a PNG of that name
+        return []
 
 
 def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, one_line, run_command
+from crafted_images import tiff
 from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
@@ -162,6 +163,10 @@ ODD: dict[str, Callable[[Path], object]] = {
     "two_sizes.tif": lambda path: [
         tifffile.imwrite(path, np.zeros((n, n), np.uint8), append=n > 4) for n in (4, 6)
     ],
+    "nibbles.tif": lambda path: path.write_bytes(tiff(np.eye(4, 6, dtype=np.uint8), 4, 1)),
+    "palette.tif": lambda path: path.write_bytes(
+        tiff(np.eye(4, 6, dtype=np.uint8), 8, 3, palette=range(768))
+    ),
     "rgb_pages.tif": lambda path: tifffile.imwrite(path, np.zeros((2, 8, 8, 3), np.uint8)),
     "text.png": lambda path: path.write_text("no image"),
     "palette.png": lambda path: Image.fromarray(np.eye(4, dtype=np.uint8)).convert("P").save(path),
@@ -237,9 +242,11 @@ def test_a_georeference_is_handed_on(tmp_path: Path) -> None:
     label = np.zeros(SIZE[::-1], np.uint8)
     tifffile.imwrite(source, label, photometric="minisblack", extratags=tags)
     write_array(noise("float32", 2), path, geo_tags(source))
-    with tifffile.TiffFile(path) as tiff:
+    with tifffile.TiffFile(path) as file:
         for code, _, _, value, _ in tags:
-            assert tiff.pages[0].tags[code].value == value
+            assert file.pages[0].tags[code].value == value
+    Image.fromarray(label).save(source, "PNG")
+    assert geo_tags(source) == []
 
 
 # -- trainings -------------------------------------------------------------------------------------

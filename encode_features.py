@@ -19,13 +19,13 @@ from models import create_encoder
 from models.inference_model import InferenceModel
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
 from options.base_options import run_dir
-from options.test_options import EncoderOptions, weights_folder
+from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
 from util.files import make_folder
 from util.pages.colours import class_name
 from util.progress import log, log_main
-from util.run.checkpoints import is_saved, weights_file
+from util.run.checkpoints import is_saved
 from util.setup import seed_everything, set_up_torch
 
 
@@ -35,7 +35,7 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     seed_everything(opt.seed)
     path = run_dir(opt) / "features.npy"
     if needs_encoding(opt, path):
-        model = create_encoder(opt, device, weights_folder(opt))
+        model = create_encoder(opt, device, encoder_file(opt).parent)
         make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
@@ -48,7 +48,7 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     """Whether features.npy is missing, older than the encoder, or unwanted."""
     if opt.reencode or not path.is_file():
         return True
-    encoder = weights_file(weights_folder(opt), opt.which_epoch, "E", opt.ema)
+    encoder = encoder_file(opt)
     if opt.which_epoch != "latest" and not is_saved(encoder):
         raise UserError(f"{encoder}: no such file; check --which_epoch")
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime

@@ -16,13 +16,12 @@ from data.create import create_dataset
 from data.loader import own_batches
 from models import create_encoder
 from models.inference_model import to_pictures
-from options.test_options import EncoderOptions, weights_folder
+from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
 from util.files import make_folder
 from util.pages.colours import save_image
 from util.progress import log_main
-from util.run.checkpoints import weights_file
 from util.setup import seed_everything, set_up_torch
 
 
@@ -32,7 +31,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     seed_everything(opt.seed)
     if opt.feat_num > 4:
         raise UserError(f"--feat_num {opt.feat_num}: a PNG file holds at most 4 features")
-    encoder = weights_file(weights_folder(opt), opt.which_epoch, "E", opt.ema)
+    encoder = encoder_file(opt)
     if not encoder.is_file():
         raise UserError(f"{encoder}: no trained encoder; train with --instance_feat first")
     model = create_encoder(opt, device, encoder.parent)

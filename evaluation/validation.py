@@ -61,7 +61,8 @@ class Validation:
 
     def _measured(self) -> list[str]:
         """The measures that can be had, of those that --best_metric may name."""
-        names = ["fid", "kid"] if self.too_small else ["lpips", "fid", "kid"]
+        names = [] if self.too_small else ["lpips"]
+        names += ["fid", "kid"] if len(self.dataset) > 1 else []
         names = names if self.values.is_rgb8 else []
         sets = [name for name in names if has_weights(name, self.opt.weights_dir)]
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
@@ -149,10 +150,13 @@ def create_validation(
         if phase == "none":
             why = "--val_phase none, or no val or test scenes with photographs"
             why += " and PHASE_feat/" if opt.load_features else ""
+            for flag in ("best_metric", "segmenter", "patience"):
+                if getattr(opt, flag) is not None:
+                    raise UserError(f"--{flag} needs validation, and there is none: {why}")
             return None, f"no validation: {why}"
         validation = Validation(argparse.Namespace(**{**vars(opt), "val_phase": phase}), model)
     except UserError as error:
-        if opt.val_phase or opt.best_metric or opt.segmenter:
+        if opt.val_phase or opt.best_metric or opt.segmenter or opt.patience:
             raise
         return None, f"no validation{f' on {phase}' if phase else ''}: {error}"
     return validation, (

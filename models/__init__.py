@@ -38,9 +38,10 @@ def create_model(
 
 
 def create_encoder(opt: argparse.Namespace, device: torch.device, folder: Path) -> InferenceModel:
-    """The trained encoder of a run's folder, without its generator."""
-    model = InferenceModel(opt, device, folder, with_generator=False)
-    model.load_encoder()
+    """The trained encoder in a folder, the run's own or another one's, without a generator."""
+    own = Path(opt.checkpoints_dir) / opt.name
+    model = InferenceModel(opt, device, own, with_generator=False)
+    model.load_encoder(folder)
     if opt.verbose:
         log_main(str(model))
     return model

@@ -83,30 +83,34 @@ class InferenceModel(nn.Module):
         net = _for_inference(net).requires_grad_(False)
         return net.to(self.device, memory_format=layout)
 
-    def load_encoder(self) -> None:
-        """Load E: of this run, or of the run whose features it was trained on.
+    def load_encoder(self, source: Path | None = None) -> None:
+        """Load E: of this run (or of the run in source), or of the run whose features it was
+        trained on.
 
         Raises UserError if neither has one.
         """
         if self.netE is not None:
             return
-        for folder in run_and_pretrained(self.folder):
-            below = folder != self.folder
-            # the encoder of the stage below has that stage's architecture and saw smaller images
-            trained = {**vars(self.opt), **(saved_options(folder) if below else {})}
-            opt = argparse.Namespace(**trained)
-            path = weights_file(folder, "latest" if below else opt.which_epoch, "E", opt.ema)
+        epoch = self.opt.which_epoch
+        for folder in run_and_pretrained(source or self.folder):
+            # the encoder of another run has that run's architecture
+            saved = saved_options(folder) if folder != self.folder else {}
+            opt = argparse.Namespace(**{**vars(self.opt), **saved})
+            path = weights_file(folder, epoch, "E", opt.ema)
             if is_saved(path):
                 break
+            epoch = saved_options(folder).get("which_epoch", "latest")  # what it was trained from
         else:
             raise UserError(
-                f"{self.folder}: no trained encoder ({self.opt.which_epoch}_net_E.pth); train with "
-                "--instance_feat or --label_feat first"
+                f"{source or self.folder}: no trained encoder ({self.opt.which_epoch}_net_E.pth); "
+                "train with --instance_feat or --label_feat first"
             )
         netE = build_encoder(opt)
         load_network(netE, path)
         self.netE = self._prepare(netE)
         self.encoder_multiple = 2**opt.n_downsample_E
+        # below the 1024p stage it saw smaller images
+        below = folder != self.folder and (folder != source or saved.get("netG") == "global")
         shrinks = below and self.opt.netG == "local"
         self.encoder_shrink = 2**self.opt.n_local_enhancers if shrinks else 1
 

@@ -26,10 +26,12 @@ def learning_rate(opt: argparse.Namespace, epoch: int) -> float:
     return opt.lr * (1 - past / max(1, opt.niter_decay))
 
 
-def adopt(optimizer: torch.optim.Adam, device: torch.device) -> None:
-    """Give a loaded state this run's kind of Adam, device and layout in memory: it may have been
-    saved on another device, without --compile, or by a version that was not fused on CPUs."""
+def adopt(optimizer: torch.optim.Adam, opt: argparse.Namespace, device: torch.device) -> None:
+    """Give a loaded state this run's --beta1, kind of Adam, device and layout in memory: it may
+    have been saved on another device, without --compile, or by a version that was not fused on
+    CPUs."""
     for group in optimizer.param_groups:
+        group["betas"] = (opt.beta1, 0.999)
         group["fused"] = device.type in FUSED
         for weight in group["params"]:
             state = optimizer.state.get(weight, {})

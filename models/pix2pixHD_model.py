@@ -47,6 +47,7 @@ from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
 from models.transfer import adapt_weights, freeze, map_classes
 from util import distributed
+from util.errors import UserError
 from util.image_pool import ImagePool
 from util.run.checkpoints import load_network, load_pretrained, saved_options
 from util.setup import set_up_compiler
@@ -119,7 +120,10 @@ class Pix2PixHDModel(nn.Module):
         for name, parameter in self.netG.named_parameters():
             parameter.requires_grad_(not fix_global or name.startswith(outermost))
         freeze(self.netG, self.netE, self.opt.freeze)
-        self.optimizer_G = adam(self._generator_parameters(), self.opt, self.device)
+        trained = list(self._generator_parameters())
+        if not trained:
+            raise UserError(f"--freeze {','.join(self.opt.freeze)}: nothing is left to train")
+        self.optimizer_G = adam(trained, self.opt, self.device)
         self.fixes_global = fix_global
         self.wrap()
 
@@ -326,7 +330,7 @@ class Pix2PixHDModel(nn.Module):
         for name in ("optimizer_G", "optimizer_D"):
             optimizer = getattr(self, name)
             optimizer.load_state_dict(state[name])
-            adopt(optimizer, self.device)
+            adopt(optimizer, self.opt, self.device)
         self.updates = state.get("updates", 10**9)  # older saves: no short averages
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -133,9 +133,11 @@ def freeze(netG: nn.Module, netE: nn.Module | None, parts: Sequence[str]) -> Non
     layers before, in and after the residual blocks)."""
     for layers in [child for child in netG.children() if isinstance(child, nn.Sequential)]:
         blocks = [k for k, layer in enumerate(layers) if isinstance(layer, ResnetBlock)]
+        ups = [k for k, layer in enumerate(layers) if isinstance(layer, nn.ConvTranspose2d)]
+        first = min([*blocks, *ups], default=len(layers))
+        last = max(blocks, default=first - 1)
         for k, layer in enumerate(layers):
-            before = not blocks or k < blocks[0]
-            part = "down" if before else "blocks" if k <= blocks[-1] else "up"
+            part = "down" if k < first else "blocks" if k <= last else "up"
             if part in parts:
                 layer.requires_grad_(False)
     if netE is not None and "E" in parts:

@@ -8,6 +8,7 @@ from options.base_options import CLUSTER_PATH, BaseOptions, run_dir, scene_flags
 from options.parser import Flag, Group, count_or_inf, integer, number
 from options.train_options import TrainOptions
 from util.errors import UserError
+from util.run.checkpoints import saved_options, weights_file
 
 FORMATS = ["png", "jpg", "tif", "npy"]
 
@@ -174,6 +175,9 @@ class EncoderOptions(TrainOptions):
         opt.load_features = False
 
 
-def weights_folder(opt: argparse.Namespace) -> Path:
-    """Where the encoder's weights are: the run's folder, or --load_pretrain."""
-    return Path(opt.load_pretrain) if opt.load_pretrain else run_dir(opt)
+def encoder_file(opt: argparse.Namespace) -> Path:
+    """The encoder's weights: of the run, or of the run that --load_pretrain names."""
+    if not opt.load_pretrain:
+        return weights_file(run_dir(opt), opt.which_epoch, "E", opt.ema)
+    folder = Path(opt.load_pretrain)
+    return weights_file(folder, opt.which_epoch, "E", saved_options(folder).get("ema", opt.ema))

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import SHARED, TINY, one_line, run_command
 from PIL import Image
 from tiny_run import write_run
 
+from models import load_generator
 from models.styles import (
     StyleChooser,
     cluster,
@@ -205,6 +207,51 @@ def test_local_stage(run: Path) -> None:
             *("--results_dir", run / "local_results", "--nThreads", 0, *flags),
         )
         assert tested.returncode == 0, tested.stderr
+
+
+@pytest.fixture
+def stages(tmp_path: Path, toy_data: Path) -> Callable[..., np.ndarray]:
+    """Runs "below", with flags other than usual and an averaged encoder alone, and "above", its
+    1024p stage from epoch 1. encoded(*flags) is features.npy of encode_features.py."""
+    below = write_run(tmp_path, "below", upsample="nearest", ema=0.9, nef=6)
+    for epoch in ("latest", "1"):
+        weights = torch.load(below / "latest_net_E.pth", weights_only=True)
+        weights = {name: w * (2 if epoch == "1" else 1) for name, w in weights.items()}
+        torch.save(weights, below / f"{epoch}_net_E_ema.pth")
+    (below / "latest_net_E.pth").unlink()
+    flags = {"netG": "local", "ngf": 2, "load_features": True, "n_local_enhancers": 1}
+    start = {"load_pretrain": str(below), "which_epoch": "1"}
+    above = write_run(tmp_path, "above", **flags, n_blocks_local=1, **start)
+    (above / "latest_net_E.pth").unlink(missing_ok=True)
+
+    def encoded(name: str, *flags: object) -> np.ndarray:
+        where = ["--checkpoints_dir", tmp_path, "--dataroot", toy_data, "--gpu_ids", -1]
+        command = ["encode_features.py", "--name", name, *where, "--nThreads", 0, "--reencode"]
+        done = run_command(*command, "--resize_or_crop", "none", *flags)
+        assert done.returncode == 0, done.stderr
+        return np.load(tmp_path / name / "features.npy")
+
+    return encoded
+
+
+def test_an_encoder_of_another_run_has_its_architecture(stages, tmp_path: Path) -> None:
+    """--load_pretrain DIR: opt.json there tells it, not the flags of the run that is named."""
+    own = stages("below")
+    architecture = ["--instance_feat", "--ngf", 4, "--nef", 4, "--n_downsample_E", 1]
+    other = stages("other", *architecture, "--load_pretrain", tmp_path / "below")
+    np.testing.assert_array_equal(own, other)
+
+
+def test_the_stage_above_has_the_encoder_that_it_was_trained_from(stages, tmp_path: Path) -> None:
+    """Of that epoch; and it sees images as small, however it is named."""
+    G = load_generator(tmp_path / "above")
+    G.load_encoder()
+    first = torch.load(tmp_path / "below" / "1_net_E_ema.pth", weights_only=True)
+    assert all(torch.equal(first[name], w) for name, w in G.netE.state_dict().items())
+    assert G.encoder_shrink == 2
+    flags = ["--load_pretrain", tmp_path / "below", "--which_epoch", 1]
+    own, named = stages("above", "--which_epoch", "latest"), stages("above", *flags)
+    np.testing.assert_array_equal(own, named)
 
 
 def test_lr_zero_keeps_pretrained_tensors(run: Path, tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def kill_after(folder: Path, saved: int, *flags: object) -> None:
     assert training.end() == -signal.SIGKILL, training.told()
 
 
+def kill_instead_of_saving() -> None:
+    import util.run.training_run as module
+
+    module.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+
 class KillAfter:
     """Let the process die by SIGKILL right after the save at a given step."""
 
@@ -90,6 +96,47 @@ def test_a_kill_after_the_last_save_repeats_the_lost_steps(toy_data, tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_data, tmp_path):
+    """What the other one saved is put aside, so that nothing of it is gone on with."""
+    flags = ["--dataroot", toy_data, *ALL, *SHORT]
+    run = tmp_path / "run"
+    train(run, *flags, "--seed", 5)
+    weights = (run / "latest_net_D.pth").read_bytes()
+    training = Training(run, *flags, prepare=kill_instead_of_saving)
+    assert training.end() == -signal.SIGKILL
+    assert "--which_epoch replaced and replaced_best" in training.told()
+    assert not [*run.glob("latest*"), *run.glob("best*"), *run.glob("iter*")]
+    kept = ["replaced_best_net_D", "replaced_best_net_G", "replaced_net_D", "replaced_net_G"]
+    assert sorted(path.stem for path in run.glob("replaced*")) == kept
+    assert (run / "replaced_net_D.pth").read_bytes() == weights
+
+    assert "nothing is saved" in train(run, *flags, "--continue_train")
+    train(tmp_path / "whole", *flags)
+    for name in kept:
+        (run / f"{name}.pth").unlink()
+    assert_same(tmp_path / "whole", run)
+
+
+def test_beta1_and_pool_size_of_a_resumed_run_are_its_own(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, "--niter_decay", 0]
+    train(tmp_path / "run", *flags, "--niter", 1, "--pool_size", 4)
+    more = ["--niter", 2, "--pool_size", 1, "--beta1", 0.9, "--continue_train"]
+    assert "note: --beta1 was 0.5, now 0.9" in train(tmp_path / "run", *flags, *more)
+    state = load_file(tmp_path / "run" / "latest_state.pth")
+    assert state["model"]["optimizer_G"]["param_groups"][0]["betas"] == (0.9, 0.999)
+    assert len(state["processes"][0]["pool"]["images"]) == 1
+
+
+def test_a_resumed_run_keeps_what_it_was_pretrained_with(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, "--niter_decay", 0]
+    train(tmp_path / "base", *flags, *ALL, "--niter", 2)
+    start = ["--load_pretrain", tmp_path / "base", "--which_epoch", 1]
+    train(tmp_path / "run", *flags, *start, "--niter", 1)
+    train(tmp_path / "run", *flags, "--niter", 2, "--continue_train")
+    options = json.loads((tmp_path / "run" / "opt.json").read_text())
+    assert options["load_pretrain"] == str(tmp_path / "base") and options["which_epoch"] == "1"
+
+
 def test_fp16_state_is_kept(toy_data, tmp_path):
     train(tmp_path / "run", "--dataroot", toy_data, "--niter", 1, "--niter_decay", 0, "--fp16")
     scaler = load_file(tmp_path / "run" / "latest_state.pth")["model"]["scaler"]
@@ -108,10 +155,12 @@ def test_other_networks_are_refused_with_the_list(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *SHORT]
     train(tmp_path / "run", *flags, "--niter_decay", 0)
     before = outcome(tmp_path / "run")
-    training = Training(tmp_path / "run", *flags, "--continue_train", "--ngf", 8, "--num_D", 1)
+    changed = ["--ngf", 8, "--num_D", 1, "--freeze", "down", "--load_pretrain", tmp_path / "run"]
+    training = Training(tmp_path / "run", *flags, "--continue_train", *changed)
     assert training.end() == 2
     log = training.told()
     assert log.count("\n") == 1 and "--ngf was 4, now 8" in log and "--num_D was 2, now 1" in log
+    assert "--freeze was [], now ['down']" in log
     assert outcome(tmp_path / "run") == before
 
 

@@ -394,13 +394,13 @@ def test_a_run_that_replaces_another_keeps_its_own_epochs(
     run = trained("--niter", 1, *flags, "--keep_checkpoints", 1, "--seed", 1)
     assert "its epochs 2, 3 stay until training reaches them" in capsys.readouterr().out
     assert {path.name for path in run.glob("*_net_G.pth")} == {
-        *("latest_net_G.pth", "1_net_G.pth", "2_net_G.pth", "3_net_G.pth"),
+        *("latest_net_G.pth", "1_net_G.pth", "2_net_G.pth", "3_net_G.pth", "replaced_net_G.pth"),
     }
     assert equal(weights(run, "G", "1"), weights(run, "G"))
     assert not equal(weights(run, "G", "2"), weights(run, "G"))
     trained("--niter", 3, *flags, "--keep_checkpoints", 2, "--continue_train", "--seed", 1)
     epochs = {path.name.split("_")[0] for path in run.glob("*_net_G.pth")}
-    assert epochs == {"latest", "2", "3"}
+    assert epochs == {"latest", "2", "3", "replaced"}
     assert equal(weights(run, "G", "3"), weights(run, "G"))
 
 

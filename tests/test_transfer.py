@@ -11,6 +11,9 @@ from conftest import TINY, one_line, run_command
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.augment import NAMES, Augmentation
 from models import load_generator
+from models.build import build_generator
+from models.transfer import freeze
+from options.train_options import TrainOptions
 
 ONCE = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
 
@@ -196,6 +199,23 @@ def test_frozen_parts_stay_as_they_were(toy_data: Path, tmp_path: Path) -> None:
         run_command("train.py", *TINY, *where, "--name", "x", "--freeze", "down,blocks,up")
     )
     assert "leaves nothing of G to train" in refusal
+
+
+def test_parts_without_residual_blocks(toy_data: Path, tmp_path: Path) -> None:
+    """Upsampling is "up" all the same; where nothing is left to train, that is one line."""
+    flags = ["--n_blocks_global", 0, "--name", "run"]
+    where = ["--dataroot", toy_data, "--checkpoints_dir", tmp_path]
+    done = run_command("train.py", *TINY, *ONCE, *where, *flags)
+    assert done.returncode == 0, done.stderr
+    opt = TrainOptions().parse([*map(str, [*TINY, *where, *flags])])
+    for part in ("down", "up"):
+        netG = build_generator(opt)
+        freeze(netG, None, [part])
+        trained = {name.split(".")[1] for name, p in netG.named_parameters() if p.requires_grad}
+        assert trained == ({"7", "11"} if part == "down" else {"1", "4"})
+    more = ["--name", "x", "--load_pretrain", tmp_path / "run", "--freeze", "down,up"]
+    refusal = one_line(run_command("train.py", *TINY, *ONCE, *where, *flags, *more))
+    assert "--freeze down,up: nothing is left to train" in refusal
 
 
 # -- augmentation ----------------------------------------------------------------------------------

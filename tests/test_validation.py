@@ -105,6 +105,19 @@ def test_a_phase_that_is_not_there_is_refused(toy_data: Path, tmp_path: Path) ->
     assert "evening_label" in one_line(run_command("train.py", *where, "--val_phase", "evening"))
     refusal = one_line(run_command("train.py", *where, "--best_metric", "fid"))
     assert "--best_metric fid: not measured here" in refusal and "ssim" in refusal
+    for flag, value in (("best_metric", "ssim"), ("patience", 2), ("segmenter", "onnx:x")):
+        refusal = one_line(
+            run_command("train.py", *where, "--val_phase", "none", f"--{flag}", value)
+        )
+        assert f"--{flag} needs validation, and there is none" in refusal
+
+
+def test_measures_of_sets_need_two_scenes(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Whatever weights there are."""
+    monkeypatch.setattr("evaluation.validation.has_weights", lambda *_: True)
+    flags = ["--dataroot", toy_data, "--val_max", 1, "--best_metric", "fid", "--niter", 1]
+    training = Training(tmp_path / "run", *flags)
+    assert training.end() == 2 and "--best_metric fid: not measured here" in training.told()
 
 
 @pytest.mark.parametrize("more", [True, False])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from util.errors import UserError
-from util.pages.plots import save_curves, series
+from util.pages.plots import most_frequent, save_curves, save_matrix, series
 from util.run.loggers import create_loggers
 from util.run.page import RunPage
 from util.run.visualizer import Visualizer, read_rows
@@ -101,9 +101,10 @@ def test_a_run_without_metrics_can_be_resumed(tmp_path):
 
 
 def test_a_spoiled_row_is_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nspoiled\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl: line 2"):
-        read_rows(tmp_path / "metrics.jsonl")
+    for spoiled in ("spoiled", '{"epoch": 1}', "[1]", '{"epoch": 1, "step": "2"}'):
+        (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 1, "step": 1}}\n{spoiled}\n')
+        with pytest.raises(UserError, match=r"metrics.jsonl: line 2"):
+            read_rows(tmp_path / "metrics.jsonl")
 
 
 def test_page_shows_what_is_on_disk_newest_first(tmp_path):
@@ -166,6 +167,25 @@ def test_curves_of_several_runs_with_a_mark(tmp_path):
     orange = np.abs(one.astype(int) - [255, 127, 14]).sum(2) < 9
     assert orange.sum() > 100  # the second run's colour
     assert (one != two).any()
+
+
+def test_matrices_of_many_classes(tmp_path):
+    """The most frequent ones, in order, and the rest as one; only those that occur."""
+    names = [str(i) for i in range(1700)]
+    columns = [*names, "none of these"]
+    matrix = np.zeros((1700, 1701), np.int64)
+    matrix[range(70), range(70)] = 10
+    matrix[3, 3] = matrix[64, 64] = 1
+    matrix[3, 64] = matrix[64, 0] = matrix[3, 1700] = 2
+    found, rows, shown = most_frequent(matrix, names, columns)
+    assert rows == [*(str(i) for i in range(61) if i != 3), "others"]
+    assert shown == [*rows, "none of these"] and found.sum() == matrix.sum()
+    assert found[60, 60] == 8 * 10 + 1 + 2 + 1 and found[60, 61] == found[60, 0] == 2
+    matrix[4:] = 0
+    save_matrix(tmp_path / "matrix.png", matrix, names, columns)  # 0, 1, 2, 3 and 64
+    assert max(Image.open(tmp_path / "matrix.png").size) < 600
+    few = matrix[:35, :36], names[:35], [*names[:35], "none of these"]
+    assert all(one is two for one, two in zip(most_frequent(*few), few))
 
 
 def test_without_matplotlib_a_page_is_refused_at_the_start(tmp_path, monkeypatch):

@@ -36,6 +36,6 @@ class ImagePool:
         return {"images": [image.cpu() for image in self.images], "rng": self.rng.getstate()}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
-        self.images = [image.to(device) for image in state["images"]]
+        self.images = [image.to(device) for image in state["images"][: self.size]]
         version, internal, gauss = state["rng"]
         self.rng.setstate((version, tuple(internal), gauss))

@@ -4,14 +4,14 @@ A new flag that changes networks or training stands here twice: in one of the tw
 BEFORE. tests/test_options.py tells which one was forgotten.
 """
 
-# A resumed run must have the networks of the run that it continues ...
+# A resumed run must train the networks of the run that it continues ...
 NETWORK_FLAGS = (
     *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
     *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
     *("label_nc", "input_nc", "output_nc", "cond_nc", "no_instance"),
     *("instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E", "load_features"),
     *("instance_noise", "fit_features"),
-    *("ndf", "n_layers_D", "num_D", "no_ganFeat_loss"),
+    *("ndf", "n_layers_D", "num_D", "no_ganFeat_loss", "freeze"),
 )
 # ... and says when one of these has changed, which is allowed.
 TRAINING_FLAGS = (
@@ -20,7 +20,7 @@ TRAINING_FLAGS = (
     *("amp", "dataroot", "loadSize", "fineSize"),
     *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
     *("input_range", "input_type", "output_range", "output_type", "cond_range", "cond_type"),
-    *("loss_weights", "augment", "freeze"),
+    *("loss_weights", "augment"),
     *("val_phase", "val_freq", "val_max", "patience", "segmenter"),
 )
 

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from util import distributed
 from util.errors import UserError, brief, out_of_memory
 from util.progress import log_main
-from util.run.checkpoints import load_file, recover, save_set
+from util.run.checkpoints import load_file, recover, save_set, saved_options
 from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
 from util.run.watch import NonFinite
 from util.setup import random_state, set_random_state
@@ -83,23 +83,50 @@ class Position:
 def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     """Load what --continue_train or --load_pretrain ask for; returns where training starts.
 
-    Raises UserError if files are damaged or do not fit, or if the processes do not agree.
+    A run that is continued keeps its --load_pretrain where opt has none: whose features it was
+    trained on. Raises UserError if files are damaged or do not fit, or if the processes do not
+    agree.
     """
-    if not opt.continue_train and (folder / "latest_state.pth").is_file():
-        log_main(f"note: the run in {folder} is replaced; --continue_train would go on with it")
-        if epochs := ", ".join(map(str, sorted(_numbered_networks(folder)))):
-            log_main(f"note: its epochs {epochs} stay until training reaches them")
-    if not (opt.continue_train or opt.load_pretrain):
-        return Position()
     at = _continue(model, opt, folder, scenes) if opt.continue_train else None
-    if at is None and opt.load_pretrain:
-        fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
-        log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
-        for name in fresh:
-            log_main(f"  starts fresh: {name}")
-    at = at or Position()
-    _check_agreement(model, at)
+    if at is None:
+        if opt.load_pretrain:
+            fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
+            log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
+            for name in fresh:
+                log_main(f"  starts fresh: {name}")
+        at = Position()
+    elif not opt.load_pretrain:
+        began = saved_options(folder)
+        opt.load_pretrain = began.get("load_pretrain", "")
+        opt.which_epoch = began.get("which_epoch", opt.which_epoch)
+    if opt.continue_train or opt.load_pretrain:
+        _check_agreement(model, at)
+    if not opt.continue_train and distributed.is_main():
+        _put_aside(folder)
     return at
+
+
+def _put_aside(folder: Path) -> None:
+    """Rename the networks that an earlier run of this name saved last and found best, so that none
+    of them is taken for this run's, which may be killed before its first save."""
+    recover(folder)
+    for name in ("latest_state.pth", "iter.txt"):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("replaced*_net_*.pth"):
+        path.unlink()
+    kept = []
+    for old, new in (("latest", "replaced"), ("best", "replaced_best")):
+        for path in sorted(folder.glob(f"{old}_net_*.pth")):
+            path.replace(path.with_name(new + path.name.removeprefix(old)))
+            kept.append(new)
+    if kept:
+        names = " and ".join(dict.fromkeys(kept))
+        log_main(
+            f"note: this run replaces the one in {folder}, which --continue_train would go on "
+            f"with; its weights stay as --which_epoch {names}"
+        )
+    if epochs := ", ".join(map(str, sorted(_numbered_networks(folder)))):
+        log_main(f"note: its epochs {epochs} stay until training reaches them")
 
 
 def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position | None:
@@ -176,7 +203,7 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
     refused = [text for flag, text in changed.items() if flag in NETWORK_FLAGS]
     if refused:
         raise UserError(
-            f"{folder} has other networks and cannot be continued: {', '.join(refused)}; "
+            f"{folder} trains other networks and cannot be continued: {', '.join(refused)}; "
             "give the old flags, or another --name"
         )
     for text in changed.values():

@@ -151,11 +151,18 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(_whole_lines(Path(path)), 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            if not _is_row(rows[-1]):
+                raise ValueError("no step")
+        except ValueError as error:
             raise UserError(
-                f"{path}: line {number} is not JSON ({error}): delete that line or the file"
+                f"{path}: line {number} is not JSON, or no row ({error}): delete that line or the "
+                "file"
             ) from error
     return rows
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("step"), (int, float))
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from util.files import replacing
 
 WIDTH, HEIGHT = 3.6, 2.3  # inches of a panel
 DPI = 200  # twice what the page shows, for sharp screens
+MOST_SHOWN = 60  # classes of a confusion matrix
 STYLE = {
     **{"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False},
     **{"axes.titlesize": "medium", "font.size": 9, "grid.alpha": 0.3, "legend.frameon": False},
@@ -91,8 +92,10 @@ def _set_margins(figure, columns: int, lines: int) -> None:
 def save_matrix(
     path: Path, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]
 ) -> None:
-    """Save a matrix of counts (rows, columns) as an image: each row in percent of its sum."""
+    """Save a matrix of counts (rows, columns) as an image: each row in percent of its sum. Of many
+    classes it shows some, see most_frequent."""
     Figure = require_matplotlib()
+    matrix, rows, columns = most_frequent(matrix, rows, columns)
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     with replacing(path) as temporary:
         figure = Figure(figsize=(0.4 * len(columns) + 2, 0.4 * len(rows) + 2), layout="constrained")
@@ -107,6 +110,32 @@ def save_matrix(
                 ink = "white" if value > 50 else "black"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink)
         figure.savefig(temporary, format="png", dpi=DPI // 2)
+
+
+def most_frequent(
+    matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+) -> tuple[np.ndarray, Sequence[str], Sequence[str]]:
+    """Of more than MOST_SHOWN classes the most frequent ones that occur, the rest summed as one.
+
+    matrix (N, M) of counts, M >= N; rows: its N classes; columns: the same, then M - N others.
+    Returns the three for what is left, in the same order. An image of 1700 classes would take
+    18 GB.
+    """
+    count = len(rows)
+    if count <= MOST_SHOWN:
+        return matrix, rows, columns
+    pixels = matrix.sum(1) + matrix[:, :count].sum(0)
+    most = min(MOST_SHOWN, max(1, np.count_nonzero(pixels)))
+    order = np.argsort(-pixels, kind="stable")
+    shown, rest = np.sort(order[:most]), order[most:]
+    groups, names = [[i] for i in shown], [rows[i] for i in shown]
+    if pixels[rest].any():
+        groups.append(rest)
+        names.append("others")
+    matrix = np.stack([matrix[group].sum(0) for group in groups])
+    further = [[i] for i in range(count, len(columns))]
+    matrix = np.stack([matrix[:, group].sum(1) for group in (*groups, *further)], 1)
+    return matrix, names, [*names, *columns[count:]]
 
 
 def _draw_panel(axes, title: str, curves: Mapping[str, Series], smooth: bool) -> None:

@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from data.files import read_integers, read_rgb
-from data.kinds import files_of, scene_kinds
+from data.aligned_dataset import AlignedDataset, Geometry
 from evaluation.segmentation import evaluation_classes
 from options.base_options import Parser, integer
 from util.errors import UserError, run
@@ -116,19 +115,22 @@ class Scene:
 
 
 def read_scenes(dataroot: str) -> list[Scene]:
-    """The training scenes of a data set with instance maps."""
+    """The training scenes of a data set with instance maps. Raises UserError for what is wrong
+    with it."""
     classes = evaluation_classes(35, None, "trainIds")
-    files = files_of(scene_kinds(35), dataroot, "train")
+    dataset = AlignedDataset(dataroot, "train", 35, Geometry("none"))
     scenes = []
-    for scene, path in sorted(files["label"].items()):
-        if scene not in files["image"]:
-            raise UserError(f"{path}: no photograph of this scene")
-        truth = classes.of_label[np.asarray(read_integers(path, "label"))]
-        ids = np.asarray(read_integers(files["inst"][scene], "instance"))
+    for index in range(len(dataset)):
+        maps = dataset.maps(index)
+        truth = Image.fromarray(classes.of_label[maps["label"]].astype(np.int32))
+        ids = maps["inst"]
         things = np.unique(np.where(ids < 1000, 0, ids), return_inverse=True)[1]
-        photo = np.asarray(read_rgb(files["image"][scene]))
-        truth = Image.fromarray(truth.astype(np.int32))
-        scenes.append(Scene(photo, things.reshape(ids.shape), truth))
+        scenes.append(Scene(maps["image"], things.reshape(ids.shape), truth))
+    if not any(scene.truth.getextrema()[1] >= 0 for scene in scenes):
+        raise UserError(
+            f"--dataroot {dataroot}: its label maps hold none of Cityscapes' {CLASSES} evaluated "
+            "classes, so there is nothing to learn; check that they are label ids"
+        )
     return scenes
 
 

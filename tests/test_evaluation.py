@@ -602,6 +602,31 @@ def test_the_toy_segmenter_learns_and_is_read(
     assert found["pixel_accuracy"] > most + 0.1
 
 
+def small_map(path: Path) -> None:
+    Image.open(path).resize((32, 16), Image.Resampling.NEAREST).save(path)
+
+
+def unlabelled(path: Path) -> None:
+    save_png(path, np.zeros((32, 64), np.uint8))
+
+
+SPOILED = {  # folder, what happens to one of its files or all, what is told
+    "no instances": ("train_inst", Path.unlink, 1, "no inst for the label"),
+    "no classes": ("train_label", unlabelled, 4, "hold none of Cityscapes"),
+    "another size": ("train_label", small_map, 1, "is 32x16"),
+}
+
+
+@pytest.mark.parametrize("folder, spoil, count, told", SPOILED.values(), ids=SPOILED)
+def test_scenes_that_cannot_teach_are_refused(
+    own_data: Path, refused: Callable, folder: str, spoil: Callable, count: int, told: str
+) -> None:
+    for path in sorted((own_data / folder).iterdir())[:count]:
+        spoil(path)
+    flags = ["--dataroot", own_data, "--out", own_data / "net.pt", "--steps", 1]
+    assert told in refused(toy_segmenter.main, *flags)
+
+
 def test_images_of_an_earlier_run_are_told(tmp_path: Path) -> None:
     """A scene's name may hold what stands otherwise in a link."""
     names = ["a b_synthesized_image", "ü_synthesized_image", "c_synthesized_image"]

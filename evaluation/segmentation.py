@@ -114,6 +114,12 @@ class Evaluator:
         self.generated, self.real = (np.zeros((count, count + 1), np.int64) for _ in range(2))
         self.features: list[tuple[np.ndarray, np.ndarray]] = []  # of generated and real cells
 
+    def try_on(self, size: tuple[int, int]) -> None:
+        """Raise the UserError now that images of this (width, height) would end in."""
+        black = np.zeros((size[1], size[0], 3), np.uint8)
+        self.add(black, black, black[..., 0])
+        self.start()
+
     def find(self, image: np.ndarray) -> np.ndarray:
         """The classes that the segmenter finds in an image (H, W, 3): (H, W) integers."""
         height, width = image.shape[:2]

@@ -47,7 +47,9 @@ class Validation:
         if opt.segmenter and not self.values.is_rgb8:
             raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
         self.evaluator = create_evaluator(self.opt, model.device) if opt.segmenter else None
-        sizes = map(self.dataset.geometry.final, self.dataset.sizes.values())
+        sizes = [*map(self.dataset.geometry.final, self.dataset.sizes.values())]
+        if self.evaluator:  # a wrong one is told before training, at these images' own size
+            self.evaluator.try_on(sizes[0])
         self.too_small = min(min(size) for size in sizes) < LPIPS_LEAST
         measured = self._measured()
         usual = (name for name in ("mean_iou", "lpips", "ssim") if name in measured)

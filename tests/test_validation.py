@@ -5,11 +5,13 @@ import json
 import random
 import signal
 import time
+import warnings
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
+import torch
 from commands import run_together
 from conftest import TINY, one_line, run_command, save_png
 from PIL import Image
@@ -190,6 +192,23 @@ def test_two_processes_measure_what_one_does(validated: Path, toy_data: Path, tm
     assert rows["two"].keys() == rows["one"].keys()
     for key, value in rows["one"].items():
         assert rows["two"][key] == pytest.approx(value, rel=1e-6), key
+
+
+class WrongSize(torch.nn.Module):
+    """A segmenter that takes other images than there are."""
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return picture.view(1, 3, 7, 7)
+
+
+def test_a_segmenter_is_tried_before_training(toy_data: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(WrongSize()).save(str(tmp_path / "net.pt"))
+    flags = ["--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run"]
+    done = run_command("train.py", *TINY, *flags, "--segmenter", f"torchscript:{tmp_path}/net.pt")
+    assert "an image of 64x32: " in one_line(done)
+    assert not list((tmp_path / "run").glob("*.pth"))
 
 
 def test_a_segmenter_in_training_finds_what_evaluate_finds(toy_data: Path, tmp_path: Path) -> None:

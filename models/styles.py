@@ -174,7 +174,8 @@ def paint(inst: np.ndarray, features: Mapping[int, np.ndarray], feat_num: int) -
     """
     low, high = int(inst.min()), int(inst.max())
     if high - low > max(65535, inst.size):  # ids too far apart for a table
-        ids, inst = np.unique(inst, return_inverse=True)
+        ids, places = np.unique(inst, return_inverse=True)
+        inst = places.reshape(inst.shape)  # numpy 1 returns them flat
         features = {k: features[i] for k, i in enumerate(ids.tolist()) if i in features}
         low, high = 0, len(ids) - 1
     table = np.zeros((feat_num, high - low + 1), np.float32)

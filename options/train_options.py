@@ -70,7 +70,7 @@ def check_training(opt: argparse.Namespace) -> None:
         raise UserError("--freeze E: no encoder is trained; leave it out or add --instance_feat")
     if opt.freeze and not (opt.load_pretrain or opt.continue_train):
         raise UserError("--freeze keeps weights that others have trained; give --load_pretrain DIR")
-    if opt.continue_train and opt.which_epoch != "latest":
+    if opt.continue_train and opt.which_epoch != "latest" and not opt.load_pretrain:
         raise UserError(
             "--continue_train resumes from the latest state; to start from another epoch's weights "
             "use --load_pretrain DIR --which_epoch N"

@@ -107,13 +107,15 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
     assert "--which_epoch replaced and replaced_best" in training.told()
     assert not [*run.glob("latest*"), *run.glob("best*"), *run.glob("iter*")]
     kept = ["replaced_best_net_D", "replaced_best_net_G", "replaced_net_D", "replaced_net_G"]
-    assert sorted(path.stem for path in run.glob("replaced*")) == kept
+    assert sorted(path.stem for path in run.glob("replaced*")) == [*kept, "replaced_state"]
+    again = Training(run, *flags, prepare=kill_instead_of_saving)  # which has nothing to replace
+    assert again.end() == -signal.SIGKILL
     assert (run / "replaced_net_D.pth").read_bytes() == weights
 
     assert "nothing is saved" in train(run, *flags, "--continue_train")
     train(tmp_path / "whole", *flags)
-    for name in kept:
-        (run / f"{name}.pth").unlink()
+    for path in run.glob("replaced*"):
+        path.unlink()
     assert_same(tmp_path / "whole", run)
 
 
@@ -132,9 +134,34 @@ def test_a_resumed_run_keeps_what_it_was_pretrained_with(toy_data, tmp_path):
     train(tmp_path / "base", *flags, *ALL, "--niter", 2)
     start = ["--load_pretrain", tmp_path / "base", "--which_epoch", 1]
     train(tmp_path / "run", *flags, *start, "--niter", 1)
-    train(tmp_path / "run", *flags, "--niter", 2, "--continue_train")
-    options = json.loads((tmp_path / "run" / "opt.json").read_text())
-    assert options["load_pretrain"] == str(tmp_path / "base") and options["which_epoch"] == "1"
+    again = [start, start[:2], [], ["--load_pretrain", tmp_path / "run"]]
+    for epochs, more in enumerate(again, 2):
+        more = more if epochs == 5 else [*more, "--continue_train"]
+        train(tmp_path / "run", *flags, "--niter", epochs, *more)
+        options = json.loads((tmp_path / "run" / "opt.json").read_text())
+        assert options["load_pretrain"] == str(tmp_path / "base") and options["which_epoch"] == "1"
+
+
+def refuse_loggers() -> None:
+    import util.run.training_run as module
+    from util.errors import UserError
+
+    def refuse(*_: object) -> None:
+        raise UserError("no logger can be started")
+
+    module.create_loggers = refuse
+
+
+def test_a_start_that_fails_leaves_the_earlier_run(toy_data, tmp_path):
+    """However often: its weights may be the only ones there are."""
+    flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
+    train(tmp_path / "run", *flags, "--niter", 1)
+    before = outcome(tmp_path / "run")
+    for _ in range(2):
+        training = Training(tmp_path / "run", *flags, "--niter", 1, prepare=refuse_loggers)
+        assert training.end() == 2, training.told()
+    assert outcome(tmp_path / "run") == before
+    assert "continuing" in train(tmp_path / "run", *flags, "--niter", 2, "--continue_train")
 
 
 def test_fp16_state_is_kept(toy_data, tmp_path):

@@ -83,47 +83,48 @@ class Position:
 def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     """Load what --continue_train or --load_pretrain ask for; returns where training starts.
 
-    A run that is continued keeps its --load_pretrain where opt has none: whose features it was
-    trained on. Raises UserError if files are damaged or do not fit, or if the processes do not
-    agree.
+    opt keeps naming the run whose features this one was trained on (load_pretrain, which_epoch),
+    also where this one is continued or starts from weights of its own. Raises UserError if files
+    are damaged or do not fit, or if the processes do not agree.
     """
+    given = opt.load_pretrain
     at = _continue(model, opt, folder, scenes) if opt.continue_train else None
-    if at is None:
-        if opt.load_pretrain:
-            fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
-            log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
-            for name in fresh:
-                log_main(f"  starts fresh: {name}")
-        at = Position()
-    elif not opt.load_pretrain:
+    if at is None and opt.load_pretrain:
+        fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
+        log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
+        for name in fresh:
+            log_main(f"  starts fresh: {name}")
+    own = bool(given) and Path(given).resolve() == folder.resolve()
+    if at is not None or own:
         began = saved_options(folder)
-        opt.load_pretrain = began.get("load_pretrain", "")
-        opt.which_epoch = began.get("which_epoch", opt.which_epoch)
-    if opt.continue_train or opt.load_pretrain:
+        opt.load_pretrain = (not own and given) or began.get("load_pretrain", "")
+        opt.which_epoch = began.get("which_epoch", "latest")
+    at = at or Position()
+    if opt.continue_train or given:
         _check_agreement(model, at)
-    if not opt.continue_train and distributed.is_main():
-        _put_aside(folder)
     return at
 
 
-def _put_aside(folder: Path) -> None:
-    """Rename the networks that an earlier run of this name saved last and found best, so that none
-    of them is taken for this run's, which may be killed before its first save."""
+def put_aside(folder: Path) -> None:
+    """Rename what an earlier run of this name saved last and found best, so that nothing of it is
+    taken for the new run's, which may be killed before its first save. For the main process alone,
+    once nothing can fail any more."""
     recover(folder)
-    for name in ("latest_state.pth", "iter.txt"):
-        (folder / name).unlink(missing_ok=True)
-    for path in folder.glob("replaced*_net_*.pth"):
-        path.unlink()
     kept = []
     for old, new in (("latest", "replaced"), ("best", "replaced_best")):
-        for path in sorted(folder.glob(f"{old}_net_*.pth")):
+        # the state first: without it nothing is continued
+        files = sorted(folder.glob(f"{old}_*.pth"), reverse=True)
+        for path in folder.glob(f"{new}_net_*.pth") if files else ():
+            path.unlink()
+        for path in files:
             path.replace(path.with_name(new + path.name.removeprefix(old)))
-            kept.append(new)
+        kept += [new] if files else []
+    (folder / "iter.txt").unlink(missing_ok=True)
     if kept:
-        names = " and ".join(dict.fromkeys(kept))
+        names = " and ".join(kept)
         log_main(
-            f"note: this run replaces the one in {folder}, which --continue_train would go on "
-            f"with; its weights stay as --which_epoch {names}"
+            f"note: this run replaces the one in {folder}, as --continue_train was not given; its "
+            f"weights stay as --which_epoch {names}"
         )
     if epochs := ", ".join(map(str, sorted(_numbered_networks(folder)))):
         log_main(f"note: its epochs {epochs} stay until training reaches them")

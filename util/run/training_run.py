@@ -17,7 +17,7 @@ from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.loggers import create_loggers
 from util.run.page import RunPage
-from util.run.resume import FOLDER_FLAGS, load, save, snapshot
+from util.run.resume import FOLDER_FLAGS, load, put_aside, save, snapshot
 from util.run.stop import Stop
 from util.run.visualizer import Visualizer
 from util.run.watch import Watch
@@ -72,6 +72,8 @@ class TrainingRun:
         opt, resume = self.opt, self.at.step > 0
         try:
             loggers = create_loggers(opt, self.folder, resume)
+            if not opt.continue_train:
+                put_aside(self.folder)
             page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
             visualizer = Visualizer(self.folder, page, resume, loggers)
             visualizer.truncate_after(self.at.step)

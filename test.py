@@ -179,7 +179,7 @@ def export(opt: argparse.Namespace) -> None:
 
 def main() -> object:
     opt = TestOptions().parse()
-    if opt.export_onnx:
+    if opt.export_onnx is not None:
         return export(opt)
     return distributed.launch(test, opt)
 

@@ -173,16 +173,32 @@ def _numpy_shape(path: Path) -> tuple[int, ...]:
         return read(file)[0]
 
 
-def geo_tags(path: Path) -> list[tuple]:
-    """A TIFF's georeference, as tifffile.imwrite takes it (extratags); [] for other files."""
+def geo_tags(path: Path, width: int, height: int) -> list[tuple]:
+    """A TIFF's georeference, as tifffile.imwrite takes it (extratags), for an image of the same
+    area in this size; [] for other files."""
     if path.suffix.lower() not in TIFF:
         return []
     try:
         with _package("tifffile").TiffFile(path) as tiff:
-            tags = [tiff.pages[0].tags.get(code) for code in GEO_TAGS]
-            return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in tags if tag]
+            page = tiff.pages[0]
+            step = page.imagewidth / width, page.imagelength / height
+            tags = [tag for code in GEO_TAGS if (tag := page.tags.get(code))]
+            values = [_in_steps(tag.code, tag.value, *step) for tag in tags]
+            return [(tag.code, tag.dtype, tag.count, v, True) for tag, v in zip(tags, values)]
     except Exception:  # a TIFF that Pillow reads without tifffile, or a PNG of that name
         return []
+
+
+def _in_steps(code: int, value: object, x: float, y: float) -> object:
+    """A tag of a georeference (GeoTIFF 1.1) for pixels that are x times as wide and y as high."""
+    factors = {
+        **{33550: (x, y, 1), 33922: (1 / x, 1 / y, 1, 1, 1, 1)},  # pixel scale, tie points
+        34264: (x, y, 1, 1) * 4,  # matrix
+    }.get(code)
+    if factors is None:
+        return value
+    numbers = np.asarray(value, float).reshape(-1, len(factors)) * factors
+    return tuple(numbers.flatten().tolist())
 
 
 def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) -> None:

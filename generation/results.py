@@ -130,4 +130,4 @@ def save(image: Image, path: Path, aspect_ratio: float, label: Path) -> None:
     if is_plain and path.suffix in (".png", ".jpg"):
         save_image(array, path)
     else:
-        write_array(array, path, geo_tags(label))
+        write_array(array, path, geo_tags(label, array.shape[1], array.shape[0]))

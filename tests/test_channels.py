@@ -241,12 +241,30 @@ def test_a_georeference_is_handed_on(tmp_path: Path) -> None:
     source, path = tmp_path / "map.tif", tmp_path / "image.tif"
     label = np.zeros(SIZE[::-1], np.uint8)
     tifffile.imwrite(source, label, photometric="minisblack", extratags=tags)
-    write_array(noise("float32", 2), path, geo_tags(source))
+    write_array(noise("float32", 2), path, geo_tags(source, *SIZE))
     with tifffile.TiffFile(path) as file:
         for code, _, _, value, _ in tags:
             assert file.pages[0].tags[code].value == value
     Image.fromarray(label).save(source, "PNG")
-    assert geo_tags(source) == []
+    assert geo_tags(source, *SIZE) == []
+
+
+def test_the_georeference_of_a_scaled_image_covers_the_same_area(tmp_path: Path) -> None:
+    """The place of a corner and of a pixel inside, by each way to tell it."""
+    matrix = np.array([[0.5, 0.1, 0, 100], [0.2, -0.5, 0, 200], [0, 0, 0, 0], [0, 0, 0, 1]])
+    tags = [
+        (33550, "d", 3, (0.5, 0.4, 0.0), True),
+        (33922, "d", 6, (3.0, 2, 0, 100, 200, 0), True),
+        (34264, "d", 16, tuple(matrix.flatten()), True),
+    ]
+    source = tmp_path / "map.tif"
+    label = np.zeros((12, 20), np.uint8)
+    tifffile.imwrite(source, label, photometric="minisblack", extratags=tags)
+    scale, tie, scaled = (tag[3] for tag in geo_tags(source, 40, 6))  # twice as wide, half as high
+    assert scale == (0.25, 0.8, 0.0) and tie[:2] == (6.0, 1.0) and tie[3:5] == (100.0, 200.0)
+    for i, j in ((0, 0), (7, 5)):
+        place = np.reshape(scaled, (4, 4)) @ [2 * i, j / 2, 0, 1]
+        np.testing.assert_allclose(place, matrix @ [i, j, 0, 1])
 
 
 # -- trainings -------------------------------------------------------------------------------------

@@ -102,12 +102,14 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
     run = tmp_path / "run"
     train(run, *flags, "--seed", 5)
     weights = (run / "latest_net_D.pth").read_bytes()
+    (run / "features_clustered_010.npy").touch()
     training = Training(run, *flags, prepare=kill_instead_of_saving)
     assert training.end() == -signal.SIGKILL
     assert "--which_epoch replaced and replaced_best" in training.told()
     assert not [*run.glob("latest*"), *run.glob("best*"), *run.glob("iter*")]
+    assert not [*run.glob("features*")]
     kept = ["replaced_best_net_D", "replaced_best_net_G", "replaced_net_D", "replaced_net_G"]
-    assert sorted(path.stem for path in run.glob("replaced*")) == [*kept, "replaced_state"]
+    assert sorted(path.stem for path in run.glob("replaced*.pth")) == [*kept, "replaced_state"]
     again = Training(run, *flags, prepare=kill_instead_of_saving)  # which has nothing to replace
     assert again.end() == -signal.SIGKILL
     assert (run / "replaced_net_D.pth").read_bytes() == weights

@@ -119,6 +119,8 @@ def put_aside(folder: Path) -> None:
         for path in files:
             path.replace(path.with_name(new + path.name.removeprefix(old)))
         kept += [new] if files else []
+    for path in folder.glob("features*.npy"):  # styles of the encoder of then
+        path.replace(path.with_name(f"replaced_{path.name}"))
     (folder / "iter.txt").unlink(missing_ok=True)
     if kept:
         names = " and ".join(kept)

@@ -48,18 +48,18 @@ class Segmenter:
             if output.shape[-2:] != (height, width):
                 output = F.interpolate(output.float(), (height, width), mode="bilinear")
             classes = output.argmax(1)
-        numbers = classes.dtype.is_floating_point or classes.dtype == torch.bool
-        if classes.shape != (1, height, width) or numbers:
+        not_integers = classes.dtype.is_floating_point or classes.dtype == torch.bool
+        if classes.shape != (1, height, width) or not_integers:
             found = f"{output.dtype} {tuple(output.shape)} for an image of {width}x{height}"
             expected = "expected scores (1, classes, h, w) or integers (1, H, W)"
             raise UserError(f"--segmenter {self.spec}: returns {found}, {expected}")
-        found = classes[0].cpu().numpy()
-        if found.min() < 0 or found.max() >= MOST_CLASSES:
+        low, high = (int(end) for end in classes.aminmax())
+        if low < 0 or high >= MOST_CLASSES:
             raise UserError(
-                f"--segmenter {self.spec}: returns classes {found.min()} to {found.max()}, "
+                f"--segmenter {self.spec}: returns classes {low} to {high}, "
                 f"expected 0 to {MOST_CLASSES - 1}"
             )
-        return found
+        return classes[0].cpu().numpy()
 
     @torch.inference_mode()
     def _deepest(self, features: _Network, image: np.ndarray) -> Tensor:

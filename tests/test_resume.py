@@ -110,9 +110,10 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
     assert not [*run.glob("features*")]
     kept = ["replaced_best_net_D", "replaced_best_net_G", "replaced_net_D", "replaced_net_G"]
     assert sorted(path.stem for path in run.glob("replaced*.pth")) == [*kept, "replaced_state"]
+    (run / "features.npy").touch()  # encoded by another run's encoder, before this one's training
     again = Training(run, *flags, prepare=kill_instead_of_saving)  # which has nothing to replace
     assert again.end() == -signal.SIGKILL
-    assert (run / "replaced_net_D.pth").read_bytes() == weights
+    assert (run / "replaced_net_D.pth").read_bytes() == weights and (run / "features.npy").exists()
 
     assert "nothing is saved" in train(run, *flags, "--continue_train")
     train(tmp_path / "whole", *flags)

@@ -106,9 +106,9 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
 
 
 def put_aside(folder: Path) -> None:
-    """Rename what an earlier run of this name saved last and found best, so that nothing of it is
-    taken for the new run's, which may be killed before its first save. For the main process alone,
-    once nothing can fail any more."""
+    """Rename what an earlier run of this name saved last and found best, and its styles, so that
+    nothing of it is taken for the new run's, which may be killed before its first save. For the
+    main process alone, after all that may fail at the start."""
     recover(folder)
     kept = []
     for old, new in (("latest", "replaced"), ("best", "replaced_best")):
@@ -119,10 +119,10 @@ def put_aside(folder: Path) -> None:
         for path in files:
             path.replace(path.with_name(new + path.name.removeprefix(old)))
         kept += [new] if files else []
-    for path in folder.glob("features*.npy"):  # styles of the encoder of then
-        path.replace(path.with_name(f"replaced_{path.name}"))
     (folder / "iter.txt").unlink(missing_ok=True)
     if kept:
+        for path in folder.glob("features*.npy"):  # styles of the encoder of then
+            path.replace(path.with_name(f"replaced_{path.name}"))
         names = " and ".join(kept)
         log_main(
             f"note: this run replaces the one in {folder}, as --continue_train was not given; its "

@@ -24,9 +24,8 @@ from data.loader import own_batches
 from data.toy.scene import nearest_style, read_styles
 from data.toy.shapes import PALETTES
 from models import create_model
-from models.inference_model import InferenceModel, cluster_path
+from models.inference_model import InferenceModel, run_styles
 from models.instance_maps import instance_class
-from models.styles import load_styles
 from models.ui_model import UIModel
 from options.base_options import Parser
 from options.test_options import TestOptions
@@ -49,7 +48,7 @@ class Options(TestOptions):
 def measure(opt: argparse.Namespace, device: torch.device) -> dict:
     """The three measures of the module's docstring, over all scenes of opt.phase."""
     model = create_model(opt, device)
-    styles = load_styles(cluster_path(model.folder, opt.cluster_path), opt.feat_num)
+    styles = run_styles(model.folder, opt)
     if CAR not in styles:
         raise UserError(f"--name {opt.name}: there are no styles of cars")
     colours = colours_of_styles(model, opt, styles[CAR])

@@ -13,8 +13,8 @@ from torch import Tensor
 from data.create import create_dataset
 from data.loader import collate
 from models.build import uses_features
-from models.inference_model import InferenceModel, cluster_path
-from models.styles import StyleChooser, instance_classes, load_styles, paint, style
+from models.inference_model import InferenceModel, cluster_path, run_styles
+from models.styles import StyleChooser, instance_classes, paint, style
 from util import distributed
 from util.errors import UserError
 from util.pages.colours import class_id, class_name
@@ -45,8 +45,8 @@ def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, 
     for request in opt.style_from:
         fixed |= style_of_instance(model, request, opt)
     needs_clusters = not fixed or opt.style or opt.all_styles
-    path = cluster_path(model.folder, opt.cluster_path)
-    styles = load_styles(path, opt.feat_num) if needs_clusters or path.is_file() else {}
+    has_clusters = cluster_path(model.folder, opt.cluster_path).is_file()
+    styles = run_styles(model.folder, opt) if needs_clusters or has_clusters else {}
     for request in opt.style:
         name, _, number = request.partition("=")
         if not number.isdecimal():

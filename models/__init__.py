@@ -8,10 +8,9 @@ from torch import nn
 
 from data.values import SIDES, TYPES
 from models.build import uses_features
-from models.inference_model import InferenceModel, cluster_path
+from models.inference_model import InferenceModel, run_styles
 from models.normalization import NORMS
 from models.pix2pixHD_model import Pix2PixHDModel
-from models.styles import load_styles
 from models.ui_model import UIModel
 from models.upsampling import UPSAMPLE
 from util.errors import UserError, first_line
@@ -33,7 +32,7 @@ def create_model(
     if opt.model != "ui":
         return networks
     styled = uses_features(opt) and not opt.replay  # an edit list holds the styles it needs
-    styles = load_styles(cluster_path(folder, opt.cluster_path), opt.feat_num) if styled else {}
+    styles = run_styles(folder, opt) if styled else {}
     return UIModel(networks, styles)
 
 

@@ -26,9 +26,11 @@ from models.instance_maps import edges, instance_noise, network_input, pad_to_mu
 from models.layers import instance_average
 from models.normalization import InstanceNorm2d
 from models.pix2pixHD_model import Pix2PixHDModel
+from models.styles import Styles, load_styles
 from models.tiling import Map, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
+from util.progress import log_main
 from util.run.checkpoints import is_saved, load_network, saved_options, weights_file
 
 
@@ -308,3 +310,18 @@ def cluster_path(folder: Path, name: str) -> Path:
     else the name taken as a path."""
     candidates = [below / name for below in run_and_pretrained(folder)]
     return next((path for path in [*candidates, Path(name)] if path.is_file()), candidates[0])
+
+
+def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
+    """The styles of a run, with a warning if the encoder beside them was written since.
+
+    Raises UserError as load_styles does."""
+    path = cluster_path(folder, opt.cluster_path)
+    styles = load_styles(path, opt.feat_num)
+    encoder = weights_file(path.parent, opt.which_epoch, "E", opt.ema)
+    if encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime:
+        log_main(
+            f"warning: {encoder} is newer than {path}: if it was trained since, these are not its "
+            "styles; make them with encode_features.py"
+        )
+    return styles

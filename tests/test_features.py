@@ -1,6 +1,7 @@
 """Instance features: encoding, clustering, styles, feature maps, and the 1024p stage."""
 
 import json
+import os
 import pickle
 import shutil
 from collections import Counter
@@ -117,6 +118,21 @@ def test_all_styles_and_warning(run: Path) -> None:
         assert len(list(images.glob(f"{stem}_style_*.png"))) == len(styles[7])
     assert "warning: no styles for" in done.stdout  # things are too small at 32x16
     assert "rider (25)" in done.stdout or "bicycle (33)" in done.stdout or "person" in done.stdout
+
+
+def test_styles_older_than_the_encoder_are_named(run: Path) -> None:
+    """Training may have gone on since."""
+    encoder = run / "ck" / "feat" / "latest_net_E.pth"
+    before = encoder.stat().st_mtime
+    flags = ["--style", "sky=0", "--how_many", 1, "--results_dir", run / "older"]
+    assert "is newer than" not in render(run, *flags).stdout
+    os.utime(encoder)
+    try:
+        done = render(run, *flags)
+    finally:
+        os.utime(encoder, (before, before))
+    assert done.returncode == 0, done.stderr
+    assert f"{encoder} is newer than" in done.stdout and "encode_features.py" in done.stdout
 
 
 def test_style_changes_the_picture(run: Path) -> None:

@@ -89,3 +89,12 @@ def test_a_missing_file_is_an_error_and_writes_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.html"):
         page.row([Picture("there.png", link="gone.html")])
     assert not (tmp_path / "index.html").exists()
+
+
+def test_a_picture_larger_than_pillow_reads_is_shown(tmp_path, monkeypatch):
+    put(tmp_path / "huge.png")
+    page = Page(tmp_path, "title")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 4)
+    page.row([Picture("huge.png")])
+    (image,) = Reader(page.save()).all("img")
+    assert image["src"] == "huge.png" and "width" not in image

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -79,14 +80,15 @@ class Page:
 
     def _figure(self, picture: Picture, width: int) -> tags.figure:
         source = self._url(picture.path)
-        with Image.open(self.folder / picture.path) as image:
-            own_width, own_height = image.size
         # With the size known beforehand, unloaded images hold their place: lazy loading works
         # and a page that refreshes itself does not jump.
-        size = {"width": own_width, "height": own_height}
+        size = {}
+        file = self.folder / picture.path
+        with suppress(Image.DecompressionBombError), Image.open(file) as image:
+            size = {"width": image.width, "height": image.height}
         data = {f"data-{key}": value for key, value in picture.data.items()}
         shown = tags.img(src=source, alt=picture.caption, **size, loading="lazy", **data)
-        if own_width < width:
+        if size and size["width"] < width:
             shown["class"] = "enlarged"
         link = source if picture.link is None else self._url(picture.link)
         caption = [tags.figcaption(picture.caption)] if picture.caption else []

@@ -29,7 +29,7 @@ from data.create import create_loader, fix_data_flags
 from evaluation.validation import create_validation
 from models import create_model
 from models.build import smallest_side
-from options.base_options import run_dir, write_options
+from options.base_options import run_dir
 from options.train_options import TrainOptions
 from util import distributed
 from util.errors import run
@@ -54,8 +54,6 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     validation, message = create_validation(opt, model)
     training = TrainingRun(opt, folder, model, loader, validation)
     log_main(message)
-    if distributed.is_main():
-        write_options(opt)
     if opt.verbose:
         log_main(str(model))
 

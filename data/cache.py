@@ -171,7 +171,8 @@ def _digest(scenes: AlignedDataset, index: int) -> bytes:
             status = path.stat()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        sources[kind] = [str(path), status.st_mtime_ns, status.st_size]
+        # the time of writing can be set (cp -p), that of the last change to the file's entry not
+        sources[kind] = [str(path), status.st_mtime_ns, status.st_ctime_ns, status.st_size]
     return hashlib.sha256(_text([FORMAT, sources, scenes.reading(index)])).digest()
 
 

@@ -61,8 +61,8 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def all_below(folder: Path) -> Iterator[Path]:
-    """Files and folders below a folder, also behind links. Raises UserError for a folder that may
-    not be read."""
+    """Files and folders below a folder, also behind links, but not in hidden folders. Raises
+    UserError for a folder that may not be read."""
 
     def refuse(error: OSError) -> None:
         if isinstance(error, PermissionError):
@@ -71,7 +71,8 @@ def all_below(folder: Path) -> Iterator[Path]:
     for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(name)
         above = (here.resolve(), *here.resolve().parents)
-        folders[:] = [one for one in folders if (here / one).resolve() not in above]  # no circles
+        shown = (one for one in folders if not one.startswith("."))  # no .ipynb_checkpoints
+        folders[:] = [one for one in shown if (here / one).resolve() not in above]  # no circles
         yield from (here / one for one in (*folders, *files))
 
 

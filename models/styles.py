@@ -79,7 +79,8 @@ def load_rows(path: Path) -> np.ndarray:
         widths = {v.shape[1:] for v in rows.values() if v.size}
         whole = [np.column_stack([np.full(len(v), c), v]) for c, v in rows.items() if v.size]
         rows = np.concatenate(whole) if len(widths) == 1 else np.empty(0)
-    if rows.ndim != 2 or rows.shape[1] < 3 or not np.isfinite(rows).all():
+    is_table = rows.ndim == 2 and rows.shape[1] >= 3 and _are_classes(rows[:, 0])
+    if not is_table or not np.isfinite(rows).all():
         raise UserError(f"{path}: not the features of instances; encode again with --reencode")
     return rows
 
@@ -94,13 +95,15 @@ def load_styles(path: Path, feat_num: int) -> Styles:
             f"{path}: no such file; make it with encode_features.py, take styles from photographs "
             "(test.py --use_encoded_image), or name another file with --cluster_path"
         )
-    content = _load_array(path)
+    content, styles = _load_array(path), {}
     if isinstance(content, dict):
         # a class without large instances has an empty list there
         styles = {label: vectors for label, vectors in content.items() if vectors.size}
-    else:
+    elif content.size and _are_classes(content[:, 0]):
         labels = content[:, 0].astype(int)
         styles = {label: content[labels == label, 1:] for label in sorted(set(labels.tolist()))}
+    if not styles:
+        raise UserError(f"{path}: holds no styles of classes; encode again")
     for label, vectors in styles.items():
         if vectors.shape[1] != feat_num:
             raise UserError(
@@ -110,6 +113,11 @@ def load_styles(path: Path, feat_num: int) -> Styles:
         if not np.isfinite(vectors).all():
             raise UserError(f"{path}: class {label} has styles that are not finite; encode again")
     return styles
+
+
+def _are_classes(numbers: np.ndarray) -> bool:
+    """Whether all of these are class numbers."""
+    return bool((np.abs(numbers) < 2**31).all() and (numbers == np.round(numbers)).all())
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -9,14 +9,8 @@ architecture, in models.DEFAULTS too. tests/test_options.py fails until it does.
 """
 
 import argparse
-import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -37,7 +31,6 @@ from options.parser import (
     value_range,
 )
 from util.errors import UserError
-from util.files import write_text
 from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
@@ -303,28 +296,3 @@ def gpu_list(text: str | None) -> list[int]:
     if len(set(ids)) < len(ids):
         raise UserError(f"--gpu_ids {text}: a GPU is named twice")
     return ids
-
-
-def write_options(opt: argparse.Namespace) -> None:
-    """Write opt.txt for people and opt.json for test.py and the like into the run's folder."""
-    folder = run_dir(opt)
-    values = dict(sorted(vars(opt).items()))
-    lines = [f"{flag}: {value}" for flag, value in values.items()]
-    head, foot = "------------ Options -------------", "-------------- End -------------"
-    write_text(folder / "opt.txt", "\n".join([head, *lines, foot, ""]))
-    versions = {"torch": torch.__version__, "torchvision": version("torchvision")}
-    values["command_line"] = shlex.join(sys.argv)
-    values["versions"] = {"python": platform.python_version(), **versions}
-    values["git_commit"] = git_commit()
-    write_text(folder / "opt.json", json.dumps(values, indent=1) + "\n")
-
-
-def git_commit() -> str | None:
-    """The commit of this code, with "+" if files were changed; None outside a git checkout."""
-    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +64,14 @@ def entries(root: Path) -> list[Path]:
     return sorted((root / ".cache").iterdir())
 
 
-def spoil_sources(root: Path) -> None:
-    """Make every picture unreadable without its size or time telling."""
-    for path in root.glob("train_*/*.png"):
-        status = path.stat()
-        path.write_bytes(bytes(status.st_size))
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+@pytest.fixture
+def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, this process cannot read a picture."""
+
+    def refuse(scenes: AlignedDataset, index: int) -> None:
+        raise UserError("read once more")
+
+    return lambda: monkeypatch.setattr(AlignedDataset, "scaled_maps", refuse)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,27 +107,27 @@ def test_a_single_feature_is_a_float_map(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sources_are_read_once(root: Path, kind: str) -> None:
+def test_sources_are_read_once(root: Path, kind: str, forbid_reading: Callable) -> None:
     plain = dataset(root)
     expected = [plain[index] for index in range(3)]
     cached = dataset(root, kind)
     for index in range(3):
         cached[index]
-    spoil_sources(root)
+    forbid_reading()
     for index in range(3):
         assert_same(cached[index], expected[index])
-    assert isinstance(plain[0], UserError)  # so the cache alone can have known
+    assert isinstance(dataset(root)[0], UserError)  # so the cache alone can have known
 
 
-def test_the_next_run_finds_the_files(root: Path) -> None:
+def test_the_next_run_finds_the_files(root: Path, forbid_reading: Callable) -> None:
     expected = dataset(root, "disk")[1]
     scenes = dataset(root, "disk")
-    spoil_sources(root)
+    forbid_reading()
     assert_same(scenes[1], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_workers_fill_one_cache(root: Path, kind: str) -> None:
+def test_workers_fill_one_cache(root: Path, kind: str, forbid_reading: Callable) -> None:
     expected = [dataset(root)[index] for index in range(3)]
     scenes = dataset(root, kind)
     loader = Loader(scenes, 1, workers=2)
@@ -132,7 +135,7 @@ def test_workers_fill_one_cache(root: Path, kind: str) -> None:
         for batch, item in zip(loader, expected, strict=True):
             assert torch.equal(batch["image"][0], item["image"])
             assert torch.equal(batch["inst"][0], item["inst"])
-    spoil_sources(root)
+    forbid_reading()
     for index in range(3):  # in this process, which read nothing itself
         assert_same(scenes[index], expected[index])
 
@@ -142,13 +145,15 @@ def _fill(scenes: AlignedDataset) -> None:
         scenes[index]
 
 
-def test_memory_is_shared_with_a_process_that_is_not_forked(root: Path) -> None:
+def test_memory_is_shared_with_a_process_that_is_not_forked(
+    root: Path, forbid_reading: Callable
+) -> None:
     expected, scenes = dataset(root)[2], dataset(root, "ram")
     process = multiprocessing.get_context("spawn").Process(target=_fill, args=(scenes,))
     process.start()
     process.join()
     assert process.exitcode == 0
-    spoil_sources(root)
+    forbid_reading()
     assert_same(scenes[2], expected)
 
 

@@ -12,14 +12,14 @@ from conftest import TINY, one_line, run_command
 
 import train
 from models import DEFAULTS
-from options.base_options import reading_processes, run_dir, write_options
+from options.base_options import reading_processes, run_dir
 from options.edit_options import EditOptions
 from options.evaluate_options import EvaluateOptions
 from options.parser import Flag, Group, Number, integer
 from options.test_options import EncoderOptions, TestOptions
 from options.train_options import TrainOptions
 from util.errors import UserError
-from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
+from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS, write_options
 
 FLAGS = json.loads((Path(__file__).parent / "flags.json").read_text())
 COMMANDS = {"train": TrainOptions, "test": TestOptions}
@@ -278,7 +278,7 @@ def written(monkeypatch: pytest.MonkeyPatch, *flags: str) -> argparse.Namespace:
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     opt = TrainOptions().parse()
     run_dir(opt).mkdir(parents=True)
-    write_options(opt)
+    write_options(run_dir(opt), opt)
     return opt
 
 
@@ -337,7 +337,7 @@ def test_ranges_are_what_training_measured(
     flags = ["--output_range", word]
     opt = written(monkeypatch, *flags)
     opt.output_range, opt.output_type = [0.0, 255.0], "uint8"  # as fix_data_flags does
-    write_options(opt)
+    write_options(run_dir(opt), opt)
     assert options().parse(flags).output_range == [0.0, 255.0]
     expected, more = "no opt.json with a measured range; give --output_range LOW,HIGH", []
     if word == "type":
@@ -351,7 +351,7 @@ def test_the_range_of_conditions_is_what_training_measured(monkeypatch: pytest.M
     flags = ["--cond_nc", "1", "--cond_range", "auto"]
     opt = written(monkeypatch, *flags)
     opt.cond_range, opt.cond_type = [2.0, 7.0], "float32"
-    write_options(opt)
+    write_options(run_dir(opt), opt)
     assert TestOptions().parse(flags).cond_range == [2.0, 7.0]
 
 

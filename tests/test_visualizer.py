@@ -21,7 +21,10 @@ LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.3
 def visualizer(folder, *, resume=False, write_html=False, tf_log=False) -> Visualizer:
     opt = argparse.Namespace(tf_log=tf_log, wandb=False, mlflow=False)
     loggers = create_loggers(opt, folder, resume)
-    return Visualizer(folder, RunPage(folder, 16) if write_html else None, resume, loggers)
+    vis = Visualizer(folder, RunPage(folder, 16) if write_html else None, resume, loggers)
+    if not resume:
+        vis.start_anew()
+    return vis
 
 
 def at(epoch: int, iters: int, step: int, time: float = 0.1, data_time: float = 0.01) -> dict:

@@ -2,7 +2,8 @@
 
 A set of files (networks, optimizers, position) is saved through a journal: all are written and
 flushed under temporary names, then a marker file lists them, then they are renamed. A kill before
-the marker leaves the old set, a kill after it leaves work that recover() finishes.
+the marker leaves the old set, a kill after it leaves work that recover() finishes. Renaming files
+that belong together goes the same way.
 """
 
 import io
@@ -10,7 +11,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,7 @@ from util.run.flags import BEFORE
 
 _NEW = ".new"
 _MARKER = "save_complete.txt"
+_RENAMES = "renames.txt"  # a line each: old name, tab, new name
 
 
 def save_set(
@@ -60,21 +62,33 @@ def _serialized(content: object) -> bytes | memoryview:
     return buffer.getbuffer()
 
 
+def rename_set(folder: Path, renames: Mapping[str, str]) -> None:
+    """Rename files of a folder, old name -> new name: all of them, or after a kill none."""
+    recover(folder)
+    write_text(folder / _RENAMES, "\n".join("\t".join(names) for names in renames.items()))
+    recover(folder)
+
+
 def recover(folder: Path) -> None:
-    """Finish a save that was cut off after its marker; do nothing otherwise.
+    """Finish a save or a renaming that was cut off after its marker; do nothing otherwise.
 
     Only the process that writes to the folder may call this; readers use newest().
     """
-    marker = folder / _MARKER
-    if not marker.is_file():
+    _finish(folder, _MARKER, lambda name: (name + _NEW, name))
+    _finish(folder, _RENAMES, lambda line: line.split("\t"))
+
+
+def _finish(folder: Path, marker: str, names: Callable[[str], Sequence[str]]) -> None:
+    """Do the renamings that the lines of a marker file stand for, if it is there."""
+    if not (folder / marker).is_file():
         return
     _flush_names(folder)
-    for name in marker.read_text().splitlines():
-        new = folder / (name + _NEW)
-        if new.is_file():
-            os.replace(new, folder / name)
+    for line in (folder / marker).read_text(errors="replace").splitlines():
+        old, new = names(line)
+        if (folder / old).is_file():
+            os.replace(folder / old, folder / new)
     _flush_names(folder)
-    marker.unlink(missing_ok=True)
+    (folder / marker).unlink(missing_ok=True)
 
 
 def _flush_names(folder: Path) -> None:
@@ -92,7 +106,7 @@ def newest(path: Path) -> Path:
     """The file that holds path's content: itself, or a finished save's that was cut off."""
     new = path.with_name(path.name + _NEW)
     try:
-        finished = (path.parent / _MARKER).read_text().splitlines()
+        finished = (path.parent / _MARKER).read_text(errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return path
     return new if path.name in finished and new.is_file() else path

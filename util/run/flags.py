@@ -4,6 +4,19 @@ A new flag that changes networks or training stands here twice: in one of the tw
 BEFORE. tests/test_options.py tells which one was forgotten.
 """
 
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from util.files import write_text
+
 # A resumed run must train the networks of the run that it continues ...
 NETWORK_FLAGS = (
     *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
@@ -33,3 +46,27 @@ BEFORE = {
     **{"loss_weights": False, "augment": [], "freeze": []},
     **{"val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None},
 }
+
+
+def write_options(folder: Path, opt: argparse.Namespace) -> None:
+    """Write opt.txt for people and opt.json for test.py and the like into the run's folder."""
+    values = dict(sorted(vars(opt).items()))
+    lines = [f"{flag}: {value}" for flag, value in values.items()]
+    head, foot = "------------ Options -------------", "-------------- End -------------"
+    write_text(folder / "opt.txt", "\n".join([head, *lines, foot, ""]))
+    versions = {"torch": torch.__version__, "torchvision": version("torchvision")}
+    values["command_line"] = shlex.join(sys.argv)
+    values["versions"] = {"python": platform.python_version(), **versions}
+    values["git_commit"] = git_commit()
+    write_text(folder / "opt.json", json.dumps(values, indent=1) + "\n")
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with "+" if files were changed; None outside a git checkout."""
+    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from util.errors import UserError, first_line
+from util.files import write_text
 
 
 class TensorBoard:
@@ -106,9 +107,11 @@ class MLflow:
 
 def _same_id(path: Path, resume: bool, create: Callable[[], str]) -> str:
     """The service's id of this run, kept beside it so that a resumed run goes on under it."""
-    if not (resume and path.is_file()):
-        path.write_text(create())
-    return path.read_text()
+    known = path.read_text() if resume and path.is_file() else ""
+    if not known:
+        known = create()
+        write_text(path, known)
+    return known
 
 
 Logger = TensorBoard | WeightsAndBiases | MLflow

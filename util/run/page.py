@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from dominate import tags
 from dominate.util import raw
 from PIL import Image
 
+from util.errors import UserError
 from util.files import replacing
 from util.pages import html
 from util.pages.colours import save_image
@@ -39,15 +41,19 @@ class RunPage:
         matplotlib is missing."""
         require_matplotlib()
         self.run_dir, self.web, self.display_winsize = run_dir, run_dir / "web", display_winsize
-        for folder in ("images", "validation"):
-            (self.web / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (self.web / "images", self.web / "validation"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (run_dir, self.web, self.web / "images", self.web / "validation"):
+            for path in folder.glob(".*.tmp"):  # of util.files.replacing, left by a kill
+                path.unlink()
         self._curves_due = 0.0
         self._drawn: dict[str, object] = {}  # by file of curves: what it shows
 
     def start_anew(self) -> None:
         """Drop what an earlier run of the same name has left."""
         for path in [*self._pictures().values(), *(self.web / "validation").iterdir()]:
-            path.unlink()
+            if path.is_file():
+                path.unlink()
         for name in ("loss_curves.png", "validation_curves.png", "validation.html"):
             (self.web / name).unlink(missing_ok=True)
 
@@ -77,7 +83,9 @@ class RunPage:
         if (rows or validations) and (last or time.monotonic() >= self._curves_due):
             self._draw_curves(rows, validations, facts)
         page = Page(self.web, f"Training: {self.run_dir.name}", refresh=REFRESH_SECONDS)
-        options = saved_options(self.run_dir)
+        options = {}
+        with suppress(UserError):  # damaged meanwhile: training is worth more
+            options = saved_options(self.run_dir)
         told = {"command": options.get("command_line"), "code": options.get("git_commit")}
         page.table([], [[name, text] for name, text in (facts | told).items() if text])
         if validations:

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from util import distributed
 from util.errors import UserError, brief, out_of_memory
 from util.progress import log_main
-from util.run.checkpoints import load_file, recover, save_set, saved_options
+from util.run.checkpoints import load_file, recover, rename_set, save_set, saved_options
 from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
 from util.run.watch import NonFinite
 from util.setup import random_state, set_random_state
@@ -54,6 +54,14 @@ class Position:
     best: float | None = None  # its value; None before the first validation
     best_epoch: int = 0
     worse: int = 0  # validations since then
+
+    def check(self, batches: int) -> None:
+        """Raise ValueError or TypeError unless this is where a training may be, with so many
+        batches in an epoch."""
+        counts = self.batch, self.pictures, self.step, self.newest, self.best_epoch, self.worse
+        whole = all(isinstance(count, int) and count >= 0 for count in (self.epoch - 1, *counts))
+        if not whole or self.batch >= batches or not isinstance(self.best, float | int | None):
+            raise ValueError(f"no position in a training: {self}")
 
     def judge(self, metric: str, value: float, more_is_better: bool) -> bool:
         """Note a validation; returns whether it is the best so far. Another metric starts anew, and
@@ -110,19 +118,17 @@ def put_aside(folder: Path) -> None:
     nothing of it is taken for the new run's, which may be killed before its first save. For the
     main process alone, after all that may fail at the start."""
     recover(folder)
-    kept = []
+    renames, kept = {}, []
     for old, new in (("latest", "replaced"), ("best", "replaced_best")):
-        # the state first: without it nothing is continued
-        files = sorted(folder.glob(f"{old}_*.pth"), reverse=True)
+        files = [path.name for path in folder.glob(f"{old}_*.pth")]
         for path in folder.glob(f"{new}_net_*.pth") if files else ():
             path.unlink()
-        for path in files:
-            path.replace(path.with_name(new + path.name.removeprefix(old)))
+        renames |= {name: new + name.removeprefix(old) for name in files}
         kept += [new] if files else []
-    (folder / "iter.txt").unlink(missing_ok=True)
     if kept:
-        for path in folder.glob("features*.npy"):  # styles of the encoder of then
-            path.replace(path.with_name(f"replaced_{path.name}"))
+        others = folder.glob("features*.npy"), folder.glob("iter.txt")  # styles of that encoder
+        renames |= {path.name: f"replaced_{path.name}" for found in others for path in found}
+        rename_set(folder, renames)
         names = " and ".join(kept)
         log_main(
             f"note: this run replaces the one in {folder}, as --continue_train was not given; its "
@@ -143,7 +149,8 @@ def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Posi
         model.load_networks(folder, "latest")
         log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
         return Position(epoch=_reference_epoch(folder))
-    log_main(f"nothing is saved in {folder} yet: training starts from the beginning")
+    earlier = ", but for the run that this one replaced" if any(folder.glob("replaced_*")) else ""
+    log_main(f"nothing is saved in {folder} yet{earlier}: training starts from the beginning")
     return None
 
 
@@ -155,13 +162,16 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
         at, processes = Position(**state["position"]), state["processes"]
         old = {flag: (BEFORE | state["flags"])[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         same_epoch = (state["scenes"], old["batchSize"]) == (scenes, opt.batchSize)
+        at.check(batches=-(-state["scenes"] // old["batchSize"]))
         _compare_flags(folder, old, opt)
         model.load_networks(folder, "latest")
         model.load_training_state(state["model"])
         mine = processes[distributed.rank() % len(processes)]
         model.pool.load_state_dict(mine["pool"], model.device)
         set_random_state(mine["random"])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a foreign state fails in many ways
         if out_of_memory(error):  # the state is not to blame
             raise
         raise UserError(

@@ -15,6 +15,7 @@ from util.errors import UserError
 from util.files import cannot_write, lock_folder
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
+from util.run.flags import write_options
 from util.run.loggers import create_loggers
 from util.run.page import RunPage
 from util.run.resume import FOLDER_FLAGS, load, put_aside, save, snapshot
@@ -35,7 +36,8 @@ class TrainingRun:
     def __init__(
         self, opt: argparse.Namespace, folder: Path, model, loader, validation=None
     ) -> None:
-        """Load what the run starts from, then open its logs.
+        """Load what the run starts from, then open its logs. What an earlier run of this name has
+        left is replaced only after the first step: a start that fails leaves it whole.
 
         model: a Pix2PixHDModel; loader: a data.loader.Loader; validation: an
         evaluation.validation.Validation, if there is one.
@@ -46,8 +48,10 @@ class TrainingRun:
         self.epochs = opt.niter + opt.niter_decay
         self._lock = self._lock_folder() if distributed.is_main() else None
         self.at = load(model, opt, folder, self.scenes)
+        self._continues = self.at.step > 0 or self.at.epoch > 1
         self.visualizer = self._open_logs() if distributed.is_main() else None
         self._tell_start()
+        self._has_begun = False
         self._watch, self._stop = Watch(), Stop()
         self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
         begun = self.at.step - self.at.pictures  # earlier epochs may have had other scenes
@@ -69,21 +73,34 @@ class TrainingRun:
             ) from error
 
     def _open_logs(self) -> Visualizer:
-        opt, resume = self.opt, self.at.step > 0
+        opt, at = self.opt, self.at
         try:
-            loggers = create_loggers(opt, self.folder, resume)
-            if not opt.continue_train:
-                put_aside(self.folder)
             page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
-            visualizer = Visualizer(self.folder, page, resume, loggers)
-            visualizer.truncate_after(self.at.step)
-            if page:
-                page.forget_after(self.at.epoch if self.at.batch else self.at.epoch - 1)
+            loggers = create_loggers(opt, self.folder, self._continues)
+            visualizer = Visualizer(self.folder, page, self._continues, loggers)
+            if at.step:
+                visualizer.truncate_after(at.step)
+            if page and self._continues:
+                page.forget_after(at.epoch if at.batch else at.epoch - 1)
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
-        if self.at.best_epoch:
-            visualizer.facts["best"] = str(self.at.best_epoch)
+        if at.best_epoch:
+            visualizer.facts["best"] = str(at.best_epoch)
         return visualizer
+
+    def _begin(self) -> None:
+        """After the first step: note the flags, and replace what an earlier run has left."""
+        self._has_begun = True
+        if not self.visualizer:
+            return
+        try:
+            if not self.opt.continue_train:
+                put_aside(self.folder)
+            if not self._continues:
+                self.visualizer.start_anew()
+            write_options(self.folder, self.opt)
+        except OSError as error:
+            raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
 
     def _tell_start(self) -> None:
         at, device = f"epoch {self.at.epoch} of {self.epochs}", self.model.device
@@ -104,11 +121,20 @@ class TrainingRun:
         return self.opt.patience is not None and self.at.worse >= self.opt.patience
 
     def batches(self) -> Iterator[dict]:
-        """The rest of the epoch's batches, with a progress bar."""
+        """The rest of the epoch's batches, with a progress bar. Raises UserError for a file that
+        cannot be read, with what was trained saved."""
         at = self.at
         batches = self._pace.timed(self.loader.epoch(at.epoch, start=at.batch))
         description = f"epoch {at.epoch}/{self.epochs}"
-        yield from bar(batches, total=len(self.loader), initial=at.batch, desc=description)
+        try:
+            yield from bar(batches, total=len(self.loader), initial=at.batch, desc=description)
+        except UserError as error:
+            if distributed.world() > 1 or not self._has_begun:  # saving takes all processes
+                raise
+            self.save_if_due(stopping=True)
+            self._wait_for_save()
+            self._close()
+            raise UserError(f"{error}; then {self._how_to_continue()}") from error
 
     def advance(self, batch: dict, losses: dict[str, torch.Tensor]) -> None:
         """Note a step. Raises NonFinite if a loss or gradient was not finite; on a GPU, where
@@ -117,6 +143,8 @@ class TrainingRun:
         self._watch.add(self.model.finite, self.at.step, losses, batch["path"])
         if self.model.device.type == "cpu":
             self._watch.check()
+        if not self._has_begun:
+            self._begin()
 
     def log_losses(self, losses: dict[str, torch.Tensor], weight: float, rate: float) -> None:
         """Log the losses, averaged over the images of all processes, and warn of what looks wrong.

@@ -7,14 +7,16 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.files import replacing
+from util.progress import log
 from util.run.loggers import Logger
 from util.run.page import RunPage
 
@@ -26,8 +28,9 @@ _HEADER = "================ Training Loss ({}) ================"
 class Rows:
     """The rows of figures in a file, one JSON object a line."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, read_rows(path)
+    def __init__(self, path: Path, resume: bool) -> None:
+        """resume: go on with the rows of the file, else as if it were empty."""
+        self.path, self.rows = path, read_rows(path) if resume else []
 
     def append(self, row: Figures) -> None:
         row = {key: value if math.isfinite(value) else None for key, value in row.items()}
@@ -41,33 +44,34 @@ class Rows:
 
 
 class Visualizer:
-    """The record of one run. Only the main process makes one, after all that could fail early:
-    a fresh start clears the metrics and images of an earlier run of the same name.
-    """
+    """The record of one run. Only the main process makes one. A new run calls start_anew, a
+    resumed one truncate_after, before it records anything."""
 
     def __init__(
         self, run_dir: Path, page: RunPage | None, resume: bool, loggers: Sequence[Logger] = ()
     ) -> None:
-        """page: None for none. loggers: services that get the figures as well. resume: go on with
-        the files found; call truncate_after with the checkpoint's step."""
-        self.loggers, self._page = loggers, page
+        """page: None for none. resume: go on with the files found. loggers: services that get the
+        figures as well."""
+        self.loggers, self._page = [*loggers], page
         self.facts: dict[str, str] = {}  # what the page says of the run, by name
         run_dir.mkdir(parents=True, exist_ok=True)
         self._text_log = run_dir / "loss_log.txt"
-        metrics, validation = run_dir / "metrics.jsonl", run_dir / "validation.jsonl"
-        if not resume:  # loss_log.txt keeps the lines of earlier runs above
-            header = _HEADER.format(time.strftime("%c"))
-            _rewrite(self._text_log, [*_whole_lines(self._text_log), header])
-            _rewrite(metrics, [])
-            validation.unlink(missing_ok=True)
-            if page:
-                page.start_anew()
-        self._losses, self._validations = Rows(metrics), Rows(validation)
+        self._losses = Rows(run_dir / "metrics.jsonl", resume)
+        self._validations = Rows(run_dir / "validation.jsonl", resume)
+
+    def start_anew(self) -> None:
+        """Clear the metrics and images of an earlier run; loss_log.txt keeps its lines above."""
+        header = _HEADER.format(time.strftime("%c"))
+        _rewrite(self._text_log, [*_whole_lines(self._text_log), header])
+        _rewrite(self._losses.path, [])
+        self._validations.path.unlink(missing_ok=True)
+        if self._page:
+            self._page.start_anew()
 
     def display(self, images: Images, epoch: int, step: int) -> None:
         """Show images, name -> (H, W, 3) uint8; the last ones of an epoch stay on the page."""
-        for logger in self.loggers:
-            logger.images(step, {f"visuals/{name}": image for name, image in images.items()})
+        named = {f"visuals/{name}": image for name, image in images.items()}
+        self._send(lambda logger: logger.images(step, named))
         if self._page:
             self._page.save_images(images, epoch)
             self._write_page(f"{epoch}, step {step}")
@@ -80,9 +84,8 @@ class Visualizer:
         self._validations.append({"epoch": epoch, "step": step, **figures})
         self.facts["best"] = str(best)
         generated = {f"validation/{s}": scenes[s]["synthesized_image"] for s in scenes}
-        for logger in self.loggers:
-            logger.scalars(step, _finite("validation/", figures))
-            logger.images(step, generated)
+        self._send(lambda logger: logger.scalars(step, _finite("validation/", figures)))
+        self._send(lambda logger: logger.images(step, generated))
         if self._page:
             self._page.save_scenes(scenes, epoch)
             self._write_page(f"{epoch}, step {step}")
@@ -103,9 +106,19 @@ class Visualizer:
         line += "".join(f" {name}: {value:.3f}" for name, value in losses.items())
         _append(self._text_log, line)
         self._losses.append(at | losses)
-        for logger in self.loggers:
-            logger.scalars(at["step"], _finite("loss/", losses) | {"lr": at["lr"]})
+        scalars = _finite("loss/", losses) | {"lr": at["lr"]}
+        self._send(lambda logger: logger.scalars(at["step"], scalars))
         return line
+
+    def _send(self, call: Callable[[Logger], None]) -> None:
+        """Give something to all loggers. One that fails is warned of and gets no more."""
+        for logger in [*self.loggers]:
+            try:
+                call(logger)
+            except Exception as error:  # each service has its own kinds
+                self.loggers.remove(logger)
+                name = type(logger).__name__
+                log(f"warning: {name} failed ({first_line(error)}) and gets no more; going on")
 
     def truncate_after(self, step: int) -> None:
         """Forget what was logged beyond step.
@@ -113,19 +126,21 @@ class Visualizer:
         A killed run may have logged past its last checkpoint. Those steps run again, and the logs
         must end up as if it had never been killed.
         """
+        had_rows = bool(self._losses.rows)
         self._losses.truncate_after(step)
         self._validations.truncate_after(step)
-        if self._losses.path.exists():
+        if had_rows:
             self._truncate_text_log()
-        for logger in self.loggers:
-            logger.forget_after(step)
+        self._send(lambda logger: logger.forget_after(step))
 
     def close(self) -> None:
         """Write out what is still held back: the last curves, the loggers' rows."""
-        if self._page and "epoch" in self.facts:
+        rows = [*self._losses.rows, *self._validations.rows]
+        if self._page and rows:
+            last = max(rows, key=itemgetter("step"))  # a kill may have been before its page
+            self.facts.setdefault("epoch", f"{last['epoch']}, step {last['step']}")
             self._page.write(self._losses.rows, self._validations.rows, self.facts, last=True)
-        for logger in self.loggers:
-            logger.close()
+        self._send(lambda logger: logger.close())
 
     def _truncate_text_log(self) -> None:
         """Drop this run's lines beyond the last kept row, and a half-written last line."""
@@ -152,7 +167,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
             if not _is_row(rows[-1]):
-                raise ValueError("no step")
+                raise ValueError("expected numbers by name, with step and epoch")
         except ValueError as error:
             raise UserError(
                 f"{path}: line {number} is not JSON, or no row ({error}): delete that line or the "
@@ -162,7 +177,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("step"), (int, float))
+    if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+        return False
+    figures = all(isinstance(value, int | float | None) for value in row.values())
+    return figures and isinstance(row.get("step"), int)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -111,7 +111,7 @@ class AlignedDataset(Dataset):
                 f"{dataroot}: {len(problems)} missing: {brief(problems)}; "
                 "python -m data.check lists every problem"
             )
-        self.scenes = sorted(self.files["label"])[:max_size]
+        self.scenes = sorted(self.files["label"], key=self.files["label"].get)[:max_size]
         self.sizes: dict[str, Size] = {}  # by scene, as in the files
         for index in range(len(self.scenes)):
             self.check_size(index)

@@ -230,10 +230,7 @@ def resize_array(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.n
     if (width, height) == size:
         return array
     if not smooth:
-        rows, columns = (
-            ((np.arange(n) + 0.5) * old / n).astype(int) for n, old in zip(size[::-1], array.shape)
-        )
-        return array[rows[:, None], columns]
+        return array[_nearest(height, size[1])[:, None], _nearest(width, size[0])]
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
         return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC))
     channels = array.reshape(height, width, -1)
@@ -246,6 +243,12 @@ def resize_array(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.n
     if array.dtype.kind in "iu":
         out = out.clip(*TYPES[array.dtype.name])
     return out.reshape(size[1], size[0], *array.shape[2:]).astype(array.dtype)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Which of old rows each of new ones is, as Pillow rounds: all maps of a scene alike."""
+    rows = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    return np.asarray(rows.resize((new, 1), Image.Resampling.NEAREST))[0]
 
 
 def _package(name: str) -> ModuleType:

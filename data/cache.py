@@ -25,7 +25,7 @@ from util.errors import UserError
 Maps = dict[str, np.ndarray]
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # kind -> (dtype, shape)
 
-FORMAT = 1  # part of every signature: raise it when the arrays of scaled_maps change
+FORMAT = 2  # part of every signature: raise it when the arrays of scaled_maps change
 STALE = 3600  # seconds after which an unfinished file is that of a killed process
 
 

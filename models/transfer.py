@@ -3,6 +3,7 @@ layers go where; and upsampling layers that become --upsample icnr. All other la
 same shapes."""
 
 import argparse
+import re
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,15 @@ Parts = list[tuple[str, int]]  # what the input channels of a layer are, in orde
 
 def map_classes(text: str, old: argparse.Namespace, new: argparse.Namespace) -> dict[int, int]:
     """--map_classes OLD=NEW,... as new class -> old class; names of Cityscapes' classes where there
-    are 35. Without it classes keep their numbers, which needs equal counts."""
+    are 35. Without it classes keep their numbers, which needs equal counts; with images for labels
+    (--label_nc 0) on one side there are none to map."""
+    if not old.label_nc or not new.label_nc:
+        if text:
+            raise UserError(
+                f"--map_classes {text}: that run has --label_nc {old.label_nc}, this one "
+                f"{new.label_nc}: there are no classes to map; leave it out"
+            )
+        return {}
     if not text:
         if old.label_nc != new.label_nc:
             raise UserError(
@@ -63,9 +72,14 @@ def adapt_weights(
     """state with first, last and upsampling layers as new's network has them.
 
     New classes start from the mean of the old ones, new input and output channels too; new edges,
-    conditions, features and noise from zero, so that they change nothing at first. classes: see
-    map_classes.
+    conditions, features and noise from zero, so that they change nothing at first; classes in place
+    of an image, or the reverse, afresh. classes: see map_classes.
     """
+    if network == "G" and old.upsample != new.upsample != "icnr":
+        log_main(
+            f"  G: --upsample {old.upsample} -> {new.upsample}: the same weights compute something "
+            "else in upsampling layers; with --upsample icnr they go on as they were"
+        )
     before, after = input_parts(old, network), input_parts(new, network)
     moved = any(label != source for label, source in classes.items())
     adapted = dict(state)
@@ -75,7 +89,7 @@ def adapt_weights(
         sees_maps = weight.shape[1] == sum(count for _, count in before)
         first = sees_maps and own[name].shape[1] == sum(count for _, count in after)
         if first and (before != after or moved) and _is_first(name, network):
-            adapted[name] = _input_weights(weight, before, after, classes)
+            adapted[name] = _input_weights(weight, own[name], before, after, classes)
             log_main(f"  {network}: {name}: {_describe(before)} -> {_describe(after)}")
         elif _becomes_subpixel(weight, own[name], network) and old.upsample != "bilinear":
             adapted[name] = as_subpixel(weight, old.upsample)
@@ -89,9 +103,9 @@ def adapt_weights(
 
 def _is_first(name: str, network: str) -> bool:
     """Whether a layer sees the maps themselves: Sequential's second, after the padding, or a
-    scale's layer0 in D."""
+    scale's first in D (layerSCALE without feature matching)."""
     if network == "D":
-        return name.endswith("layer0.0.weight")
+        return re.fullmatch(r"(scale\d+_layer0|layer\d+)\.0\.weight", name) is not None
     return name.endswith(".1.weight") and name.count(".") == 2
 
 
@@ -100,13 +114,18 @@ def _becomes_subpixel(old: Tensor, new: Tensor, network: str) -> bool:
     return network != "D" and old.shape[2:] == (3, 3) and new.shape[2:] == (4, 4)
 
 
-def _input_weights(weight: Tensor, before: Parts, after: Parts, classes: dict[int, int]) -> Tensor:
-    """A convolution's weights (out, in, k, k) for other input channels."""
+def _input_weights(
+    weight: Tensor, fresh: Tensor, before: Parts, after: Parts, classes: dict[int, int]
+) -> Tensor:
+    """A convolution's weights (out, in, k, k) for other input channels. fresh: as they would be
+    without what is loaded."""
     old = dict(zip((name for name, _ in before), weight.split([count for _, count in before], 1)))
     columns = []
-    for name, count in after:
+    for (name, count), initial in zip(after, fresh.split([count for _, count in after], 1)):
         part = old.get(name, weight[:, :0])
-        if name == "class" and part.shape[1]:
+        if name in ("class", "input") and name not in old:
+            columns.append(initial)  # zeros, or equal ones, would never learn
+        elif name == "class":
             mean = part.mean(1, keepdim=True)
             one = part.split(1, 1)
             columns += [one[classes[k]] if k in classes else mean for k in range(count)]

@@ -34,6 +34,7 @@ from util.errors import UserError
 from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
+CHANNELS = integer(1, 2**16)
 EMA = number(0, 1 - 1e-9)
 MEASURED = ("label_nc", *(f"{side}_range" for side in SIDES))
 RESIZE_OR_CROP = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
@@ -80,11 +81,11 @@ DATA = Group(
     "data set",
     Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/, PHASE_img/, ...", "DIR"),
     Flag("--label_nc", 35, "classes; 0: RGB images as input; auto: counted", label_count),
-    Flag("--ignore_label", None, "label of pixels without a class", int),
+    Flag("--ignore_label", None, "label of pixels without a class", integer(-(2**31), 2**31 - 1)),
     Flag("--no_instance", False, "there are no instance maps"),
-    Flag("--input_nc", 3, "channels of the input with --label_nc 0", integer(1)),
-    Flag("--output_nc", 3, "channels of the generated image", integer(1)),
-    Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", integer(0)),
+    Flag("--input_nc", 3, "channels of the input with --label_nc 0", CHANNELS),
+    Flag("--output_nc", 3, "channels of the generated image", CHANNELS),
+    Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", integer(0, 2**16)),
     *(flag for side in SIDES for flag in value_flags(side)),
     Flag(
         "--resize_or_crop", "scale_width", "how to scale, and in training to crop", RESIZE_OR_CROP
@@ -135,7 +136,7 @@ LOADING = Group(
 GENERATOR = Group(
     "generator",
     Flag("--netG", "global", "local: with local enhancers (1024p stage)", ["global", "local"]),
-    Flag("--ngf", 64, "channels of its first layer", integer(1)),
+    Flag("--ngf", 64, "channels of its first layer", CHANNELS),
     Flag("--norm", "instance", "normalization of all networks", list(NORMS)),
     Flag("--use_dropout", False, "dropout in the residual blocks"),
     Flag("--upsample", "transpose", "upsampling of all networks", UPSAMPLE),
@@ -151,10 +152,15 @@ FEATURES = Group(
     "instance features",
     Flag("--instance_feat", False, "the generator sees encoded features of each instance"),
     Flag("--label_feat", False, "the same, of each class"),
-    Flag("--instance_noise", 0, "without features: random numbers for each instance", integer(0)),
-    Flag("--feat_num", 3, "length of a feature", integer(1)),
+    Flag(
+        "--instance_noise",
+        0,
+        "without features: random numbers for each instance",
+        integer(0, 2**16),
+    ),
+    Flag("--feat_num", 3, "length of a feature", CHANNELS),
     Flag("--fit_features", False, "average loaded features over the instances at full size"),
-    Flag("--nef", 16, "channels of the encoder's first layer", integer(1)),
+    Flag("--nef", 16, "channels of the encoder's first layer", CHANNELS),
     Flag("--n_downsample_E", 4, "downsampling layers of the encoder", integer(0)),
     inherited=True,
 )

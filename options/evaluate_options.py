@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.values import side_values
-from options.base_options import BaseOptions, check_range, inherited, run_dir, value_flags
+from options.base_options import (
+    CHANNELS,
+    BaseOptions,
+    check_range,
+    inherited,
+    run_dir,
+    value_flags,
+)
 from options.parser import Flag, Group, integer, label_count, name_inside, names_inside
 from util.errors import UserError
 
@@ -20,7 +27,7 @@ IMAGES = Group(
     Flag("--images", None, "to measure; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"),
     Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/ etc.", "DIR"),
     Flag("--label_nc", 35, "classes", label_count),
-    Flag("--ignore_label", None, "label that is not evaluated", int),
+    Flag("--ignore_label", None, "label that is not evaluated", integer(-(2**31), 2**31 - 1)),
     Flag("--out", None, "folder of the results; default: beside images/", "DIR"),
 )
 
@@ -35,7 +42,7 @@ SEGMENTERS = Group(
 WEIGHTS_HELP = "weights for LPIPS, FID and KID; default: torch's cache"
 WEIGHTS_DIR = Flag("--weights_dir", None, WEIGHTS_HELP, "DIR")
 
-OUTPUT = [Flag("--output_nc", 3, "channels of the images", integer(1)), *value_flags("output")]
+OUTPUT = [Flag("--output_nc", 3, "channels of the images", CHANNELS), *value_flags("output")]
 
 MEASURING = Group(
     "how it is measured",

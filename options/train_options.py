@@ -4,7 +4,7 @@ import argparse
 
 from data.augment import GEOMETRIC, NAMES
 from evaluation.measures import BETTER_IS_MORE
-from options.base_options import BaseOptions, scene_flags
+from options.base_options import CHANNELS, BaseOptions, scene_flags
 from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
 from options.parser import Flag, Group, integer, name_inside, names_of, number
 from util.errors import UserError
@@ -91,7 +91,7 @@ LOSSES = Group(
     "discriminator and losses",
     Flag("--num_D", 2, "scales of the discriminator", integer(1)),
     Flag("--n_layers_D", 3, "downsampling layers of each scale", integer(1)),
-    Flag("--ndf", 64, "channels of its first layer", integer(1)),
+    Flag("--ndf", 64, "channels of its first layer", CHANNELS),
     Flag("--lambda_feat", 10.0, "weight of feature matching and VGG loss", number(0, 1e9)),
     Flag("--no_ganFeat_loss", False, "no feature matching loss"),
     Flag("--no_vgg_loss", False, "no VGG loss"),

@@ -232,6 +232,15 @@ def test_resizing_agrees_with_pillow() -> None:
         assert np.abs(floats.clip(0, 255) - expected).max() <= (2 if smooth else 0)
 
 
+@pytest.mark.parametrize("old, new", [(2048, 640), (720, 270), (1920, 144), (150, 112), (7, 20)])
+def test_the_nearest_rows_and_columns_are_pillows(old: int, new: int) -> None:
+    """Where two are equally near, Pillow's rounding decides."""
+    array = np.arange(old, dtype=np.int32)
+    for image, size in ((array[None], (new, 1)), (array[:, None], (1, new))):
+        expected = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
+        np.testing.assert_array_equal(resize_array(image, size, smooth=False), expected)
+
+
 def test_a_georeference_is_handed_on(tmp_path: Path) -> None:
     tags = [
         (33550, "d", 3, (0.5, 0.5, 0.0), True),

@@ -254,6 +254,17 @@ def test_order_of_name_and_partial_batches(scenes: Path) -> None:
     assert paths == [f"aachen_{i:06d}_000019_gtFine_labelIds.png" for i in range(3)]
 
 
+def test_scenes_are_in_the_order_of_their_file_names(tmp_path: Path) -> None:
+    """As the 2018 code has them: "a-1.png" before "a.png"."""
+    for name in ("a.png", "a-1.png", "b.png"):
+        save_png(tmp_path / "train_label" / name, np.zeros((4, 4), np.uint8))
+        save_png(tmp_path / "train_img" / name, np.zeros((4, 4, 3), np.uint8))
+    for folder in (".ipynb_checkpoints", "sub/.backup"):  # hidden: no scenes
+        save_png(tmp_path / "train_label" / folder / "c.png", np.zeros((4, 4), np.uint8))
+    dataset = read(tmp_path, use_instances=False)
+    assert dataset.scenes == ["a-1", "a", "b"]
+
+
 def test_without_workers_threads_read_ahead_a_little(scenes: Path) -> None:
     dataset = read(scenes)
     together, begun, before = threading.Barrier(2), [], set(threading.enumerate())
@@ -380,10 +391,10 @@ def test_pairs_are_by_name_whatever_the_order(tmp_path: Path) -> None:
             shape = (4, 8, 3) if ending == "img" else (4, 8)
             save_png(tmp_path / f"train_{ending}" / f"{stem}_{ending}.png", np.zeros(shape, "u1"))
     dataset = read(tmp_path)
-    assert dataset.scenes == ["x", "x_1", "y"]
+    assert dataset.scenes == ["x_1", "x", "y"]  # as the 2018 code sorts the files
     for kind, ending in (("label", "label"), ("inst", "inst"), ("image", "img")):
         names = [dataset.files[kind][scene].name for scene in dataset.scenes]
-        assert names == [f"x_{ending}.png", f"x_1_{ending}.png", f"y_{ending}.png"]
+        assert names == [f"x_1_{ending}.png", f"x_{ending}.png", f"y_{ending}.png"]
 
 
 def test_subfolders_and_other_files(tmp_path: Path) -> None:

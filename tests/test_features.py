@@ -146,6 +146,15 @@ def test_style_changes_the_picture(run: Path) -> None:
     assert (pictures[0] != pictures[2]).any()
 
 
+@pytest.mark.parametrize(
+    "rows", [np.zeros(0), np.zeros((3, 0)), np.zeros((0, 4)), np.full((2, 4), 1.5)]
+)
+def test_a_file_without_styles_is_refused(rows: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "styles.npy", rows)
+    with pytest.raises(UserError, match="holds no styles of classes"):
+        load_styles(tmp_path / "styles.npy", 3)
+
+
 def test_large_seeds_cluster() -> None:
     rows = np.float32([[26, 0.0, 1.0, 0.9], [26, 1.0, 0.0, 0.9]])  # class, feature, share
     assert cluster(rows, 2, seed=2**40)[26].shape == (2, 2)

@@ -227,6 +227,22 @@ def test_inputs_of_other_models_that_do_not_fit(tmp_path: Path) -> None:
         styled(LABEL, INST, np.full((3, 17, 22), np.nan))
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_files_of_pytorch_before_0_4_load(norm: str, tmp_path: Path) -> None:
+    """Instance normalization had statistics in them, batch normalization no count of batches."""
+    folder = save_run(tmp_path / "run", norm=norm)
+    expected = load_generator(folder)(LABEL, INST)
+    state = torch.load(folder / "latest_net_G.pth")
+    if norm == "batch":
+        old = {name: value for name, value in state.items() if "num_batches" not in name}
+        assert len(old) < len(state)
+    else:
+        statistics = ("model.2.running_mean", "model.2.running_var", "model.5.running_mean")
+        old = state | {name: torch.rand(4) for name in statistics}
+    torch.save(old, folder / "latest_net_G.pth")
+    np.testing.assert_array_equal(load_generator(folder)(LABEL, INST), expected)
+
+
 def test_loading_refuses(tmp_path: Path) -> None:
     folder = save_run(tmp_path / "run")
     with pytest.raises(UserError, match="no such folder"):

@@ -1,6 +1,7 @@
 """Training that was stopped and continued equals training that never was, bit for bit."""
 
 import fcntl
+import functools
 import json
 import os
 import re
@@ -165,6 +166,116 @@ def test_a_start_that_fails_leaves_the_earlier_run(toy_data, tmp_path):
         assert training.end() == 2, training.told()
     assert outcome(tmp_path / "run") == before
     assert "continuing" in train(tmp_path / "run", *flags, "--niter", 2, "--continue_train")
+
+
+@pytest.mark.parametrize("problem", ["a folder among images", "a class too many", "web is a file"])
+def test_a_start_that_fails_late_leaves_the_earlier_run(problem, own_data, tmp_path):
+    flags = ["--dataroot", own_data, *ALL, "--niter_decay", 0, "--niter", 1]
+    run = tmp_path / "run"
+    train(run, *flags)
+    more = ["--label_nc", 3] if problem == "a class too many" else []
+    if problem == "web is a file":
+        shutil.rmtree(run / "web")
+        (run / "web").touch()
+    elif not more:
+        (run / "web" / "validation" / "folder").mkdir()
+    before = outcome(run)
+    training = Training(run, *flags, *more)
+    if problem == "a folder among images":
+        assert training.end() == 0 and (run / "web" / "validation" / "folder").is_dir()
+    else:
+        assert training.end() == 2 and outcome(run) == before
+        options = json.loads((run / "opt.json").read_text())
+        assert options["label_nc"] == 35
+
+
+def kill_while_renaming(number: int) -> None:
+    """Kill the process instead of the number-th renaming of weights."""
+    import util.run.checkpoints as module
+
+    original, done = os.replace, []
+
+    def replace(old: Path, new: Path) -> None:
+        if str(new).endswith(".pth") and "replaced" in str(new):
+            done.append(new)
+        if len(done) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(old, new)
+
+    module.os.replace = replace
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_kill_while_a_run_is_put_aside(number, toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0, "--niter", 1]
+    train(tmp_path / "run", *flags, "--seed", 7)
+    train(tmp_path / "whole", *flags)
+    killed = Training(
+        tmp_path / "run", *flags, prepare=functools.partial(kill_while_renaming, number)
+    )
+    assert killed.end() == -signal.SIGKILL, killed.told()
+    told = train(tmp_path / "run", *flags, "--continue_train")
+    assert "but for the run that this one replaced" in told
+    whole, run = (torch.load(tmp_path / name / "latest_net_G.pth") for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], run[name]) for name in whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_costs_no_step(workers, own_data, tmp_path):
+    flags = [*ALL, *SHORT, "--serial_batches", "--save_latest_freq", 1000, "--nThreads", workers]
+    train(tmp_path / "whole", "--dataroot", own_data, *flags)
+    last = sorted(own_data.glob("train_img/*"))[-1]
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) // 2])
+    training = Training(tmp_path / "run", "--dataroot", own_data, *flags)
+    assert training.end() == 2
+    told = training.told().splitlines()[-1]
+    assert last.name in told and "--continue_train goes on from here" in told
+    last.write_bytes(content)
+    told = train(tmp_path / "run", "--dataroot", own_data, *flags, "--continue_train")
+    assert "continuing" in told and "after 3 images" in told
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_records_of_before_stay_where_only_weights_are_left(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
+    train(tmp_path / "run", *flags, "--niter", 2)
+    (tmp_path / "run" / "latest_state.pth").unlink()
+    train(tmp_path / "run", *flags, "--niter", 3, "--continue_train")
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(row)["epoch"] for row in rows} == {1, 2, 3}
+
+
+def test_a_fix_global_that_is_raised_counts(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, "--netG", "local", "--n_blocks_local", 1, "--niter_decay", 0]
+    train(tmp_path / "run", *flags, "--niter", 1)
+    before = torch.load(tmp_path / "run" / "latest_net_G.pth")
+    more = ["--niter", 2, "--niter_fix_global", 2, "--continue_train"]
+    assert "the outermost enhancer alone is trained" in train(tmp_path / "run", *flags, *more)
+    after = torch.load(tmp_path / "run" / "latest_net_G.pth")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"model1_1", "model1_2"}
+
+
+@pytest.mark.parametrize(
+    "position",
+    [{"epoch": "x"}, {"epoch": -1}, {"epoch": 2.5}, {"batch": 99}, {"step": None}, {"best": "x"}],
+)
+def test_an_impossible_position_is_refused(position, run_of_one, toy_data, tmp_path):
+    shutil.copytree(run_of_one, tmp_path / "run")
+    state = load_file(tmp_path / "run" / "latest_state.pth")
+    state["position"] |= position
+    torch.save(state, tmp_path / "run" / "latest_state.pth")
+    flags = ["--dataroot", toy_data, "--niter", 2, "--niter_decay", 0, "--continue_train"]
+    training = Training(tmp_path / "run", *flags)
+    assert training.end() == 2 and "no position in a training" in training.told()
+
+
+@pytest.fixture(scope="module")
+def run_of_one(toy_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train(folder, "--dataroot", toy_data, "--niter", 1, "--niter_decay", 0)
+    return folder
 
 
 def test_fp16_state_is_kept(toy_data, tmp_path):

@@ -1,6 +1,7 @@
 """Other people's weights: classes and channels mapped, parts frozen; scenes augmented."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,52 @@ def test_fewer_classes_by_name_and_new_ones_from_the_mean(
     for ours, theirs in ((3, 26), (0, 7), (1, 7), (-1, -1)):
         assert torch.equal(new[:, ours], old[:, theirs])
     torch.testing.assert_close(new[:, 30], old[:, :35].mean(1))
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_ganFeat_loss"]])
+def test_every_scale_of_the_discriminator_sees_the_classes_in_order(
+    classes: tuple[Path, Path], flags: list
+) -> None:
+    ids, turned = classes
+    train(ids, "base", *flags)
+    pairs = ",".join(f"{34 - k}={k}" for k in range(35))
+    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
+    train(turned, "turned", *flags, *pretrained, "--map_classes", pairs)
+    old, new = weights(ids, "base", "D"), weights(ids, "turned", "D")
+    first = [name for name, weight in old.items() if weight.ndim == 4 and weight.shape[1] == 39]
+    assert len(first) == 2
+    for name in first:
+        assert torch.equal(new[name][:, :35], old[name][:, :35].flip(1)), name
+
+
+def test_labels_in_place_of_images_start_afresh(classes: tuple[Path, Path]) -> None:
+    """And the reverse; what reads them would otherwise be zero, or see no difference, for ever."""
+    ids, _ = classes
+    for phase in ("train", "test"):
+        shutil.copytree(ids / f"{phase}_img", ids / f"{phase}_A")
+        shutil.copytree(ids / f"{phase}_img", ids / f"{phase}_B")
+    rgb = ["--label_nc", 0, "--no_instance"]
+    train(ids, "rgb", *rgb)
+    told = train(ids, "labels", "--load_pretrain", ids.parent / "runs" / "rgb", "--lr", 0)
+    assert "3 input -> 35 class + 1 edges" in told
+    train(ids, "back", *rgb, "--load_pretrain", ids.parent / "runs" / "labels", "--lr", 0)
+    for name in ("labels", "back"):
+        first = weights(ids, name)["model.1.weight"][:, :3]
+        assert (first != first[:, :1]).any() and first.ndim == 4
+    where = ["--dataroot", ids, "--checkpoints_dir", ids.parent / "runs", "--name", "x"]
+    mapped = [*rgb, "--load_pretrain", ids.parent / "runs" / "labels", "--map_classes", "0=1"]
+    refusal = one_line(run_command("train.py", *TINY, *ONCE, *where, *mapped))
+    assert "no classes to map" in refusal
+
+
+def test_upsampling_that_computes_something_else_is_named(classes: tuple[Path, Path]) -> None:
+    ids, _ = classes
+    train(ids, "base")
+    pretrained = ["--load_pretrain", ids.parent / "runs" / "base"]
+    assert "--upsample transpose -> nearest" in train(
+        ids, "n", *pretrained, "--upsample", "nearest"
+    )
+    assert "--upsample transpose" not in train(ids, "same", *pretrained)
 
 
 def test_other_channels_and_conditions_start_without_effect(

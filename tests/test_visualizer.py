@@ -104,10 +104,41 @@ def test_a_run_without_metrics_can_be_resumed(tmp_path):
 
 
 def test_a_spoiled_row_is_named(tmp_path):
-    for spoiled in ("spoiled", '{"epoch": 1}', "[1]", '{"epoch": 1, "step": "2"}'):
+    for spoiled in ("spoiled", '{"epoch": 1}', '{"step": 1}', "[1]", '{"epoch": 1, "step": "2"}'):
         (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 1, "step": 1}}\n{spoiled}\n')
         with pytest.raises(UserError, match=r"metrics.jsonl: line 2"):
             read_rows(tmp_path / "metrics.jsonl")
+
+
+def test_a_logger_that_fails_is_dropped(tmp_path, capsys):
+    class Failing:
+        def scalars(self, step, values):
+            raise ConnectionError("the server is gone")
+
+    vis = Visualizer(tmp_path, None, False, [Failing()])
+    log(vis, range(1, 4))
+    vis.close()
+    assert capsys.readouterr().out.count("warning: Failing failed (the server is gone)") == 1
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 3
+
+
+def test_curves_that_a_kill_prevented_are_drawn_by_the_next_run(tmp_path):
+    log(visualizer(tmp_path, write_html=True), range(1, 9))
+    leftover = tmp_path / "web" / ".loss_curves.png.1.tmp"
+    leftover.touch()
+    vis = visualizer(tmp_path, resume=True, write_html=True)
+    vis.truncate_after(8)
+    vis.close()
+    assert (tmp_path / "web" / "loss_curves.png").exists() and not leftover.exists()
+    assert "2, step 8" in (tmp_path / "web" / "index.html").read_text()
+
+
+def test_lines_stay_where_the_metrics_are_lost(tmp_path):
+    log(visualizer(tmp_path), range(1, 6))
+    before = (tmp_path / "loss_log.txt").read_text()
+    (tmp_path / "metrics.jsonl").write_text("")
+    visualizer(tmp_path, resume=True).truncate_after(5)
+    assert (tmp_path / "loss_log.txt").read_text() == before
 
 
 def test_page_shows_what_is_on_disk_newest_first(tmp_path):

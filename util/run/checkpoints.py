@@ -176,7 +176,8 @@ def weights_file(folder: Path, epoch: str | int, name: str, ema: float = 0.0) ->
 
 def load_network(net: nn.Module, path: Path) -> None:
     """Load weights that must fit exactly. Raises UserError listing the layers that do not."""
-    own, state = net.state_dict(), _network_state(path)
+    own = net.state_dict()
+    state = _network_state(path, own)
     wrong = _shape_mismatches(state, own)
     wrong += [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is unknown" for name in state if name not in own]
@@ -198,7 +199,8 @@ def load_pretrained(
     Raises UserError if a parameter has another shape, or the file has layers that the network
     does not: only the coarse generator's last layer, which made its image, may be left over.
     """
-    own, state = net.state_dict(), _network_state(path)
+    own = net.state_dict()
+    state = _network_state(path, own)
     state = adapt(state, own) if adapt else state
     wrong = _shape_mismatches(state, own)
     unknown = list(dict.fromkeys(n.rpartition(".")[0] for n in state if n not in own))
@@ -213,10 +215,17 @@ def load_pretrained(
     return [name for name in own if name not in known]
 
 
-def _network_state(path: Path) -> dict[str, torch.Tensor]:
+def _network_state(path: Path, own: Mapping) -> dict[str, torch.Tensor]:
     state = load_file(path)
     # checkpoints of DataParallel carry a prefix
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    # before PyTorch 0.4 instance normalization kept statistics as well, and batches went uncounted
+    statistics = (".running_mean", ".running_var", ".num_batches_tracked")
+    state = {n: value for n, value in state.items() if n in own or not n.endswith(statistics)}
+    for name in own:
+        layer, _, last = name.rpartition(".")
+        if last == "num_batches_tracked" and f"{layer}.running_mean" in state:
+            state.setdefault(name, torch.tensor(0))
     strange = [name for name, value in state.items() if not _is_plain_tensor(value)]
     if strange or not state:
         raise UserError(f"{path}: expected tensors by name, found {brief(strange) or 'nothing'}")

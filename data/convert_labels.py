@@ -145,10 +145,9 @@ def _refuse(message: str) -> NoReturn:
 
 def main() -> int:
     args = parse_args()
-    results = args.output.resolve()
-    paths = [
-        path for path in list_files(args.input).values() if results not in path.resolve().parents
-    ]
+    paths, results = [*list_files(args.input).values()], args.output.resolve()
+    if args.input.resolve() in results.parents:
+        paths = [path for path in paths if results not in path.resolve().parents]
     if not paths:
         raise UserError(f"--input {args.input}: holds no images but those of --output")
     make_folder(args.output, "--output")

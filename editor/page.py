@@ -178,6 +178,8 @@ class Page:
             *(self.style_panel, self.class_panel, self.add_panel, self.file),
         ]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        # one queue for all actions: from queues of their own Gradio takes them in any order
+        ordered = {"concurrency_id": "actions", "concurrency_limit": 1, "trigger_mode": "multiple"}
 
         def on(
             event: Callable,
@@ -196,9 +198,7 @@ class Page:
                 return self._act(session, work)
 
             handler.__name__ = action.__name__  # what the server calls it
-            answered = event(
-                handler, [self.session, *inputs], view, trigger_mode="multiple", **quiet
-            )
+            answered = event(handler, [self.session, *inputs], view, **ordered, **quiet)
             answered.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
 
         app.load(self.begin, None, [self.session, *view], **quiet)
@@ -227,16 +227,13 @@ class Page:
         return {self.session: session, **self._act(session, session.begin)}
 
     def generate_gallery(self, session: Session | None) -> object:
-        """Replace the waiting tiles by previews. Beside actions, so that these answer at once."""
-        if session is None:
-            return gr.skip()
-        with session.lock:
-            if not session.wants_gallery:
+        """Replace the waiting tiles by previews. Beside actions, which wait for one preview."""
+        try:
+            if session is None or not session.generate_gallery():
                 return gr.skip()
-            try:
-                session.generate_gallery()
-            except (UserError, MemoryError) as problem:
-                return markup.note(_message(problem))
+        except (UserError, MemoryError) as problem:
+            return markup.note(_message(problem))
+        with session.lock:
             return markup.gallery(session)
 
     def _act(self, session: Session | None, work: Callable[[], str]) -> dict:
@@ -372,7 +369,7 @@ def _points(event: gr.EventData) -> list[tuple[float, float]]:
         points = np.array(event._data["points"], float)
     except (KeyError, TypeError, ValueError):
         points = np.zeros(0)
-    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not np.isfinite(points).all():
         raise UserError("the page sent something that is not a list of points")
     return [tuple(point) for point in points.tolist()]
 

@@ -6,6 +6,7 @@ It knows nothing of the page; every action returns one line for the status, or r
 import base64
 import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ class Session:
     turn: int = 0  # counts what the page was sent
     shown: dict[object, object] = field(default_factory=dict)  # what the page has, by part
     file: dict[str, str] | None = None  # to be downloaded: its name, type and content in base64
+    _generating: tuple[Selection, int] | None = None  # of whom a gallery is made, at which version
     wants_model: bool = False  # the next click selects the object whose class and style are copied
 
     @property
@@ -229,12 +231,32 @@ class Session:
         """Whether previews of the selected object's styles are to be generated."""
         return self.gallery is None and self.has_styles
 
-    def generate_gallery(self) -> None:
-        """Generate cut-outs of the selected object in every style of its class."""
-        styles = self.ui.styles[self.selected.label]
-        pictures = self.ui.previews(self.selected.instance, styles)
-        box = surroundings(self.selected.mask)
-        self.gallery = [thumbnail(picture[box]) for picture in pictures]
+    def generate_gallery(self) -> bool:
+        """Generate cut-outs of the selected object in every style of its class, where they are
+        wanted. Actions come between two of them; False if one has made them out of date."""
+        with self.lock:
+            wanted = self.selected, self.ui.version
+            if not self.wants_gallery or wanted == self._generating:
+                return False
+            self._generating = wanted
+            styles, box = self.ui.styles[self.selected.label], surroundings(self.selected.mask)
+        pictures = []
+        try:
+            for vector in styles:
+                with self.lock:
+                    if wanted != (self.selected, self.ui.version):
+                        return False
+                    (picture,) = self.ui.previews(wanted[0].instance, vector[None])
+                pictures.append(thumbnail(picture[box]))
+                time.sleep(0.005)  # or this thread takes the lock again before one that waits
+            with self.lock:
+                if wanted != (self.selected, self.ui.version):
+                    return False
+                self.gallery = pictures
+            return True
+        finally:
+            if self._generating == wanted:
+                self._generating = None
 
     def chosen_style(self) -> int | None:
         """The number of the style that the selected object has, if it is one of its class's."""
@@ -252,8 +274,8 @@ class Session:
         return f"{who} has style {number} now."
 
     def open_photo(self, name: str) -> str:
-        self.photo = self.scenes.photo(name)
-        _, self.photo_inst, _ = self.scenes.load(name)
+        photo, (_, inst, _) = self.scenes.photo(name), self.scenes.load(name)
+        self.photo, self.photo_inst = photo, inst
         return f"Click in the photograph of {name} where {self._receiver()} takes its style from."
 
     def upload_photo(self, path: str) -> str:

@@ -70,12 +70,17 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 def grid_energy(image: np.ndarray, inst: np.ndarray | None = None) -> float:
     """The share of the spectrum at the highest vertical and the highest horizontal frequency, in
-    all but the mean: what the grid of transposed convolutions raises. 1 for a checkerboard."""
-    energy = np.abs(np.fft.fft2(grey(image))) ** 2
+    all but the mean: what the grid of transposed convolutions raises. 1 for a checkerboard of even
+    sides; NaN for an image of one colour."""
+    values = grey(image)
+    if np.ptp(values) < 1e-6:
+        return math.nan
+    energy = np.abs(np.fft.fft2(values)) ** 2
     energy[0, 0] = 0
-    row, column = energy.shape[0] // 2, energy.shape[1] // 2
-    at_nyquist = energy[row].sum() + energy[:, column].sum() - energy[row, column]
-    return float(at_nyquist / energy.sum()) if energy.any() else math.nan
+    vertical, horizontal = (np.abs(np.fft.fftfreq(side)) for side in values.shape)
+    # an odd side has its highest frequency twice, with either sign
+    highest = (vertical == vertical.max())[:, None] | (horizontal == horizontal.max())
+    return float(energy[highest].sum() / energy.sum())
 
 
 def sharpness(image: np.ndarray, inst: np.ndarray | None = None) -> float:
@@ -104,11 +109,12 @@ THING_PIXELS = 20
 
 
 def _variance_inside_things(values: Sequence[np.ndarray], inst: np.ndarray | None) -> float:
-    """values: maps (H, W), whose variances are added up; inst: ids, things from 1000."""
+    """values: maps (H, W), whose variances are added up; inst: ids, things from 1000; from 2**31 on
+    they are negative (data.kinds)."""
     if inst is None:
         return math.nan
     ids, index, counts = np.unique(inst, return_inverse=True, return_counts=True)
-    chosen = (ids >= 1000) & (counts >= THING_PIXELS)
+    chosen = (ids.astype(np.int64) & 0xFFFFFFFF >= 1000) & (counts >= THING_PIXELS)
     if not chosen.any():
         return math.nan
 

@@ -50,7 +50,10 @@ def check_maps(label: np.ndarray, inst: np.ndarray | None, opt: argparse.Namespa
             f"an instance map of {inst.dtype} {inst.shape} beside a label map of {label.shape}"
         )
     if inst.min() < 0 or inst.max() > LARGEST_ID:
-        raise UserError(f"instance ids {inst.min()} to {inst.max()}: expected 0 to {LARGEST_ID}")
+        raise UserError(
+            f"instance ids {inst.min()} to {inst.max()}: the editor takes 0 to {LARGEST_ID}, what "
+            "16-bit PNG files hold; number the instances anew"
+        )
 
 
 def check_labels(label: np.ndarray, opt: argparse.Namespace) -> None:

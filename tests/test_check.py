@@ -205,6 +205,12 @@ def test_convert_cityscapes_colours(tmp_path):
     assert made.mode == "L" and np.array_equal(np.asarray(made), label)
 
 
+def test_convert_to_the_folder_above(convert, tmp_path):
+    save_png(tmp_path / "in" / "1.png", np.zeros((2, 2, 3), np.uint8))
+    assert convert(tmp_path / "in", tmp_path, "--palette", "auto") == 0
+    assert read(tmp_path / "1.png").tolist() == [[0, 0], [0, 0]]
+
+
 def test_convert_auto_lists_colours_in_order(convert, tmp_path, capsys):
     first = np.array([[[9, 9, 9], [0, 0, 0]], [[9, 9, 9], [255, 0, 1]]], np.uint8)
     second = np.array([[[4, 5, 6], [0, 0, 0]]], np.uint8)

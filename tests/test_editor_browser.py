@@ -365,7 +365,8 @@ def test_the_server_gives_no_file_away(url: str, project: Path) -> None:
 def test_garbage_from_a_browser_is_refused_and_the_session_goes_on(url: str) -> None:
     client = Client(url, "garbage")
     client.call("begin")
-    for event in ({"points": "no"}, {"points": [[1, 2, 3]]}, {"points": [["a", 1]]}, {"y": 1}):
+    wrong = ("no", [[1, 2, 3]], [["a", 1]], [[None, 1]], [["1e999", 1]])
+    for event in (*({"points": points} for points in wrong), {"y": 1}):
         answer = client.call("pointer", 3, 1, event=event)
         assert "the page sent something" in answer["status"] and "error" in answer["status"]
     answer = client.call("choose_label", event={"number": 99})
@@ -410,6 +411,22 @@ def test_fifty_requests_of_five_sessions_are_all_answered_and_none_mixed_up(url:
 def paint_at_once(client: Client, dots: list[list[int]], answered: list[dict]) -> None:
     sent = [client.send("pointer", 1.5, 1, event={"points": [dot]}) for dot in dots]
     answered += client.answers(sent).values()
+
+
+def test_actions_come_in_the_order_they_were_sent(url: str) -> None:
+    """Each stroke has the class that was chosen just before it."""
+    client = Client(url, "ordered")
+    client.call("begin")
+    client.call("choose_tool", "Paint")
+    sent = []
+    for k in range(10):
+        sent.append(client.send("choose_label", event={"number": (TRAIN, CAR)[k % 2]}))
+        dot = {"points": [[4 + k * 5, 5]]}
+        sent.append(client.send("pointer", 1.5, 1, event=dot))
+    answered = client.answers(sent)
+    assert list(answered) == sent
+    painted = label_map(answered[sent[-1]]["stage"])[4:54:5, 5]
+    assert (painted[0::2] == TRAIN_COLOUR).all() and (painted[1::2] == (0, 0, 142)).all()
 
 
 def label_map(stage: str) -> np.ndarray:

@@ -79,6 +79,21 @@ def test_grid_energy_by_hand() -> None:
     assert measures.grid_energy(grey) == pytest.approx(2 / 3, abs=1e-3)
 
 
+def test_grid_energy_of_odd_sides() -> None:
+    """Both signs of the highest frequency count, and rounding is no energy."""
+    assert measures.grid_energy(checkerboard(64, 33)) == pytest.approx(1)
+    noise = np.random.default_rng(0).integers(0, 256, (33, 65, 3), np.uint8)
+    expected = 1 - 31 / 33 * 63 / 65  # of white noise
+    assert measures.grid_energy(noise) == pytest.approx(expected, abs=0.02)
+    assert math.isnan(measures.grid_energy(np.full((31, 37, 3), 100, np.uint8)))
+
+
+def test_things_of_the_largest_ids_are_measured() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    small, large = (np.full((8, 8), i, np.uint32).view(np.int32) for i in (26001, 2**31 + 5))
+    assert measures.hue_variance(image, large) == measures.hue_variance(image, small) > 0
+
+
 def test_sharpness_by_hand() -> None:
     assert measures.sharpness(checkerboard(6, 6)) == pytest.approx(200)
     ramp = (np.arange(10) * 4).astype(np.uint8)[None, :, None].repeat(5, 0).repeat(3, 2)

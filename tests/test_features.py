@@ -360,6 +360,16 @@ def test_class_features_are_encoded_by_instance_as_the_reference_does(
     inst = [np.asarray(Image.open(path)) for path in (toy_data / "train_inst").iterdir()]
     rows = np.load(tmp_path / "run" / "features.npy")
     assert len(rows) == sum(len(np.unique(one)) for one in inst)
+    # and --style_from names one of these instances, or a class
+    scene = next((toy_data / "train_inst").iterdir()).stem.replace("instanceIds", "labelIds")
+    thing = int(np.unique(np.asarray(Image.open(next((toy_data / "train_inst").iterdir())))).max())
+    for number in (thing, thing // 1000):
+        done = run_command(
+            *("test.py", "--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1),
+            *("--dataroot", toy_data, "--loadSize", 64, "--nThreads", 0, "--how_many", 1),
+            *("--style_from", f"{scene},{number}", "--results_dir", tmp_path / "results"),
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_clusters_are_the_groups() -> None:

@@ -268,7 +268,7 @@ def test_an_impossible_position_is_refused(position, run_of_one, toy_data, tmp_p
     torch.save(state, tmp_path / "run" / "latest_state.pth")
     flags = ["--dataroot", toy_data, "--niter", 2, "--niter_decay", 0, "--continue_train"]
     training = Training(tmp_path / "run", *flags)
-    assert training.end() == 2 and "no position in a training" in training.told()
+    assert training.end() == 2 and "not the state of such a run" in training.told()
 
 
 @pytest.fixture(scope="module")

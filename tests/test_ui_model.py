@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+import time
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -266,6 +267,62 @@ def test_the_page_says_that_memory_ran_out(ui: UIModel, monkeypatch) -> None:
     monkeypatch.setattr(Session, "wants_gallery", True)
     monkeypatch.setitem(ui.styles, session.selected.label, np.zeros((2, 3), np.float32))
     assert "out of memory" in str(page.generate_gallery(session))
+
+
+def editing(ui: UIModel, files: object) -> tuple:
+    """A session of the editor, and the page's generate_gallery for it."""
+    pytest.importorskip("gradio")
+    from editor.page import Page
+    from editor.session import Session
+
+    session = Session(ui, files, [])
+    return session, lambda: Page(ui, files, []).generate_gallery(session)
+
+
+def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
+    """And those of an object that is no longer selected are given up."""
+    session, _ = editing(ui, SimpleNamespace(names=[], photos={}))
+    ui.styles[CAR] = np.zeros((5, 3), np.float32)
+    session.pointer([(16.0, 8.0)], 3.0, 1.0)
+    assert session.selected.label == CAR and session.wants_gallery
+    previews, begun, answered = ui.previews, threading.Event(), threading.Event()
+    count = []
+
+    def slow(instance: int, features: np.ndarray) -> np.ndarray:
+        count.append(instance)
+        begun.set()
+        time.sleep(0.05)
+        return previews(instance, features)
+
+    def click() -> None:
+        begun.wait()
+        with session.lock:
+            session.pointer([(0.0, 0.0)], 3.0, 1.0)
+        answered.set()
+
+    monkeypatch.setattr(ui, "previews", slow)
+    thread = threading.Thread(target=click)
+    thread.start()
+    assert not session.generate_gallery() and answered.is_set()
+    thread.join()
+    assert len(count) < 5 and session.gallery is None
+    session.pointer([(16.0, 8.0)], 3.0, 1.0)
+    assert session.generate_gallery() and len(session.gallery) == 5
+    assert not session.generate_gallery()  # it is there
+
+
+def test_a_photograph_that_is_refused_leaves_the_one_of_before(ui: UIModel) -> None:
+    def load(name: str) -> tuple:
+        if name == "bad":
+            raise UserError("label 99")
+        return None, np.zeros((24, 40), np.int32), None
+
+    photo = np.zeros((24, 40, 3), np.uint8)
+    session, _ = editing(ui, SimpleNamespace(photo=lambda name: photo + (name == "bad"), load=load))
+    session.open_photo("good")
+    with pytest.raises(UserError, match="label 99"):
+        session.open_photo("bad")
+    assert (session.photo == photo).all()
 
 
 def test_an_open_scene_keeps_integer_maps_and_its_last_image_alone(ui: UIModel) -> None:

@@ -45,17 +45,18 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
 
 
 def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
-    """Whether features.npy is missing, older than the encoder, or unwanted."""
-    if opt.reencode or not path.is_file():
-        return True
+    """Whether features.npy is missing, older than the encoder, or unwanted. It does not tell which
+    epoch it is of: another than the latest is encoded again."""
     encoder = encoder_file(opt)
     if opt.which_epoch != "latest" and not is_saved(encoder):
         raise UserError(f"{encoder}: no such file; check --which_epoch")
+    if opt.reencode or not path.is_file() or opt.which_epoch != "latest":
+        return True
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     log_main(
         f"{encoder} is newer than {path}: encoding again"
         if outdated
-        else f"clustering {path} as it is (--reencode: again, for another epoch or data)"
+        else f"clustering {path} as it is (--reencode: again, for other data)"
     )
     return outdated
 

@@ -66,11 +66,27 @@ def parse_args() -> argparse.Namespace:
     parser.error = fail  # one line, without the usage
     add = parser.add_argument
     add("--raw", type=Path, required=True, help="folder with leftImg8bit/ and gtFine/")
-    add("--out", type=Path, default=Path("./datasets/cityscapes"), help="folder to write to")
-    add("--splits", nargs="+", choices=list(PHASES), default=list(PHASES), help="what to take")
+    add(
+        "--out",
+        type=Path,
+        default=Path("./datasets/cityscapes"),
+        help="folder to write to (default: %(default)s)",
+    )
+    add(
+        "--splits",
+        nargs="+",
+        choices=list(PHASES),
+        default=list(PHASES),
+        help="what to take (default: all)",
+    )
     add("--link", action="store_true", help="hard links instead of copies")
     add("--size", type=int, metavar="W", help="scale to this width, the height in proportion")
-    add("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="files made at a time")
+    add(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        help="files made at a time (default: %(default)s)",
+    )
     args = parser.parse_args()
     if not args.raw.is_dir():
         fail(f"--raw {args.raw} is not a folder: give the one that holds leftImg8bit and gtFine")

@@ -14,7 +14,7 @@ from benchmarks.baseline import plain_generate
 from benchmarks.measure import benchmark_parser, compare_to_peak, flops, report
 from models.build import AMP_TYPES, build_generator
 from options.base_options import integer
-from util.errors import run
+from util.errors import UserError, run
 from util.setup import set_up_torch
 
 
@@ -35,6 +35,12 @@ def main() -> None:
     if given.cuda_graphs:  # one launch an image: what the kernels alone would take
         model._generator = torch.compile(model.netG, mode="reduce-overhead")
         flags += " --cuda_graphs"
+    least, multiple = model.least, model.multiple
+    if min(given.width, given.height) < least or given.width % multiple or given.height % multiple:
+        raise UserError(
+            f"--width {given.width} --height {given.height}: the plain way needs multiples of "
+            f"{multiple}, at least {least}"
+        )
     torch.manual_seed(0)
     plain = build_generator(model.opt).to(device)
     maps = scene.pinned(scene.batch(given.width, given.height, given.batch), device)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from options.base_options import integer
+from options.parser import Parser
 
 Work = Callable[[], object]
 
@@ -27,8 +28,8 @@ def benchmark_parser(
     doc: str, size: tuple[int, int] | None = None, batch: int | None = None
 ) -> argparse.ArgumentParser:
     """A parser of --device, --repeat and --json, which every benchmark has; of --width and --height
-    with these defaults, and of --batch. doc: the module's, whose first line --help shows."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    with these defaults, and of --batch. doc: the module's, whose first paragraph --help shows."""
+    parser = Parser(description=doc.split("\n\n")[0].replace("\n", " "))
     add = parser.add_argument
     default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", type=_device, default=default, help="cpu or cuda")

@@ -184,7 +184,8 @@ def _count_instances(
 
     order = np.argsort(counts, kind="stable")  # the most frequent label of an id comes last
     scene.instances.update(dict(zip(ids[order].tolist(), labels[order].tolist())).values())
-    known = labels != ignore_label
+    # 0 for what is neither a thing nor a class follows any scheme
+    known = (labels != ignore_label) & ((ids != 0) | (labels != 0))
     expected = np.where(ids < 1000, ids, ids // 1000)
     scene.pixels = int(counts[known].sum())
     scene.mismatches = int(counts[known & (expected != labels)].sum())

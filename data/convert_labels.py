@@ -125,15 +125,20 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--input", type=Path, required=True, help="folder of coloured label maps")
     add("--output", type=Path, required=True, help="folder to write PNG files to")
-    add("--palette", default="cityscapes", help="cityscapes, voc, auto, or a file of colours")
+    add("--palette", help="cityscapes (the default), voc, auto, or a file of colours")
     add("--nearest", action="store_true", help="colours may be off: JPEG, edges")
     add("--from_indexed", action="store_true", help="the palette's indices are the classes")
-    add("--workers", type=int, default=2, help="processes; 0: this one alone")
+    add("--workers", type=int, default=2, help="processes, by default 2; 0: this one alone")
     args = parser.parse_args()
     if not args.input.is_dir():
         raise UserError(f"--input {args.input}: no such folder")
     if args.output.resolve() == args.input.resolve():
         raise UserError("--output: expected another folder than --input")
+    if args.nearest and args.palette == "auto":
+        raise UserError("--nearest needs a list of the colours: --palette FILE, cityscapes or voc")
+    if args.from_indexed and (args.nearest or args.palette is not None):
+        raise UserError("--from_indexed takes the palette's indices: leave --palette and --nearest")
+    args.palette = args.palette or "cityscapes"
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: expected 0 or more")
     return args

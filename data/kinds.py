@@ -143,7 +143,8 @@ def _channels(path: Path, values: Values, side: str) -> np.ndarray:
     array = read_array(path)
     if array.shape[2] != values.channels:
         raise UserError(
-            f"{path}: {array.shape[2]} channels, but --{side}_nc is {values.channels}"
+            f"{path}: {array.shape[2]} channels, but --{side}_nc is {values.channels}; give "
+            f"--{side}_nc {array.shape[2]}, or convert the files"
             + ("; arrays are (H, W, C)" if array.shape[0] == values.channels else "")
         )
     if array.dtype.name != values.dtype:

@@ -103,17 +103,20 @@ def main() -> None:
     parser.error = fail  # one line, without the usage
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder to write to")
-    add("--train", type=int, default=200, help="scenes to train on")
-    add("--val", type=int, default=20, help="scenes to test on")
-    add("--size", default="256x128", help="WIDTHxHEIGHT in pixels")
-    add("--seed", type=int, default=0, help="another seed, other scenes")
+    add("--train", type=int, default=200, help="scenes to train on (default: 200)")
+    add("--val", type=int, default=20, help="scenes to test on (default: 20)")
+    add("--size", default="256x128", help="WIDTHxHEIGHT in pixels (default: 256x128)")
+    add("--seed", type=int, default=0, help="another seed, other scenes (default: 0)")
     args = parser.parse_args()
     try:
         write_dataset(args.out, args.train, args.val, parse_size(args.size), args.seed)
     except OSError as error:
         raise UserError(f"--out {args.out}: {error}") from error
     print(f"{args.train} + {args.val} scenes of {args.size} in {args.out}")
-    print(f"next: python prepare_cityscapes.py --raw {args.out} --out ./datasets/toy")
+    prepared = args.out.with_name(args.out.name.removesuffix("_raw") or "toy")
+    prepared = prepared if prepared != args.out else args.out.with_name(f"{args.out.name}_prepared")
+    splits = " --splits train" if not args.val else " --splits val" if not args.train else ""
+    print(f"next: python prepare_cityscapes.py --raw {args.out} --out {prepared}{splits}")
 
 
 if __name__ == "__main__":

@@ -150,8 +150,10 @@ def create_validation(
     try:
         phase = phase or default_phase(opt)
         if phase == "none":
-            why = "--val_phase none, or no val or test scenes with photographs"
-            why += " and PHASE_feat/" if opt.load_features else ""
+            why = "--val_phase none"
+            if opt.val_phase != "none":
+                why = f"{opt.dataroot} has no val or test scenes with photographs"
+                why += " and PHASE_feat/" if opt.load_features else ""
             for flag in ("best_metric", "segmenter", "patience"):
                 if getattr(opt, flag) is not None:
                     raise UserError(f"--{flag} needs validation, and there is none: {why}")

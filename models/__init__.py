@@ -81,7 +81,7 @@ def load_generator(
     for name, default in DEFAULTS.items():
         if not _same_kind(options[name], default):
             raise UserError(
-                f"{folder}: {name} is {options[name]!r}, expected the like of {default!r}"
+                f"{folder}: {name} is {options[name]!r}, expected a value like {default!r}"
             )
         if name in CHOICES and options[name] not in CHOICES[name]:
             known = ", ".join(map(str, CHOICES[name]))

@@ -120,7 +120,7 @@ class InferenceModel(nn.Module):
     def generate(
         self,
         label: Tensor,
-        inst: Tensor | None,
+        inst: Tensor | None = None,
         feat: Tensor | None = None,
         cond: Tensor | None = None,
     ) -> Tensor:

@@ -46,7 +46,7 @@ RUN = Group(
     Flag("--model", "pix2pixHD", "ui: the editor's, see edit.py", ["pix2pixHD", "ui"]),
     Flag("--gpu_ids", None, "e.g. 0, or 0,1,2 with a process each; -1: CPU; default: 0, or CPU"),
     Flag("--local_rank --local-rank", 0, "set by torch.distributed.launch", integer(0)),
-    Flag("--seed", 0, "of all random numbers", integer(0, 2**63 - 1)),
+    Flag("--seed", 0, "seed of all random number generators", integer(0, 2**63 - 1)),
     Flag("--deterministic", False, "deterministic algorithms only, else an error (CUDA)"),
     Flag("--verbose", False, "print the networks"),
     Flag("--tf_log", False, "log to TensorBoard (training)"),
@@ -124,7 +124,7 @@ def check_range(opt: argparse.Namespace, side: str) -> None:
 
 LOADING = Group(
     "reading and showing images",
-    Flag("--batchSize", 1, "images in a batch, over all GPUs", integer(1)),
+    Flag("--batchSize", 1, "total batch size over all GPUs", integer(1)),
     Flag("--serial_batches", False, "in order of name instead of shuffled"),
     Flag("--no_flip", False, "no random horizontal flips"),
     Flag("--max_dataset_size", None, "use only so many scenes; default: all", count_or_inf),
@@ -187,7 +187,12 @@ STAGES = Group(
     "1024p stage and styles",
     Flag("--load_features", False, "read features from PHASE_feat/ instead of encoding them"),
     Flag("--niter_fix_global", 0, "epochs that train the outermost enhancer alone", integer(0)),
-    Flag("--n_clusters", 10, "styles of a class, at most", integer(1)),
+    Flag(
+        "--n_clusters",
+        10,
+        "styles of a class at most (encode_features.py; others: --cluster_path)",
+        integer(1),
+    ),
 )
 
 

@@ -104,11 +104,16 @@ class Parser(argparse.ArgumentParser):
 class _Formatter(argparse.HelpFormatter):
     """Adds what a number may be, and the default, to a flag's help."""
 
+    def _format_action(self, action: argparse.Action) -> str:
+        action.help = action.help or " "  # argparse shows no facts without a text
+        return super()._format_action(action)
+
     def _get_help_string(self, action: argparse.Action) -> str:
         facts = [str(action.type)] if isinstance(action.type, Number) else []
         if action.nargs != 0 and action.default not in (None, "", [], argparse.SUPPRESS):
             facts.append(f"default: {action.default}")
-        return f"{action.help} ({'; '.join(facts)})" if facts else str(action.help)
+        text = str(action.help).strip()
+        return f"{text} ({'; '.join(facts)})".strip() if facts else text
 
 
 # -- What flags take: argparse types ----------------------------------------------------------

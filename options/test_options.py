@@ -19,9 +19,14 @@ TEST = Group(
     Flag("--ntest", None, "the same", count_or_inf),
     Flag("--results_dir", "./results/", "folder of the pages", "DIR"),
     Flag("--image_format", None, "of the saved images; default: png where it fits", FORMATS),
-    Flag("--aspect_ratio", 1.0, "saved images are widened by this factor", number(0.01, 100)),
+    Flag("--aspect_ratio", 1.0, "the width of saved images is multiplied by it", number(0.01, 100)),
     Flag("--tile", None, "pixels of a tile to generate in: less memory, same image", integer(8)),
-    Flag("--tile_dir", None, "folder of --tile's large maps; default: the temporary one", "DIR"),
+    Flag(
+        "--tile_dir",
+        None,
+        "folder of --tile's large maps; default: the system's temporary one",
+        "DIR",
+    ),
 )
 
 
@@ -122,7 +127,9 @@ def check_styles(opt: argparse.Namespace) -> None:
     if (chosen or opt.use_encoded_image) and opt.load_features:
         raise UserError("--load_features reads all features from files: leave styles out")
     if chosen and opt.use_encoded_image:
-        raise UserError("--use_encoded_image leaves no style to choose: leave one of them out")
+        raise UserError(
+            "--use_encoded_image cannot be combined with --style, --style_from and --all_styles"
+        )
 
 
 class TestOptions(BaseOptions):

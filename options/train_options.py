@@ -39,8 +39,15 @@ TRAINING = Group(
     Flag("--continue_train", False, "resume from the last save"),
     Flag("--load_pretrain", "", "start from the weights in this folder", "DIR"),
     Flag("--map_classes", "", "which of its classes become which: OLD=NEW,..."),
-    Flag("--freeze", "", "what is not trained: parts of G, or E", names_of(FREEZABLE)),
-    Flag("--augment", "", "random changes of the scenes", names_of(NAMES)),
+    Flag(
+        "--freeze", "", f"what is not trained: some of {', '.join(FREEZABLE)}", names_of(FREEZABLE)
+    ),
+    Flag(
+        "--augment",
+        "",
+        f"random changes of the scenes: some of {', '.join(NAMES)}",
+        names_of(NAMES),
+    ),
     Flag("--niter", 100, "epochs at the initial learning rate", integer(0, 10**9)),
     Flag("--niter_decay", 100, "epochs in which it then falls linearly to zero", integer(0, 10**9)),
     Flag("--lr", 0.0002, "initial learning rate of Adam", number(0, 1e6)),

@@ -14,6 +14,7 @@ from data.convert_labels import to_labels
 from data.files import read_integers
 from options.train_options import TrainOptions
 from scripts.check_data import main as check_main
+from util.errors import UserError
 from util.pages.colours import colour_label
 
 FLAGS = TINY
@@ -112,6 +113,17 @@ def test_ids_of_another_scheme_are_a_note(own_data):
     )
 
 
+def test_a_background_of_zeros_is_no_scheme(own_data):
+    """0 around objects that are numbered from 1 on, in both maps."""
+    for number, path in enumerate(files(own_data, "label")):
+        label, inst = (np.zeros((32, 64), kind) for kind in (np.uint8, np.uint16))
+        label[4:12, 4:12], inst[4:12, 4:12] = 2 + number % 2, number + 1
+        save_png(path, label)
+        save_png(files(own_data, "inst")[number], inst)
+    report = check(options(own_data))
+    assert report.problems == [] and "scheme of their own" in report.notes[0]
+
+
 def test_small_pictures_features_folders_and_turned_photographs(own_data, tmp_path):
     assert "64x32 when scaled and cropped" in check(options(own_data), 33).problems[0]
     assert not check(options(own_data), 32).problems
@@ -203,6 +215,15 @@ def test_convert_cityscapes_colours(tmp_path):
     made = read_integers(tmp_path / "out" / "a b" / "é'.png", "label")
     label[label == 18] = 17  # polegroup has the colour of pole
     assert made.mode == "L" and np.array_equal(np.asarray(made), label)
+
+
+@pytest.mark.parametrize(
+    "flags", [("--palette", "auto", "--nearest"), ("--from_indexed", "--palette", "voc")]
+)
+def test_convert_refuses_flags_that_would_be_ignored(flags, convert, tmp_path):
+    save_png(tmp_path / "in" / "1.png", np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(UserError, match=r"--nearest needs|--from_indexed takes"):
+        convert(tmp_path / "in", tmp_path / "out", *flags)
 
 
 def test_convert_to_the_folder_above(convert, tmp_path):

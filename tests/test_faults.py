@@ -345,9 +345,9 @@ def append_without_room(path: Path) -> None:
 def test_a_log_never_keeps_half_a_line(tmp_path):
     """A line that does not fit leaves the file as it was, so that the next one stays readable."""
     path = tmp_path / "metrics.jsonl"
-    _append(path, '{"step": 1}')
+    _append(path, '{"epoch": 1, "step": 1}')
     assert in_child(append_without_room, path) == 7
-    _append(path, '{"step": 3}')
+    _append(path, '{"epoch": 1, "step": 3}')
     assert [row["step"] for row in read_rows(path)] == [1, 3]
 
 

@@ -103,6 +103,18 @@ def test_other_n_clusters_does_not_encode_again(run: Path) -> None:
     assert (run / "ck" / "feat" / "features_clustered_002.npy").is_file()
 
 
+def test_another_epoch_is_encoded_again(run: Path) -> None:
+    shutil.copytree(run / "ck", run / "epochs")
+    folder = run / "epochs" / "feat"
+    shutil.copy(folder / "latest_net_E.pth", folder / "1_net_E.pth")
+    os.utime(folder / "1_net_E.pth", (0, 0))
+    flags = ["--name", "feat", "--checkpoints_dir", run / "epochs", "--dataroot", run / "data"]
+    before = (folder / "features.npy").stat().st_mtime_ns
+    done = run_command("encode_features.py", *flags, "--gpu_ids", -1, "--which_epoch", 1)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "features.npy").stat().st_mtime_ns > before
+
+
 def test_an_epoch_that_is_not_there_is_refused(run: Path) -> None:
     flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"]
     done = run_command("encode_features.py", *flags, "--gpu_ids", -1, "--which_epoch", 77)

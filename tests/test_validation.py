@@ -351,7 +351,7 @@ def test_comparing_runs(tmp_path: Path) -> None:
         save_png(folder / "web" / "x.png", np.zeros((4, 4), np.uint8))
         (folder / "opt.json").write_text(json.dumps({"lr": lr, "ngf": 8, "name": name}))
         (folder / "metrics.jsonl").write_text(
-            '{"step": 1, "G_GAN": 1.0}\n{"step": 2, "G_GAN": 2}\n'
+            '{"epoch": 1, "step": 1, "G_GAN": 1.0}\n{"epoch": 1, "step": 2, "G_GAN": 2}\n'
         )
         (folder / "validation.jsonl").write_text('{"epoch": 1, "step": 2, "ssim": 0.25}\n')
         images = folder / "web" / "validation"

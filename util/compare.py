@@ -109,7 +109,12 @@ def last_images(folder: Path, validations: list[dict]) -> dict[str, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare runs on one page.")
     parser.add_argument("runs", nargs="+", metavar="NAME", help="folders in --checkpoints_dir")
-    parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"))
+    parser.add_argument(
+        "--checkpoints_dir",
+        type=Path,
+        default=Path("checkpoints"),
+        help="folder of all runs (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, help="default: CHECKPOINTS_DIR/compare")
     opt = parser.parse_args()
     folders = [opt.checkpoints_dir / name for name in opt.runs]

@@ -59,12 +59,11 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
 
     at, turn = training.at, Turn(device)
     while not training.is_over():
-        if model.fixes_global != (at.epoch <= opt.niter_fix_global):
-            model.start_stage(fix_global=not model.fixes_global)
-            trained = (
-                "the outermost enhancer alone" if model.fixes_global else "all of the generator"
-            )
-            log_main(f"from here on {trained} is trained")
+        fix_global = at.epoch <= opt.niter_fix_global
+        if model.fixes_global != fix_global:
+            model.start_stage(fix_global)
+            part = "the outermost enhancer alone" if fix_global else "all of the generator"
+            log_main(f"from here on {part} is trained")
         rate = model.set_learning_rate(at.epoch)
         for batch in training.batches():
             with turn:

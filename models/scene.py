@@ -36,7 +36,7 @@ Features = dict[int, np.ndarray | None]  # region id -> (feat_num,) float32, or 
 Outcome = tuple[np.ndarray, np.ndarray, Features]  # label, inst, and the features that change
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # arrays are not compared
 class Selection:
     """A selected instance: its id, its class, and its pixels (H, W) bool."""
 

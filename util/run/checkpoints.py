@@ -63,7 +63,8 @@ def _serialized(content: object) -> bytes | memoryview:
 
 
 def rename_set(folder: Path, renames: Mapping[str, str]) -> None:
-    """Rename files of a folder, old name -> new name: all of them, or after a kill none."""
+    """Rename files of a folder, old name -> new name: all of them, if need be by the recover() that
+    follows a kill."""
     recover(folder)
     write_text(folder / _RENAMES, "\n".join("\t".join(names) for names in renames.items()))
     recover(folder)
@@ -75,7 +76,7 @@ def recover(folder: Path) -> None:
     Only the process that writes to the folder may call this; readers use newest().
     """
     _finish(folder, _MARKER, lambda name: (name + _NEW, name))
-    _finish(folder, _RENAMES, lambda line: line.split("\t"))
+    _finish(folder, _RENAMES, lambda line: line.partition("\t")[::2])
 
 
 def _finish(folder: Path, marker: str, names: Callable[[str], Sequence[str]]) -> None:

@@ -1,4 +1,5 @@
-"""What train.py's flags mean to a run that is continued, and to runs older than a flag.
+"""What train.py's flags mean to a run that is continued, and to runs older than a flag; and how a
+run notes its flags.
 
 A new flag that changes networks or training stands here twice: in one of the two lists, and in
 BEFORE. tests/test_options.py tells which one was forgotten.

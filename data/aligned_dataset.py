@@ -105,7 +105,7 @@ class AlignedDataset(Dataset):
         self.kinds = scene_kinds(label_nc, **kinds)
         self.read_by = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
         self.files = files_of(self.kinds, dataroot, phase)
-        problems = pairing_problems(self.files)
+        problems = pairing_problems(self.files, label_nc)
         if problems:
             raise UserError(
                 f"{dataroot}: {len(problems)} missing: {brief(problems)}; "

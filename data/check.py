@@ -19,7 +19,7 @@ from PIL import Image
 from data.aligned_dataset import Geometry, size_problems
 from data.arrays import NUMPY
 from data.create import kind_flags
-from data.files import MOST_CLASSES, label_problem, pairing_problems, scan_folder
+from data.files import MOST_CLASSES, label_problem, pairing_problems, scan_folder, shown_kind
 from data.kinds import Kind, scene_kinds
 from data.values import Values, side_values
 from util.errors import UserError
@@ -98,7 +98,7 @@ def _scan(
             problems.append(str(error))
     if not files:
         raise UserError("; ".join(problems))
-    return files, problems + pairing_problems(files)
+    return files, problems + pairing_problems(files, opt.label_nc)
 
 
 def examine(
@@ -218,7 +218,7 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     """Lines about images, sizes, classes and instances."""
     scenes = report.scenes
     kinds = Counter(kind for scene in scenes for kind in scene.files)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    counts = ", ".join(f"{n} {shown_kind(kind, opt.label_nc)}" for kind, n in kinds.items())
     lines = [f"{opt.dataroot}, phase {opt.phase}: {len(scenes)} scenes; images: {counts}"]
     sizes = Counter(scene.size for scene in scenes if scene.size)
     listed = [f"{w}x{h} ({count})" for (w, h), count in sizes.most_common()]
@@ -256,8 +256,9 @@ def _value_lines(kind: str, scenes: list[Scene], opt: argparse.Namespace) -> lis
     lows, highs, histograms = zip(*measured)
     values = side_values(opt, {"label": "input", "image": "output"}.get(kind, kind))
     below, *inside, above = (f"{share:.1%}" for share in np.mean(histograms, 0))
+    name = shown_kind(kind, opt.label_nc)
     return [
-        f"{kind}: {values.channels} x {values.dtype}, {min(lows):g} to {max(highs):g}; "
+        f"{name}: {values.channels} x {values.dtype}, {min(lows):g} to {max(highs):g}; "
         f"{values.low:g} to {values.high:g} become -1 to 1",
         f"  below {below} | {' '.join(inside)} | above {above}",
     ]

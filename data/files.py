@@ -93,17 +93,23 @@ def picture_names(labels: dict[str, Path]) -> dict[str, str]:
     return names
 
 
-def pairing_problems(files: dict[str, dict[str, Path]]) -> list[str]:
+def pairing_problems(files: dict[str, dict[str, Path]], label_nc: int | str) -> list[str]:
     """One line for each file that a kind lacks or has too many, against the union of all kinds.
 
     files: kind ("label", "image", ...) -> scene key -> path.
     """
     problems = []
+    files = {shown_kind(kind, label_nc): paths for kind, paths in files.items()}
     for scene in sorted(set().union(*files.values())):
         first = next(kind for kind in files if scene in files[kind])
         missing = [kind for kind in files if scene not in files[kind]]
         problems += [f"no {kind} for the {first} {files[first][scene]}" for kind in missing]
     return problems
+
+
+def shown_kind(kind: str, label_nc: int | str) -> str:
+    """What a kind of files is called: with --label_nc 0, images take the place of labels."""
+    return "input" if kind == "label" and label_nc == 0 else kind
 
 
 @contextmanager

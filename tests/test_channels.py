@@ -428,7 +428,7 @@ def test_refused(bands: Path, tmp_path: Path, what: str) -> None:
 def test_the_check_tells_ranges(bands: Path) -> None:
     done = run_command("-m", "data.check", *TINY, *BANDS, *COND, "--dataroot", bands)
     assert done.returncode == 0, done.stdout
-    assert "label: 12 x uint16" in done.stdout and "image: 1 x float32" in done.stdout
+    assert "input: 12 x uint16" in done.stdout and "image: 1 x float32" in done.stdout
     assert "cond: 1 x float32" in done.stdout and "below" in done.stdout
     for path in [*(bands / "train_cond").iterdir()]:
         path.rename(path.with_name(f"{scene_key(path, path.parent)}_depth.npy"))

@@ -172,7 +172,7 @@ def test_pictures_to_pictures(tmp_path):
         save_png(tmp_path / f"train_{kind}" / "x.png", np.zeros((32, 64, 3), np.uint8))
     assert problems(tmp_path, "--label_nc", 0, "--no_instance") == []
     save_png(tmp_path / "train_B" / "y.png", np.zeros((32, 64, 3), np.uint8))
-    assert "no label for the image" in problems(tmp_path, "--label_nc", 0, "--no_instance")[0]
+    assert "no input for the image" in problems(tmp_path, "--label_nc", 0, "--no_instance")[0]
 
 
 def test_the_command_and_its_exit_status(own_data, refused):

@@ -420,7 +420,7 @@ def test_missing_partners_are_all_named(own: Path, kind: str) -> None:
 def test_every_mismatch_is_listed() -> None:
     label = {"a": Path("a_label.png"), "b": Path("b_label.png")}
     image = {"b": Path("b.jpg"), "c": Path("c.jpg")}
-    assert pairing_problems({"label": label, "image": image}) == [
+    assert pairing_problems({"label": label, "image": image}, label_nc=35) == [
         "no image for the label a_label.png",
         "no label for the image c.jpg",
     ]

@@ -23,7 +23,7 @@ features=(--instance_feat --nef 16 --n_downsample_E 2 --upsample icnr)
 train_labels=(python train.py --name toy_labels "${small[@]}" --niter 12 --niter_decay 16
   --continue_train)
 train_features=(python train.py --name toy_features "${small[@]}" "${features[@]}"
-  --niter 6 --niter_decay 10 --continue_train)
+  --niter 8 --niter_decay 12 --continue_train)
 
 step "drawing toy scenes"
 [ -e datasets/toy_raw/val.list ] ||
@@ -71,7 +71,7 @@ python precompute_feature_maps.py --name toy_features
 python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
   --loadSize 256 --resize_or_crop scale_width_and_crop --fineSize 128 \
   --load_features --fit_features --load_pretrain checkpoints/toy_features \
-  --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 15 --continue_train
+  --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 17 --continue_train
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
 

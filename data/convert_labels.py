@@ -137,7 +137,7 @@ def parse_args() -> argparse.Namespace:
     if args.nearest and args.palette == "auto":
         raise UserError("--nearest needs a list of the colours: --palette FILE, cityscapes or voc")
     if args.from_indexed and (args.nearest or args.palette is not None):
-        raise UserError("--from_indexed takes the palette's indices: leave --palette and --nearest")
+        raise UserError("--from_indexed takes the indices, without --palette or --nearest")
     args.palette = args.palette or "cityscapes"
     if args.workers < 0:
         raise UserError(f"--workers {args.workers}: expected 0 or more")

@@ -113,8 +113,9 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"--out {args.out}: {error}") from error
     print(f"{args.train} + {args.val} scenes of {args.size} in {args.out}")
-    prepared = args.out.with_name(args.out.name.removesuffix("_raw") or "toy")
-    prepared = prepared if prepared != args.out else args.out.with_name(f"{args.out.name}_prepared")
+    prepared = str(args.out).removesuffix("_raw")
+    if prepared in ("", str(args.out)):
+        prepared = args.out / "prepared"
     splits = " --splits train" if not args.val else " --splits val" if not args.train else ""
     print(f"next: python prepare_cityscapes.py --raw {args.out} --out {prepared}{splits}")
 

@@ -121,7 +121,7 @@ def test_labels_in_place_of_images_start_afresh(classes: tuple[Path, Path]) -> N
     train(ids, "back", *rgb, "--load_pretrain", ids.parent / "runs" / "labels", "--lr", 0)
     for name in ("labels", "back"):
         first = weights(ids, name)["model.1.weight"][:, :3]
-        assert (first != first[:, :1]).any() and first.ndim == 4
+        assert (first != first[:, :1]).any()
     where = ["--dataroot", ids, "--checkpoints_dir", ids.parent / "runs", "--name", "x"]
     mapped = [*rgb, "--load_pretrain", ids.parent / "runs" / "labels", "--map_classes", "0=1"]
     refusal = one_line(run_command("train.py", *TINY, *ONCE, *where, *mapped))

@@ -122,7 +122,7 @@ class TrainingRun:
 
     def batches(self) -> Iterator[dict]:
         """The rest of the epoch's batches, with a progress bar. Raises UserError for a file that
-        cannot be read, with what was trained saved."""
+        cannot be read; a single process saves what was trained first."""
         at = self.at
         batches = self._pace.timed(self.loader.epoch(at.epoch, start=at.batch))
         description = f"epoch {at.epoch}/{self.epochs}"

@@ -47,7 +47,7 @@ from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
 from models.transfer import adapt_weights, freeze, map_classes
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, brief
 from util.image_pool import ImagePool
 from util.run.checkpoints import load_network, load_pretrained, saved_options
 from util.setup import set_up_compiler
@@ -299,7 +299,7 @@ class Pix2PixHDModel(nn.Module):
 
     def load_pretrained_networks(self, folder: Path, epoch: str) -> list[str]:
         """Load what fits from another run, its classes and channels mapped to this run's; G's file
-        must be there. Returns what starts fresh, and what was adapted."""
+        must be there. Returns what starts fresh, in one line for each network."""
         fresh: list[str] = []
         old = argparse.Namespace(**{**vars(self.opt), **saved_options(folder)})
         classes = map_classes(self.opt.map_classes, old, self.opt)
@@ -309,7 +309,8 @@ class Pix2PixHDModel(nn.Module):
                 fresh.append(f"{name} (no {path})")
                 continue
             fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
-            fresh += [f"{name}: {layer}" for layer in load_pretrained(net, path, fits)]
+            if parameters := load_pretrained(net, path, fits):
+                fresh.append(f"{name}: {brief(parameters)}")
         for average, net in self.averaged_networks():  # in place: validation shares its weights
             average.load_state_dict(net.state_dict())
         return fresh

@@ -100,8 +100,8 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     if at is None and opt.load_pretrain:
         fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
         log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
-        for name in fresh:
-            log_main(f"  starts fresh: {name}")
+        for line in fresh:
+            log_main(f"  starts fresh: {line}")
     own = bool(given) and Path(given).resolve() == folder.resolve()
     if at is not None or own:
         began = saved_options(folder)

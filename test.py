@@ -155,8 +155,13 @@ def generate(
 
 
 def read_resized(photo: Path, values: Values, size: tuple[int, int]) -> np.ndarray:
-    """A photograph at the size (width, height) of its label map, to look at: (H, W, 3) uint8."""
-    return view(image_kind(values, "output").load(photo, size), values)
+    """A photograph at the size (width, height) of its label map, to look at: (H, W, 3) uint8. Grey,
+    with a warning, if it cannot be read."""
+    try:
+        return view(image_kind(values, "output").load(photo, size), values)
+    except UserError as error:  # the model does not need it
+        log(f"warning: {error}")
+        return np.full((*size[::-1], 3), 127, np.uint8)
 
 
 def view(image: np.ndarray, values: Values) -> np.ndarray:

@@ -52,6 +52,8 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, loader.dataset.has_one_size)
     validation, message = create_validation(opt, model)
+    if distributed.rank():  # dropout masks of its own; the weights were drawn alike
+        seed_everything(opt.seed + distributed.rank())
     training = TrainingRun(opt, folder, model, loader, validation)
     log_main(message)
     if opt.verbose:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data.aligned_dataset import Geometry, size_problems
-from data.arrays import NUMPY
+from data.arrays import NUMPY, TIFF
 from data.create import kind_flags
 from data.files import MOST_CLASSES, label_problem, pairing_problems, scan_folder, shown_kind
 from data.kinds import Kind, scene_kinds
@@ -39,6 +39,8 @@ class Scene:
     classes: Counter = field(default_factory=Counter)  # label -> pixels
     instances: Counter = field(default_factory=Counter)  # label -> instances mostly of it
     pixels: int = 0  # that have both a label and an instance id
+    things: int = 0  # of these, pixels whose id is class*1000 + n
+    is_empty: bool = False  # every pixel is instance 0, although there are several classes
     mismatches: int = 0  # of these, pixels whose id is not of their class in Cityscapes' scheme
     # of images, by kind: lowest and highest number, and a histogram, see BINS
     values: dict[str, tuple[float, float, np.ndarray]] = field(default_factory=dict)
@@ -71,6 +73,9 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     scenes = list(parallel(work, there, opt.nThreads, "reading"))
     mismatches, notes = _compare_with_scheme(scenes)
     problems += [problem for scene in scenes for problem in scene.problems] + mismatches
+    empty = [scene.files["inst"] for scene in scenes if scene.is_empty]
+    if len(empty) == len(files.get("inst", ())):  # else these are scenes without things
+        problems += [f"{path}: every pixel is instance 0; make it anew" for path in empty]
     sizes = {geometry.final(scene.size) for scene in scenes if scene.size}
     if len(sizes) > 1:
         several = f"images of {len(sizes)} sizes, which cannot share a batch"
@@ -111,7 +116,7 @@ def examine(
         try:
             maps[kind] = np.asarray(kinds[kind].read(path))
             values = kinds[kind].values
-            if values is None or values.is_rgb8:
+            if values is None or values.is_rgb8 or path.suffix.lower() not in TIFF:
                 scene.problems += _oddities(kind, path, opt)
         except UserError as error:
             scene.problems.append(str(error))
@@ -155,7 +160,7 @@ def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
             f"{path}: a label map with a palette; training takes the palette's indices as classes, "
             "which programs may reorder: python -m data.convert_labels --from_indexed fixes them"
         ]
-    if turn != 1:
+    if turn != 1 and image.format != "TIFF":  # Pillow turns these itself
         return [f"{path}: EXIF asks for a turn that training does not make; save it upright"]
     return []
 
@@ -174,7 +179,9 @@ def _count_instances(
 ) -> None:
     """Compare instance ids with labels, both (H, W); label None: there are no classes."""
     path = scene.files["inst"]
-    if inst.min() == inst.max() and (label is None or label.min() != label.max()):
+    constant = inst.min() == inst.max() and (label is None or label.min() != label.max())
+    scene.is_empty = bool(constant and not inst.any())
+    if constant and not scene.is_empty:
         scene.problems.append(f"{path}: every pixel is instance {inst.flat[0]}; make it anew")
     if label is None:
         return
@@ -188,6 +195,7 @@ def _count_instances(
     known = (labels != ignore_label) & ((ids != 0) | (labels != 0))
     expected = np.where(ids < 1000, ids, ids // 1000)
     scene.pixels = int(counts[known].sum())
+    scene.things = int(counts[known & (expected == labels) & (ids >= 1000)].sum())
     scene.mismatches = int(counts[known & (expected != labels)].sum())
 
 
@@ -200,7 +208,9 @@ def _compare_with_scheme(scenes: list[Scene]) -> tuple[list[str], list[str]]:
     """
     pixels = sum(scene.pixels for scene in scenes)
     mismatches = sum(scene.mismatches for scene in scenes)
-    if 2 * mismatches > pixels:
+    # numbers from 1 on equal their class by chance, which class*1000 + n does not
+    has_scheme = any(scene.things for scene in scenes)
+    if mismatches and (2 * mismatches > pixels or not has_scheme):
         return [], [
             f"{mismatches / pixels:.1%} of the pixels have an instance id other than class or "
             "class*1000 + n: the ids follow a scheme of their own, and the class of an instance "

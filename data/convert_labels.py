@@ -101,8 +101,8 @@ def _rgb(code: int) -> np.ndarray:
 
 def convert(
     path: Path, source: Path, output: Path, colours: np.ndarray | None, nearest: bool
-) -> int:
-    """Convert one file below source; the largest class in it. colours None: it is indexed."""
+) -> set[int]:
+    """Convert one file below source; the classes in it. colours None: it is indexed."""
     if colours is not None:
         labels = to_labels(np.asarray(read_rgb(path)), colours, nearest, path)
     else:
@@ -114,7 +114,7 @@ def convert(
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         Image.fromarray(labels).save(temporary, "PNG")
-    return int(labels.max())
+    return set(np.unique(labels).tolist())
 
 
 def parse_args() -> argparse.Namespace:
@@ -163,10 +163,20 @@ def main() -> int:
     work = partial(
         convert, source=args.input, output=args.output, colours=colours, nearest=args.nearest
     )
-    largest = max(parallel(work, paths, args.workers, "converting"))
+    found = set().union(*parallel(work, paths, args.workers, "converting"))
     print(f"{len(paths)} label maps in {args.output}")
-    print(f"next: train with --label_nc {largest + 1 if colours is None else len(colours)}")
+    print(f"next: train with {_label_flags(found, None if args.palette == 'voc' else colours)}")
     return 0
+
+
+def _label_flags(found: set[int], colours: np.ndarray | None) -> str:
+    """The flags of training for the classes found; colours None: nothing else tells how many."""
+    if colours is not None:
+        return f"--label_nc {len(colours)}"
+    if 255 in found:  # borders and what is not labelled, in VOC and most others
+        largest = max(found - {255}, default=0)
+        return f"--label_nc {largest + 1} --ignore_label 255 (unless 255 is a class)"
+    return f"--label_nc {max(found) + 1}"
 
 
 def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:

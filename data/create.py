@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -148,7 +149,8 @@ def fix_values(opt: argparse.Namespace) -> list[str]:
 def _fix_side(opt: argparse.Namespace, side: str, files: list[Path]) -> list[str]:
     """Set opt.SIDE_type and opt.SIDE_range by the files of a side."""
     channels, given = getattr(opt, f"{side}_nc"), getattr(opt, f"{side}_range")
-    dtype = getattr(opt, f"{side}_type") or _type_of(files[0], channels)
+    dtype = getattr(opt, f"{side}_type") or _type_of_first(files, channels)
+    setattr(opt, f"{side}_type", dtype)
     before = saved_options(Path(opt.checkpoints_dir) / opt.name) if opt.continue_train else {}
     if isinstance(given, str) and isinstance(before.get(f"{side}_range"), list):
         given = before[f"{side}_range"]
@@ -164,7 +166,6 @@ def _fix_side(opt: argparse.Namespace, side: str, files: list[Path]) -> list[str
     whole = TYPES[dtype]
     if whole and not whole[0] <= given[0] < given[1] <= whole[1]:
         raise UserError(f"--{side}_range {given[0]:g},{given[1]:g}: {dtype} cannot hold it")
-    setattr(opt, f"{side}_type", dtype)
     setattr(opt, f"{side}_range", list(given))
     values = side_values(opt, side)
     if values.is_rgb8:
@@ -173,6 +174,14 @@ def _fix_side(opt: argparse.Namespace, side: str, files: list[Path]) -> list[str
     told = f"{side} images: {values.channels} x {dtype}, {low:g} to {high:g} as -1 to 1"
     pages = values.channels > 1 and files[0].suffix.lower() in (".tif", ".tiff")
     return [told + ("; bands or pages of TIFF files are channels" if pages else "")]
+
+
+def _type_of_first(files: list[Path], channels: int) -> str:
+    """The type of the first file that can be read: a damaged one says nothing of the others."""
+    for path in files:
+        with suppress(UserError):
+            return _type_of(path, channels)
+    return _type_of(files[0], channels)
 
 
 def _type_of(path: Path, channels: int) -> str:

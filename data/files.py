@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from util.errors import UserError, brief, first_line, out_of_memory
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 EXTENSIONS |= {".npy", ".npz"}
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # others of Pillow start programs
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error
 MOST_CLASSES = 65536  # what --label_nc takes
 
 # What one scene's files differ by: Cityscapes' endings and the everyday ones.
@@ -50,8 +52,8 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
             problems.append(f"{path}: named like an image but not a file; move it away")
         elif key in found:
             problems.append(
-                f"{folder}: {found[key].name} and {path.name} would both be the scene {key!r}; "
-                "keep one of them"
+                f"{folder}: {found[key].name} and {path.name} would both be the scene {key!r}, "
+                "as endings like _A, _img and _label do not count; rename or remove one of them"
             )
         else:
             found[key] = path

@@ -71,8 +71,9 @@ def instance_noise(inst: Tensor, count: int) -> Tensor:
     for _ in range(50):
         g = (g + 1) ** (1 / (count + 1))
     steps = [int(2**16 / g**k) | 1 for k in range(1, count + 1)]
-    steps = torch.tensor(steps, device=inst.device).view(1, -1, 1, 1)
-    return (inst.long() * steps % 2**16).float() / 2**15 - 1
+    ids = inst.long()
+    numbers = torch.cat([ids * step % 2**16 for step in steps], 1)  # no copy a GPU would wait for
+    return numbers.float() / 2**15 - 1
 
 
 def network_input(

@@ -114,8 +114,9 @@ class _InstanceAverage(torch.autograd.Function):
         kind = torch.float32 if features.device.type == "mps" else torch.float64
         sums = features.new_zeros(batch, channels, count, dtype=kind)
         sums.scatter_add_(2, index, features.flatten(2).to(kind))
-        areas = features.new_zeros(batch, count)
-        areas.scatter_add_(1, segments, features.new_ones(1, 1).expand(segments.shape))
+        areas = features.new_zeros(batch, count, dtype=kind)  # float32 counts up to 2^24 alone
+        ones = features.new_ones(1, 1, dtype=kind)
+        areas.scatter_add_(1, segments, ones.expand(segments.shape))
         means = (sums / areas.clamp(min=1)[:, None]).to(features.dtype)
         return means.gather(2, index).view_as(features)
 

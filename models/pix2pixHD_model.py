@@ -92,7 +92,7 @@ class Pix2PixHDModel(nn.Module):
         self.averages = {f"{name}_ema": averaged(net) for name, net in trained.items()}
         self.updates = 0  # of the averages
 
-        self.pool = ImagePool(opt.pool_size, opt.seed)
+        self.pool = ImagePool(opt.pool_size, opt.seed + distributed.rank())
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.amp == "fp16")
         self.optimizer_D = adam(self.netD.parameters(), opt, device)
         self.start_stage(fix_global=opt.niter_fix_global > 0)

@@ -26,7 +26,7 @@ def main() -> int:
     except UserError as error:
         problems = [str(error)]
     report = check(opt, smallest_side(opt))
-    report.problems += [problem for problem in problems if problem not in report.problems]
+    report.problems += [p for p in problems if not any(one in p for one in report.problems)]
     lines = [f"problem: {problem}" for problem in report.problems]
     lines += [f"note: {note}" for note in report.notes]
     lines += summary(report, opt)

@@ -8,8 +8,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -81,10 +82,15 @@ def fingerprint(weights: dict) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
+def without_cuda() -> patch:
+    """A PyTorch that was built for CPUs alone."""
+    return patch.object(torch.version, "cuda", None)
+
+
 def equality(opt: argparse.Namespace, device: torch.device) -> None:
     """Every case; process 0 writes the weights, and all must have the same."""
     for name, flags in CASES.items():
-        with nullcontext() if name == "bf16" else double_precision():
+        with without_cuda() if name == "bf16" else double_precision():
             result = train(options(opt.dataroot, flags), device)
         prints = distributed.gather(fingerprint(result["weights"]))
         assert len(set(prints)) == 1, f"{name}: weights and statistics differ between processes"
@@ -198,6 +204,32 @@ def unsaved_best(opt: argparse.Namespace, device: torch.device) -> int:
         save_set(folder, files, copies)
 
     Validation.measure, resume.save_set = worse, full_once
+    return train(opt, device)
+
+
+def random_states(opt: argparse.Namespace, device: torch.device) -> int:
+    """A training in which each process writes its random state before the first step."""
+    import train
+
+    class Run(train.TrainingRun):
+        def batches(self) -> Iterator[dict]:
+            torch.save(torch.get_rng_state(), Path(opt.out) / f"random{distributed.rank()}.pth")
+            return super().batches()
+
+    train.TrainingRun = Run
+    return train.train(opt, device)
+
+
+def one_cannot_validate(opt: argparse.Namespace, device: torch.device) -> int:
+    """A training in which process 1 alone cannot measure an image."""
+    from evaluation.validation import Validation
+    from train import train
+
+    def fail(self: Validation, batch: dict) -> None:
+        raise UserError("process 1 has no memory for the segmenter")
+
+    if distributed.rank() == 1:
+        Validation._generate = fail
     return train(opt, device)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.check import check, summary
 from data.convert_labels import main as convert_main
-from data.convert_labels import to_labels
+from data.convert_labels import read_palette, to_labels
 from data.files import read_integers
 from options.train_options import TrainOptions
 from scripts.check_data import main as check_main
@@ -122,6 +122,60 @@ def test_a_background_of_zeros_is_no_scheme(own_data):
         save_png(files(own_data, "inst")[number], inst)
     report = check(options(own_data))
     assert report.problems == [] and "scheme of their own" in report.notes[0]
+
+
+def test_numbered_objects_of_one_class_are_no_scheme(own_data):
+    """Number 1 is class 1 by chance, and a scene without objects has zeros alone."""
+    for scene, path in enumerate(files(own_data, "label")):
+        label, inst = (np.zeros((32, 64), kind) for kind in (np.uint8, np.uint16))
+        label[:4] = 2  # another class of stuff
+        for number in range(1, (0, 1, 1, 3)[scene] + 1):
+            box = np.s_[8:16, 12 * number : 12 * number + 8]
+            label[box], inst[box] = 1, number
+        save_png(path, label)
+        save_png(files(own_data, "inst")[scene], inst)
+    report = check(options(own_data))
+    assert report.problems == [] and "scheme of their own" in report.notes[0]
+    for path in files(own_data, "inst"):
+        save_png(path, np.zeros((32, 64), np.uint16))
+    assert len([p for p in problems(own_data) if "every pixel is instance 0" in p]) == 4
+
+
+def test_a_damaged_first_file_says_nothing_of_the_others(own_data, call, capsys):
+    for number, path in enumerate(files(own_data, "img")):
+        save_png(path, np.full((32, 64), 1000 * number, np.uint16))
+        (own_data / "train_cond").mkdir(exist_ok=True)
+        np.save(own_data / "train_cond" / f"{path.stem}.npy", np.zeros((32, 64), np.float32))
+    bad = files(own_data, "img")[0]
+    bad.write_bytes(bad.read_bytes()[:60])
+    flags = [*FLAGS, "--dataroot", own_data, "--output_nc", 1, "--cond_nc", 1]
+    assert call(check_main, *flags, "--cond_range", "0,80") == 1
+    told = capsys.readouterr().out
+    assert f"problem: {bad}" in told and told.endswith("1 problems\n")
+
+
+def test_turned_photographs_of_any_channels(own_data):
+    turned = Image.Exif()
+    turned[274] = 3
+    grey, tiff, *_ = files(own_data, "img")
+    Image.open(tiff).save(tiff.with_suffix(".tif"), exif=turned)  # Pillow turns it
+    tiff.unlink()
+    assert problems(own_data) == []
+    for path in (own_data / "train_img").iterdir():
+        exif = {"exif": turned} if path == grey else {}
+        Image.open(path).convert("L").save(path.with_suffix(".jpg"), **exif)
+        path.unlink()
+    (found,) = problems(own_data, "--output_nc", 1, "--output_type", "uint8")
+    assert "EXIF" in found and grey.stem in found
+
+
+def test_one_name_of_two_photographs_is_told_once(own_data, call, capsys):
+    first = files(own_data, "img")[0]
+    shown = first.with_name(first.name.replace("_leftImg8bit", "_A"))
+    shown.write_bytes(first.read_bytes())
+    assert call(check_main, *FLAGS, "--dataroot", own_data) == 1
+    told = capsys.readouterr().out
+    assert "endings like _A" in told and told.endswith("1 problems\n")
 
 
 def test_small_pictures_features_folders_and_turned_photographs(own_data, tmp_path):
@@ -280,6 +334,20 @@ def test_convert_indexed_keeps_the_indices(convert, refused, tmp_path, capsys):
     assert made.mode == "L" and np.array_equal(np.asarray(made), label)
     flags = ["--input", tmp_path / "out", "--output", tmp_path / "b", "--workers", 0]
     assert "no palette" in refused(convert_main, *flags, "--from_indexed")
+
+
+@pytest.mark.parametrize("flags", [["--palette", "voc"], ["--from_indexed"]])
+def test_convert_tells_of_pixels_without_a_class(flags, convert, tmp_path, capsys):
+    label = np.array([[0, 15], [3, 255]], np.uint8)
+    picture = Image.fromarray(label)
+    picture.putpalette(read_palette("voc").flatten().tolist())
+    (tmp_path / "in").mkdir()
+    (picture if flags == ["--from_indexed"] else picture.convert("RGB")).save(
+        tmp_path / "in" / "x.png"
+    )
+    assert convert(tmp_path / "in", tmp_path / "out", *flags) == 0
+    assert "next: train with --label_nc 16 --ignore_label 255" in capsys.readouterr().out
+    assert np.array_equal(read(tmp_path / "out" / "x.png"), label)
 
 
 def test_to_labels_beyond_256_classes():

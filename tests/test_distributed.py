@@ -158,6 +158,23 @@ def test_processes_agree_on_the_best_when_it_cannot_be_saved(data: Path, tmp_pat
     assert (state["position"]["best_epoch"], state["position"]["best"]) == (2, 2.0)
 
 
+def test_a_validation_that_one_cannot_do_ends_for_all(data: Path, tmp_path: Path) -> None:
+    flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 4, "--niter", 2]
+    flags += ["--niter_decay", 0, "--no_html", "--checkpoints_dir", tmp_path]
+    all_done = run_ranks(2, WORK, "one_cannot_validate", data, tmp_path, *flags)
+    assert [done.returncode for done in all_done] == [0, 0]
+    told = "".join(done.stdout for done in all_done)
+    assert told.count("no more validation") == 1 and "no memory for the segmenter" in told
+    assert "done: weights in" in told
+
+
+def test_each_process_draws_dropout_masks_of_its_own(data: Path, tmp_path: Path) -> None:
+    flags = ["--niter", 1, "--niter_decay", 0, "--no_html", "--use_dropout", "--val_phase", "none"]
+    run_together(2, WORK, "random_states", data, tmp_path, *flags, "--checkpoints_dir", tmp_path)
+    first, second = (torch.load(tmp_path / f"random{rank}.pth") for rank in (0, 1))
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.slow
 def test_the_launcher_gives_the_exit_status(data: Path, tmp_path: Path) -> None:
     """--gpu_ids 0,1 starts its processes by this function."""

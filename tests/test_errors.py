@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,16 @@ def test_a_wrong_input_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert end(UserError("a\nb: wrong"), capsys) == (2, "error: a\\nb: wrong\n")
 
 
-def test_a_reader_that_was_killed_is_one_line(capsys: pytest.CaptureFixture) -> None:
-    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        BrokenProcessPool("A process in the process pool was terminated abruptly"),
+    ],
+)
+def test_a_reader_that_was_killed_is_one_line(
+    error: RuntimeError, capsys: pytest.CaptureFixture
+) -> None:
     status, line = end(error, capsys)
     assert status == 2 and "--nThreads" in line and line.count("\n") == 1
 

@@ -38,11 +38,13 @@ def test_a_step_equals_that_of_the_cpu(network: str) -> None:
     assert all(abs(losses[name] - value) <= 1e-3 * abs(value) for name, value in exact.items())
 
 
-def test_a_step_waits_for_the_device_nowhere() -> None:
+@pytest.mark.parametrize("recipe", ["paper", "plus"])
+def test_a_step_waits_for_the_device_nowhere(recipe: str) -> None:
     """Nothing of a step copies to the CPU: Python runs ahead of the GPU."""
     from models.pix2pixHD_model import Pix2PixHDModel
 
-    model = Pix2PixHDModel(scene.options("cuda", correctness.SMALL.split()), CUDA)
+    flags = [*correctness.SMALL.split(), "--recipe", recipe]
+    model = Pix2PixHDModel(scene.options("cuda", flags), CUDA)
     batch = scene.batch(128, 64, 2, instances=20)
     batch["image"] = ((batch["image"] + 1) * 127.5).byte()  # as the loader gives it on GPUs
     batch = scene.pinned(batch, CUDA)

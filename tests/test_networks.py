@@ -256,6 +256,12 @@ def test_instance_average_of_one_instance_and_of_single_pixels(value: str) -> No
     torch.testing.assert_close(each, features)
 
 
+def test_an_instance_of_more_pixels_than_float32_counts() -> None:
+    features = torch.ones(1, 1, 1, 2**24 + 2**20)
+    inst = torch.zeros(1, 1, 1, features.shape[3], dtype=torch.int32)
+    assert instance_average(features, inst).unique().tolist() == [1.0]
+
+
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_is_averaged_in_float32(half: torch.dtype) -> None:
     # 70000 pixels of 1: a sum in float16 overflows, one in bfloat16 stops at 256

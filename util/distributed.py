@@ -303,8 +303,14 @@ def wrap(net: nn.Module, device: torch.device, in_bf16: bool = False) -> nn.Modu
         net, device_ids=devices, gradient_as_bucket_view=True, **{_BUFFERS: False}
     )
     if in_bf16:
-        wrapped.register_comm_hook(None, bf16_compress_hook)
+        wrapped.register_comm_hook(None, _travel_in_bf16)
     return wrapped
+
+
+def _travel_in_bf16(group: object, bucket: dist.GradBucket) -> torch.futures.Future:
+    """torch's hook by another name: by its own, DDP refuses it where there is no NCCL, which gloo
+    does not need."""
+    return bf16_compress_hook(group, bucket)
 
 
 def unsynced(net: nn.Module):

@@ -4,6 +4,7 @@ import errno
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 
 # a full disk, a missing right: no mistake of the program
 _DISK_ERRORS = (
@@ -59,10 +60,11 @@ def print_error(error: BaseException) -> int | None:
             "--batchSize, --amp bf16 or, in training, --checkpoint_activations, or end other "
             "programs that use the memory"
         )
-    elif isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+    elif isinstance(error, BrokenProcessPool) or str(error).startswith("DataLoader worker"):
         message = (
             "a process that reads images was ended by the system, mostly for lack of memory; use "
-            "fewer (--nThreads, 0: none), --cache disk, or end other programs that use the memory"
+            "fewer (--nThreads or --workers, 0: none), --cache disk, or end other programs that "
+            "use the memory"
         )
     elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename

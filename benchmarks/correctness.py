@@ -7,7 +7,7 @@ and of the generated image in units of [-1, 1].
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -89,10 +89,7 @@ def main() -> None:
         with double_precision():
             exact, image = step(flags, CPU, batch, weights)
         for precision, more in PRECISIONS.items():
-            if precision == "float64":
-                with double_precision():
-                    losses, fake = step(flags, device, batch, weights)
-            else:
+            with double_precision() if precision == "float64" else nullcontext():
                 losses, fake = step(f"{flags} {more}", device, batch, weights)
             apart = max(abs(losses[n] - v) / abs(v) for n, v in exact.items())
             largest = (fake - image).abs().max().item()

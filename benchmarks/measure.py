@@ -204,16 +204,12 @@ def report(title: str, rows: list[dict], given: argparse.Namespace, **more: obje
 
 def table(rows: list[dict]) -> str:
     """Rows as text in columns, the first column to the left."""
-    heads = list(rows[0])
-    cells = [heads, *([_shown(row[head]) for head in heads] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
-        )
-        for line in cells
-    )
+    columns: list[list[str]] = []
+    for head in rows[0]:
+        cells = [head, *(_shown(row[head]) for row in rows)]
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if columns else cell.ljust(width) for cell in cells])
+    return "\n".join(map("  ".join, zip(*columns)))
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,6 @@ random one.
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import DEFAULTS
-from models.inference_model import InferenceModel
-from models.networks import define_G
+from benchmarks.scene import random_generator
 from models.ui_model import UIModel
 
 HEIGHT, WIDTH, WINDOWS = 1024, 2048, 64
@@ -28,8 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", action="store_true", help="only the open windows")
     only_windows = parser.parse_args().windows
-    ui = UIModel(networks(), styles={26: np.random.randn(10, 3).astype(np.float32)})
-    ui.open(*scene())
+    networks = random_generator(torch.device("cpu"), "--netG local --ngf 32 --instance_feat")
+    ui = UIModel(networks, styles={26: np.random.randn(10, 3).astype(np.float32)})
+    ui.open(*maps())
     before = resident()
     print(f"with networks and one scene: {before} MB resident")
     if not only_windows:
@@ -40,18 +38,7 @@ def main() -> None:
     print(f"{len(windows)} windows: {resident() - before} MB more")
 
 
-def networks() -> InferenceModel:
-    flags = {**DEFAULTS, "netG": "local", "ngf": 32, "instance_feat": True, "seed": 0}
-    flags |= {"which_epoch": "latest", "data_type": 32, "compile": False, "amp": "off"}
-    opt = argparse.Namespace(**flags, load_features=False, tf32=False, gpu_ids=[])
-    with tempfile.TemporaryDirectory() as folder:
-        net = define_G(39, 3, opt.ngf, opt.netG, opt.n_downsample_global, opt.n_blocks_global)
-        torch.save(net.state_dict(), Path(folder) / "latest_net_G.pth")
-        del net
-        return InferenceModel(opt, torch.device("cpu"), Path(folder))
-
-
-def scene() -> tuple[np.ndarray, np.ndarray]:
+def maps() -> tuple[np.ndarray, np.ndarray]:
     """Sky over road, and 20 cars."""
     label = np.full((HEIGHT, WIDTH), 23, np.uint8)
     label[HEIGHT // 2 :] = 7
@@ -65,7 +52,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 def opened(ui: UIModel) -> tuple[UIModel, object]:
     """A window's scene with an image, and its selected object."""
     window = ui.another()
-    window.open(*scene())
+    window.open(*maps())
     window.last_picture = np.random.randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     return window, window.select(HEIGHT // 2, 50)
 

@@ -15,7 +15,6 @@ from models.build import build_generator
 from models.inference_model import InferenceModel
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
-from util.run.checkpoints import save_set
 
 LABELS = 35
 
@@ -90,11 +89,8 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
 def random_generator(device: torch.device, flags: str) -> InferenceModel:
     """A generator of random weights, the same ones for the same flags of test.py."""
     with temporary_folder() as folder:
-        run_folder = Path(folder) / "run"
-        run_folder.mkdir()
-        where = ["--name", "run", "--checkpoints_dir", folder]
-        where += ["--gpu_ids", "0" if device.type == "cuda" else "-1"]
+        where = ["--checkpoints_dir", folder, "--gpu_ids", "0" if device.type == "cuda" else "-1"]
         opt = TestOptions().parse([*where, *flags.split()])
         torch.manual_seed(0)
-        save_set(run_folder, {"latest_net_G.pth": build_generator(opt).state_dict()})
-        return InferenceModel(opt, device, run_folder)
+        torch.save(build_generator(opt).state_dict(), Path(folder) / "latest_net_G.pth")
+        return InferenceModel(opt, device, Path(folder))

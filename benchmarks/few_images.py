@@ -14,22 +14,19 @@ seen: plain and with --augment.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.measure import trained
 from options.parser import Parser, integer
-from util.errors import UserError, run
+from util.errors import run
 from util.files import link_or_copy
 from util.pages.colours import colour_label, save_image
 from util.progress import log
 from util.run.visualizer import read_rows
 
-ROOT = Path(__file__).parents[1]
 CLASSES = 35
 FLAGS = [
     *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
@@ -76,13 +73,8 @@ def reverse(dataroot: Path, out: Path) -> Path:
 
 def train(opt: argparse.Namespace, name: str, dataroot: Path, *flags: str) -> list[float]:
     """Train a run, unless that is done; the mean difference at each validation."""
-    folder = opt.checkpoints_dir / name
-    if not (folder / "validation.jsonl").is_file():
-        command = [sys.executable, "train.py", "--name", name, *FLAGS, *flags]
-        command += ["--checkpoints_dir", str(opt.checkpoints_dir), "--dataroot", str(dataroot)]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{name}: {done.stderr.strip() or done.returncode}")
+    flags = *FLAGS, *flags, "--dataroot", str(dataroot)
+    folder = trained(name, opt.checkpoints_dir, flags)
     return [row["l1"] for row in read_rows(folder / "validation.jsonl")]
 
 

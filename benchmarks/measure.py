@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
@@ -20,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from options.base_options import integer
 from options.parser import Parser
+from util.errors import UserError
 
 Work = Callable[[], object]
 
@@ -49,6 +53,20 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise argparse.ArgumentTypeError("no CUDA device was found")
     return torch.device(name)
+
+
+def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) -> Path:
+    """The folder of a run of train.py with these flags, which is trained unless that is done. env:
+    more environment variables. Raises UserError if the training fails."""
+    folder = checkpoints_dir / name
+    if not (folder / "validation.jsonl").is_file():
+        command = [sys.executable, "train.py", "--name", name, *flags]
+        command += ["--checkpoints_dir", str(checkpoints_dir)]
+        settings = {"cwd": Path(__file__).parents[1], "env": os.environ | env}
+        done = subprocess.run(command, **settings, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{name}: {done.stderr.strip() or done.returncode}")
+    return folder
 
 
 def synchronize(device: torch.device) -> None:

@@ -10,21 +10,18 @@ docs/recipes.md, mean +- deviation over the seeds. What is trained already is no
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measure import trained
 from options.parser import Parser, integer
-from util.errors import UserError, run
+from util.errors import run
 from util.progress import bar, log
 from util.run.visualizer import read_rows
 
-ROOT = Path(__file__).parents[1]
 VARIANTS = {
     "paper": [],
     "plus": ["--recipe", "plus"],
@@ -53,19 +50,12 @@ TITLES = ["mean difference", "grid", "sharpness", "hue", "brightness", "IoU", "K
 def train(opt: argparse.Namespace, variant: str, seed: int) -> dict:
     """Train a variant, unless that is done; its last validation and the seconds a step took."""
     name = f"{variant.replace(', ', '_').replace(' ', '_')}-{seed}"
-    folder = opt.checkpoints_dir / name
-    if not (folder / "validation.jsonl").is_file():
-        constant = opt.epochs * 2 // 5
-        command = [sys.executable, "train.py", "--name", name, "--seed", str(seed), *FLAGS]
-        command += ["--checkpoints_dir", str(opt.checkpoints_dir), "--dataroot", opt.dataroot]
-        command += ["--niter", str(constant), "--niter_decay", str(opt.epochs - constant)]
-        command += ["--segmenter", f"torchscript:{opt.segmenter}", *VARIANTS[variant]]
-        threads = {"OMP_NUM_THREADS": "1"} if opt.jobs > 1 else {}
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise UserError(f"{name}: {done.stderr.strip() or done.returncode}")
+    constant = opt.epochs * 2 // 5
+    flags = ["--seed", str(seed), *FLAGS, "--dataroot", opt.dataroot]
+    flags += ["--niter", str(constant), "--niter_decay", str(opt.epochs - constant)]
+    flags += ["--segmenter", f"torchscript:{opt.segmenter}", *VARIANTS[variant]]
+    threads = {"OMP_NUM_THREADS": "1"} if opt.jobs > 1 else {}
+    folder = trained(name, opt.checkpoints_dir, flags, **threads)
     times = [row["time"] for row in read_rows(folder / "metrics.jsonl")]
     return read_rows(folder / "validation.jsonl")[-1] | {"time": float(np.median(times))}
 

@@ -27,7 +27,7 @@ from models import create_model
 from models.inference_model import InferenceModel, run_styles
 from models.instance_maps import instance_class
 from models.ui_model import UIModel
-from options.base_options import Parser
+from options.parser import Flag, Group
 from options.test_options import TestOptions
 from util.errors import UserError, run
 from util.files import make_folder, write_text
@@ -37,12 +37,11 @@ from util.progress import log
 from util.setup import set_up_torch
 
 CAR = 26
+COMPARED = Group("comparison", Flag("--labels_name", "", "a run without features, to compare"))
 
 
 class Options(TestOptions):
-    def declare(self, parser: Parser) -> None:
-        super().declare(parser)
-        parser.add_argument("--labels_name", default="", help="a run without features, to compare")
+    groups = [*TestOptions.groups, COMPARED]
 
 
 def measure(opt: argparse.Namespace, device: torch.device) -> dict:

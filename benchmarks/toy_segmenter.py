@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from data.aligned_dataset import AlignedDataset, Geometry
 from evaluation.segmentation import evaluation_classes
-from options.base_options import Parser, integer
+from options.parser import Parser, integer
 from util.errors import UserError, run
 from util.files import make_folder, replacing
 from util.progress import bar, log

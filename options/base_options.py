@@ -224,14 +224,10 @@ class BaseOptions:
     description = ""
     groups = [RUN, PRECISION, DATA, LOADING, GENERATOR, FEATURES, STAGES]
 
-    def declare(self, parser: Parser) -> None:
-        """Add the flags, in groups."""
-        for group in self.groups:
-            group.add_to(parser)
-
     def parser(self) -> Parser:
         parser = Parser(usage="%(prog)s [--flag value ...]", description=self.description)
-        self.declare(parser)
+        for group in self.groups:
+            group.add_to(parser)
         return parser
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from data.augment import Augmentation
 from data.files import pairing_problems
 from data.kinds import files_of, scene_kinds
+from data.values import RGB8
 from util.errors import UserError, brief
 
 MOST_PIXELS = 2**28  # of a scaled image; a narrow strip scaled to a width can need far more
@@ -225,8 +226,4 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     """
     if array.ndim == 2:
         return torch.from_numpy(np.array(array, order="C"))[None]  # its own memory
-    floats = np.empty((array.shape[2], *array.shape[:2]), np.float32)
-    # by numpy, as torch's threads would wait for each other in so small a job
-    np.divide(array.transpose(2, 0, 1), np.float32(127.5), out=floats)
-    floats -= 1
-    return torch.from_numpy(floats)
+    return RGB8.to_tensor(array)

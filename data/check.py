@@ -19,7 +19,7 @@ from PIL import Image
 from data.aligned_dataset import Geometry, size_problems
 from data.arrays import NUMPY, TIFF
 from data.create import kind_flags
-from data.files import MOST_CLASSES, label_problem, pairing_problems, scan_folder, shown_kind
+from data.files import MOST_CLASSES, pairing_problems, scan_folder, shown_kind
 from data.kinds import Kind, scene_kinds
 from data.values import Values, side_values
 from util.errors import UserError
@@ -127,7 +127,10 @@ def examine(
     scene.problems += size_problems(files, sizes, geometry)
     label = maps["label"] if opt.label_nc else None
     if label is not None:
-        _count_labels(scene, label, opt)
+        values, counts = np.unique(label, return_counts=True)
+        scene.classes.update(dict(zip(values.tolist(), counts.tolist())))
+        if problem := kinds["label"].problem(label, files["label"]):
+            scene.problems.append(problem)
     if "inst" in maps and sizes["inst"] == scene.size:
         _count_instances(scene, maps["inst"], label, opt.ignore_label)
     for kind in set(maps) & {"label", "image", "cond"}:
@@ -163,15 +166,6 @@ def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
     if turn != 1 and image.format != "TIFF":  # Pillow turns these itself
         return [f"{path}: EXIF asks for a turn that training does not make; save it upright"]
     return []
-
-
-def _count_labels(scene: Scene, label: np.ndarray, opt: argparse.Namespace) -> None:
-    values, counts = np.unique(label, return_counts=True)
-    scene.classes.update(dict(zip(values.tolist(), counts.tolist())))
-    label_nc = MOST_CLASSES if opt.label_nc == "auto" else opt.label_nc
-    problem = label_problem(label, scene.files["label"], label_nc, opt.ignore_label)
-    if problem:
-        scene.problems.append(problem)
 
 
 def _count_instances(

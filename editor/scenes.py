@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.create import create_dataset, photographs
-from data.files import image_size, label_problem, read_integers, read_rgb
+from data.files import image_size
 from data.kinds import scene_kinds
 from util.errors import UserError
 
@@ -32,7 +31,7 @@ class Scenes:
         self.names: list[str] = []
         self.missing = ""
         self._photos: dict[str, Path] = {}
-        self._photo_kind = scene_kinds(opt.label_nc)["image"]
+        self._kinds = scene_kinds(opt.label_nc, ignore_label=opt.ignore_label)
         if not Path(opt.dataroot).is_dir():
             self.missing = f"{opt.dataroot}: no such folder; give --dataroot, or upload maps"
             return
@@ -59,45 +58,38 @@ class Scenes:
         if name not in self._photos:
             raise UserError(f"scene {name!r}: it has no photograph")
         size = self.geometry.scaled(self.dataset.sizes[name])
-        return self._photo_kind.load(self._photos[name], size)
+        return self._kinds["image"].load(self._photos[name], size)
 
     def uploaded_photo(self, path: Path) -> np.ndarray:
         """A user's photograph, scaled like those of the data set, (H, W, 3) uint8."""
         with upload(path):
-            return self._scaled(read_rgb(path), path, Image.Resampling.BICUBIC)
+            return self._load("image", path)
 
     def uploaded_maps(
         self, label_path: Path, inst_path: Path | None
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
         """A user's label map and instance map, checked and scaled like those of the data set."""
-        nearest = Image.Resampling.NEAREST
         with upload(label_path):
-            image = read_integers(label_path, "label")
-            problem = label_problem(
-                np.asarray(image), label_path, self.opt.label_nc, self.opt.ignore_label
-            )
-            if problem:
-                raise UserError(problem)
-            label = self._scaled(image, label_path, nearest)
+            label = self._load("label", label_path)
         if self.opt.no_instance:
             return label, None, label_path.stem
         if inst_path is None:
             raise UserError("no instance map: this model needs one beside the label map")
         with upload(inst_path):
-            inst = read_integers(inst_path, "instance")
-            if inst.size != image.size:
-                (width, height), (width0, height0) = inst.size, image.size
+            (width, height), (width0, height0) = image_size(inst_path), image_size(label_path)
+            if (width, height) != (width0, height0):
                 raise UserError(
                     f"{inst_path.name} is {width}x{height}, but {label_path.name} is "
                     f"{width0}x{height0}: they must have one size"
                 )
-            return label, self._scaled(inst, inst_path, nearest), label_path.stem
+            return label, self._load("inst", inst_path), label_path.stem
 
-    def _scaled(self, image: Image.Image, path: Path, how: Image.Resampling) -> np.ndarray:
-        width, height = self.geometry.scaled(image.size)
+    def _load(self, kind: str, path: Path) -> np.ndarray:
+        """A user's file, read and scaled as those of the data set are."""
+        width, height = self.geometry.scaled(image_size(path))
         if width * height > MOST_PIXELS:
             raise UserError(f"{path}: would be scaled to {width}x{height}, too large")
-        return np.asarray(image.resize((width, height), how))
+        return self._kinds[kind].load(path, (width, height))
 
 
 @contextmanager

@@ -132,16 +132,15 @@ def thumbnail(colours: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def write_library(path: Path, objects: list[LibraryObject]) -> None:
-    """Keep objects as an .npz file: masks as bits, one after the other."""
+    """Keep objects as an .npz file: an array of each field, and one of each mask."""
     features = [() if one.feature is None else one.feature for one in objects]
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         label=np.array([one.label for one in objects], np.int32),
-        shape=np.array([one.mask.shape for one in objects], np.int32).reshape(-1, 2),
-        bits=np.packbits(np.concatenate([one.mask.ravel() for one in objects])),
         feature=np.array(features, np.float32),
         thumbnail=np.array([one.thumbnail for one in objects]),
+        **{f"mask{k}": one.mask for k, one in enumerate(objects)},
     )
     write_bytes(path, buffer.getvalue())
 
@@ -155,14 +154,11 @@ def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject
         return []
     try:
         with np.load(path, allow_pickle=False) as file:
-            label, shape = file["label"], file["shape"]
-            bits, feature, pictures = file["bits"], file["feature"], file["thumbnail"]
+            label, feature, pictures = file["label"], file["feature"], file["thumbnail"]
+            masks = [file[f"mask{k}"] for k in range(len(label))]
         count = len(label)
-        sizes = shape.prod(1)
-        flat = np.unpackbits(bits)[: sizes.sum()].astype(bool)
-        if len(flat) != sizes.sum() or pictures.shape != (count, THUMBNAIL, THUMBNAIL, 4):
+        if pictures.shape != (count, THUMBNAIL, THUMBNAIL, 4):
             raise ValueError("its arrays do not belong together")
-        masks = np.split(flat, np.cumsum(sizes)[:-1])
     except Exception as error:  # a damaged file fails in many ways
         text = first_line(error)
         raise UserError(f"{path}: not an object library ({text}); make it anew") from error
@@ -172,7 +168,6 @@ def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject
             "make it anew with python -m editor.library"
         )
     features = feature if feat_num else [None] * count
-    masks = [mask.reshape(size) for mask, size in zip(masks, shape)]
     return [LibraryObject(*one) for one in zip(label.tolist(), masks, features, pictures)]
 
 

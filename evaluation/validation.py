@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -87,32 +88,25 @@ class Validation:
             measures.leave_lpips_out()
         if self.evaluator:
             self.evaluator.start()
+        measured: dict[int, Future] = {}
         seen: dict[int, dict] = {}  # by the segmenter
         shown: dict[int, dict[str, np.ndarray]] = {}
         with background(most=8) as submit:  # measures one image while the next is generated
-            measured = [submit(measure_pair, *pair) for pair in self._pairs(measures, seen, shown)]
-        rows = {index: row.result() | seen[index] for index, row in zip(seen, measured)}
+            for index, batch in self._scenes():
+                generated = self._generate(batch)
+                photograph, label = batch["image"][0], batch["label"][0]
+                if index < SHOWN:
+                    shown[index] = scene_images(label, generated, photograph, self.opt)
+                generated, real = self._numbers(generated), self._numbers(photograph, exact=True)
+                inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
+                measured[index] = submit(measure_pair, generated, real, inst)
+                measures.add_to_sets(generated, real)
+                if self.evaluator:
+                    seen[index] = self.evaluator.add(generated, real, label[0].numpy())
+        rows = {index: row.result() | seen.get(index, {}) for index, row in measured.items()}
         rows, shown = of_all_scenes(rows), of_all_scenes(shown)
         figures = flat(summary(list(rows.values()), measures, self.evaluator))
         return figures, {self.names[index]: images for index, images in shown.items()}
-
-    def _pairs(
-        self, measures: Measures, seen: dict[int, dict], shown: dict[int, dict]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Generate the images of this process's scenes: yields (generated, real, instances), and
-        fills seen and shown by the scene's number."""
-        for index, batch in self._scenes():
-            generated = self._generate(batch)
-            photograph, label = batch["image"][0], batch["label"][0]
-            if index < SHOWN:
-                shown[index] = scene_images(label, generated, photograph, self.opt)
-            generated, real = self._numbers(generated), self._numbers(photograph, exact=True)
-            inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
-            measures.add_to_sets(generated, real)
-            seen[index] = {}
-            if self.evaluator:
-                seen[index] = self.evaluator.add(generated, real, label[0].numpy())
-            yield generated, real, inst
 
     def _scenes(self) -> Iterator[tuple[int, dict]]:
         """This process's scenes. A bad file of any process is every process's UserError."""

@@ -95,11 +95,12 @@ def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
 
 
 def lock_folder(folder: Path) -> IO | None:
-    """Lock a folder until this process ends, however it does, or closes what is returned.
+    """Keep a second training from mixing its files in a folder with this one's: lock it until this
+    process ends, however it does, or closes what is returned.
 
     For processes of this user on this machine: what is locked is a file in the temporary folder,
-    so that the folder stays as it is. Raises BlockingIOError if another process has locked it.
-    None where files cannot be locked.
+    so that the folder stays as it is. Raises UserError if another process has locked it. None
+    where files cannot be locked.
     """
     if not fcntl:
         return None
@@ -108,8 +109,11 @@ def lock_folder(folder: Path) -> IO | None:
     try:
         file = path.open("w")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it
-    except BlockingIOError:
-        raise
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder}: another training is writing there; wait for its end, or give this one "
+            "another --name"
+        ) from error
     except OSError:  # no temporary folder, or none for locks
         return None
     with suppress(FileNotFoundError):

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ class TrainingRun:
         self.validation = validation
         self.scenes = len(loader.dataset)
         self.epochs = opt.niter + opt.niter_decay
-        self._lock = self._lock_folder() if distributed.is_main() else None
+        self._lock = lock_folder(folder) if distributed.is_main() else None
         self.at = load(model, opt, folder, self.scenes)
         self._continues = self.at.step > 0 or self.at.epoch > 1
         self.visualizer = self._open_logs() if distributed.is_main() else None
@@ -61,16 +60,6 @@ class TrainingRun:
         self._saving: tuple[Future | None, list[str]] | None = None  # what is written, its names
         self._saved = True
         self._is_best = False  # the last validation, until it is saved
-
-    def _lock_folder(self) -> IO | None:
-        """Keep a second training from mixing its files with this one's."""
-        try:
-            return lock_folder(self.folder)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{self.folder}: another training is writing there; wait for its end, or give "
-                "this one another --name"
-            ) from error
 
     def _open_logs(self) -> Visualizer:
         opt, at = self.opt, self.at

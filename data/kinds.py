@@ -118,11 +118,10 @@ def scene_kinds(
 
 def image_kind(values: Values, side: str, *folders: str) -> Kind:
     """Images of a side ("input", "output", "cond"): 8-bit RGB, or any channels and numbers."""
-    if values.channels == 3 and values.dtype == "uint8":
-        read = partial(_rgb, values=values, side=side)
-        return Kind(folders, read, values=values, smooth=True)
-    read = partial(_channels, values=values, side=side)
-    return Kind(folders, read, values.dtype, values, smooth=True, size=array_size)
+    rgb = values.channels == 3 and values.dtype == "uint8"
+    read = partial(_rgb if rgb else _channels, values=values, side=side)
+    size = file_size if rgb else array_size
+    return Kind(folders, read, values.dtype, values, smooth=True, size=size)
 
 
 def files_of(

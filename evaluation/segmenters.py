@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.files import MOST_CLASSES
-from util.errors import UserError
+from util.errors import UserError, first_line
 
 _Network = Callable[[np.ndarray], object]  # (H, W, 3) uint8 -> scores or classes, as above
 
@@ -79,7 +79,8 @@ class Segmenter:
         except UserError:
             raise
         except Exception as error:  # each library has its own kinds; the last line says what
-            problem = f"an image of {width}x{height}: {_line(error, -1)}"
+            line = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            problem = f"an image of {width}x{height}: {line}"
             raise UserError(f"--segmenter {self.spec}: {problem}") from error
         if not isinstance(output, Tensor):
             kind = type(output).__name__
@@ -105,7 +106,7 @@ def load_segmenter(spec: str, device: torch.device) -> Segmenter:
     except UserError:
         raise
     except Exception as error:  # each library has its own kinds
-        raise UserError(f"--segmenter {spec}: cannot be loaded ({_line(error, 0)})") from error
+        raise UserError(f"--segmenter {spec}: cannot be loaded ({first_line(error)})") from error
     return Segmenter(spec, *networks)
 
 
@@ -191,7 +192,3 @@ _LOADERS = {"hf": _from_transformers, "torchscript": _from_torchscript, "onnx": 
 
 def _network_input(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-
-
-def _line(error: Exception, which: int) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[which]

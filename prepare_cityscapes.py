@@ -21,13 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from PIL import Image
 from tqdm import tqdm
 
 from data.files import all_below, image_size
-from util.errors import UserError, run
+from util.errors import UserError, fail, run
 
 PHASES = {"train": "train", "val": "test"}  # split of the download -> name in the data set
 KINDS = {  # folder's ending -> (tree of the download, what follows the stem in its file names)
@@ -99,10 +98,6 @@ def parse_args() -> argparse.Namespace:
     if args.workers < 1:
         fail(f"--workers {args.workers} must be 1 or more")
     return args
-
-
-def fail(message: str) -> NoReturn:
-    raise UserError(message)
 
 
 def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:

@@ -9,14 +9,13 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from data.toy.scene import Scene, draw_scene
-from util.errors import UserError, brief, run
+from util.errors import UserError, brief, fail, run
 
 SMALLEST, LARGEST = 32, 8192  # pixels: a person wider than one, a drawing that fits into memory
 CITIES = {"train": "toytown", "val": "toyville"}
@@ -89,10 +88,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match:
         raise UserError(f"--size {text} is not a size: write WIDTHxHEIGHT, for example 256x128")
     return int(match[1]), int(match[2])
-
-
-def fail(message: str) -> NoReturn:
-    raise UserError(message)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from typing import NoReturn
 
 # a full disk, a missing right: no mistake of the program
 _DISK_ERRORS = (
@@ -24,6 +25,12 @@ class UserError(Exception):
     The message says what is wrong, where, what was expected and what to do. Programming errors
     are not UserErrors: they keep their traceback.
     """
+
+
+def fail(message: str) -> NoReturn:
+    """Raise a UserError: as a parser's error function it says in one line what argparse says in
+    many."""
+    raise UserError(message)
 
 
 def run(main: Callable[[], object]) -> None:

@@ -14,7 +14,6 @@ import argparse
 import time
 import warnings
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +34,15 @@ IGNORED = -1
 
 
 class UNet(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> (B, classes, H, W) scores; any size of at least 8 pixels."""
+    """(B, 3, H, W) in [0, 1] -> (B, CLASSES, H, W) scores; any size of at least 8 pixels."""
 
-    def __init__(self, classes: int, channels: tuple[int, ...] = (16, 32, 64, 96)) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first = _block(3, channels[0])
-        pairs = list(pairwise(channels))
+        pairs = [(16, 32), (32, 64), (64, 96)]
+        self.first = _block(3, 16)
         self.down = nn.ModuleList(_block(a, b) for a, b in pairs)
         self.up = nn.ModuleList(_block(a + b, a) for a, b in reversed(pairs))
-        self.last = nn.Conv2d(channels[0], classes, 1)
+        self.last = nn.Conv2d(16, CLASSES, 1)
 
     def forward(self, picture: Tensor) -> Tensor:
         x = self.first(picture * 2 - 1)
@@ -74,14 +73,14 @@ def _block(in_nc: int, out_nc: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def train(opt: argparse.Namespace) -> Path:
+def train(opt: argparse.Namespace) -> None:
     """Train on DATAROOT/train_* and write opt.out, whole or not at all."""
     begin = time.perf_counter()
     make_folder(opt.out.parent, "--out")
     torch.manual_seed(opt.seed)
     rng = np.random.default_rng(opt.seed)
     scenes = read_scenes(opt.dataroot)
-    net = UNet(CLASSES).to(memory_format=torch.channels_last)  # a fifth faster
+    net = UNet().to(memory_format=torch.channels_last)  # a fifth faster
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=opt.steps)
     weights = class_weights([scene.truth for scene in scenes])
@@ -101,7 +100,6 @@ def train(opt: argparse.Namespace) -> Path:
         torch.jit.script(net.eval()).save(str(temporary))
     seconds = time.perf_counter() - begin
     log(f"{opt.out}: loss {loss.item():.3f} after {opt.steps} steps, {seconds:.0f} s")
-    return opt.out
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def spoil(pictures: Tensor) -> Tensor:
     return pictures.clamp(0, 1)
 
 
-def parse() -> argparse.Namespace:
+def main() -> None:
     parser = Parser(description="Train a segmentation network on the toy photographs.")
     parser.add_argument("--dataroot", default="datasets/toy", help="train_img/ and train_label/")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/toy_segmenter.pt"))
@@ -204,11 +202,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=integer(1), default=500)
     parser.add_argument("--batch", type=integer(1), default=8)
     parser.add_argument("--seed", type=integer(0), default=0)
-    return parser.parse_args()
-
-
-def main() -> None:
-    train(parse())
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 import uuid
 import zlib
@@ -21,12 +20,14 @@ import numpy as np
 from data.aligned_dataset import AlignedDataset
 from data.shared_memory import SharedMemory
 from util.errors import UserError
+from util.files import cannot_write, make_folder
 
 Maps = dict[str, np.ndarray]
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # kind -> (dtype, shape)
 
 FORMAT = 2  # part of every signature: raise it when the arrays of scaled_maps change
 STALE = 3600  # seconds after which an unfinished file is that of a killed process
+INSTEAD = "--cache (ram or none)"  # where a disk lacks room or rights
 
 
 def create_cache(kind: str, scenes: AlignedDataset, folder: Path) -> Callable[[int], Maps]:
@@ -107,15 +108,11 @@ class DiskCache(Cache):
         super().__init__(scenes)
         self.folder = folder
         self.checked: set[Path] = set()  # their checksum is right: looked at once a process
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-            for path in folder.glob("*.tmp"):
-                with suppress(FileNotFoundError):  # another process was faster
-                    if path.stat().st_mtime < time.time() - STALE:
-                        path.unlink()
-        except OSError as error:
-            raise UserError(_not_written(folder, error)) from error
+        make_folder(folder, INSTEAD)
+        for path in folder.glob("*.tmp"):
+            with suppress(FileNotFoundError):  # another process was faster
+                if path.stat().st_mtime < time.time() - STALE:
+                    path.unlink()
 
     def _path(self, index: int) -> Path:
         """One file for each way of reading a scene: other flags do not drive each other out."""
@@ -152,15 +149,8 @@ class DiskCache(Cache):
             os.replace(unfinished, path)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
-            raise UserError(_not_written(self.folder, error)) from error
+            raise cannot_write(self.folder, error, INSTEAD) from error
         self.checked.discard(path)
-
-
-def _not_written(folder: Path, error: OSError) -> str:
-    return (
-        f"--cache disk: {folder} cannot be written to ({error.strerror}); make room or give "
-        "rights there, or use --cache ram or none"
-    )
 
 
 def _digest(scenes: AlignedDataset, index: int) -> bytes:

@@ -219,9 +219,8 @@ class StyleChooser:
         return features
 
 
-def style(styles: Styles, label: int, number: int, name: str = "") -> np.ndarray:
-    """One style of a class. Raises UserError if there is none of this number."""
-    name = name or f"class {label}"
+def style(styles: Styles, label: int, number: int, name: str) -> np.ndarray:
+    """One style of a class. Raises UserError, for this name, if there is none of this number."""
     if label not in styles:
         raise UserError(f"{name} has no styles: no instance of it was large enough to be clustered")
     if not 0 <= number < len(styles[label]):

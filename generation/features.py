@@ -88,13 +88,12 @@ def style_of_instance(
         raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. aachen_0_19,26001")
     batch = find_scene(scene, opt)
     regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
-    places = np.zeros((0, 2), int)
-    for ids in (batch["inst"][0, 0].numpy() if "inst" in batch else regions, regions):
-        unsigned = ids.astype(np.int64) & 0xFFFFFFFF  # ids from 2**31 on are negative
-        places = np.concatenate([places, np.argwhere(unsigned == int(number))])
+    inst = batch["inst"][0, 0].numpy() if "inst" in batch else regions
+    ids = np.stack([inst, regions]).astype(np.int64) & 0xFFFFFFFF  # from 2**31 on negative
+    places = np.argwhere(ids == int(number))
     if not len(places):
         raise UserError(f"--style_from {request}: no instance {number} in {batch['path'][0]}")
-    y, x = places[0]
+    _, y, x = places[0]
     label = batch["label"][0, 0].numpy() if opt.label_nc else None
     feature = encode(model, batch)[0, :, y, x].cpu().numpy()
     return {instance_classes(regions, label)[int(regions[y, x])]: feature}

@@ -121,7 +121,6 @@ class TrainingRun:
             if distributed.world() > 1 or not self._has_begun:  # saving takes all processes
                 raise
             self.save_if_due(stopping=True)
-            self._wait_for_save()
             self._close()
             raise UserError(f"{error}; then {self._how_to_continue()}") from error
 
@@ -248,7 +247,6 @@ class TrainingRun:
 
     def stop(self) -> int:
         """Tell where the run stopped and how it goes on; the exit status for the signal."""
-        self._wait_for_save()
         self._close()
         at = self.at
         where = f"at step {at.step}" if at.batch else f"after epoch {at.epoch - 1}"
@@ -257,7 +255,6 @@ class TrainingRun:
 
     def finish(self) -> int:
         """Tell where the results are; the exit status. Raises UserError if they are not saved."""
-        self._wait_for_save()
         self._close()
         if not self._saved:
             raise UserError(
@@ -271,7 +268,9 @@ class TrainingRun:
         return f"--continue_train goes on from {'here' if self._saved else 'the last checkpoint'}"
 
     def _close(self) -> None:
-        """Let the page and TensorBoard's last rows reach the disk, and messages their receivers."""
+        """Let the last save, the page and loggers' last rows reach the disk, and messages their
+        receivers."""
+        self._wait_for_save()
         self._highest_signal.finish()
         self._writer.finish()
         if self.visualizer:

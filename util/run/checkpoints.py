@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,8 +24,7 @@ from util.files import link_or_copy, write_flushed, write_text
 from util.run.flags import BEFORE
 
 _NEW = ".new"
-_MARKER = "save_complete.txt"
-_RENAMES = "renames.txt"  # a line each: old name, tab, new name
+_MARKER = "save_complete.txt"  # a line for each file to be renamed: old name, tab, new name
 
 
 def save_set(
@@ -46,7 +45,7 @@ def save_set(
         for name, source in (copies or {}).items():
             link_or_copy(folder / (source + _NEW), folder / (name + _NEW))
         _flush_names(folder)
-        write_text(folder / _MARKER, "\n".join(names))
+        _mark(folder, {name + _NEW: name for name in names})
     except OSError:
         for name in names:
             (folder / (name + _NEW)).unlink(missing_ok=True)
@@ -66,8 +65,12 @@ def rename_set(folder: Path, renames: Mapping[str, str]) -> None:
     """Rename files of a folder, old name -> new name: all of them, if need be by the recover() that
     follows a kill."""
     recover(folder)
-    write_text(folder / _RENAMES, "\n".join("\t".join(names) for names in renames.items()))
+    _mark(folder, renames)
     recover(folder)
+
+
+def _mark(folder: Path, renames: Mapping[str, str]) -> None:
+    write_text(folder / _MARKER, "\n".join("\t".join(names) for names in renames.items()))
 
 
 def recover(folder: Path) -> None:
@@ -75,21 +78,16 @@ def recover(folder: Path) -> None:
 
     Only the process that writes to the folder may call this; readers use newest().
     """
-    _finish(folder, _MARKER, lambda name: (name + _NEW, name))
-    _finish(folder, _RENAMES, lambda line: line.partition("\t")[::2])
-
-
-def _finish(folder: Path, marker: str, names: Callable[[str], Sequence[str]]) -> None:
-    """Do the renamings that the lines of a marker file stand for, if it is there."""
-    if not (folder / marker).is_file():
+    marker = folder / _MARKER
+    if not marker.is_file():
         return
     _flush_names(folder)
-    for line in (folder / marker).read_text(errors="replace").splitlines():
-        old, new = names(line)
+    for line in marker.read_text(errors="replace").splitlines():
+        old, _, new = line.partition("\t")
         if (folder / old).is_file():
             os.replace(folder / old, folder / new)
     _flush_names(folder)
-    (folder / marker).unlink(missing_ok=True)
+    marker.unlink(missing_ok=True)
 
 
 def _flush_names(folder: Path) -> None:
@@ -107,10 +105,10 @@ def newest(path: Path) -> Path:
     """The file that holds path's content: itself, or a finished save's that was cut off."""
     new = path.with_name(path.name + _NEW)
     try:
-        finished = (path.parent / _MARKER).read_text(errors="replace").splitlines()
+        renames = (path.parent / _MARKER).read_text(errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return path
-    return new if path.name in finished and new.is_file() else path
+    return new if f"{new.name}\t{path.name}" in renames and new.is_file() else path
 
 
 def is_saved(path: Path) -> bool:

@@ -27,14 +27,13 @@ def options(device: str, flags: Sequence[str]) -> argparse.Namespace:
 def batch(width: int, height: int, pictures: int, instances: int = 60) -> dict[str, Tensor]:
     """A batch as the loader gives it: tiles, each of one of so many instances, and noise."""
     generator = torch.Generator().manual_seed(0)
-    shape = (pictures, 1, height, width)
     rows, columns = (8, 32) if instances <= 100 else (32, 128)
     number = torch.randint(0, instances, (pictures, 1, rows, columns), generator=generator)
     number = torch.nn.functional.interpolate(number.float(), (height, width)).int()
     return {
         "label": (number % LABELS).to(torch.uint8),
         "inst": (number % LABELS) * 1000 + number,
-        "image": torch.rand(shape[0], 3, height, width, generator=generator) * 2 - 1,
+        "image": torch.rand(pictures, 3, height, width, generator=generator) * 2 - 1,
     }
 
 

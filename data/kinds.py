@@ -85,35 +85,33 @@ def scene_kinds(
     loss_weights: bool = False,
 ) -> dict[str, Kind]:
     """The kinds that these flags ask for, by the name that they have in an item."""
-    small = label_nc <= 256 and 0 <= (ignore_label or 0) <= 255
-    label = Kind(
-        ("{}_label",),
-        partial(_integers, what="label"),
-        "uint8" if small else "int32",
-        problem=partial(label_problem, label_nc=label_nc, ignore_label=ignore_label),
-    )
-    inst = Kind(
-        ("{}_inst",),
-        partial(_integers, what="instance"),
-        "int32",
-        remedy="; without instance maps give --no_instance",
-    )
-    feat = Kind(("{}_feat",), partial(read_features, feat_num=feat_num), values=Values(feat_num))
-    cond = cond_values and image_kind(cond_values, "cond", "{}_cond")
-    weight = Kind(("{}_weight",), read_weights, "float32")
-    pairs = ("{}_A", "{}A"), ("{}_B", "{}B")
-    rows = {
-        "label": (True, label if label_nc else image_kind(input_values, "input", *pairs[0])),
-        "inst": (use_instances, inst),
-        "image": (
-            load_photos,
-            image_kind(output_values, "output", *(("{}_img",) if label_nc else pairs[1])),
-        ),
-        "feat": (load_features, feat),
-        "cond": (cond, cond and replace(cond, remedy="; --cond_nc reads its maps there")),
-        "loss_weight": (loss_weights, weight),
-    }
-    return {name: kind for name, (wanted, kind) in rows.items() if wanted}
+    kinds = {}
+    if label_nc:
+        small = label_nc <= 256 and 0 <= (ignore_label or 0) <= 255
+        kinds["label"] = Kind(
+            ("{}_label",),
+            partial(_integers, what="label"),
+            "uint8" if small else "int32",
+            problem=partial(label_problem, label_nc=label_nc, ignore_label=ignore_label),
+        )
+    else:
+        kinds["label"] = image_kind(input_values, "input", "{}_A", "{}A")
+    if use_instances:
+        remedy = "; without instance maps give --no_instance"
+        read = partial(_integers, what="instance")
+        kinds["inst"] = Kind(("{}_inst",), read, "int32", remedy=remedy)
+    if load_photos:
+        folders = ("{}_img",) if label_nc else ("{}_B", "{}B")
+        kinds["image"] = image_kind(output_values, "output", *folders)
+    if load_features:
+        read = partial(read_features, feat_num=feat_num)
+        kinds["feat"] = Kind(("{}_feat",), read, values=Values(feat_num))
+    if cond_values:
+        cond = image_kind(cond_values, "cond", "{}_cond")
+        kinds["cond"] = replace(cond, remedy="; --cond_nc reads its maps there")
+    if loss_weights:
+        kinds["loss_weight"] = Kind(("{}_weight",), read_weights, "float32")
+    return kinds
 
 
 def image_kind(values: Values, side: str, *folders: str) -> Kind:

@@ -41,7 +41,6 @@ class Results:
         overwritten."""
         self.opt = opt
         self.names = names
-        self.values = side_values(opt, "output")
         self.has_page = opt.page or not opt.input
         self.folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
         self.folder = Path(opt.output) if opt.input else self.folder
@@ -95,7 +94,7 @@ class Results:
         if not distributed.is_main():
             return
         if self.has_page:
-            shown_as = self.values.describe_view()
+            shown_as = side_values(opt, "output").describe_view()
             title = f"{opt.name}, {opt.input or opt.phase}, epoch {opt.which_epoch}"
             page = Page(self.folder, title + (f" (shown: {shown_as})" if shown_as else ""))
             for index, row in rows.items():

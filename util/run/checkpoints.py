@@ -84,7 +84,7 @@ def recover(folder: Path) -> None:
     _flush_names(folder)
     for line in marker.read_text(errors="replace").splitlines():
         old, _, new = line.partition("\t")
-        if (folder / old).is_file():
+        if new and (folder / old).is_file():
             os.replace(folder / old, folder / new)
     _flush_names(folder)
     marker.unlink(missing_ok=True)

@@ -73,10 +73,10 @@ class InferenceModel(nn.Module):
         """The networks of a model in training, with --ema their averages, as they are at each call:
         the weights are shared, and nothing about the model changes."""
         networks = cls(opt, model.device, Path(), with_generator=False)
-        saved = model.saved_networks()
-        networks.netG = networks._generator = _for_inference(saved.get("G_ema", saved["G"]))
-        if model.netE is not None:
-            networks.netE = _for_inference(saved.get("E_ema", saved["E"]))
+        nets = model.networks() | model.averages
+        networks.netG = networks._generator = _for_inference(nets["G"])
+        if "E" in nets:
+            networks.netE = _for_inference(nets["E"])
             networks.encoder_multiple, networks.encoder_shrink = 2**opt.n_downsample_E, 1
         return networks
 

@@ -20,7 +20,7 @@ the update.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class Pix2PixHDModel(nn.Module):
         for net in self.networks().values():
             zero_bias_gradients_before_norms(net)
         trained = {n: net for n, net in self.networks().items() if n != "D" and opt.ema}
-        self.averages = {f"{name}_ema": averaged(net) for name, net in trained.items()}
+        self.averages = {name: averaged(net) for name, net in trained.items()}
         self.updates = 0  # of the averages
 
         self.pool = ImagePool(opt.pool_size, opt.seed + distributed.rank())
@@ -104,12 +104,7 @@ class Pix2PixHDModel(nn.Module):
 
     def saved_networks(self) -> dict[str, nn.Module]:
         """The networks that are saved, by name: with --ema also the averages, "G_ema", "E_ema"."""
-        return self.networks() | self.averages
-
-    def averaged_networks(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """(average, network) of those whose weights --ema averages."""
-        networks = self.networks()
-        yield from ((net, networks[n.removesuffix("_ema")]) for n, net in self.averages.items())
+        return self.networks() | {f"{name}_ema": net for name, net in self.averages.items()}
 
     def start_stage(self, fix_global: bool) -> None:
         """Begin to train all of G, or (fix_global) its outermost enhancer alone; E always.
@@ -120,7 +115,8 @@ class Pix2PixHDModel(nn.Module):
         for name, parameter in self.netG.named_parameters():
             parameter.requires_grad_(not fix_global or name.startswith(outermost))
         freeze(self.netG, self.netE, self.opt.freeze)
-        trained = list(self._generator_parameters())
+        generators = [net for net in (self.netG, self.netE) if net is not None]
+        trained = [p for net in generators for p in net.parameters() if p.requires_grad]
         if not trained:
             raise UserError(f"--freeze {','.join(self.opt.freeze)}: nothing is left to train")
         self.optimizer_G = adam(trained, self.opt, self.device)
@@ -150,11 +146,6 @@ class Pix2PixHDModel(nn.Module):
         set_up_compiler()
         # dynamic: the first batch with fewer images would make all later ones slower
         return torch.compile(work, dynamic=False if self.one_size else None)
-
-    def _generator_parameters(self) -> Iterator[nn.Parameter]:
-        yield from (p for p in self.netG.parameters() if p.requires_grad)
-        if self.netE is not None:
-            yield from (p for p in self.netE.parameters() if p.requires_grad)
 
     def set_learning_rate(self, epoch: int) -> float:
         """Set both optimizers to the rate of an epoch (from 1), and return it."""
@@ -273,8 +264,8 @@ class Pix2PixHDModel(nn.Module):
         self.scaler.step(self.optimizer_G)
         self.scaler.step(self.optimizer_D)
         self.scaler.update()
-        for average, net in self.averaged_networks():
-            update_average(average, net, self.opt.ema, self.updates)
+        for name, average in self.averages.items():
+            update_average(average, self.networks()[name], self.opt.ema, self.updates)
         self.updates += 1
 
     def _all_finite(self, losses: dict[str, Tensor]) -> Tensor:
@@ -311,8 +302,8 @@ class Pix2PixHDModel(nn.Module):
             fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
             if parameters := load_pretrained(net, path, fits):
                 fresh.append(f"{name}: {brief(parameters)}")
-        for average, net in self.averaged_networks():  # in place: validation shares its weights
-            average.load_state_dict(net.state_dict())
+        for name, average in self.averages.items():  # in place: validation shares its weights
+            average.load_state_dict(self.networks()[name].state_dict())
         return fresh
 
     def training_state(self) -> dict:

@@ -165,7 +165,9 @@ class Pix2PixHDModel(nn.Module):
         lambda_feat, use_lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
         gan = partial(self.call["gan_loss"], use_lsgan=use_lsgan)
         losses: dict[str, Tensor] = {}
-        self._begin(has_images=weight > 0)
+        count_statistics(self, has_images=weight > 0)
+        self.optimizer_G.zero_grad()
+        self.optimizer_D.zero_grad()
         x, fake, real = self.generate(batch)
         pixel_weights = None
         if self.opt.loss_weights:
@@ -184,7 +186,7 @@ class Pix2PixHDModel(nn.Module):
         with distributed.unsynced(self.call["D"]):
             on_real = self._run("D", torch.cat([x, real], 1))
             losses["D_real"] = gan(on_real, True)
-            self._scaled(losses["D_real"] * (0.5 * weight)).backward()
+            self.scaler.scale(losses["D_real"] * (0.5 * weight)).backward()
         on_real = [[features.detach() for features in scale] for scale in on_real]
 
         on_fake = self._run("D", torch.cat([x, image], 1))
@@ -200,7 +202,7 @@ class Pix2PixHDModel(nn.Module):
             on_fake = self._run("D", self.pool.query(torch.cat([x, image.detach()], 1)))
         losses["D_fake"] = gan(on_fake, False)
         weights_D = list(self.netD.parameters())  # and not the image
-        self._scaled(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
+        self.scaler.scale(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
 
         on_real = on_fake = loss_G = None  # D's maps need not stand beside G's backward,
         losses = {name: loss.detach() for name, loss in losses.items()}  # nor signs of L1
@@ -246,18 +248,9 @@ class Pix2PixHDModel(nn.Module):
         with autocast(self.opt, self.device):
             return self.call[name](*inputs)
 
-    def _scaled(self, loss: Tensor) -> Tensor:
-        """A loss times the scale that keeps fp16 gradients in range."""
-        return self.scaler.scale(loss)
-
     def _gradient(self, loss: Tensor, image: Tensor, keep_graph: bool = False) -> Tensor:
         """d(loss)/d(image); no gradient of a weight is computed."""
-        return torch.autograd.grad(self._scaled(loss), image, retain_graph=keep_graph)[0]
-
-    def _begin(self, has_images: bool) -> None:
-        count_statistics(self, has_images)
-        self.optimizer_G.zero_grad(set_to_none=True)
-        self.optimizer_D.zero_grad(set_to_none=True)
+        return torch.autograd.grad(self.scaler.scale(loss), image, retain_graph=keep_graph)[0]
 
     def _update(self, losses: dict[str, Tensor]) -> None:
         self.finite = self._all_finite(losses)

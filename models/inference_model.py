@@ -27,7 +27,7 @@ from models.layers import instance_average
 from models.normalization import InstanceNorm2d
 from models.pix2pixHD_model import Pix2PixHDModel
 from models.styles import Styles, load_styles
-from models.tiling import Map, Tiling
+from models.tiling import Map, Region, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
 from util.progress import log_main
@@ -150,26 +150,23 @@ class InferenceModel(nn.Module):
         """The images of maps, padded to what the networks need, on the CPU."""
         label, inst, feat, cond = self._padded_maps(*maps)
         borders = inst if inst is None else edges(inst)
-        ids = inst if self.opt.instance_noise else None
-        channels = generator_channels(self.opt)
+
+        def region_of_input(k: int, region: Region) -> Tensor:
+            """A region of what the generator sees of the k-th scene."""
+            place = (slice(k, k + 1), slice(None), *region)
+            x = network_input(label[place], None, self.opt.label_nc, self.opt.ignore_label)
+            parts = [x, *(m[place].to(x.dtype) for m in (borders, cond, feat) if m is not None)]
+            if self.opt.instance_noise:
+                parts.append(instance_noise(inst[place], self.opt.instance_noise))
+            return torch.cat(parts, 1).to(self.dtype)
+
         images = []
         for k in range(len(label)):
-            scene = [m if m is None else m[k : k + 1] for m in (label, borders, cond, feat, ids)]
-            x = Map(partial(self._input_region, *scene), label.shape[-2:], channels)
+            read = partial(region_of_input, k)
+            x = Map(read, label.shape[-2:], generator_channels(self.opt))
             with autocast(self.opt, self.device):
                 images.append(self.tiling.generate(self.netG, x).float())
         return torch.cat(images) if len(images) > 1 else images[0]
-
-    def _input_region(self, *maps: Tensor | None) -> Tensor:
-        """A region (the last argument) of what the generator sees: label, borders, cond, feat, and
-        with noise the ids that it is made of."""
-        *maps, region = maps
-        *maps, ids = (m if m is None else m[(..., *region)] for m in maps)
-        label, *more = (m for m in maps if m is not None)
-        if ids is not None:
-            more.append(instance_noise(ids, self.opt.instance_noise))
-        x = network_input(label, None, self.opt.label_nc, self.opt.ignore_label)
-        return torch.cat([x, *(m.to(x.dtype) for m in more)], 1).to(self.dtype)
 
     @torch.inference_mode()
     def run_generator(self, x: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ class Page:
         ui = session.ui
         pictures = ("", "")
         if session.is_open:
-            pictures = self._addresses(ui, ui.version, ui.generated)
+            pictures = self._addresses(ui, ui.version, ui.picture_version)
         can_undo = session.is_open and ui.can_undo
         view = {
             self.hint: markup.hint(session, HINTS),
@@ -289,7 +289,7 @@ class Page:
         return view
 
 
-def _addresses(ui: UIModel, version: int, generated: int) -> tuple[str, str]:
+def _addresses(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:
     """The last image and the label map of a scene in a state that the numbers identify.
 
     Before any image could be generated, the label map stands for both.

@@ -24,8 +24,8 @@ class UIModel(Scene):
     an image is generated, one at a time for all scenes that share the networks (see another).
     A scene itself must not be used by two threads at once. Running out of memory is a UserError.
 
-    generated   how many times the image was generated
-    last_picture    the last one; older than the scene if generating failed since; None at first
+    last_picture    the last image; None at first
+    picture_version what version had when it was generated: less than version where that failed
     """
 
     def __init__(
@@ -39,9 +39,8 @@ class UIModel(Scene):
             raise UserError("--label_nc 0: the editor needs a model of label maps, not of images")
         super().__init__(networks.opt, styles)
         self.networks = networks
-        self.generated = 0
         self.last_picture: np.ndarray | None = None
-        self._picture_version = 0
+        self.picture_version = 0
         self._lock = lock or threading.Lock()
 
     def another(self) -> "UIModel":
@@ -50,11 +49,10 @@ class UIModel(Scene):
 
     def picture(self) -> np.ndarray:
         """The image of the scene, (H, W, 3) uint8; generated again only after a change."""
-        if self._picture_version != self.version:
+        if self.picture_version != self.version:
             with self._network():
                 self.last_picture = self._generate(self.features)
-            self._picture_version = self.version
-            self.generated += 1
+            self.picture_version = self.version
         return self.last_picture
 
     def label_picture(self) -> np.ndarray:

@@ -81,8 +81,7 @@ def objects_of(
     if encoder is not None:
         if photo is None:
             raise UserError(f"{opt.dataroot}: no photographs of --phase {opt.phase} to encode")
-        regions = encoder.regions(batch["label"], batch.get("inst"))
-        features = encoder.encode(batch["image"], regions)[0].cpu().numpy()
+        features = encoder.encode_batch(batch)[0].cpu().numpy()
     inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
     for place, mask in whole_objects(label, inst):
         classes, counts = np.unique(label[place][mask], return_counts=True)

@@ -123,8 +123,7 @@ class Validation:
         """The image (output_nc, H, W) of a batch of one, with the features of its photograph."""
         feat = batch.get("feat")
         if self.networks.netE is not None:
-            regions = self.networks.regions(batch["label"], batch.get("inst"))
-            feat = self.networks.encode(batch["image"], regions)
+            feat = self.networks.encode_batch(batch)
         inst, cond = batch.get("inst"), batch.get("cond")
         return self.networks.generate(batch["label"], inst, feat, cond)[0]
 

@@ -32,7 +32,7 @@ def feature_sources(
         return {"synthesized_image": itemgetter("feat")}
     if opt.use_encoded_image:
         model.load_encoder()
-        return {"synthesized_image": partial(encode, model)}
+        return {"synthesized_image": model.encode_batch}
     return {"synthesized_image": lambda batch: None}
 
 
@@ -74,11 +74,6 @@ def styled(model: InferenceModel, chooser: StyleChooser, batch: dict) -> Tensor:
     return torch.stack(maps)
 
 
-def encode(model: InferenceModel, batch: dict) -> Tensor:
-    """Feature maps (B, feat_num, H, W) of a batch's photographs."""
-    return model.encode(batch["image"], model.regions(batch["label"], batch.get("inst")))
-
-
 def style_of_instance(
     model: InferenceModel, request: str, opt: argparse.Namespace
 ) -> dict[int, np.ndarray]:
@@ -95,7 +90,7 @@ def style_of_instance(
         raise UserError(f"--style_from {request}: no instance {number} in {batch['path'][0]}")
     _, y, x = places[0]
     label = batch["label"][0, 0].numpy() if opt.label_nc else None
-    feature = encode(model, batch)[0, :, y, x].cpu().numpy()
+    feature = model.encode_batch(batch)[0, :, y, x].cpu().numpy()
     return {instance_classes(regions, label)[int(regions[y, x])]: feature}
 
 

@@ -236,6 +236,10 @@ class InferenceModel(nn.Module):
         """What features are averaged over: instances, or classes with --label_feat."""
         return label if self.opt.label_feat or inst is None else inst
 
+    def encode_batch(self, batch: dict) -> Tensor:
+        """The features (B, feat_num, H, W) of the photographs of a batch of scenes."""
+        return self.encode(batch["image"], self.regions(batch["label"], batch.get("inst")))
+
     def forward(
         self,
         label: Maps,

@@ -1,6 +1,6 @@
 """The losses of the paper's equations 3 to 6: adversarial, feature matching, VGG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,6 @@ def gan_loss(outputs: Sequence[Sequence[Tensor]], is_real: bool, use_lsgan: bool
     least squares (Mao et al., 2017), else cross entropy on the logits.
     """
     scores = [scale[-1].float() for scale in outputs]
-    criterion: Callable[[Tensor, Tensor], Tensor]
     criterion = F.mse_loss if use_lsgan else F.binary_cross_entropy_with_logits
     return sum(criterion(score, torch.full_like(score, float(is_real))) for score in scores)
 

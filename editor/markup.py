@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from editor.session import Session
+from editor.session import HINTS, Session
 from models.masks import outline
 from util.pages.colours import palette
 
@@ -58,8 +58,8 @@ def status(text: str, error: bool) -> str:
     return f'<div class="status {kind}" role="{role}">{escape(text)}</div>'
 
 
-def hint(session: Session, hints: dict[str, str]) -> str:
-    return f'<div class="hint">{escape(hints[session.tool])}</div>'
+def hint(session: Session) -> str:
+    return f'<div class="hint">{escape(HINTS[session.tool])}</div>'
 
 
 def gallery(session: Session) -> str:

@@ -260,7 +260,7 @@ class Page:
             pictures = self._addresses(ui, ui.version, ui.picture_version)
         can_undo = session.is_open and ui.can_undo
         view = {
-            self.hint: markup.hint(session, HINTS),
+            self.hint: markup.hint(session),
             self.stage: markup.stage(session, pictures),
             self.gallery: markup.gallery(session),
             self.classes: markup.classes(session),

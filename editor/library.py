@@ -22,7 +22,7 @@ from data.create import create_dataset, photographs
 from data.loader import own_batches
 from models import create_encoder
 from models.build import uses_features
-from models.inference_model import InferenceModel
+from models.inference_model import InferenceModel, to_pictures
 from models.masks import components
 from options.base_options import run_dir
 from options.edit_options import LibraryOptions
@@ -77,7 +77,7 @@ def objects_of(
     label = batch["label"][0, 0].numpy()
     photo = features = None
     if "image" in batch:
-        photo = ((batch["image"][0].permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
+        (photo,) = to_pictures(batch["image"])
     if encoder is not None:
         if photo is None:
             raise UserError(f"{opt.dataroot}: no photographs of --phase {opt.phase} to encode")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from data.values import RGB8
 from models.edit_checks import integer
 from models.inference_model import InferenceModel
 from models.masks import stroke
@@ -121,7 +122,7 @@ class UIModel(Scene):
 
     def _encode(self, photo: np.ndarray, regions: np.ndarray) -> np.ndarray:
         """(feat_num, H, W)"""
-        image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        image = RGB8.to_tensor(photo)[None]
         ids = torch.from_numpy(regions.astype(np.int32))[None, None]
         with self._network():
             return self.networks.encode(image, ids)[0].cpu().numpy()

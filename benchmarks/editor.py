@@ -15,7 +15,7 @@ from data.create import create_dataset
 from models import create_model
 from models.ui_model import UIModel
 from options.edit_options import EditOptions
-from util.errors import UserError, run
+from util.errors import run
 from util.setup import seed_everything, set_up_torch
 
 REPEAT = 20
@@ -27,11 +27,8 @@ def main() -> None:
     seed_everything(opt.seed)
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     ui = create_model(opt, device)
-    item = create_dataset(opt, training=False, load_photos=False)[0]
-    if isinstance(item, UserError):
-        raise item
-    inst = item["inst"][0].numpy() if "inst" in item else None
-    ui.open(item["label"][0].numpy(), inst)
+    maps = create_dataset(opt, training=False, load_photos=False).maps(0)
+    ui.open(maps["label"], maps.get("inst"))
     height, width = ui.shape
     print(f"{width}x{height} on {device}, {torch.get_num_threads()} threads")
     middle = ui.select(height // 2, width // 2).instance

@@ -195,11 +195,11 @@ def _type_of(path: Path, channels: int) -> str:
     return read_array(path).dtype.name
 
 
-def percentiles(files: list[Path], share: float = 0.1) -> tuple[float, float]:
+def percentiles(files: list[Path]) -> tuple[float, float]:
     """The range --SIDE_range auto: from the lowest to the highest of the files' 0.1 and
-    99.9 percentiles. share: in percent."""
+    99.9 percentiles."""
     chosen = files[:: max(1, len(files) // MOST_MEASURED)]
-    bounds = [np.percentile(read_array(path), (share, 100 - share)) for path in chosen]
+    bounds = [np.percentile(read_array(path), (0.1, 99.9)) for path in chosen]
     low, high = np.array(bounds).T
     low, high = float(low.min()), float(high.max())
     if low >= high:

@@ -276,10 +276,10 @@ class Pix2PixHDModel(nn.Module):
 
     # -- saving and loading -----------------------------------------------------------------
 
-    def load_networks(self, folder: Path, epoch: str) -> None:
-        """Load the weights of a run of this very architecture."""
+    def load_networks(self, folder: Path) -> None:
+        """Load the last weights of a run of this very architecture."""
         for name, net in self.saved_networks().items():
-            load_network(net, folder / f"{epoch}_net_{name}.pth")
+            load_network(net, folder / f"latest_net_{name}.pth")
 
     def load_pretrained_networks(self, folder: Path, epoch: str) -> list[str]:
         """Load what fits from another run, its classes and channels mapped to this run's; G's file

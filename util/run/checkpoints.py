@@ -188,9 +188,7 @@ def load_network(net: nn.Module, path: Path) -> None:
     net.load_state_dict(state)
 
 
-def load_pretrained(
-    net: nn.Module, path: Path, adapt: Callable[[dict, dict], dict] | None = None
-) -> list[str]:
+def load_pretrained(net: nn.Module, path: Path, adapt: Callable[[dict, dict], dict]) -> list[str]:
     """Load the weights that a file has for a network that may be larger (coarse to fine).
 
     adapt: from the file's state dict and the network's to one that fits other classes or channels.
@@ -199,8 +197,7 @@ def load_pretrained(
     does not: only the coarse generator's last layer, which made its image, may be left over.
     """
     own = net.state_dict()
-    state = _network_state(path, own)
-    state = adapt(state, own) if adapt else state
+    state = adapt(_network_state(path, own), own)
     wrong = _shape_mismatches(state, own)
     unknown = list(dict.fromkeys(n.rpartition(".")[0] for n in state if n not in own))
     if len(unknown) > 1:

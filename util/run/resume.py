@@ -146,7 +146,7 @@ def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Posi
     if (folder / "latest_state.pth").is_file():
         return _resume(model, opt, folder, scenes)
     if (folder / "latest_net_G.pth").is_file():
-        model.load_networks(folder, "latest")
+        model.load_networks(folder)
         log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
         return Position(epoch=_reference_epoch(folder))
     earlier = ", but for the run that this one replaced" if any(folder.glob("replaced_*")) else ""
@@ -164,7 +164,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
         same_epoch = (state["scenes"], old["batchSize"]) == (scenes, opt.batchSize)
         at.check(batches=-(-state["scenes"] // old["batchSize"]))
         _compare_flags(folder, old, opt)
-        model.load_networks(folder, "latest")
+        model.load_networks(folder)
         model.load_training_state(state["model"])
         mine = processes[distributed.rank() % len(processes)]
         model.pool.load_state_dict(mine["pool"], model.device)

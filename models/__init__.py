@@ -79,17 +79,16 @@ def load_generator(
         ) from error
     options = {**DEFAULTS, **saved_options(folder), **flags}
     for name, default in DEFAULTS.items():
-        if not _same_kind(options[name], default):
-            raise UserError(
-                f"{folder}: {name} is {options[name]!r}, expected a value like {default!r}"
-            )
-        if name in CHOICES and options[name] not in CHOICES[name]:
-            known = ", ".join(map(str, CHOICES[name]))
-            raise UserError(f"{folder}: {name} is {options[name]!r}, expected one of {known}")
-        if name.endswith("_range") and not _is_range(options[name]):
-            raise UserError(
-                f"{folder}: {name} is {options[name]!r}, expected [low, high] or 'type'"
-            )
+        value = options[name]
+        if not _same_kind(value, default):
+            expected = f"a value like {default!r}"
+        elif name in CHOICES and value not in CHOICES[name]:
+            expected = f"one of {', '.join(map(str, CHOICES[name]))}"
+        elif name.endswith("_range") and not _is_range(value):
+            expected = "[low, high] or 'type'"
+        else:
+            continue
+        raise UserError(f"{folder}: {name} is {value!r}, expected {expected}")
     options.update(which_epoch=epoch, data_type=data_type, compile=False, amp="off")
     options.update(load_features=False, tf32=False)
     return InferenceModel(argparse.Namespace(**options), device, folder)

@@ -160,6 +160,7 @@ PROPERTIES = {
 SET_MEASURES = {"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (INCEPTION, _kid)}
 
 LPIPS_LEAST = 31  # pixels, of both sides: AlexNet sees nothing in less
+TOO_SMALL = f"images have less than {LPIPS_LEAST} pixels in height or width"
 
 # The measures that --best_metric may name -> whether more is better
 BETTER_IS_MORE = {
@@ -207,7 +208,7 @@ class Measures:
     def add_to_sets(self, generated: np.ndarray, real: np.ndarray) -> None:
         """Let the set measures alone see a pair."""
         if min(generated.shape[:2]) < LPIPS_LEAST:
-            self.leave_lpips_out()
+            self.leave_out("lpips", TOO_SMALL)
         for name, metric in self.sets.items():
             a, b = (_batch(image, self.device) for image in (generated, real))
             if name == "lpips":
@@ -216,10 +217,10 @@ class Measures:
                 metric.update(a, real=False)
                 metric.update(b, real=True)
 
-    def leave_lpips_out(self) -> None:
-        """Where images are too small for it; in several processes, before any sees an image."""
-        if self.sets.pop("lpips", None):
-            self.reasons["lpips"] = f"images have less than {LPIPS_LEAST} pixels in height or width"
+    def leave_out(self, name: str, reason: str) -> None:
+        """Without a measure from here on; in several processes, before any sees an image."""
+        if self.sets.pop(name, None):
+            self.reasons[name] = reason
 
     def compute(self) -> dict[str, float | None]:
         """The set measures by name; None for those in reasons."""

@@ -1,7 +1,6 @@
 """Validation: how good the generator in training is on fixed scenes that it is not trained on."""
 
 import argparse
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from data.values import side_values
 from evaluation.measures import (
     BETTER_IS_MORE,
     LPIPS_LEAST,
+    TOO_SMALL,
     Measures,
     has_weights,
     mean_measures,
@@ -24,7 +24,7 @@ from evaluation.segmentation import Evaluator, create_evaluator
 from models.inference_model import InferenceModel
 from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, first_line, out_of_memory
 from util.pages.colours import scene_images
 from util.parallel import background
 
@@ -51,7 +51,11 @@ class Validation:
         sizes = [*map(self.dataset.geometry.final, self.dataset.sizes.values())]
         if self.evaluator:  # a wrong one is told before training, at these images' own size
             self.evaluator.try_on(sizes[0])
-        self.too_small = min(min(size) for size in sizes) < LPIPS_LEAST
+        self.left_out: dict[str, str] = {}  # measure -> why
+        if min(min(size) for size in sizes) < LPIPS_LEAST:
+            self.left_out["lpips"] = TOO_SMALL
+        if len(self.dataset) < distributed.world():
+            self.left_out["kid"] = "there are fewer scenes than processes"
         measured = self._measured()
         usual = (name for name in ("mean_iou", "lpips", "ssim") if name in measured)
         self.metric = opt.best_metric or next(usual)
@@ -64,9 +68,8 @@ class Validation:
 
     def _measured(self) -> list[str]:
         """The measures that can be had, of those that --best_metric may name."""
-        names = [] if self.too_small else ["lpips"]
-        names += ["fid", "kid"] if len(self.dataset) > 1 else []
-        names = names if self.values.is_rgb8 else []
+        names = ["lpips", "fid", "kid"] if len(self.dataset) > 1 else ["lpips"]
+        names = [n for n in names if self.values.is_rgb8 and n not in self.left_out]
         sets = [name for name in names if has_weights(name, self.opt.weights_dir)]
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
         if self.evaluator and self.evaluator.segmenter.features:
@@ -75,7 +78,8 @@ class Validation:
 
     @torch.inference_mode()
     def measure(self) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
-        """All processes together: (figures by name, images of some scenes).
+        """All processes together: (figures by name, images of some scenes). Raises UserError in all
+        of them if one cannot read or measure a scene, or has too little memory for it.
 
         figures: those of evaluate.py's metrics.json; what there is in "oracle" and "of_oracle" is
         called oracle_NAME and ratio_NAME. images: scene -> "input_label", "synthesized_image" or
@@ -84,15 +88,30 @@ class Validation:
         device, folder = self.networks.device, self.opt.weights_dir
         rgb = self.values.is_rgb8
         measures = Measures(len(self.dataset), folder, device, fetch=False, rgb=rgb)
-        if self.too_small:
-            measures.leave_lpips_out()
+        for name, reason in self.left_out.items():
+            measures.leave_out(name, reason)
+        rows, shown, problem = {}, {}, None
+        try:
+            rows, shown = self._measure_own(measures)
+        except Exception as error:
+            if not (isinstance(error, UserError) or out_of_memory(error)):
+                raise
+            problem = first_line(error)
+        if problems := [one for one in distributed.gather(problem) if one]:
+            raise UserError(problems[0])
+        rows, shown = of_all_scenes(rows), of_all_scenes(shown)
+        figures = flat(summary(list(rows.values()), measures, self.evaluator))
+        return figures, {self.names[index]: images for index, images in shown.items()}
+
+    def _measure_own(self, measures: Measures) -> tuple[dict[int, dict], dict[int, dict]]:
+        """What was measured of this process's scenes, and images of some, by number."""
         if self.evaluator:
             self.evaluator.start()
         measured: dict[int, Future] = {}
         seen: dict[int, dict] = {}  # by the segmenter
         shown: dict[int, dict[str, np.ndarray]] = {}
         with background(most=8) as submit:  # measures one image while the next is generated
-            for index, batch in self._scenes():
+            for index, batch in own_batches(self.dataset, self.opt, "validation"):
                 generated = self._generate(batch)
                 photograph, label = batch["image"][0], batch["label"][0]
                 if index < SHOWN:
@@ -103,21 +122,7 @@ class Validation:
                 measures.add_to_sets(generated, real)
                 if self.evaluator:
                     seen[index] = self.evaluator.add(generated, real, label[0].numpy())
-        rows = {index: row.result() | seen.get(index, {}) for index, row in measured.items()}
-        rows, shown = of_all_scenes(rows), of_all_scenes(shown)
-        figures = flat(summary(list(rows.values()), measures, self.evaluator))
-        return figures, {self.names[index]: images for index, images in shown.items()}
-
-    def _scenes(self) -> Iterator[tuple[int, dict]]:
-        """This process's scenes. A bad file of any process is every process's UserError."""
-        problem = None
-        try:
-            yield from own_batches(self.dataset, self.opt, "validation")
-        except UserError as error:
-            problem = error
-        problems = [one for one in distributed.gather(problem and str(problem)) if one]
-        if problems:
-            raise UserError(problems[0])
+        return {i: row.result() | seen.get(i, {}) for i, row in measured.items()}, shown
 
     def _generate(self, batch: dict) -> torch.Tensor:
         """The image (output_nc, H, W) of a batch of one, with the features of its photograph."""

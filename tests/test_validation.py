@@ -17,6 +17,9 @@ from conftest import TINY, one_line, run_command, save_png
 from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
+from evaluation.validation import Validation
+from models.pix2pixHD_model import Pix2PixHDModel
+from options.train_options import TrainOptions
 from util.run.checkpoints import load_file
 from util.run.loggers import create_loggers
 from util.run.page import RunPage
@@ -102,6 +105,21 @@ def test_a_bad_scene_ends_validation_and_not_training(own_data: Path, tmp_path: 
     assert "no validation on test:" in log and "done: weights" in log
 
 
+def without_memory() -> None:
+    def fail(self: Validation, batch: dict) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    Validation._generate = fail
+
+
+def test_too_little_memory_ends_validation_and_not_training(toy_data: Path, tmp_path: Path) -> None:
+    training = Training(tmp_path / "run", "--dataroot", toy_data, *SHORT, prepare=without_memory)
+    assert training.end() == 0
+    told = training.told()
+    assert told.count("no more validation, as it failed: CUDA out of memory") == 1
+    assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["epoch"] == 5
+
+
 def test_a_phase_that_is_not_there_is_refused(toy_data: Path, tmp_path: Path) -> None:
     where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run"]
     assert "evening_label" in one_line(run_command("train.py", *where, "--val_phase", "evening"))
@@ -114,12 +132,27 @@ def test_a_phase_that_is_not_there_is_refused(toy_data: Path, tmp_path: Path) ->
         assert f"--{flag} needs validation, and there is none" in refusal
 
 
-def test_measures_of_sets_need_two_scenes(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_measures_of_sets_need_two_scenes(toy_data: Path, monkeypatch) -> None:
     """Whatever weights there are."""
     monkeypatch.setattr("evaluation.validation.has_weights", lambda *_: True)
-    flags = ["--dataroot", toy_data, "--val_max", 1, "--best_metric", "fid", "--niter", 1]
-    training = Training(tmp_path / "run", *flags)
-    assert training.end() == 2 and "--best_metric fid: not measured here" in training.told()
+    assert {"lpips", "fid", "kid"} <= set(measured(toy_data))
+    assert "lpips" in measured(toy_data, "--val_max", "1")
+    assert not {"fid", "kid"} & set(measured(toy_data, "--val_max", "1"))
+
+
+def test_kid_needs_a_scene_for_each_process(toy_data: Path, monkeypatch) -> None:
+    """torchmetrics gathers what each process has seen."""
+    monkeypatch.setattr("evaluation.validation.has_weights", lambda *_: True)
+    three = argparse.Namespace(world=lambda: 3)
+    monkeypatch.setattr("evaluation.validation.distributed", three)
+    found = measured(toy_data)
+    assert "kid" not in found and "fid" in found
+
+
+def measured(data: Path, *flags: str) -> list[str]:
+    """The measures of the data set's test scenes that --best_metric may name."""
+    opt = TrainOptions().parse([*TINY, "--dataroot", str(data), "--val_phase", "test", *flags])
+    return Validation(opt, Pix2PixHDModel(opt, torch.device("cpu")))._measured()
 
 
 @pytest.mark.parametrize("more", [True, False])

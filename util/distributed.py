@@ -307,7 +307,7 @@ def wrap(net: nn.Module, device: torch.device, in_bf16: bool = False) -> nn.Modu
     return wrapped
 
 
-def _travel_in_bf16(group: object, bucket: dist.GradBucket) -> torch.futures.Future:
+def _travel_in_bf16(group: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """torch's hook by another name: by its own, DDP refuses it where there is no NCCL, which gloo
     does not need."""
     return bf16_compress_hook(group, bucket)

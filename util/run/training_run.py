@@ -184,7 +184,7 @@ class TrainingRun:
         try:
             figures, images = self.validation.measure()
         except UserError as error:  # training is worth more than what is said of it
-            log_main(f"warning: no more validation, since it cannot be read: {error}")
+            log_main(f"warning: no more validation, as it failed: {error}")
             self.validation = None
             return
         metric = self.validation.metric

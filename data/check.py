@@ -116,6 +116,7 @@ def examine(
         try:
             maps[kind] = np.asarray(kinds[kind].read(path))
             values = kinds[kind].values
+            # Pillow opens no TIFF of more than 8-bit RGB
             if values is None or values.is_rgb8 or path.suffix.lower() not in TIFF:
                 scene.problems += _oddities(kind, path, opt)
         except UserError as error:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.values import side_values
@@ -82,13 +83,14 @@ class EvaluateOptions(BaseOptions):
     description = "Measure the images of test.py against the real photographs and label maps."
     groups = [IMAGES, SEGMENTERS, MEASURING]
 
-    def parse_runs(self) -> list[argparse.Namespace]:
+    def parse_runs(self, argv: Sequence[str] | None = None) -> list[argparse.Namespace]:
         """The options of each run and epoch that is named. Raises UserError for wrong flags."""
-        named = self.parser().parse_args()
+        argv = sys.argv[1:] if argv is None else list(argv)
+        named = self.parser().parse_args(argv)
         pairs = [(n, e) for n in named.name.split(",") for e in named.which_epoch.split(",")]
         if len(pairs) > 1 and (named.images or named.out):
             raise UserError("--images and --out take one run and one epoch")
-        return [self.parse([*sys.argv[1:], "--name", n, "--which_epoch", e]) for n, e in pairs]
+        return [self.parse([*argv, "--name", n, "--which_epoch", e]) for n, e in pairs]
 
     def defaults(self, opt: argparse.Namespace) -> dict:
         """The run's opt.json gives the data set's defaults."""

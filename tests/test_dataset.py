@@ -440,7 +440,10 @@ FOLDER_ERRORS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no root": (lambda root: root.rename(root.with_name("x")), ["--dataroot", "no such folder"]),
     "no folder": (lambda root: (root / "train_inst").rename(root / "inst"), ["train_inst"]),
     "no images": (lambda root: remove(root / "train_label"), ["train_label", "no images"]),
-    "two files of a scene": (lambda root: twice(root / "train_label"), ["_label.png", "keep one"]),
+    "two files of a scene": (
+        lambda root: twice(root / "train_label"),
+        ["_label.png", "remove one"],
+    ),
     "folder named like a picture": (
         lambda root: (root / "train_img" / "d.png").mkdir(),
         ["d.png", "not a file"],

@@ -7,6 +7,7 @@ Writes checkpoints/NAME/features.npy and features_clustered_010.npy (for --n_clu
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from options.base_options import run_dir
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
-from util.files import make_folder
+from util.files import make_folder, write_text
 from util.pages.colours import class_name
 from util.progress import log, log_main
 from util.run.checkpoints import is_saved
 from util.setup import seed_everything, set_up_torch
+
+NOTE = "features_encoder.txt"  # beside features.npy: the encoder that made it
 
 
 def encode(opt: argparse.Namespace, device: torch.device) -> None:
@@ -39,18 +42,31 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
+            path.unlink(missing_ok=True)  # a kill leaves no features of another encoder than noted
+            write_text(path.with_name(NOTE), name_of_encoder(opt))
             write_array(rows, path)
     if distributed.is_main():
         write_styles(path, opt)
 
 
+def name_of_encoder(opt: argparse.Namespace) -> str:
+    """The encoder's file: its name if it is in the run's folder, which may move, else its path."""
+    encoder = encoder_file(opt)
+    return encoder.name if encoder.parent == run_dir(opt) else os.path.abspath(encoder)
+
+
 def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
-    """Whether features.npy is missing, older than the encoder, or unwanted. It does not tell which
-    epoch it is of: another than the latest is encoded again."""
+    """Whether features.npy is missing, another encoder's, older than the encoder, or unwanted."""
     encoder = encoder_file(opt)
     if opt.which_epoch != "latest" and not is_saved(encoder):
         raise UserError(f"{encoder}: no such file; check --which_epoch")
-    if opt.reencode or not path.is_file() or opt.which_epoch != "latest":
+    if opt.reencode or not path.is_file():
+        return True
+    note, made_by = path.with_name(NOTE), f"latest_net_E{'_ema' * bool(opt.ema)}.pth"
+    if note.is_file():  # earlier versions wrote none
+        made_by = note.read_text(errors="replace")
+    if made_by != name_of_encoder(opt):
+        log_main(f"{path} was made by {made_by}: encoding again")
         return True
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     log_main(

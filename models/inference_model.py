@@ -319,7 +319,8 @@ def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
     Raises UserError as load_styles does."""
     path = cluster_path(folder, opt.cluster_path)
     styles = load_styles(path, opt.feat_num)
-    encoder = weights_file(path.parent, opt.which_epoch, "E", opt.ema)
+    own = weights_file(folder, opt.which_epoch, "E", opt.ema)  # none in the 1024p stage
+    encoder = own if own.is_file() else weights_file(path.parent, opt.which_epoch, "E", opt.ema)
     if encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime:
         log_main(
             f"warning: {encoder} is newer than {path}: if it was trained since, these are not its "

@@ -179,6 +179,9 @@ class EncoderOptions(TrainOptions):
         super().complete(opt)
         if not opt.label_feat:
             opt.instance_feat = True  # what these commands are for
+        if opt.load_pretrain:  # that run's encoder
+            saved = saved_options(Path(opt.load_pretrain))
+            opt.feat_num = saved.get("feat_num", opt.feat_num)
         opt.load_features = False
 
 

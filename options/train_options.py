@@ -77,7 +77,8 @@ def check_training(opt: argparse.Namespace) -> None:
         raise UserError("--freeze E: no encoder is trained; leave it out or add --instance_feat")
     if opt.freeze and not (opt.load_pretrain or opt.continue_train):
         raise UserError("--freeze keeps weights that others have trained; give --load_pretrain DIR")
-    if opt.continue_train and opt.which_epoch != "latest" and not opt.load_pretrain:
+    resumes = opt.is_train and opt.continue_train
+    if resumes and opt.which_epoch != "latest" and not opt.load_pretrain:
         raise UserError(
             "--continue_train resumes from the latest state; to start from another epoch's weights "
             "use --load_pretrain DIR --which_epoch N"
@@ -115,6 +116,10 @@ def check_losses(opt: argparse.Namespace) -> None:
     if opt.output_nc not in (1, 3) and not opt.no_vgg_loss and opt.is_train:
         raise UserError(
             f"--output_nc {opt.output_nc}: the VGG loss sees grey or RGB images; give --no_vgg_loss"
+        )
+    if opt.loss_weights and opt.no_ganFeat_loss and opt.no_vgg_loss and not opt.lambda_L1:
+        raise UserError(
+            "--loss_weights weighs feature matching, VGG and L1 loss, and there are none of them"
         )
 
 

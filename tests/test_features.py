@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_run import write_run
 
 from models import load_generator
+from models.inference_model import run_styles
 from models.styles import (
     StyleChooser,
     cluster,
@@ -26,6 +27,7 @@ from models.styles import (
     paint,
     styles_to_rows,
 )
+from options.test_options import TestOptions
 from util.errors import UserError
 
 BOX = np.ones((2, 3, 4))
@@ -109,10 +111,12 @@ def test_another_epoch_is_encoded_again(run: Path) -> None:
     shutil.copy(folder / "latest_net_E.pth", folder / "1_net_E.pth")
     os.utime(folder / "1_net_E.pth", (0, 0))
     flags = ["--name", "feat", "--checkpoints_dir", run / "epochs", "--dataroot", run / "data"]
-    before = (folder / "features.npy").stat().st_mtime_ns
-    done = run_command("encode_features.py", *flags, "--gpu_ids", -1, "--which_epoch", 1)
-    assert done.returncode == 0, done.stderr
-    assert (folder / "features.npy").stat().st_mtime_ns > before
+    made = [(folder / "features.npy").stat().st_mtime_ns]
+    for which in (["--which_epoch", 1], ["--which_epoch", 1], [], []):
+        done = run_command("encode_features.py", *flags, "--gpu_ids", -1, *which)
+        assert done.returncode == 0, done.stderr
+        made.append((folder / "features.npy").stat().st_mtime_ns)
+    assert made[0] < made[1] == made[2] < made[3] == made[4]
 
 
 def test_an_epoch_that_is_not_there_is_refused(run: Path) -> None:
@@ -145,6 +149,31 @@ def test_styles_older_than_the_encoder_are_named(run: Path) -> None:
         os.utime(encoder, (before, before))
     assert done.returncode == 0, done.stderr
     assert f"{encoder} is newer than" in done.stdout and "encode_features.py" in done.stdout
+
+
+def test_styles_of_the_run_that_it_began_from_are_named(tmp_path: Path, capsys) -> None:
+    """Its own encoder was trained since."""
+    base = write_run(tmp_path, "base")
+    own = write_run(tmp_path, "own", load_pretrain=str(base))
+    (own / "features_clustered_010.npy").unlink()
+    os.utime(base / "latest_net_E.pth", (0, 0))
+    run_styles(own, TestOptions().parse(["--name", "own", "--checkpoints_dir", str(tmp_path)]))
+    assert f"{own / 'latest_net_E.pth'} is newer than {base}" in capsys.readouterr().out
+
+
+def test_feature_maps_of_another_runs_encoder_have_its_length(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(toy_data, tmp_path / "data")
+    write_run(tmp_path, "one", feat_num=1)
+    flags = ["--name", "new", "--load_pretrain", tmp_path / "one", "--dataroot", data]
+    flags += ["--checkpoints_dir", tmp_path, "--gpu_ids", -1, "--nThreads", 0, "--loadSize", 64]
+    for command in ("precompute_feature_maps.py", "encode_features.py"):
+        done = run_command(command, *flags)
+        assert done.returncode == 0, done.stderr
+    first = next((data / "train_feat").iterdir())
+    assert np.asarray(Image.open(first)).shape == (64, 128)
+    assert np.load(tmp_path / "new" / "features.npy").shape[1] == 3  # class, pixels
 
 
 def test_style_changes_the_picture(run: Path) -> None:

@@ -234,6 +234,10 @@ WRONG = {  # flags -> what the line must name
     "VGG of two channels": ("--output_nc 2", ["--output_nc 2", "--no_vgg_loss"]),
     "no epoch": ("--niter 0 --niter_decay 0", ["--niter", "--niter_decay"]),
     "model": ("--model ui", ["--model ui"]),
+    "weights of no loss": (
+        "--loss_weights --no_ganFeat_loss --no_vgg_loss",
+        ["--loss_weights", "there are none"],
+    ),
     "epoch to continue": ("--continue_train --which_epoch 10", ["--continue_train", "latest"]),
 }
 

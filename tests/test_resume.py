@@ -136,7 +136,7 @@ def test_beta1_and_pool_size_of_a_resumed_run_are_its_own(toy_data, tmp_path):
 def test_a_resumed_run_keeps_what_it_was_pretrained_with(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--niter_decay", 0]
     train(tmp_path / "base", *flags, *ALL, "--niter", 2)
-    start = ["--load_pretrain", tmp_path / "base", "--which_epoch", 1]
+    start = ["--load_pretrain", os.path.relpath(tmp_path / "base"), "--which_epoch", 1]
     train(tmp_path / "run", *flags, *start, "--niter", 1)
     again = [start, start[:2], [], ["--load_pretrain", tmp_path / "run"]]
     for epochs, more in enumerate(again, 2):

@@ -21,6 +21,7 @@ compares every bit; on a GPU that takes --deterministic (docs/reliability.md).
 import argparse
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,8 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     also where this one is continued or starts from weights of its own. Raises UserError if files
     are damaged or do not fit, or if the processes do not agree.
     """
+    if opt.load_pretrain:  # as opt.json is read from other working directories
+        opt.load_pretrain = os.path.abspath(opt.load_pretrain)
     given = opt.load_pretrain
     at = _continue(model, opt, folder, scenes) if opt.continue_train else None
     if at is None and opt.load_pretrain:
@@ -102,6 +105,13 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
         log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
         for line in fresh:
             log_main(f"  starts fresh: {line}")
+    if opt.which_epoch != "latest" and not given:
+        log_main(f"note: --which_epoch {opt.which_epoch} has no effect without --load_pretrain")
+    if at is None and opt.freeze and not given:
+        raise UserError(
+            f"--freeze {','.join(opt.freeze)}: {folder} has no weights to keep; give "
+            "--load_pretrain DIR"
+        )
     own = bool(given) and Path(given).resolve() == folder.resolve()
     if at is not None or own:
         began = saved_options(folder)

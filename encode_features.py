@@ -8,6 +8,7 @@ Writes checkpoints/NAME/features.npy and features_clustered_010.npy (for --n_clu
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,17 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     seed_everything(opt.seed)
     path = run_dir(opt) / "features.npy"
     if needs_encoding(opt, path):
-        model = create_encoder(opt, device, encoder_file(opt).parent)
+        encoder = encoder_file(opt)
+        seen = encoder.stat() if encoder.is_file() else None
+        model = create_encoder(opt, device, encoder.parent)
         make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
             path.unlink(missing_ok=True)  # a kill leaves no features of another encoder than noted
             write_text(path.with_name(NOTE), name_of_encoder(opt))
             write_array(rows, path)
+            if seen:  # as old as what was read: a training may have saved another meanwhile
+                os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
     if distributed.is_main():
         write_styles(path, opt)
 
@@ -106,6 +111,7 @@ def write_styles(path: Path, opt: argparse.Namespace) -> None:
         raise UserError(f"{path}: no instance covers more than 1/64 of its image: no styles")
     clustered = path.with_name(f"features_clustered_{opt.n_clusters:03d}.npy")
     write_array(styles_to_rows(styles), clustered)
+    shutil.copystat(path, clustered)  # as old as their encoder, too: see run_styles
     report(rows, styles, opt)
     log(f"{len(rows)} instances in {path}, {sum(map(len, styles.values()))} styles in {clustered}")
 

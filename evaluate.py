@@ -26,10 +26,12 @@ from evaluation.measures import Measures
 from evaluation.scenes import find_scenes
 from evaluation.segmentation import create_evaluator
 from evaluation.validation import summary
+from options.base_options import run_dir
 from options.evaluate_options import EvaluateOptions
 from util.errors import run
 from util.files import make_folder, write_text
 from util.progress import bar, log
+from util.run.checkpoints import weights_file
 from util.setup import set_up_torch
 
 
@@ -38,6 +40,7 @@ def evaluate(opt: argparse.Namespace) -> dict:
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     set_up_torch(deterministic=False, tf32=False)
     scenes = spread(find_scenes(opt), opt.val_max)
+    warn_if_older([scene.generated for scene in scenes], opt)
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
     make_folder(opt.out / "images", "--out")
     rgb = side_values(opt, "output").is_rgb8
@@ -60,6 +63,19 @@ def evaluate(opt: argparse.Namespace) -> dict:
     page = report.write_page(opt, metrics, scenes, evaluator)
     report.print_table(metrics, f"{opt.out / 'metrics.json'} and {page}")
     return metrics
+
+
+def warn_if_older(images: list[Path], opt: argparse.Namespace) -> None:
+    """Say so if a run's images are from before its weights were last saved."""
+    weights = weights_file(run_dir(opt), opt.which_epoch, "G")
+    if not (weights.is_file() and opt.images.is_relative_to(Path(opt.results_dir) / opt.name)):
+        return
+    older = [path for path in images if path.stat().st_mtime < weights.stat().st_mtime]
+    if older:
+        log(
+            f"warning: {len(older)} images, e.g. {older[0]}, are older than {weights}: if it was "
+            "trained since, make them anew with test.py"
+        )
 
 
 def main() -> None:

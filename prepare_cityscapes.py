@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from data.files import all_below, image_size
 from util.errors import UserError, fail, run
+from util.files import lock_folder
 
 PHASES = {"train": "train", "val": "test"}  # split of the download -> name in the data set
 KINDS = {  # folder's ending -> (tree of the download, what follows the stem in its file names)
@@ -51,6 +52,7 @@ def main() -> None:
     args = parse_args()
     splits = {split: find_jobs(args.raw, args.out, split) for split in dict.fromkeys(args.splits)}
     check([job for jobs in splits.values() for job in jobs])
+    _lock = lock_folder(args.out, "prepare_cityscapes.py is at work there; wait for its end")
     for split, jobs in splits.items():
         report(args.out, split, jobs, make_all(jobs, args, split))
     first = next(iter(splits.values()))[0]

@@ -59,13 +59,12 @@ def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) 
     """The folder of a run of train.py with these flags, which is trained unless that is done. env:
     more environment variables. Raises UserError if the training fails."""
     folder = checkpoints_dir / name
-    if not (folder / "validation.jsonl").is_file():
-        command = [sys.executable, "train.py", "--name", name, *flags]
-        command += ["--checkpoints_dir", str(checkpoints_dir)]
-        settings = {"cwd": Path(__file__).parents[1], "env": os.environ | env}
-        done = subprocess.run(command, **settings, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{name}: {done.stderr.strip() or done.returncode}")
+    command = [sys.executable, "train.py", "--name", name, *flags, "--continue_train"]
+    command += ["--checkpoints_dir", str(checkpoints_dir)]
+    settings = {"cwd": Path(__file__).parents[1], "env": os.environ | env}
+    done = subprocess.run(command, **settings, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name}: {done.stderr.strip() or done.returncode}")
     return folder
 
 

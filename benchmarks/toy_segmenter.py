@@ -11,6 +11,7 @@ it is a stricter evaluator (docs/recipes.md).
 """
 
 import argparse
+import io
 import time
 import warnings
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from data.aligned_dataset import AlignedDataset, Geometry
 from evaluation.segmentation import evaluation_classes
 from options.parser import Parser, integer
 from util.errors import UserError, run
-from util.files import make_folder, replacing
+from util.files import make_folder, write_bytes
 from util.progress import bar, log
 
 CLASSES = 19
@@ -95,9 +96,11 @@ def train(opt: argparse.Namespace) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-    with replacing(opt.out) as temporary, warnings.catch_warnings():
+    content = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript's format stays readable
-        torch.jit.script(net.eval()).save(str(temporary))
+        torch.jit.save(torch.jit.script(net.eval()), content)
+    write_bytes(opt.out, content.getbuffer())
     seconds = time.perf_counter() - begin
     log(f"{opt.out}: loss {loss.item():.3f} after {opt.steps} steps, {seconds:.0f} s")
 

@@ -5,6 +5,7 @@ beyond what Pillow reads needs tifffile, 48-bit PNG needs imagecodecs: requireme
 """
 
 import importlib
+import io
 import zipfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -205,7 +206,8 @@ def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) 
     """Write (H, W, C) exactly: .png (uint8 or uint16, 1 or 3 channels), .tif or .npy; a kill
     leaves no half file. tags: what geo_tags returned, for a TIFF."""
     array = np.ascontiguousarray(array)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    file = io.BytesIO()  # numpy, tifffile and Pillow do not notice every disk that is full
+    with replacing(path) as temporary:
         if path.suffix == ".npy":
             np.save(file, array, allow_pickle=False)
         elif path.suffix == ".tif":
@@ -222,6 +224,7 @@ def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) 
             file.write(_package("imagecodecs").png_encode(array))
         else:
             Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
+        temporary.write_bytes(file.getbuffer())
 
 
 def resize_array(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:

@@ -73,7 +73,7 @@ def grid_energy(image: np.ndarray, inst: np.ndarray | None = None) -> float:
     all but the mean: what the grid of transposed convolutions raises. 1 for a checkerboard of even
     sides; NaN for an image of one colour."""
     values = grey(image)
-    if np.ptp(values) < 1e-6:
+    if np.ptp(values) < 1e-6 or min(values.shape) < 2:
         return math.nan
     energy = np.abs(np.fft.fft2(values)) ** 2
     energy[0, 0] = 0
@@ -86,6 +86,8 @@ def grid_energy(image: np.ndarray, inst: np.ndarray | None = None) -> float:
 def sharpness(image: np.ndarray, inst: np.ndarray | None = None) -> float:
     """The mean absolute difference of neighbours, down and to the right, in grey levels of 255."""
     values = grey(image)
+    if min(values.shape) < 2:
+        return math.nan
     return float(np.mean([np.abs(np.diff(values, axis=axis)).mean() for axis in (0, 1)]))
 
 

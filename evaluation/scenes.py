@@ -76,7 +76,7 @@ def not_on_page(folder: Path, images: Iterable[Path]) -> list[Path]:
     if folder.name != "images" or not page.is_file():
         return []
     text = unquote(page.read_text("utf-8"), errors="surrogateescape")
-    return [path for path in images if path.stem not in text]
+    return [path for path in images if f"/{path.stem}" not in text]
 
 
 def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:

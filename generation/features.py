@@ -122,7 +122,6 @@ def warn_missing(choosers: dict[str, StyleChooser], opt: argparse.Namespace) -> 
     missing = set().union(*distributed.gather(own))
     names = ", ".join(f"{class_name(c, opt.label_nc)} ({c})" for c in sorted(missing))
     if missing:
-        log_main(
-            f"warning: no styles for {names}: no large instance was clustered; "
-            "their features are zero"
-        )
+        clustered = any(chooser.styles for chooser in choosers.values())
+        why = "no large instance was clustered" if clustered else f"there is no {opt.cluster_path}"
+        log_main(f"warning: no styles for {names}: {why}; their features are zero")

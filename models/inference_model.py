@@ -219,7 +219,7 @@ class InferenceModel(nn.Module):
             size = [max(1, side // self.encoder_shrink) for side in (height, width)]
             image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
             rows, columns = (
-                torch.arange(to, device=self.device) * side // to
+                (2 * torch.arange(to, device=self.device) + 1) * side // (2 * to)
                 for to, side in zip(size, (height, width))
             )
             regions = regions[..., rows[:, None], columns]
@@ -229,7 +229,7 @@ class InferenceModel(nn.Module):
         with autocast(self.opt, self.device):
             feat = self.netE(image, regions)[..., : small[0], : small[1]]
         if self.encoder_shrink > 1:
-            feat = F.interpolate(feat, (height, width), mode="nearest")
+            feat = F.interpolate(feat, (height, width), mode="nearest-exact")
         return feat.float()
 
     def regions(self, label: Tensor, inst: Tensor | None) -> Tensor:

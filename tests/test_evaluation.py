@@ -644,7 +644,7 @@ def test_scenes_that_cannot_teach_are_refused(
 
 def test_images_of_an_earlier_run_are_told(tmp_path: Path) -> None:
     """A scene's name may hold what stands otherwise in a link."""
-    names = ["a b_synthesized_image", "ü_synthesized_image", "c_synthesized_image"]
+    names = ["a b_synthesized_image", "ü_synthesized_image", "b_synthesized_image"]
     images = [tmp_path / "images" / f"{name}.png" for name in names]
     assert not_on_page(tmp_path / "images", images) == []
     for path in images:
@@ -653,6 +653,27 @@ def test_images_of_an_earlier_run_are_told(tmp_path: Path) -> None:
     page.row([Picture(Path("images") / path.name, caption="image") for path in images[:2]])
     page.save()
     assert not_on_page(tmp_path / "images", images) == images[2:]
+
+
+def test_images_older_than_the_weights_are_told(tmp_path: Path, capsys) -> None:
+    weights = tmp_path / "ck" / "run" / "latest_net_G.pth"
+    image = tmp_path / "results" / "run" / "test_latest" / "images" / "a.png"
+    for path in (weights, image):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    opt = argparse.Namespace(checkpoints_dir=tmp_path / "ck", name="run", which_epoch="latest")
+    opt.images, opt.results_dir = image.parent, str(tmp_path / "results")
+    evaluate.warn_if_older([image], opt)
+    assert capsys.readouterr().out == ""
+    os.utime(image, (0, 0))
+    evaluate.warn_if_older([image], opt)
+    assert f"{image}, are older than {weights}" in capsys.readouterr().out
+
+
+def test_strips_have_no_grid_and_no_sharpness() -> None:
+    strip = np.random.default_rng(0).integers(0, 256, (1, 64, 3), np.uint8)
+    for measure in (measures.grid_energy, measures.sharpness):
+        assert math.isnan(measure(strip)) and math.isnan(measure(strip.transpose(1, 0, 2)))
 
 
 def test_the_newest_format_of_an_image_is_measured(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from trainer import Training, assert_same, outcome, train
 
 from util.files import link_or_copy, write_bytes
@@ -304,6 +306,26 @@ class AfterFirstSave:
 def limit_files(size: int) -> None:
     """No file may grow beyond a size: saves fail, the logs do not."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.npy", "a.tif"])
+def test_a_full_disk_leaves_no_half_image_or_array(name: str, tmp_path: Path) -> None:
+    """Not all libraries notice that the disk took a part alone."""
+    pytest.importorskip("tifffile")
+    program = (
+        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        "from data.arrays import write_array; from util.pages.colours import save_image\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))\n"
+        "path = Path(sys.argv[1])\n"
+        "image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)\n"
+        "write = save_image if path.suffix in ('.jpg', '.png') else write_array\n"
+        "try: write(image, path)\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    command = [sys.executable, "-c", program, tmp_path / name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "File too large\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def fill(filler: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_run import write_run
 
 from models import load_generator
-from models.inference_model import run_styles
+from models.inference_model import InferenceModel, run_styles
 from models.styles import (
     StyleChooser,
     cluster,
@@ -111,12 +111,10 @@ def test_another_epoch_is_encoded_again(run: Path) -> None:
     shutil.copy(folder / "latest_net_E.pth", folder / "1_net_E.pth")
     os.utime(folder / "1_net_E.pth", (0, 0))
     flags = ["--name", "feat", "--checkpoints_dir", run / "epochs", "--dataroot", run / "data"]
-    made = [(folder / "features.npy").stat().st_mtime_ns]
-    for which in (["--which_epoch", 1], ["--which_epoch", 1], [], []):
+    for which, again in ((["--which_epoch", 1], True), (["--which_epoch", 1], False), ([], True)):
         done = run_command("encode_features.py", *flags, "--gpu_ids", -1, *which)
         assert done.returncode == 0, done.stderr
-        made.append((folder / "features.npy").stat().st_mtime_ns)
-    assert made[0] < made[1] == made[2] < made[3] == made[4]
+        assert ("encoding again" in done.stdout) == again != ("as it is" in done.stdout)
 
 
 def test_an_epoch_that_is_not_there_is_refused(run: Path) -> None:
@@ -159,6 +157,22 @@ def test_styles_of_the_run_that_it_began_from_are_named(tmp_path: Path, capsys) 
     os.utime(base / "latest_net_E.pth", (0, 0))
     run_styles(own, TestOptions().parse(["--name", "own", "--checkpoints_dir", str(tmp_path)]))
     assert f"{own / 'latest_net_E.pth'} is newer than {base}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [(32, 16), (43, 31)])
+def test_an_encoder_of_the_stage_below_sees_the_regions_of_scaled_files(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    """As precompute_feature_maps.py has them: by Pillow's nearest neighbours, and back."""
+    opt = TestOptions().parse(["--name", "run", "--gpu_ids", "-1"])
+    model = InferenceModel(opt, torch.device("cpu"), tmp_path, with_generator=False)
+    model.encoder_shrink, model.encoder_multiple = 2, 1
+    model.netE = lambda image, regions: regions.float().expand(-1, 3, -1, -1)
+    ids = np.random.default_rng(0).integers(0, 99, size[::-1], np.int32)
+    small = Image.fromarray(ids).resize([side // 2 for side in size], Image.Resampling.NEAREST)
+    expected = np.asarray(small.resize(size, Image.Resampling.NEAREST))
+    found = model.encode(torch.zeros(1, 3, *ids.shape), torch.from_numpy(ids)[None, None])
+    np.testing.assert_array_equal(found[0, 0], expected)
 
 
 def test_feature_maps_of_another_runs_encoder_have_its_length(

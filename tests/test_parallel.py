@@ -1,9 +1,23 @@
 """Threads in the background, and what they must not take from the main thread."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+
+ORPHANS = """
+import os, signal, sys, time
+from util.parallel import parallel
+def work(seconds):
+    time.sleep(seconds)
+if __name__ == "__main__":
+    for _ in parallel(work, [0, 0, 0, 60, 60], 2, "waiting"):
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 ALONE = "import torch; print(torch.get_num_threads())"
 WITH_OTHERS = """
 import torch
@@ -18,7 +32,7 @@ print(*found, torch.get_num_threads())
 
 def output_of(program: str) -> list[str]:
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -26,3 +40,12 @@ def output_of(program: str) -> list[str]:
 def test_torch_has_one_thread_in_the_background_and_all_in_front() -> None:
     """Else OpenMP would have more threads than cores, and the training slows down for good."""
     assert output_of(WITH_OTHERS) == ["1", "1", "1", *output_of(ALONE)]
+
+
+def test_no_process_outlives_the_one_that_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "orphans.py"
+    program.write_text(ORPHANS)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    # it returns when all of them have closed stdout
+    done = subprocess.run([sys.executable, program], env=env, stdout=subprocess.PIPE, timeout=50)
+    assert done.returncode == -signal.SIGKILL

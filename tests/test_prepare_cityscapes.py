@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT, run_command
 from PIL import Image
 
+from util.files import lock_folder
+
 SIZE = (24, 12)
 TREES = {
     "img": ("leftImg8bit", "leftImg8bit"),
@@ -204,6 +206,14 @@ def test_maps_scale_like_pillow_nearest(raw, tmp_path):
         if kind == "label":
             expected = Image.open(before).resize((16, 8), Image.Resampling.NEAREST)
             assert (np.asarray(Image.open(after)) == np.asarray(expected)).all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files cannot be locked there")
+def test_two_at_once_do_not_disturb_each_other(raw, tmp_path):
+    lock = lock_folder(tmp_path / "out", "")
+    assert "at work there" in refused("--raw", raw, "--out", tmp_path / "out")
+    lock.close()
+    assert "6 files made" in ok("--raw", raw, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("flags", [[], ["--size", "16"], ["--link"]])

@@ -103,12 +103,14 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
     run = tmp_path / "run"
     train(run, *flags, "--seed", 5)
     weights = (run / "latest_net_D.pth").read_bytes()
-    (run / "features_clustered_010.npy").touch()
+    for name in ("features_clustered_010.npy", "object_library.npz"):
+        (run / name).touch()
     training = Training(run, *flags, prepare=kill_instead_of_saving)
     assert training.end() == -signal.SIGKILL
     assert "--which_epoch replaced and replaced_best" in training.told()
     assert not [*run.glob("latest*"), *run.glob("best*"), *run.glob("iter*")]
     assert not [*run.glob("features*")]
+    assert (run / "replaced_object_library.npz").exists()
     kept = ["replaced_best_net_D", "replaced_best_net_G", "replaced_net_D", "replaced_net_G"]
     assert sorted(path.stem for path in run.glob("replaced*.pth")) == [*kept, "replaced_state"]
     (run / "features.npy").touch()  # encoded by another run's encoder, before this one's training

@@ -15,6 +15,8 @@ try:
 except ImportError:  # Windows: no locks
     fcntl = None
 
+TRAINING = "another training is writing there; wait for its end, or give this one another --name"
+
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: to a temporary name, flushed, then renamed."""
@@ -94,13 +96,13 @@ def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
     )
 
 
-def lock_folder(folder: Path) -> IO | None:
-    """Keep a second training from mixing its files in a folder with this one's: lock it until this
+def lock_folder(folder: Path, busy: str = TRAINING) -> IO | None:
+    """Keep a second process from mixing its files in a folder with this one's: lock it until this
     process ends, however it does, or closes what is returned.
 
     For processes of this user on this machine: what is locked is a file in the temporary folder,
-    so that the folder stays as it is. Raises UserError if another process has locked it. None
-    where files cannot be locked.
+    so that the folder stays as it is. Raises UserError, which says busy, if another process has
+    locked it. None where files cannot be locked.
     """
     if not fcntl:
         return None
@@ -110,14 +112,11 @@ def lock_folder(folder: Path) -> IO | None:
         file = path.open("w")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it
     except BlockingIOError as error:
-        raise UserError(
-            f"{folder}: another training is writing there; wait for its end, or give this one "
-            "another --name"
-        ) from error
+        raise UserError(f"{folder}: {busy}") from error
     except OSError:  # no temporary folder, or none for locks
         return None
     with suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
     file.close()
-    return lock_folder(folder)  # its last owner has removed the file meanwhile
+    return lock_folder(folder, busy)  # its last owner has removed the file meanwhile

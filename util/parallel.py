@@ -1,8 +1,10 @@
 """Doing the same to many things in several processes, or things in the background."""
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -28,11 +30,21 @@ def parallel(
 
     work and its results travel between processes, so both must be picklable. what: names the bar.
     """
-    # Ctrl-C reaches all processes of a terminal; this one answers for them
-    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(workers, **quiet) if workers else nullcontext() as pool:
+    with ProcessPoolExecutor(workers, initializer=_serve) if workers else nullcontext() as pool:
         results = pool.map(work, things) if pool else map(work, things)
         yield from bar(results, total=len(things), desc=what)
+
+
+def _serve() -> None:
+    """Begin a process of the pool: Ctrl-C reaches all processes of a terminal, and the first one
+    answers for them; if it is killed, they would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def thread_pool(count: int) -> ThreadPoolExecutor:

@@ -1,6 +1,7 @@
 """From tensors and label maps to images: palettes, class names, image files."""
 
 import argparse
+import io
 from functools import lru_cache
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(grey.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # CHW -> HWC
 
 
-def save_image(array: np.ndarray, path: str | Path) -> None:
+def save_image(array: np.ndarray, path: str | Path, quality: int = 95) -> None:
     """Write (H, W, 3) or (H, W) uint8 as PNG or JPEG, by the suffix; a kill leaves no half file."""
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
@@ -135,5 +136,7 @@ def save_image(array: np.ndarray, path: str | Path) -> None:
     with replacing(path) as temporary:  # PNG takes no notice of a quality
         # PNG: the least compression takes half the time of Pillow's default, for at most a sixth
         # more bytes; the cores that write also generate the next images
-        options = {"quality": 95, "compress_level": 1}
-        Image.fromarray(array).save(temporary, _FORMATS[path.suffix.lower()], **options)
+        options = {"quality": quality, "compress_level": 1}
+        content = io.BytesIO()  # Pillow does not notice a disk that takes half of a JPEG
+        Image.fromarray(array).save(content, _FORMATS[path.suffix.lower()], **options)
+        temporary.write_bytes(content.getbuffer())

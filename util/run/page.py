@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 from dominate import tags
 from dominate.util import raw
-from PIL import Image
 
 from util.errors import UserError
-from util.files import replacing
 from util.pages import html
 from util.pages.colours import save_image
 from util.pages.html import Page, Picture
@@ -74,8 +72,7 @@ class RunPage:
             for name, image in images.items():
                 prefix = f"epoch{epoch:04d}_" if name == "synthesized_image" else f"{name}_"
                 path = self.web / "validation" / f"{prefix}{scene}.jpg"
-                with replacing(path) as unfinished:
-                    Image.fromarray(image).save(unfinished, "JPEG", quality=90)
+                save_image(image, path, quality=90)
 
     def write(self, rows: Table, validations: Table, facts: Facts, last: bool = False) -> None:
         """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: what

@@ -136,8 +136,9 @@ def put_aside(folder: Path) -> None:
         renames |= {name: new + name.removeprefix(old) for name in files}
         kept += [new] if files else []
     if kept:
-        others = folder.glob("features*.npy"), folder.glob("iter.txt")  # styles of that encoder
-        renames |= {path.name: f"replaced_{path.name}" for found in others for path in found}
+        others = "features*.npy", "object_library.npz", "iter.txt"  # of that encoder
+        found = [path.name for pattern in others for path in folder.glob(pattern)]
+        renames |= {name: f"replaced_{name}" for name in found}
         rename_set(folder, renames)
         names = " and ".join(kept)
         log_main(

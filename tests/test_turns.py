@@ -85,7 +85,7 @@ def test_a_training_with_fewer_threads_than_cores_takes_no_turns(monkeypatch) ->
     assert turns._uses_all_cores() == (threads > 1 and 2 * threads >= cores)
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "20000"), ("7", "7")])
+@pytest.mark.parametrize(("given", "expected"), [(None, "1000"), ("7", "7")])
 def test_idle_threads_hold_a_core_for_a_moment(given: str | None, expected: str) -> None:
     """train.py sets it before torch is imported, and a user's own value stays."""
     env = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}

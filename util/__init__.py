@@ -4,5 +4,6 @@ import os
 
 # For GNU OpenMP, which reads it when torch is imported: how long a thread that has nothing to do
 # holds its core before it sleeps. The default, about a millisecond, is taken from whoever else
-# could work: the training that runs beside this one, the threads that read its data.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# could work: another program, the training that runs beside this one, the threads that read its
+# data. docs/performance.md has figures.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -4,7 +4,7 @@
     python -m benchmarks.side_by_side --set OMP_NUM_THREADS=1
     python -m benchmarks.side_by_side --set GOMP_SPINCOUNT=300000
 
-Prints seconds per step and how many times as long a step takes beside another training.
+Prints seconds per image and how many times as long one takes beside another training.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FLAGS = (
 
 
 def train(root: Path, names: list[str], epochs: int, settings: dict[str, str]) -> list[float]:
-    """Run one training per name, all at once. Returns each one's seconds per step."""
+    """Run one training per name, all at once. Returns each one's seconds per image."""
     command = [sys.executable, "train.py", "--dataroot", str(root), *FLAGS.split()]
     command += ["--checkpoints_dir", str(root / "runs"), "--niter", str(epochs)]
     command += ["--print_freq", str(SCENES)]
@@ -43,10 +43,10 @@ def train(root: Path, names: list[str], epochs: int, settings: dict[str, str]) -
         )
         for name in names
     ]  # fmt: skip
-    return [seconds_per_step(process.communicate()[0], process.returncode) for process in started]
+    return [seconds_per_image(process.communicate()[0], process.returncode) for process in started]
 
 
-def seconds_per_step(output: str, status: int) -> float:
+def seconds_per_image(output: str, status: int) -> float:
     """The median over a training's printed paces but the first, in which it warms up."""
     if status:
         raise UserError(f"train.py ended with status {status}: {output[-500:]}")
@@ -78,7 +78,7 @@ def main() -> None:
         (alone,) = train(root, ["alone"], given.epochs, settings)
         both = train(root, ["first", "second"], given.epochs, settings)
     rows = [
-        {"training": name, "seconds per step": seconds, "ratio": seconds / alone}
+        {"training": name, "seconds per image": seconds, "ratio": seconds / alone}
         for name, seconds in zip(("alone", "first of two", "second of two"), (alone, *both))
     ]
     given.device = torch.device("cpu")

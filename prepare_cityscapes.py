@@ -52,6 +52,7 @@ def main() -> None:
     args = parse_args()
     splits = {split: find_jobs(args.raw, args.out, split) for split in dict.fromkeys(args.splits)}
     check([job for jobs in splits.values() for job in jobs])
+    # held as long as the variable lives: two at once would remove each other's unfinished files
     _lock = lock_folder(args.out, "prepare_cityscapes.py is at work there; wait for its end")
     for split, jobs in splits.items():
         report(args.out, split, jobs, make_all(jobs, args, split))

@@ -197,9 +197,9 @@ def _count_instances(
 def _compare_with_scheme(scenes: list[Scene]) -> tuple[list[str], list[str]]:
     """Problems and notes about ids that disagree with labels.
 
-    Where most pixels follow Cityscapes' scheme (class, or class*1000 + n), one that does not is a
-    problem: the two maps are of different scenes, or one is damaged. Where most do not, the data
-    set numbers its instances in its own way, which is fine.
+    Where most pixels follow Cityscapes' scheme (class, or class*1000 + n, which some have), one
+    that does not is a problem: the two maps are of different scenes, or one is damaged. Else the
+    data set numbers its instances in its own way, which is fine.
     """
     pixels = sum(scene.pixels for scene in scenes)
     mismatches = sum(scene.mismatches for scene in scenes)

@@ -271,6 +271,19 @@ def stopped_at_the_start(data: Path, out: Path, after: float, *words: object) ->
     assert seconds < 5 or seconds < 5 * slowness()
 
 
+def test_a_killed_process_is_told_of_without_a_traceback(data: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--dataroot", data, "--checkpoints_dir", tmp_path, "--no_html"]
+    with Session(tmp_path, TRAIN_ON_TWO, *flags, "--val_phase", "none") as session:
+        wait_for(tmp_path / "label2city" / "metrics.jsonl")
+        children = Path(f"/proc/{session.process.pid}/task/{session.process.pid}/children")
+        os.kill(int(children.read_text().split()[1]), signal.SIGKILL)
+        status, _ = session.end()
+    assert status == 128 + signal.SIGKILL
+    lines = set(session.stderr().splitlines())
+    gone = {line for line in lines if line.startswith("error: another process is gone")}
+    assert lines - gone == {"error: process 1 was ended by signal 9, mostly for lack of memory"}
+
+
 FLAGS = ["--label_nc", 6, "--ngf", 4, "--ndf", 4, "--no_vgg_loss", "--loadSize", 32]
 FLAGS += ["--n_downsample_global", 1, "--n_blocks_global", 1, "--niter", 500, "--print_freq", 1]
 FLAGS += ["--gpu_ids", -1, "--batchSize", 2]

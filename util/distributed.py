@@ -183,6 +183,11 @@ def _wait(processes: list[subprocess.Popen], stop: Stop) -> int:
                 until = min(until, time.monotonic() + LAST_SECONDS)
                 code = process.returncode
                 status = max(status, code if code >= 0 else 128 - code)
+                if code < 0 and not stop.signal:
+                    told = f"process {processes.index(process)} was ended by signal {-code}"
+                    if -code == signal.SIGKILL:
+                        told += ", mostly for lack of memory"
+                    print(f"error: {told}", file=sys.stderr, flush=True)
         running = [process for process in running if process.returncode is None]
         if stop.signal and not passed_on:
             passed_on = True

@@ -16,6 +16,9 @@ _PATH_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 # what torch's messages hold when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
 _MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
+# what Gloo's and NCCL's messages hold when another process of the training is gone
+_LOST_PROCESS = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
+
 _NONDETERMINISTIC = " does not have a deterministic implementation"  # in torch's message
 
 
@@ -50,9 +53,9 @@ def run(main: Callable[[], object]) -> None:
 def print_error(error: BaseException) -> int | None:
     """Print an error that the user can mend as one line, and return the exit status.
 
-    These are UserErrors, a full disk or missing rights, memory that has run out, readers that were
-    killed, and operations that --deterministic rules out. Prints nothing and returns None for all
-    others.
+    These are UserErrors, a full disk or missing rights, memory that has run out, other processes
+    that were killed, and operations that --deterministic rules out. Prints nothing and returns
+    None for all others.
     """
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
@@ -72,6 +75,11 @@ def print_error(error: BaseException) -> int | None:
             "a process that reads images was ended by the system, mostly for lack of memory; use "
             "fewer (--nThreads or --workers, 0: none), --cache disk, or end other programs that "
             "use the memory"
+        )
+    elif isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST_PROCESS):
+        message = (
+            "another process is gone: it was killed, mostly for lack of memory, or its machine "
+            "failed; mend that and start again, a training with --continue_train"
         )
     elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename

@@ -162,6 +162,17 @@ def test_every_mode_equals_plain_computations(scenes: Path, mode: str) -> None:
     assert item["path"].endswith("train_label/aachen_000000_000019_gtFine_labelIds.png")
 
 
+def test_maps_of_one_scene_agree_where_scaling_is_a_tie(tmp_path: Path) -> None:
+    """At 4:3 every third centre lies between two pixels; Pillow's choice there depends on the
+    image's mode, and an instance would end a pixel beside its class."""
+    draw_scene(tmp_path, "a", size=(64, 40))
+    item = read(tmp_path, "scale_width", load_size=48, load_features=True)[0]
+    rows, columns = item["inst"][0] // 1000, item["inst"][0] % 1000
+    assert torch.equal(item["label"][0].int(), columns % 35)
+    levels = ((item["feat"] + 1) * 127.5).round().int()
+    assert torch.equal(levels[:2], torch.stack([rows, columns]))
+
+
 def test_enlarging_equals_plain_computations(scenes: Path) -> None:
     item = read(scenes, "scale_width", 96)[1]
     photo, label, inst = (

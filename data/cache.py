@@ -8,11 +8,8 @@ import hashlib
 import json
 import math
 import os
-import time
-import uuid
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +17,12 @@ import numpy as np
 from data.aligned_dataset import AlignedDataset
 from data.shared_memory import SharedMemory
 from util.errors import UserError
-from util.files import cannot_write, make_folder
+from util.files import cannot_write, make_folder, remove_abandoned, replacing
 
 Maps = dict[str, np.ndarray]
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # kind -> (dtype, shape)
 
 FORMAT = 2  # part of every signature: raise it when the arrays of scaled_maps change
-STALE = 3600  # seconds after which an unfinished file is that of a killed process
 INSTEAD = "--cache (ram or none)"  # where a disk lacks room or rights
 
 
@@ -109,10 +105,7 @@ class DiskCache(Cache):
         self.folder = folder
         self.checked: set[Path] = set()  # their checksum is right: looked at once a process
         make_folder(folder, INSTEAD)
-        for path in folder.glob("*.tmp"):
-            with suppress(FileNotFoundError):  # another process was faster
-                if path.stat().st_mtime < time.time() - STALE:
-                    path.unlink()
+        remove_abandoned(folder)
 
     def _path(self, index: int) -> Path:
         """One file for each way of reading a scene: other flags do not drive each other out."""
@@ -141,14 +134,11 @@ class DiskCache(Cache):
     def write(self, index: int, digest: bytes, payload: np.ndarray) -> None:
         path = self._path(index)
         head = (digest + _checksum(payload)).ljust(self.HEAD, b"\0")
-        unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with open(unfinished, "wb") as file:
+            with replacing(path) as unfinished, open(unfinished, "wb") as file:
                 file.write(head)
                 file.write(payload)
-            os.replace(unfinished, path)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise cannot_write(self.folder, error, INSTEAD) from error
         self.checked.discard(path)
 

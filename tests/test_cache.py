@@ -12,12 +12,13 @@ from conftest import run_command
 from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
-from data.cache import STALE, DiskCache, RamCache, create_cache
+from data.cache import DiskCache, RamCache, create_cache
 from data.create import create_loader
 from data.loader import Loader
 from data.shared_memory import TOKEN, SharedMemory
 from options.train_options import TrainOptions
 from util.errors import UserError
+from util.files import ABANDONED
 
 SIZE = (48, 24)  # width, height
 HALF = Geometry("scale_width", load_size=24)
@@ -244,20 +245,13 @@ def test_a_damaged_file_is_made_anew(root: Path, damage) -> None:
     assert path.read_bytes() == whole
 
 
-def test_an_interrupted_write_leaves_no_entry(root: Path, monkeypatch) -> None:
-    def interrupt(*_paths):
-        raise KeyboardInterrupt
-
-    scenes = dataset(root, "disk")
-    with monkeypatch.context() as patch:
-        patch.setattr("data.cache.os.replace", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            scenes[0]
-    (leftover,) = entries(root)
-    assert leftover.suffix == ".tmp"
-    assert_same(dataset(root, "disk")[0], dataset(root)[0])
+def test_an_unfinished_file_is_no_entry(root: Path) -> None:
+    assert_same(dataset(root, "disk")[0], expected := dataset(root)[0])
+    (whole,) = entries(root)
+    leftover = whole.rename(whole.with_name(".1.tmp"))  # as a kill leaves it
+    assert_same(dataset(root, "disk")[0], expected)
     assert leftover.exists()  # it may be another process's, at work
-    os.utime(leftover, (0, leftover.stat().st_mtime - STALE - 1))
+    os.utime(leftover, (0, leftover.stat().st_mtime - ABANDONED - 1))
     dataset(root, "disk")
     assert not leftover.exists()
 

@@ -125,7 +125,26 @@ def test_errors_of_writing_name_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     for error, told in ((OSError(errno.ENOSPC, "full"), "a.png"), (OSError("no format"), "no for")):
         with pytest.raises(OSError, match=told), replacing(tmp_path / "a.png"):
             raise error
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as found:
+        write_bytes(tmp_path / "folder", b"1")
+    assert found.value.filename == str(tmp_path / "folder")  # not the temporary name
+    (tmp_path / "folder").rmdir()
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"b\.part"):
+    with pytest.raises(OSError, match=r"b'$"):
         write_bytes(tmp_path / "b", b"1")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """evaluate.py twice, say: neither ends in an error, and the file is that of the last one."""
+    path, fsync = tmp_path / ("x" * 255), os.fsync  # no name can be longer
+
+    def meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_bytes(path, b"another's")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_bytes(path, b"own")
+    assert path.read_bytes() == b"own" and list(tmp_path.iterdir()) == [path]

@@ -94,7 +94,7 @@ def test_a_kill_before_any_file_operation_leaves_one_whole_set(tmp_path):
         save_generation(folder, 3)  # leftovers are not in the way
         assert generation(folder) == {3}
         expected = {*NAMES, *COPIES}
-        assert {p.name for p in folder.iterdir() if not p.name.endswith(".part")} == expected
+        assert {p.name for p in folder.iterdir() if p.suffix not in (".part", ".tmp")} == expected
         if status == 0:
             break
         assert status == -signal.SIGKILL

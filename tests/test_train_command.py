@@ -550,7 +550,7 @@ def test_bad_file_ends_training_without_a_checkpoint(
     runs = own_data.parent / "runs"
     line = refused(train.main, "--dataroot", own_data, "--checkpoints_dir", runs, *TINY, *EPOCH)
     assert all(word in line for word in named)
-    assert not [path for path in files_of(runs) if path.suffix in (".pth", ".new", ".part")]
+    assert not [path for path in files_of(runs) if path.suffix in (".pth", ".new", ".part", ".tmp")]
 
 
 def test_bad_file_ends_the_command_line_too(own_data: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -126,6 +127,7 @@ def test_curves_that_a_kill_prevented_are_drawn_by_the_next_run(tmp_path):
     log(visualizer(tmp_path, write_html=True), range(1, 9))
     leftover = tmp_path / "web" / ".loss_curves.png.1.tmp"
     leftover.touch()
+    os.utime(leftover, (0, 0))
     vis = visualizer(tmp_path, resume=True, write_html=True)
     vis.truncate_after(8)
     vis.close()

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,14 +17,14 @@ try:
 except ImportError:  # Windows: no locks
     fcntl = None
 
+ABANDONED = 3600  # seconds after which an unfinished file is that of a killed process
 TRAINING = "another training is writing there; wait for its end, or give this one another --name"
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: to a temporary name, flushed, then renamed."""
-    partial = path.with_name(path.name + ".part")
-    write_flushed(partial, content)
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        write_flushed(temporary, content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,18 +36,30 @@ def write_text(path: Path, text: str) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Lend a temporary name beside path; what is written there becomes path, at once and whole.
 
-    If the block raises, path stays as it was.
+    If the block raises, path stays as it was. The name is short, as path's may be as long as names
+    can be, and no one else's: of several processes that write path at once, the last one counts.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)
         _name_file(error, path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes have begun to write in a folder: replacing's files that are
+    older than an hour, as others may be at work there."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if path.stat().st_mtime < time.time() - ABANDONED:
+                path.unlink()
 
 
 def write_flushed(path: Path, content: bytes | memoryview) -> None:

@@ -13,6 +13,7 @@ from dominate import tags
 from dominate.util import raw
 
 from util.errors import UserError
+from util.files import remove_abandoned
 from util.pages import html
 from util.pages.colours import save_image
 from util.pages.html import Page, Picture
@@ -42,8 +43,7 @@ class RunPage:
         for folder in (self.web / "images", self.web / "validation"):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (run_dir, self.web, self.web / "images", self.web / "validation"):
-            for path in folder.glob(".*.tmp"):  # of util.files.replacing, left by a kill
-                path.unlink()
+            remove_abandoned(folder)
         self._curves_due = 0.0
         self._drawn: dict[str, object] = {}  # by file of curves: what it shows
 

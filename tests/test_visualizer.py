@@ -205,6 +205,17 @@ def test_curves_of_several_runs_with_a_mark(tmp_path):
     assert (one != two).any()
 
 
+def test_every_name_of_a_run_is_in_the_legend(tmp_path, monkeypatch):
+    """matplotlib hides names that begin with _, and takes what is between dollars for a formula."""
+    from matplotlib.axes import Axes
+
+    names, shown, legend = ["_a", r"b$_$\frac"], [], Axes.legend
+    monkeypatch.setattr(Axes, "legend", lambda *one, **more: shown.append(legend(*one, **more)))
+    curves = {name: (np.arange(5.0), np.arange(5.0)) for name in names}
+    save_curves(tmp_path / "curves.png", {"loss": curves})
+    assert [text.get_text().strip() for text in shown[0].get_texts()] == names
+
+
 def test_matrices_of_many_classes(tmp_path):
     """The most frequent ones, in order, and the rest as one; only those that occur."""
     names = [str(i) for i in range(1700)]

@@ -16,6 +16,7 @@ MOST_SHOWN = 60  # classes of a confusion matrix
 STYLE = {
     **{"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False},
     **{"axes.titlesize": "medium", "font.size": 9, "grid.alpha": 0.3, "legend.frameon": False},
+    "text.parse_math": False,  # a run's name may hold dollar signs
 }
 
 Series = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,), finite
@@ -150,6 +151,7 @@ def _draw_panel(axes, title: str, curves: Mapping[str, Series], smooth: bool) ->
     axes.set_ylim(low - margin, high + margin)
     for number, (label, (steps, values)) in enumerate(drawn.items()):
         style = {"color": f"C{number}", "marker": "." if len(values) < 50 else ""}
+        label = f" {label}"  # matplotlib hides labels that begin with an underscore
         if not smooth:
             axes.plot(steps, values, label=label, **style)
             continue

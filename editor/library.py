@@ -27,7 +27,7 @@ from models.masks import components
 from options.base_options import run_dir
 from options.edit_options import LibraryOptions
 from util.errors import UserError, first_line, run
-from util.files import write_bytes
+from util.files import make_folder, write_bytes
 from util.pages.colours import class_name, palette
 from util.progress import log
 from util.setup import seed_everything, set_up_torch
@@ -177,6 +177,7 @@ def main() -> None:
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     if not run_dir(opt).is_dir():
         raise UserError(f"{run_dir(opt)}: no such run; check --name and --checkpoints_dir")
+    make_folder(run_dir(opt), "--checkpoints_dir or --name")
     with torch.inference_mode():
         objects = build(opt, device)
     if not objects:

@@ -1,5 +1,9 @@
 """The object library: what is cut, what is kept, what is refused."""
 
+import errno
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 from conftest import run_command
 from tiny_run import write_run
 
+from editor import library
 from editor.library import LibraryObject, load_library, thumbnail, whole_objects, write_library
 from util.errors import UserError
 
@@ -100,3 +105,16 @@ def test_the_command_cuts_objects_with_the_encoders_features(
     again = (run / "object_library.npz").read_bytes()
     assert run_command(*command).returncode == 0
     assert (run / "object_library.npz").read_bytes() == again  # the same choice each time
+
+
+def test_a_run_that_cannot_be_written_to_is_refused_before_the_cutting(
+    toy_data: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    write_run(tmp_path, "run", dataroot=str(toy_data))
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(library, "build", lambda *_: pytest.fail("it has begun"))
+    line = refused(library.main, "--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1)
+    assert "cannot be written to" in line

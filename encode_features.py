@@ -24,12 +24,13 @@ from options.base_options import run_dir
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
-from util.files import make_folder, write_text
+from util.files import lock_folder, make_folder, write_text
 from util.pages.colours import class_name
 from util.progress import log, log_main
 from util.run.checkpoints import is_saved
 from util.setup import seed_everything, set_up_torch
 
+AT_WORK = "another encode_features.py is at work there; wait for its end"
 NOTE = "features_encoder.txt"  # beside features.npy: the encoder that made it
 
 
@@ -38,6 +39,8 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     path = run_dir(opt) / "features.npy"
+    # held as long as the variable lives: two at once would mix their encoders' features and styles
+    _lock = lock_folder(path, AT_WORK) if distributed.is_main() else None
     if needs_encoding(opt, path):
         encoder = encoder_file(opt)
         seen = encoder.stat() if encoder.is_file() else None

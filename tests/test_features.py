@@ -29,6 +29,7 @@ from models.styles import (
 )
 from options.test_options import TestOptions
 from util.errors import UserError
+from util.files import lock_folder
 
 BOX = np.ones((2, 3, 4))
 FEATURES = ["--instance_feat", "--nef", "4", "--n_downsample_E", "1"]
@@ -92,6 +93,15 @@ def test_feature_maps(run: Path) -> None:
         feat = np.asarray(Image.open(run / "data" / "train_feat" / path.name))
         assert feat.shape == (32, 64, 3) and feat.dtype == np.uint8
         assert (feat[::2, ::2] == feat[1::2, 1::2]).all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files cannot be locked there")
+def test_two_at_once_do_not_mix_their_features(run: Path) -> None:
+    flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"]
+    lock = lock_folder(run / "ck" / "feat" / "features.npy", "")
+    done = run_command("encode_features.py", *flags, "--gpu_ids", -1)
+    assert "at work there" in one_line(done)
+    lock.close()
 
 
 def test_other_n_clusters_does_not_encode_again(run: Path) -> None:

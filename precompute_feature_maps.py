@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from data.create import create_dataset
-from data.loader import own_batches
+from data.loader import own_batches, own_scenes
 from models import create_encoder
 from models.inference_model import to_pictures
 from options.test_options import EncoderOptions, encoder_file
@@ -22,6 +22,7 @@ from util.errors import UserError, run
 from util.files import make_folder
 from util.pages.colours import save_image
 from util.progress import log_main
+from util.run.checkpoints import is_saved
 from util.setup import seed_everything, set_up_torch
 
 
@@ -32,21 +33,25 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     if opt.feat_num > 4:
         raise UserError(f"--feat_num {opt.feat_num}: a PNG file holds at most 4 features")
     encoder = encoder_file(opt)
-    if not encoder.is_file():
+    if not is_saved(encoder):
         raise UserError(f"{encoder}: no trained encoder; train with --instance_feat first")
     model = create_encoder(opt, device, encoder.parent)
 
     dataset = create_dataset(opt, training=False)
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
+    targets = [
+        folder / Path(scene).parent / f"{dataset.files['label'][scene].stem}.png"
+        for scene in dataset.scenes  # inside train_label/, or its subfolders
+    ]
+    for index in own_scenes(dataset):
+        targets[index].unlink(missing_ok=True)  # a kill leaves no maps of two encoders
     sizes = set()
     for index, batch in own_batches(dataset, opt, "features"):
         feat = model.encode(batch["image"], batch.get("inst", batch["label"]))
         doubled = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         (array,) = to_pictures(doubled)  # (H, W, feat_num)
-        subfolder = Path(dataset.scenes[index]).parent  # inside train_label/, or "."
-        target = folder / subfolder / f"{Path(batch['path'][0]).stem}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_image(np.squeeze(array, 2) if opt.feat_num == 1 else array, target)
+        targets[index].parent.mkdir(parents=True, exist_ok=True)
+        save_image(np.squeeze(array, 2) if opt.feat_num == 1 else array, targets[index])
         sizes.add(f"{array.shape[1]}x{array.shape[0]}")
     distributed.wait_for_all()
     size = sizes.pop() if len(sizes) == 1 else "several sizes"

@@ -95,6 +95,19 @@ def test_feature_maps(run: Path) -> None:
         assert (feat[::2, ::2] == feat[1::2, 1::2]).all()
 
 
+def test_feature_maps_are_of_one_encoder_or_missing(run: Path, tmp_path: Path) -> None:
+    """Where the command ends early, none of an earlier encoder's are left to be trained on."""
+    shutil.copytree(run / "data", tmp_path / "data")
+    last = sorted((tmp_path / "data" / "train_img").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:100])
+    for path in (maps := tmp_path / "data" / "train_feat").iterdir():
+        path.write_bytes(b"earlier")
+    flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", tmp_path / "data"]
+    done = run_command("precompute_feature_maps.py", *flags, "--gpu_ids", -1, "--nThreads", 0)
+    assert str(last) in one_line(done)
+    assert all(path.read_bytes() != b"earlier" for path in maps.iterdir())
+
+
 @pytest.mark.skipif(os.name == "nt", reason="files cannot be locked there")
 def test_two_at_once_do_not_mix_their_features(run: Path) -> None:
     flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"]

@@ -7,6 +7,7 @@ python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 import argparse
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -111,8 +112,10 @@ def main() -> None:
     prepared = str(args.out).removesuffix("_raw")
     if prepared in ("", str(args.out)):
         prepared = args.out / "prepared"
-    splits = " --splits train" if not args.val else " --splits val" if not args.train else ""
-    print(f"next: python prepare_cityscapes.py --raw {args.out} --out {prepared}{splits}")
+    command = ["python", "prepare_cityscapes.py", "--raw", str(args.out), "--out", str(prepared)]
+    if not (args.train and args.val):
+        command += ["--splits", "train" if args.train else "val"]
+    print(f"next: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -104,9 +105,12 @@ def test_background_follows_from_the_label_map():
 
 
 def test_command_lays_out_the_download(tmp_path):
+    tmp_path = tmp_path / "toy scenes_raw"
     done = toy("--out", tmp_path, "--train", 3, "--val", 2, "--size", "75x47", "--seed", 4)
     assert done.returncode == 0, done.stderr
-    assert "prepare_cityscapes.py" in done.stdout
+    told = shlex.split(done.stdout.split("next: python ")[1])  # as a shell takes it
+    out = str(tmp_path).removesuffix("_raw")
+    assert told == ["prepare_cityscapes.py", "--raw", str(tmp_path), "--out", out]
     assert done.stderr == ""  # no bar where there is no terminal
     styles = json.loads((tmp_path / "toy_styles.json").read_text())
     assert len(styles) == 5

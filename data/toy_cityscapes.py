@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data.toy.scene import Scene, draw_scene
 from util.errors import UserError, brief, fail, run
+from util.files import replacing
 
 SMALLEST, LARGEST = 32, 8192  # pixels: a person wider than one, a drawing that fits into memory
 CITIES = {"train": "toytown", "val": "toyville"}
@@ -79,7 +80,8 @@ def _write_scene(out: Path, split: str, stem: str, scene: Scene) -> tuple[str, s
     instance = label.replace("_labelIds", "_instanceIds")
     for name, pixels in (photo, scene.photo), (label, scene.label), (instance, scene.instance):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(out / name)  # uint16 becomes a 16-bit PNG
+        with replacing(out / name) as temporary:
+            Image.fromarray(pixels).save(temporary, "PNG")  # uint16 becomes a 16-bit PNG
     return photo, label
 
 

@@ -147,6 +147,17 @@ def test_same_seed_same_bytes_whatever_the_count(tmp_path):
     )
 
 
+def test_an_interrupted_command_leaves_no_half_image(tmp_path, monkeypatch):
+    def half(_image, path, *_):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path, 1, 0)
+    assert not [*tmp_path.rglob("*.png")]
+
+
 def test_a_smaller_set_replaces_a_larger_one(tmp_path):
     write_dataset(tmp_path / "a", train=4, val=2, size=(64, 32))
     write_dataset(tmp_path / "a", train=2, val=1, size=(64, 32))

@@ -213,7 +213,8 @@ class StyleChooser:
             if label in self.fixed:
                 features[i] = self.fixed[label]
             elif label in self.styles:
-                features[i] = random.Random(f"{self.seed} {scene} {i}").choice(self.styles[label])
+                place = f"{self.seed} {scene} {i}".encode(errors="surrogateescape")
+                features[i] = random.Random(place).choice(self.styles[label])
             else:
                 self.missing.add(label)
         return features

@@ -537,6 +537,7 @@ def test_paint_and_missing_classes() -> None:
     painted = paint(inst, features, 2)
     np.testing.assert_array_equal(painted, [[[3, 1], [0, 1]], [[4, 2], [0, 2]]])
     assert chooser.missing == {33}
+    assert 26001 in chooser.choose(instance_classes(inst), os.fsdecode(b"not Unicode\xff"))
 
 
 @pytest.mark.skipif(

@@ -60,7 +60,7 @@ class InferenceModel(nn.Module):
         self.multiple = size_multiple(opt)
         self.least = least_input_side(opt)
         self.netE: nn.Module | None = None
-        self.dtype = torch.float16 if opt.data_type == 16 else torch.float32
+        self.dtype = torch.float16 if opt.data_type == 16 else torch.get_default_dtype()
         self.tiling: Tiling | None = None  # how to generate images too large for the memory
         if with_generator:
             netG = build_generator(opt)

@@ -6,10 +6,12 @@ The golden cases are no part of the repository; where they are absent, these tes
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import SHARED, run_command
+from conftest import SHARED, TINY, run_command
+from PIL import Image
 
 GOLDEN = SHARED / "golden"
 DATA = {"data": GOLDEN / "data", "cityscapes_sample": SHARED / "cityscapes_sample"}
@@ -104,3 +106,19 @@ def test_losses_in_float32(name: str, tmp_path: Path) -> None:
         assert max(own) <= 0.02, (key, own)
     if name == "labels_512p":  # one sign of a feature's difference turns in the eighth step
         assert max(abs(row[k] / e[k] - 1) for row, e in zip(found[:7], exact) for k in row) <= 1e-5
+
+
+def test_validation_and_test_in_float64(toy_data: Path, tmp_path: Path) -> None:
+    """All in float64, not the training alone; images are float32's to the last rounding."""
+    run = ["--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data, "--gpu_ids", -1]
+    program = GOLDEN / "in_float64.py"
+    flags = ["--niter", 1, "--niter_decay", 0, "--val_freq", 1, "--no_html"]
+    done = run_command(program, "train.py", *TINY, *run, *flags)
+    assert done.returncode == 0 and "validation after epoch 1: ssim" in done.stdout, done.stderr
+    images = {}
+    for name, words in ("double", [program, "test.py"]), ("single", ["test.py"]):
+        done = run_command(*words, *run, "--results_dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        files = sorted((tmp_path / name).rglob("*_synthesized_image.png"))
+        images[name] = np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+    assert abs(images["double"] - images["single"]).max() <= 1 < images["double"].std()

@@ -28,6 +28,7 @@ def argument_checks(
         "y": lambda v: number(v, "y", -1e6, 1e6),
         "x": lambda v: number(v, "x", -1e6, 1e6),
         "radius": lambda v: number(v, "radius", 0, longest),
+        "scale": lambda v: number(v, "scale", 0.01, 2 * longest),
         "points": lambda v: _points(v, 2 * longest),
         "shape": shape_mask,
         "whole_class": _truth,

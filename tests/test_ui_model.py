@@ -427,6 +427,13 @@ def test_an_edit_list_needs_no_styles(ui: UIModel, tmp_path: Path) -> None:
     np.testing.assert_array_equal(bare.picture(), ui.picture())
 
 
+def test_edits_with_numpys_numbers_can_be_saved(ui: UIModel) -> None:
+    ui.add(["##", "##"], np.int64(CAR), np.float32(4), np.int32(5), scale=np.float32(1.5))
+    ui.paint([(np.float32(3), np.int8(3))], np.uint8(24), np.float32(2))
+    ui.move(np.uint16(26000), np.int64(1), np.int8(1))
+    assert ui.edits == json.loads(json.dumps(ui.edits)) and len(ui.edits) == 3
+
+
 def test_maps_that_a_png_does_not_hold_are_saved_as_npy(tmp_path: Path) -> None:
     ui = editor(tmp_path, ignore_label=-1)
     label, inst = scene()

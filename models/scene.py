@@ -254,6 +254,8 @@ class Scene:
         """
         largest = 2 * max(self.shape) / max(shape.shape)
         mask = scaled(shape, number(scale, "scale", 0.01, max(0.01, largest)))
+        if not mask.any():
+            raise UserError(f"add: nothing is left of the object at {scale:g} times its size")
         top, left = (round(v - (side - 1) / 2) for v, side in zip((y, x), mask.shape))
         ys, xs = np.nonzero(mask)
         ys, xs = ys + top, xs + left

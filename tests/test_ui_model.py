@@ -398,6 +398,12 @@ def test_an_added_object_lies_centred_with_its_style(ui: UIModel) -> None:
     assert ui.feature(26002).tolist() == [1, 2, 3]
 
 
+def test_an_object_that_vanishes_when_scaled_is_not_said_to_lie_outside(ui: UIModel) -> None:
+    ring = ["#######", *["#.....#"] * 5, "#######"]
+    with pytest.raises(UserError, match=r"nothing is left of the object at 0\.25 times its size"):
+        ui.add(ring, CAR, 10, 10, 0.25)
+
+
 def test_style_from_a_photograph(ui: UIModel) -> None:
     rng = np.random.default_rng(1)
     photo = rng.integers(0, 256, (24, 40, 3), np.uint8)

@@ -201,12 +201,13 @@ class Scene:
         """Turn an instance into one of another class.
 
         Either of the class label, with feature or else a style of that class; or of the class of
-        the instance like, with its feature. Classes with numbered instances get a new id.
+        the instance like, with its feature if it has one. Classes with numbered instances get a
+        new id.
         """
         chosen = self.selection(instance)
         if like is not None:
             model = self.selection(like)
-            label, feature = model.label, self.features.get(self._region(model))
+            label, feature = model.label, self.features.get(self._region(model), feature)
             new = self._fresh_id(label) if label in self._things else model.instance
         elif label is not None:
             new = self._id_for(label)

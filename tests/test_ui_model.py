@@ -433,6 +433,21 @@ def test_an_edit_list_needs_no_styles(ui: UIModel, tmp_path: Path) -> None:
     np.testing.assert_array_equal(bare.picture(), ui.picture())
 
 
+def test_an_object_made_like_one_without_a_style_keeps_its_style_in_the_edit_list(
+    ui: UIModel,
+) -> None:
+    label, inst = scene()
+    label[14:20, 4:10] = 28  # most of the first car, of a class without styles
+    del ui.styles[28]
+    ui.open(label, inst)
+    ui.paint([(14, 6), (19, 6)], ROAD, 2)  # less than half is left of that
+    assert ui.select(15, 12).label == CAR and ui.feature(26000) is None
+    ui.set_class(26001, like=26000)
+    bare = UIModel(ui.networks)
+    replay(bare, edit_list(ui))
+    np.testing.assert_array_equal(bare.picture(), ui.picture())
+
+
 def test_edits_with_numpys_numbers_can_be_saved(ui: UIModel) -> None:
     ui.add(["##", "##"], np.int64(CAR), np.float32(4), np.int32(5), scale=np.float32(1.5))
     ui.paint([(np.float32(3), np.int8(3))], np.uint8(24), np.float32(2))

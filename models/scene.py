@@ -85,7 +85,7 @@ class Scene:
 
     label   (H, W) uint8, or int32 if the classes need it
     inst    (H, W) uint16 instance ids; for a model without instances, numbers of connected
-            components (int32 if there are more than 65535)
+            components (int32, as there may be more than 65536)
     features    region id -> (feat_num,) float32; a region is an instance, or with --label_feat a
                 class. Empty for a model without features.
     edits   the edits since open(), as dictionaries that apply() takes
@@ -119,7 +119,7 @@ class Scene:
         small = opt.label_nc <= 256 and 0 <= ignored <= 255
         self.label = label.astype(np.uint8 if small else np.int32)
         ids = inst if self.has_instances else components(self.label)
-        self.inst = ids.astype(np.uint16 if ids.max() <= LARGEST_ID else np.int32)
+        self.inst = ids.astype(np.uint16 if self.has_instances else np.int32)
         self.name = name
         self.version += 1
         self.edits: list[dict] = []
@@ -450,6 +450,8 @@ class Scene:
         for start, stop in ((first, first + 1000), (1000, None)):
             if free[start:stop].any():
                 return start + int(free[start:stop].argmax())
+        if not self.has_instances:  # no file holds their numbers
+            return len(free)
         raise UserError("the scene uses every instance id up to 65535: delete some objects")
 
 

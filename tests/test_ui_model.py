@@ -589,6 +589,15 @@ def test_other_label_sets_number_objects_as_they_like(tmp_path: Path) -> None:
     assert ui.delete(int(ui.inst[2, 2])) and ui.inst[2, 2] == 1
 
 
+def test_without_instances_a_scene_may_have_any_number_of_pieces(tmp_path: Path) -> None:
+    ui = editor(tmp_path, instance_feat=False, no_instance=True)
+    label = np.add.outer(np.arange(256), np.arange(256)) % 2 * SKY  # 65536 pieces of one pixel
+    ui.open(label)
+    for number in (65537, 65538):
+        assert ui.paint([(0, 2 * number % 256)], ROAD, 0) and ui.inst.max() == number
+    assert ui.undo() and ui.inst.max() == 65537
+
+
 def test_scenes_share_networks_but_nothing_else(ui: UIModel) -> None:
     """Threads that edit scenes of their own get the pictures of their own edits."""
     alone, found = [], {}

@@ -36,7 +36,10 @@ def edit_list(ui: UIModel) -> dict:
 def _model(ui: UIModel) -> dict[str, int]:
     """What an edit list and the model that renders it must have in common."""
     opt = ui.networks.opt
-    return {"label_nc": opt.label_nc, "feat_num": opt.feat_num if ui.has_features else 0}
+    return {
+        **{"label_nc": opt.label_nc, "feat_num": opt.feat_num if ui.has_features else 0},
+        **{"no_instance": opt.no_instance, "label_feat": opt.label_feat},
+    }
 
 
 def replay(ui: UIModel, record: dict) -> None:
@@ -44,8 +47,8 @@ def replay(ui: UIModel, record: dict) -> None:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(f"not an edit list of the editor: expected the format {FORMAT!r}")
     for key, value in _model(ui).items():
-        if record.get(key) != value:
-            raise UserError(f"made with {key} {record.get(key)!r}, but this model has {value}")
+        if record.get(key, value) != value:  # older lists do not have all of them
+            raise UserError(f"made with {key} {record[key]!r:.40}, but this model has {value}")
     features, edits = record.get("features"), record.get("edits")
     if not isinstance(features, dict) or not isinstance(edits, list):
         raise UserError("expected features by region and a list of edits")

@@ -433,6 +433,16 @@ def test_an_edit_list_needs_no_styles(ui: UIModel, tmp_path: Path) -> None:
     np.testing.assert_array_equal(bare.picture(), ui.picture())
 
 
+def test_an_edit_list_is_refused_by_a_model_whose_features_are_of_other_regions(
+    ui: UIModel, tmp_path: Path
+) -> None:
+    record = edit_list(ui)
+    of_classes = editor(tmp_path, instance_feat=False, label_feat=True)
+    with pytest.raises(UserError, match="made with label_feat False, but this model has True"):
+        replay(of_classes, record)
+    replay(ui, {key: value for key, value in record.items() if key != "label_feat"})  # an older one
+
+
 def test_an_object_made_like_one_without_a_style_keeps_its_style_in_the_edit_list(
     ui: UIModel,
 ) -> None:

@@ -124,12 +124,11 @@ class Session:
         """A click on the palette: the class to paint with, or for the selected object."""
         if not 0 <= label < self.ui.networks.opt.label_nc:
             raise UserError(f"class {label}: the model does not know it")
+        if self.tool == "Change class" and self.selected is None:
+            raise UserError("click an object first, then its new class")
         self.label = label
-        name = self.name_of(label)
         if self.tool != "Change class":
-            return f"Painting {name}."
-        if self.selected is None:
-            return f"Click the object to turn into {name}."
+            return f"Painting {self.name_of(label)}."
         return self._change_class(label=label)
 
     def choose_object(self, number: int) -> str:

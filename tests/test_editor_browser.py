@@ -183,6 +183,8 @@ def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) 
     window.says(r"Painted sky\.")
 
     window.tool("Change class")
+    window.choose_class("person")
+    window.says(r"^click an object first, then its new class$")
     window.click(y, x, "map")
     window.choose_class("person")
     assert (window.picture("map")[mask] == red_person).all()

@@ -40,6 +40,7 @@ function stage(element, trigger, watch) {
     target = event.target.closest(".canvas");
     if (!target || event.button !== 0) return;
     event.preventDefault();
+    document.activeElement.blur(); // a number box takes its value, within its range, when left
     target.setPointerCapture(event.pointerId);
     points = [place(event, target.querySelector("img"), ...size())];
     if (["Paint", "Move"].includes(sheet().dataset.tool)) show();

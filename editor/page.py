@@ -28,6 +28,7 @@ from util.progress import log
 
 HERE = Path(__file__).parent
 MOST_SESSIONS = 64  # scenes in memory; the least recently used is dropped
+MOST_RADIUS = 32  # of the brush, in pixels
 ENCODED = 4  # windows whose images are kept as PNG addresses too
 ENDED = "This session has ended; reload the page to begin again."
 
@@ -152,7 +153,12 @@ class Page:
         with gr.Column(visible=False) as self.class_panel:
             with gr.Row():
                 self.radius = gr.Slider(
-                    0, 32, value=3, step=0.5, label="Brush radius in pixels", elem_id="radius"
+                    0,
+                    MOST_RADIUS,
+                    value=3,
+                    step=0.5,
+                    label="Brush radius in pixels",
+                    elem_id="radius",
                 )
                 self.like = gr.Button("Make it like another object ...", elem_id="like")
             self.classes = part(tiles, elem_id="classes")
@@ -186,9 +192,11 @@ class Page:
             action: Callable[..., str],
             *inputs: gr.components.Component,
             sent: Callable[[gr.EventData], object] | None = None,
+            js: str | None = None,
         ) -> None:
             """Let an event carry out an action of the session, with what the event itself sent and
-            with the inputs' values, then generate missing previews."""
+            with the inputs' values (changed by js in the browser), then generate missing
+            previews."""
 
             def handler(session: Session | None, event: gr.EventData, *values: object) -> dict:
                 def work() -> str:
@@ -198,7 +206,7 @@ class Page:
                 return self._act(session, work)
 
             handler.__name__ = action.__name__  # what the server calls it
-            answered = event(handler, [self.session, *inputs], view, **ordered, **quiet)
+            answered = event(handler, [self.session, *inputs], view, js=js, **ordered, **quiet)
             answered.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
 
         app.load(self.begin, None, [self.session, *view], **quiet)
@@ -210,7 +218,9 @@ class Page:
         on(self.reset.click, Session.reset)
         on(self.like.click, Session.ask_for_model)
         on(self.stage.draw, Session.pointer, self.radius, self.scale, sent=_points)
-        on(self.radius.release, Session.choose_radius, self.radius)
+        # a number box that is left empty, or beyond the range, sends that before it shows the limit
+        within = f"(session, radius) => [session, Math.min(Math.max(radius, 0), {MOST_RADIUS})]"
+        on(self.radius.release, Session.choose_radius, self.radius, js=within)
         on(self.gallery.choose, Session.choose_style, self.whole_class, sent=_number)
         on(self.classes.choose, Session.choose_label, sent=_number)
         on(self.library.choose, Session.choose_object, sent=_number)

@@ -217,6 +217,20 @@ def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) 
     assert np.array_equal(window.picture(), first[0])
 
 
+def test_a_number_box_left_empty_or_out_of_range_takes_its_limit(window) -> None:
+    window.tool("Paint")
+    window.choose_class("train")
+    box = window.page.locator("#radius input[type=number]")
+    for typed, limit, rows in (("", "0", 1), ("64", "32", 64)):
+        box.fill(typed)
+        window.page.mouse.click(*window.at(32, 64))
+        window.says(r"^Painted train\.")
+        expect(box).to_have_value(limit)
+        painted = (window.picture("map") == TRAIN_COLOUR).all(2)
+        assert painted[:, 64].sum() == rows
+        window.press("Undo")
+
+
 def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path: Path) -> None:
     number, y, x, _ = car(project)
     window.tool("Delete")

@@ -162,7 +162,8 @@ def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
     if indexed and kind == "label" and opt.label_nc:
         return [
             f"{path}: a label map with a palette; training takes the palette's indices as classes, "
-            "which programs may reorder: python -m data.convert_labels --from_indexed fixes them"
+            "which programs may reorder; convert it by python -m data.convert_labels, with "
+            "--from_indexed if the indices are right, with --palette if the colours are"
         ]
     if turn != 1 and image.format != "TIFF":  # Pillow turns these itself
         return [f"{path}: EXIF asks for a turn that training does not make; save it upright"]

@@ -7,7 +7,7 @@ for each class, from class 0 on) are others. Without a list of the colours, --pa
 them as it meets them and writes the list to OUTPUT/palette.txt, for the test set's maps:
 
     python -m data.convert_labels --input train/ --output datasets/mine/train_label --palette auto
-    python -m data.convert_labels --input test/ --output datasets/mine/test_label \
+    python -m data.convert_labels --input test/ --output datasets/mine/test_label \\
         --palette datasets/mine/train_label/palette.txt
 
 JPEG and antialiased maps hold colours between the classes': --nearest takes the nearest one. PNG

@@ -99,7 +99,7 @@ def print_table(metrics: dict, files: str) -> None:
     for key, value in metrics["protocol"].items():
         log(f"{key.replace('_', ' ')}: {value}")
     for row in [HEAD, *table(metrics)]:
-        log(f"{row[0]:18} {row[1]:9} {row[2]:9} {row[3]}".rstrip())
+        log(f"{row[0]:19} {row[1]:9} {row[2]:9} {row[3]}".rstrip())
     log(files)
 
 

@@ -87,11 +87,11 @@ class Validation:
         """
         device, folder = self.networks.device, self.opt.weights_dir
         rgb = self.values.is_rgb8
-        measures = Measures(len(self.dataset), folder, device, fetch=False, rgb=rgb)
-        for name, reason in self.left_out.items():
-            measures.leave_out(name, reason)
         rows, shown, problem = {}, {}, None
         try:
+            measures = Measures(len(self.dataset), folder, device, fetch=False, rgb=rgb)
+            for name, reason in self.left_out.items():
+                measures.leave_out(name, reason)
             rows, shown = self._measure_own(measures)
         except Exception as error:
             if not (isinstance(error, UserError) or out_of_memory(error)):

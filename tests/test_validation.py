@@ -6,6 +6,7 @@ import random
 import signal
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -17,6 +18,7 @@ from conftest import TINY, one_line, run_command, save_png
 from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
+from evaluation import measures
 from evaluation.validation import Validation
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
@@ -105,15 +107,23 @@ def test_a_bad_scene_ends_validation_and_not_training(own_data: Path, tmp_path: 
     assert "no validation on test:" in log and "done: weights" in log
 
 
-def without_memory() -> None:
-    def fail(self: Validation, batch: dict) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    Validation._generate = fail
+def fail_for_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def test_too_little_memory_ends_validation_and_not_training(toy_data: Path, tmp_path: Path) -> None:
-    training = Training(tmp_path / "run", "--dataroot", toy_data, *SHORT, prepare=without_memory)
+def without_memory_for_images() -> None:
+    Validation._generate = fail_for_memory
+
+
+def without_memory_for_measures() -> None:
+    measures._check_weights = fail_for_memory
+
+
+@pytest.mark.parametrize("without", [without_memory_for_images, without_memory_for_measures])
+def test_too_little_memory_ends_validation_and_not_training(
+    without: Callable[[], None], toy_data: Path, tmp_path: Path
+) -> None:
+    training = Training(tmp_path / "run", "--dataroot", toy_data, *SHORT, prepare=without)
     assert training.end() == 0
     told = training.told()
     assert told.count("no more validation, as it failed: CUDA out of memory") == 1

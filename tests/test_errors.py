@@ -86,7 +86,12 @@ def test_a_gpu_that_is_full_is_one_line(capsys: pytest.CaptureFixture) -> None:
     full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
     status, line = end(torch.OutOfMemoryError(full), capsys)
     assert status == 2 and "out of memory (tried to allocate 2.00 GiB)" in line
+    cudnn = "FIND was unable to find an engine to execute this computation"
+    status, line = end(RuntimeError(cudnn), capsys)
+    assert status == 2 and line.startswith("error: out of memory, or cuDNN") and cudnn in line
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    cudnn = "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
+    assert out_of_memory(RuntimeError(cudnn))
     assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 

@@ -14,7 +14,13 @@ _DISK_ERRORS = (
 )
 _PATH_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 # what torch's messages hold when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
-_MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
+_MEMORY_ERRORS = (
+    *("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"),
+    *("can't allocate memory", "not enough memory"),
+)
+# what torch says where a convolution has no memory for any of cuDNN's algorithms; rarely, where
+# cuDNN has none for it
+_NO_ALGORITHM = ("find an engine to execute", "find a valid cuDNN algorithm")
 
 # what Gloo's and NCCL's messages hold when another process of the training is gone
 _LOST_PROCESS = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
@@ -65,6 +71,8 @@ def print_error(error: BaseException) -> int | None:
     elif out_of_memory(error):
         size = re.search(r"allocate ([\d.]+ \w+)", str(error))
         tried = f" (tried to allocate {size[1]})" if size else ""
+        if any(words in str(error) for words in _NO_ALGORITHM):
+            tried = f", or cuDNN does not work here ({first_line(error)})"
         message = (
             f"out of memory{tried}; use smaller images (--loadSize, --fineSize), a smaller "
             "--batchSize, --amp bf16 or, in training, --checkpoint_activations, or end other "
@@ -101,7 +109,7 @@ def print_error(error: BaseException) -> int | None:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, a GPU's or the machine's."""
     if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
-        return any(words in str(error) for words in _MEMORY_ERRORS)
+        return any(words in str(error) for words in _MEMORY_ERRORS + _NO_ALGORITHM)
     return isinstance(error, MemoryError)
 
 

@@ -18,6 +18,7 @@ from distributed_work import CASES
 from PIL import Image
 
 from util import distributed
+from util.errors import UserError
 from util.run.stop import SIGNALS, Stop
 
 ROOT = Path(__file__).parents[1]
@@ -328,15 +329,27 @@ def test_several_gpus_are_started_one_process_each(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "gpus, local, others, index",
-    [("0", 1, 2, 1), ("3", 0, 1, 3), ("2,3", 1, 2, 3), ("0", 0, 1, 0)],
+    [("0", 1, 2, 1), ("3", 0, 1, 3), ("3", 0, 2, 3), ("2,3", 1, 2, 3), ("0", 0, 1, 0)],
 )
 def test_the_gpu_of_a_process(gpus: str, local: int, others: int, index: int, monkeypatch) -> None:
     """torchrun's processes of a machine take its GPUs in order, or as listed; one alone takes the
     one that is named."""
+    assert gpu_of_process(gpus, local, others, monkeypatch) == torch.device("cuda", index)
+
+
+def test_more_processes_than_named_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None takes a GPU that was not named."""
+    for gpus, processes in (("3", 2), ("2,3", 3)):
+        with pytest.raises(UserError, match="has no GPU of its own"):
+            gpu_of_process(gpus, processes - 1, processes, monkeypatch)
+
+
+def gpu_of_process(gpus: str, local: int, others: int, monkeypatch) -> torch.device:
+    """The device of the local-th process of a machine of four GPUs, of so many processes."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.set_device", lambda index: None)
     values = {"WORLD_SIZE": 4, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": others}
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
     opt = Namespace(gpu_ids=[int(gpu) for gpu in gpus.split(",")], local_rank=0)
-    assert distributed._device(opt) == torch.device("cuda", index)
+    return distributed._device(opt)

@@ -128,8 +128,7 @@ def _device(opt) -> torch.device:
     if not opt.gpu_ids:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", opt.local_rank))
-    alone = os.environ.get("LOCAL_WORLD_SIZE") == "1"  # on this machine
-    if _several() and len(opt.gpu_ids) == 1 and not alone:
+    if _several() and opt.gpu_ids == [0]:
         index = local  # torchrun without --gpu_ids: the machine's GPUs in order
     else:
         index = opt.gpu_ids[local] if local < len(opt.gpu_ids) else torch.cuda.device_count()

@@ -57,8 +57,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training or (alone and not several):
             return super().forward(x)
         share = float(self.has_images) if several else None
-        normalized = Normalize.apply(x, self.weight, self.bias, self.eps, True, share)
-        y, mean, variance, count = normalized
+        normalize = Normalize.apply
+        if several:  # compiled, the gradient of weight came out wrong (PyTorch 2.14, CPU)
+            normalize = torch.compiler.disable(normalize)
+        y, mean, variance, count = normalize(x, self.weight, self.bias, self.eps, True, share)
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             unbiased = variance * (count / (count - 1))

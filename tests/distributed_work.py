@@ -233,6 +233,17 @@ def one_cannot_validate(opt: argparse.Namespace, device: torch.device) -> int:
     return train(opt, device)
 
 
+def gradients(opt: argparse.Namespace, device: torch.device) -> None:
+    """G's gradients of the first step, averaged over the processes."""
+    torch.manual_seed(0)
+    model = Pix2PixHDModel(opt, device)
+    batch = next(iter(create_loader(opt).epoch(1)))
+    model.step(batch, batch["weight"])
+    if distributed.is_main():
+        grads = {name: p.grad for name, p in model.networks()["G"].named_parameters()}
+        torch.save(grads, Path(opt.out) / f"gradients_{distributed.world()}.pth")
+
+
 def options(data: str, flags: str = "") -> argparse.Namespace:
     return TrainOptions().parse([*TINY.split(), "--dataroot", data, *flags.split()])
 

@@ -95,6 +95,19 @@ def test_stages_train_all_of_the_generator(results: dict) -> None:
     assert "E" in second["weights"] and "E" not in first["weights"]
 
 
+@pytest.mark.slow
+def test_compiled_gradients_are_the_same(data: Path, tmp_path: Path) -> None:
+    """Batch normalization over processes is left out of the compiling, which would spoil them."""
+    flags = ["--norm", "batch", "--ngf", 2, "--ndf", 2, "--num_D", 1, "--n_layers_D", 1]
+    flags += ["--no_ganFeat_loss"]
+    run_together(1, WORK, "gradients", data, tmp_path, *flags)
+    run_together(2, WORK, "gradients", data, tmp_path, *flags, "--compile")
+    alone, together = (torch.load(tmp_path / f"gradients_{count}.pth") for count in (1, 2))
+    for name, grad in alone.items():
+        difference = (together[name] - grad).abs().max()
+        assert difference <= 1e-4 * grad.abs().max(), name
+
+
 def test_a_batch_that_does_not_divide_is_one_line(data: Path, tmp_path: Path) -> None:
     flags = f"--dataroot {data} --label_nc 6 --batchSize 3 --gpu_ids -1 --no_vgg_loss".split()
     all_done = run_ranks(2, "train.py", *flags, "--checkpoints_dir", tmp_path / "runs")

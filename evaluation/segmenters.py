@@ -44,10 +44,15 @@ class Segmenter:
         whatever the network cannot do."""
         height, width = image.shape[:2]
         classes = output = self._run(self.network, image)
-        if output.is_floating_point() and output.ndim == 4:
-            if output.shape[-2:] != (height, width):
+        has_scores = output.is_floating_point() and output.ndim == 4 and output.shape[1] > 1
+        at_size = output.shape[2:] == (height, width)
+        channels_last = output.shape[1:3] == (height, width) and not at_size
+        if has_scores and not channels_last:
+            if not at_size:
                 output = F.interpolate(output.float(), (height, width), mode="bilinear")
-            classes = output.argmax(1)
+            highest, classes = output.max(1)
+            if highest.isnan().any():  # it would count as the first class
+                raise UserError(f"--segmenter {self.spec}: returns scores that are not a number")
         not_integers = classes.dtype.is_floating_point or classes.dtype == torch.bool
         if classes.shape != (1, height, width) or not_integers:
             found = f"{output.dtype} {tuple(output.shape)} for an image of {width}x{height}"

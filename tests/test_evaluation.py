@@ -474,10 +474,24 @@ def test_features_that_are_none(net: torch.nn.Module, told: str, tmp_path: Path)
         scripted(net, tmp_path).features(np.zeros((6, 8, 3), np.uint8))
 
 
+class Returns(torch.nn.Module):
+    """Scores of this shape, all of one value."""
+
+    def __init__(self, *shape: int, value: float = 0) -> None:
+        super().__init__()
+        self.scores = torch.full(shape, float(value))
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return self.scores
+
+
 BAD_CLASSES = {
     "above": (Shifted(65536), "returns classes 65536 to 65536, expected 0 to 65535"),
     "below": (Shifted(-1), "returns classes -1 to -1"),
     "mask": (Mask(), "returns torch.bool"),
+    "no numbers": (Returns(1, 19, 3, 4, value=math.nan), "returns scores that are not a number"),
+    "one score": (Returns(1, 1, 6, 8), r"returns torch.float32 \(1, 1, 6, 8\)"),
+    "channels last": (Returns(1, 6, 8, 19), r"returns torch.float32 \(1, 6, 8, 19\)"),
 }
 
 

@@ -123,13 +123,17 @@ class Evaluator:
     def find(self, image: np.ndarray) -> np.ndarray:
         """The classes that the segmenter finds in an image (H, W, 3): (H, W) integers."""
         height, width = image.shape[:2]
-        if self.width is None or self.width == width:
-            return self.classes.of_output[self.segmenter(image)]
-        size = self.width, max(1, round(height * self.width / width))
-        scaled = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-        found = self.classes.of_output[self.segmenter(np.asarray(scaled))]
+        found = self.classes.of_output[self.segmenter(self._scaled(image))]
         found = Image.fromarray(found.astype(np.int32))
         return np.asarray(found.resize((width, height), Image.Resampling.NEAREST))
+
+    def _scaled(self, image: np.ndarray) -> np.ndarray:
+        """An image as the segmenter sees it, (H, W, 3)."""
+        height, width = image.shape[:2]
+        if self.width is None or self.width == width:
+            return image
+        size = self.width, max(1, round(height * self.width / width))
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
     def add(self, generated: np.ndarray, real: np.ndarray, label: np.ndarray) -> dict[str, float]:
         """Count a scene: images (H, W, 3) uint8, label map (H, W). Returns its pixel accuracy and
@@ -148,7 +152,7 @@ class Evaluator:
 
     def _cells(self, image: np.ndarray) -> np.ndarray:
         """The segmenter's features, averaged over 2 x 4 cells of an image: (8, C)."""
-        maps = self.segmenter.features(image).double()
+        maps = self.segmenter.features(self._scaled(image)).double()
         return F.adaptive_avg_pool2d(maps, (2, 4)).flatten(1).T.cpu().numpy()
 
     def compute(self) -> dict[str, object]:

@@ -23,6 +23,7 @@ from evaluation import measures
 from evaluation.measures import psnr, ssim
 from evaluation.scenes import find_images, not_on_page
 from evaluation.segmentation import (
+    Evaluator,
     class_iou,
     confusion,
     evaluation_classes,
@@ -340,6 +341,23 @@ def test_a_segmenter_of_its_own_width(measure: Callable, scenes: Path) -> None:
     assert "width of 64" in found["protocol"]["segmenter_input"]
     assert found["pixel_accuracy"] != exact["pixel_accuracy"]
     assert found["pixel_accuracy"] == pytest.approx(exact["pixel_accuracy"], abs=0.15)
+
+
+def test_features_of_images_of_the_segmenters_width() -> None:
+    widths = []
+
+    class Wide:
+        def __call__(self, image: np.ndarray) -> np.ndarray:
+            return np.zeros(image.shape[:2], int)
+
+        def features(self, image: np.ndarray) -> torch.Tensor:
+            widths.append(image.shape[1])
+            return torch.zeros(1, 2, 4)
+
+    black = np.zeros((16, 32, 3), np.uint8)
+    classes = evaluation_classes(3, None, "ids")
+    Evaluator(Wide(), classes, width=64).add(black, black, black[..., 0])
+    assert widths == [64, 64]
 
 
 def test_an_onnx_segmenter_finds_what_torchscript_finds(measure: Callable, scenes: Path) -> None:

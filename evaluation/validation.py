@@ -65,6 +65,10 @@ class Validation:
                 f"--best_metric {self.metric}: not measured here; there are {', '.join(measured)} "
                 "(more with --segmenter and --weights_dir)"
             )
+        # figures of other scenes or segmenters do not compare; folders may have moved
+        self.measured_on = f"{len(self.names)} of {opt.val_phase}, {self.names[0]} {sizes[0]}"
+        if self.metric in ("mean_iou", "pixel_accuracy", "segmenter_kid"):
+            self.measured_on += f", {Path(opt.segmenter.partition(':')[2]).name}"
 
     def _measured(self) -> list[str]:
         """The measures that can be had, of those that --best_metric may name."""

@@ -175,6 +175,8 @@ def test_judging_by_hand(more: bool) -> None:
     assert not at.judge("ssim", float("nan"), more) and at.worse == 2
     assert at.judge("ssim", sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
     assert at.judge("l1", 9.0, False) and at.best == 9.0  # another metric starts anew
+    assert not at.judge("l1", 9.5, False, "4 scenes")  # an older state does not say of what
+    assert at.judge("l1", 9.7, False, "2 scenes") and at.best == 9.7
 
 
 def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -> None:

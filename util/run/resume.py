@@ -52,6 +52,7 @@ class Position:
     step: int = 0  # images since the run began
     newest: int = 0  # images of the newest batch
     best_metric: str = ""  # what best_net_*.pth is the best by
+    best_on: str = ""  # the scenes and segmenter that it was measured on; "" in older states
     best: float | None = None  # its value; None before the first validation
     best_epoch: int = 0
     worse: int = 0  # validations since then
@@ -64,11 +65,13 @@ class Position:
         if not whole or self.batch >= batches or not isinstance(self.best, float | int | None):
             raise ValueError(f"no position in a training: {self}")
 
-    def judge(self, metric: str, value: float, more_is_better: bool) -> bool:
-        """Note a validation; returns whether it is the best so far. Another metric starts anew, and
-        a value that is not finite is never the best."""
-        if metric != self.best_metric:
+    def judge(self, metric: str, value: float, more_is_better: bool, on: str = "") -> bool:
+        """Note a validation; returns whether it is the best so far. Another metric, or one that is
+        measured on something else, starts anew, and a value that is not finite is never the
+        best."""
+        if metric != self.best_metric or self.best_on not in ("", on):
             self.best_metric, self.best, self.best_epoch, self.worse = metric, None, 0, 0
+        self.best_on = on
         sign = 1 if more_is_better else -1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_epoch, self.worse = value, self.epoch - 1, 0

@@ -189,7 +189,8 @@ class TrainingRun:
             return
         metric = self.validation.metric
         value = figures[metric]
-        self._is_best = at.judge(metric, value, self.validation.more_is_better)
+        more_is_better, on = self.validation.more_is_better, self.validation.measured_on
+        self._is_best = at.judge(metric, value, more_is_better, on)
         if not self.visualizer:
             return
         with warn_if_unwritable("the validation"):

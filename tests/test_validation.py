@@ -390,6 +390,18 @@ def test_a_thousand_validations(tmp_path: Path) -> None:
     assert "epoch 7 (the best)" in text and len(text) < 300_000
 
 
+def test_other_scenes_than_before(toy_data: Path, tmp_path: Path) -> None:
+    """A resumed run that validates on other scenes shows these, and looks for their best."""
+    flags = ["--dataroot", toy_data, "--niter_decay", 0, "--val_freq", 1, "--lr", 0]
+    train(tmp_path / "run", *flags, "--niter", 1, "--val_phase", "train")
+    flags += ["--niter", 3, "--continue_train", "--patience", 9]
+    log = train(tmp_path / "run", *flags, "--val_phase", "test", "--val_max", 1)
+    assert "could not be written" not in log
+    assert "validation after epoch 2" in log and "best: epoch 2" in log
+    text = (tmp_path / "run" / "web" / "validation.html").read_text()
+    assert text.count("data-scene=") == 1 and "epoch0002_" in text and "epoch0001_" not in text
+
+
 def test_comparing_runs(tmp_path: Path) -> None:
     for name, lr in (("a", 0.1), ("b", 0.2)):
         folder = tmp_path / name

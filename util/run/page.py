@@ -120,13 +120,17 @@ class RunPage:
 
     def _write_scenes(self, validations: Table, facts: Facts) -> None:
         """The page of fixed scenes: a row for each, and one slider that moves all of them."""
-        folder = self.web / "validation"
-        files = [path.stem for path in folder.iterdir()]
+        files = {path.stem for path in (self.web / "validation").iterdir()}
         scenes = [name.removeprefix("real_image_") for name in files if name.startswith("real_")]
-        prefixes = {name.partition("_")[0] for name in files}
-        kept = [row for row in validations if f"epoch{row['epoch']:04d}" in prefixes]
-        if not scenes or not kept:
+        shown = {
+            row["epoch"]: {s for s in scenes if f"epoch{row['epoch']:04d}_{s}" in files}
+            for row in validations
+        }
+        # those of the newest: a resumed run may validate on others than before
+        scenes = next((found for found in reversed(shown.values()) if found), set())
+        if not scenes:
             return
+        kept = [row for row in validations if scenes <= shown[row["epoch"]]]
         steps = [
             {"prefix": f"epoch{row['epoch']:04d}_", "text": _told(row, facts.get("best"))}
             for row in kept

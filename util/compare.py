@@ -2,9 +2,9 @@
 
     python -m util.compare label2city_512p label2city_512p_plus
 
-writes checkpoints/compare/index.html: a table of the best and last validations and of the flags
-that differ, a panel for each figure with a curve for each run, and for each scene that was
-validated in all runs a row of images.
+writes checkpoints/compare/index.html: tables of the last validations and of the flags that differ,
+a panel for each figure with a curve for each run, and for each scene that was validated in all runs
+a row of images.
 """
 
 import argparse

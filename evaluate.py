@@ -23,7 +23,7 @@ from data.create import spread
 from data.values import side_values
 from evaluation import report
 from evaluation.measures import Measures
-from evaluation.scenes import find_scenes
+from evaluation.scenes import check_images, find_scenes
 from evaluation.segmentation import create_evaluator
 from evaluation.validation import summary
 from options.base_options import run_dir
@@ -80,6 +80,8 @@ def warn_if_older(images: list[Path], opt: argparse.Namespace) -> None:
 
 def main() -> None:
     runs = EvaluateOptions().parse_runs()
+    for opt in runs:  # one that is missing is told before others are measured
+        check_images(opt)
     results = {f"{opt.name} {opt.which_epoch}": evaluate(opt) for opt in runs}
     if len(runs) > 1:
         table = report.comparison(results)

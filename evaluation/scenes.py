@@ -45,12 +45,17 @@ class Scene:
         return size != generated.shape[1::-1]
 
 
-def find_scenes(opt: argparse.Namespace) -> list[Scene]:
-    """The scenes of opt.phase that have an image in opt.images."""
-    if not opt.images.is_dir():  # before the data set: a run of a mistyped name has the default one
+def check_images(opt: argparse.Namespace) -> None:
+    """Raise UserError if there is no opt.images."""
+    if not opt.images.is_dir():
         raise UserError(
             f"{opt.images}: no such folder; generate images with test.py, or check --name, --images"
         )
+
+
+def find_scenes(opt: argparse.Namespace) -> list[Scene]:
+    """The scenes of opt.phase that have an image in opt.images."""
+    check_images(opt)  # before the data set: a run of a mistyped name has the default one
     has_instances = (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)
     names = picture_names(files["label"])

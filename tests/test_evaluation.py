@@ -306,6 +306,9 @@ def test_several_epochs_in_one_table(
         own = json.loads((folder / "metrics.json").read_text())
         assert float(row["PSNR (dB)"]) == pytest.approx(own["psnr"], rel=1e-3)
     assert "run best" in capsys.readouterr().out
+    with pytest.raises(UserError, match="images: no such folder"):
+        call(evaluate.main, *flags, "--name", "run", "--which_epoch", "20,21")
+    assert not capsys.readouterr().out  # nothing is measured
 
 
 def test_the_real_photographs_against_themselves(measure: Callable, scenes: Path) -> None:

@@ -234,6 +234,8 @@ def scale(job: Job, width: int) -> Image.Image:
         size = scaled_size(image.size, width)
         if job.kind == "img":
             return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        if image.mode == "I;16":  # where two pixels are equally near, Pillow's choice differs
+            return image.convert("I").resize(size, Image.Resampling.NEAREST).convert("I;16")
         return image.resize(size, Image.Resampling.NEAREST)
 
 

@@ -15,7 +15,7 @@ from data.cache import create_cache
 from data.files import MOST_CLASSES, list_files, read_rgb, scan_folder
 from data.kinds import scene_kinds
 from data.loader import Loader
-from data.values import TYPES, Values, side_values
+from data.values import SIDES, TYPES, Values, side_values
 from util import distributed
 from util.errors import UserError, brief
 from util.run.checkpoints import saved_options
@@ -135,19 +135,20 @@ def fix_data_flags(opt: argparse.Namespace) -> list[str]:
 def fix_values(opt: argparse.Namespace) -> list[str]:
     """Set the types and ranges of images by the files, where the flags leave them to these. Returns
     lines that say so. A continued run keeps what it began with."""
-    lines = []
+    return [line for side in used_sides(opt) for line in fix_side(opt, side)]
+
+
+def used_sides(opt: argparse.Namespace) -> list[str]:
+    """Which of "input", "output" and "cond" have images."""
+    used = {"input": opt.label_nc == 0, "output": True, "cond": opt.cond_nc}
+    return [side for side in SIDES if used[side]]
+
+
+def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
+    """Set opt.SIDE_type and opt.SIDE_range by the files of a side: see fix_values."""
     kinds = scene_kinds(opt.label_nc != 0, cond_values=Values() if opt.cond_nc else None)
-    sides = {"input": None if opt.label_nc else "label", "output": "image"}
-    sides["cond"] = "cond" if opt.cond_nc else None
-    for side, kind in sides.items():
-        if kind:
-            files = list_files(kinds[kind].folder(Path(opt.dataroot), opt.phase))
-            lines += _fix_side(opt, side, list(files.values()))
-    return lines
-
-
-def _fix_side(opt: argparse.Namespace, side: str, files: list[Path]) -> list[str]:
-    """Set opt.SIDE_type and opt.SIDE_range by the files of a side."""
+    kind = kinds[{"input": "label", "output": "image", "cond": "cond"}[side]]
+    files = list(list_files(kind.folder(Path(opt.dataroot), opt.phase)).values())
     channels, given = getattr(opt, f"{side}_nc"), getattr(opt, f"{side}_range")
     dtype = getattr(opt, f"{side}_type") or _type_of_first(files, channels)
     setattr(opt, f"{side}_type", dtype)

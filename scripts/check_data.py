@@ -7,7 +7,7 @@ takes the flags that train.py takes, so that it looks for what that run would ne
 """
 
 from data.check import check, summary
-from data.create import fix_values
+from data.create import fix_side, used_sides
 from models.build import smallest_side
 from options.train_options import TrainOptions
 from util.errors import UserError, one_line, run
@@ -21,10 +21,11 @@ class CheckOptions(TrainOptions):
 def main() -> int:
     opt = CheckOptions().parse()
     problems = []
-    try:
-        fix_values(opt)
-    except UserError as error:
-        problems = [str(error)]
+    for side in used_sides(opt):
+        try:
+            fix_side(opt, side)
+        except UserError as error:
+            problems.append(str(error))
     report = check(opt, smallest_side(opt))
     report.problems += [p for p in problems if not any(one in p for one in report.problems)]
     lines = [f"problem: {problem}" for problem in report.problems]

@@ -154,6 +154,18 @@ def test_a_damaged_first_file_says_nothing_of_the_others(own_data, call, capsys)
     assert f"problem: {bad}" in told and told.endswith("1 problems\n")
 
 
+def test_a_range_that_fails_says_nothing_of_other_images(own_data, call, capsys):
+    for name in ("A", "B", "cond"):
+        (own_data / f"train_{name}").mkdir()
+        np.save(own_data / f"train_{name}" / "x.npy", np.zeros((32, 64, 2), np.float32))
+    flags = [*FLAGS, "--dataroot", own_data, "--label_nc", 0, "--no_instance", "--cond_nc", 2]
+    flags += ["--input_nc", 2, "--output_nc", 2, "--output_range", "-1,1"]
+    assert call(check_main, *flags) == 1
+    told = capsys.readouterr().out
+    assert "give --input_range" in told and "give --cond_range" in told
+    assert told.endswith("2 problems\n")
+
+
 def test_turned_photographs_of_any_channels(own_data):
     turned = Image.Exif()
     turned[274] = 3

@@ -1,7 +1,7 @@
 """The data set and loader that a command's flags describe."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,7 @@ from data.arrays import read_array
 from data.augment import Augmentation
 from data.cache import create_cache
 from data.files import MOST_CLASSES, list_files, read_rgb, scan_folder
-from data.kinds import scene_kinds
+from data.kinds import image_kind, scene_kinds
 from data.loader import Loader
 from data.values import SIDES, TYPES, Values, side_values
 from util import distributed
@@ -163,7 +163,7 @@ def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
             )
         given = TYPES[dtype]
     if given == "auto":
-        given = percentiles(files)
+        given = percentiles(files, image_kind(Values(channels, dtype), side).read)
     whole = TYPES[dtype]
     if whole and not whole[0] <= given[0] < given[1] <= whole[1]:
         raise UserError(f"--{side}_range {given[0]:g},{given[1]:g}: {dtype} cannot hold it")
@@ -196,11 +196,11 @@ def _type_of(path: Path, channels: int) -> str:
     return read_array(path).dtype.name
 
 
-def percentiles(files: list[Path]) -> tuple[float, float]:
+def percentiles(files: list[Path], read: Callable) -> tuple[float, float]:
     """The range --SIDE_range auto: from the lowest to the highest of the files' 0.1 and
-    99.9 percentiles."""
-    chosen = files[:: max(1, len(files) // MOST_MEASURED)]
-    bounds = [np.percentile(read_array(path), (0.1, 99.9)) for path in chosen]
+    99.9 percentiles. read: of a Kind, so that what is measured is what training sees."""
+    chosen = spread(files, MOST_MEASURED)
+    bounds = [np.percentile(np.asarray(read(path)), (0.1, 99.9)) for path in chosen]
     low, high = np.array(bounds).T
     low, high = float(low.min()), float(high.max())
     if low >= high:

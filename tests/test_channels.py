@@ -21,7 +21,7 @@ from data.arrays import (
     resize_array,
     write_array,
 )
-from data.create import create_loader
+from data.create import create_loader, fix_values, percentiles
 from data.files import read_integers, scene_key
 from data.kinds import image_kind, read_weights
 from data.loader import Loader
@@ -423,6 +423,27 @@ def test_refused(bands: Path, tmp_path: Path, what: str) -> None:
     tiny = [flag for flag in TINY if flag != "--no_vgg_loss"] if "VGG" in what else TINY
     where = ["--name", "x", "--dataroot", bands, "--checkpoints_dir", tmp_path]
     assert expected in one_line(run_command("train.py", *tiny, *BANDS, *where, *flags))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1"])
+def test_a_measured_range_is_that_of_what_training_reads(mode: str, tmp_path: Path) -> None:
+    """An alpha channel of 255 is no part of a photograph; palettes and single bits become RGB."""
+    dark = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("RGB")
+    picture = dark.convert(mode)
+    for folder in ("train_A", "train_B"):
+        (tmp_path / folder).mkdir()
+        picture.save(tmp_path / folder / "x.png")
+    flags = ["--label_nc", 0, "--output_range", "auto", "--dataroot", tmp_path, *TINY]
+    opt = TrainOptions().parse([str(flag) for flag in flags])
+    fix_values(opt)
+    expected = np.percentile(np.asarray(picture.convert("RGB")), (0.1, 99.9))
+    assert opt.output_range == pytest.approx(expected.tolist())
+
+
+def test_a_measured_range_looks_at_few_files() -> None:
+    seen = []
+    percentiles([Path(f"{number}") for number in range(399)], lambda p: seen.append(p) or [0, 1])
+    assert len(seen) == 200
 
 
 def test_the_check_tells_ranges(bands: Path) -> None:

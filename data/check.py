@@ -64,10 +64,12 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     label_nc = MOST_CLASSES if opt.label_nc == "auto" else opt.label_nc
     kinds = scene_kinds(label_nc, **kind_flags(opt), loss_weights=opt.loss_weights)
     files, problems = _scan(opt, kinds)
-    names = sorted(set().union(*files.values()))[: opt.max_dataset_size]
     there = [
-        {kind: paths[name] for kind, paths in files.items() if name in paths} for name in names
+        {kind: paths[name] for kind, paths in files.items() if name in paths}
+        for name in set().union(*files.values())
     ]
+    # in training's order, so that --max_dataset_size takes the same ones
+    there = sorted(there, key=lambda paths: [*paths.values()])[: opt.max_dataset_size]
     geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, smallest=smallest)
     work = partial(examine, opt=opt, kinds=kinds, geometry=geometry)
     scenes = list(parallel(work, there, opt.nThreads, "reading"))

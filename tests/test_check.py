@@ -222,6 +222,15 @@ def test_folders_behind_links_are_read(own_data):
     assert report.problems == [] and len(report.scenes) == 4
 
 
+def test_the_first_scenes_are_those_that_training_takes(own_data):
+    """By file name, where "a1_label" comes before "a_label": not by scene, "a" before "a1"."""
+    for kind in ("label", "inst", "img"):
+        for path, name in zip(files(own_data, kind), ("a_label.png", "a1_label.png")):
+            path.rename(path.with_name(name))
+    save_png(own_data / "train_label" / "a1_label.png", np.full((32, 64), 200, np.uint8))
+    assert "a1_label.png: label 200" in problems(own_data, "--max_dataset_size", 1)[0]
+
+
 def test_pictures_of_several_sizes_cannot_share_a_batch(own_data):
     for kind in ("label", "inst", "img"):
         path = files(own_data, kind)[0]

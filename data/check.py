@@ -70,6 +70,8 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     ]
     # in training's order, so that --max_dataset_size takes the same ones
     there = sorted(there, key=lambda paths: [*paths.values()])[: opt.max_dataset_size]
+    if opt.batchSize > max(len(there), 1):
+        problems.append(f"only {len(there)} scenes: give --batchSize {len(there)} or less")
     geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, smallest=smallest)
     work = partial(examine, opt=opt, kinds=kinds, geometry=geometry)
     scenes = list(parallel(work, there, opt.nThreads, "reading"))

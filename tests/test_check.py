@@ -238,6 +238,7 @@ def test_pictures_of_several_sizes_cannot_share_a_batch(own_data):
     report = check(options(own_data))
     assert report.problems == [] and "2 sizes" in report.notes[0]
     assert "2 sizes" in problems(own_data, "--batchSize", 2)[0]
+    assert "only 4 scenes" in problems(own_data, "--batchSize", 5)[0]
     crop = ["--resize_or_crop", "crop", "--fineSize", 16]
     assert problems(own_data, "--batchSize", 2, *crop) == []
 

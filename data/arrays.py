@@ -114,7 +114,7 @@ def _read(path: Path) -> np.ndarray:
                 if changed := _not_samples(tiff.pages[0]):
                     raise UserError(f"{path}: {changed}; save it anew")
             return np.ascontiguousarray(array.reshape(*array.shape[:2], -1))
-        bits = png_bits(path) if suffix == ".png" else 8
+        bits = png_bits(path)
         if bits == 16:
             return _package("imagecodecs").png_decode(path.read_bytes())
         image = open_image(path)  # which refuses what Pillow would change

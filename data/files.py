@@ -176,9 +176,11 @@ def _bits(image: Image.Image, path: Path) -> int:
 
 
 def png_bits(path: Path) -> int:
-    """Bits per channel of a PNG file: in the IHDR chunk, which always comes first."""
+    """Bits per channel of a PNG file: in the IHDR chunk, which always comes first. 8 for other
+    files, whatever their names."""
     with open(path, "rb") as file:
-        return file.read(25)[24]
+        head = file.read(25)
+    return head[24] if head.startswith(b"\x89PNG") else 8
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -114,6 +114,16 @@ def test_pages_planes_and_other_layouts_become_channels(tmp_path: Path) -> None:
         assert array_shape(path) == array.shape
 
 
+def test_the_content_of_a_file_counts_not_its_ending(tmp_path: Path) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "jpeg.png", "JPEG")
+    expected = np.asarray(Image.open(tmp_path / "jpeg.png"))
+    np.testing.assert_array_equal(read_array(tmp_path / "jpeg.png")[..., 0], expected)
+    deep = grey.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.jpg", "PNG")
+    np.testing.assert_array_equal(read_array(tmp_path / "deep.jpg")[..., 0], deep)
+
+
 def test_arrays_among_usual_photographs(tmp_path: Path) -> None:
     """An array that test.py wrote is read again; other channels and types are refused."""
     array = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)

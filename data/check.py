@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data.aligned_dataset import Geometry, size_problems
-from data.arrays import NUMPY, TIFF
+from data.arrays import NUMPY, TIFF, file_size
 from data.create import kind_flags
 from data.files import MOST_CLASSES, pairing_problems, scan_folder, shown_kind
 from data.kinds import Kind, scene_kinds
@@ -119,9 +119,8 @@ def examine(
     for kind, path in files.items():
         try:
             maps[kind] = np.asarray(kinds[kind].read(path))
-            values = kinds[kind].values
-            # Pillow opens no TIFF of more than 8-bit RGB
-            if values is None or values.is_rgb8 or path.suffix.lower() not in TIFF:
+            # Pillow does not open every TIFF that is read as an array
+            if kinds[kind].size is file_size or path.suffix.lower() not in TIFF:
                 scene.problems += _oddities(kind, path, opt)
         except UserError as error:
             scene.problems.append(str(error))

@@ -110,7 +110,7 @@ def scene_kinds(
         cond = image_kind(cond_values, "cond", "{}_cond")
         kinds["cond"] = replace(cond, remedy="; --cond_nc reads its maps there")
     if loss_weights:
-        kinds["loss_weight"] = Kind(("{}_weight",), read_weights, "float32")
+        kinds["loss_weight"] = Kind(("{}_weight",), read_weights, "float32", size=array_size)
     return kinds
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from data.check import check, summary
 from data.convert_labels import main as convert_main
 from data.convert_labels import read_palette, to_labels
+from data.create import create_dataset
 from data.files import read_integers
 from options.train_options import TrainOptions
 from scripts.check_data import main as check_main
@@ -179,6 +180,21 @@ def test_turned_photographs_of_any_channels(own_data):
         path.unlink()
     (found,) = problems(own_data, "--output_nc", 1, "--output_type", "uint8")
     assert "EXIF" in found and grey.stem in found
+
+
+def test_weights_in_a_tiff_that_pillow_does_not_open(own_data):
+    """They train, and the check has nothing to say."""
+    tifffile = pytest.importorskip("tifffile", reason="needs requirements-images.txt")
+    pytest.importorskip("imagecodecs", reason="needs requirements-images.txt")
+    (own_data / "train_weight").mkdir()
+    for path in files(own_data, "img"):
+        weights = np.ones((32, 64), np.float32)
+        path = own_data / "train_weight" / f"{path.stem}.tif"
+        tifffile.imwrite(path, weights, compression="lerc")
+    assert problems(own_data, "--loss_weights") == []
+    assert create_dataset(options(own_data, "--loss_weights"), training=True)[0][
+        "loss_weight"
+    ].all()
 
 
 def test_one_name_of_two_photographs_is_told_once(own_data, call, capsys):

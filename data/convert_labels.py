@@ -36,7 +36,7 @@ def read_palette(name: str) -> np.ndarray:
     if name in PALETTES:
         return palette(PALETTES[name])
     try:
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--palette {name}: cannot be read ({error}); expected cityscapes, voc, auto or a "

@@ -345,7 +345,8 @@ def test_convert_auto_lists_colours_in_order(convert, tmp_path, capsys):
 
 def test_convert_unknown_colours_and_jpeg(convert, refused, tmp_path):
     colours = tmp_path / "colours.txt"
-    colours.write_text("# R G B\n10, 10, 10\n\n200 30 40  # a name\n")
+    text = "10, 10, 10\n\n200 30 40  # a name\n"
+    colours.write_text(text, encoding="utf-8-sig", newline="\r\n")  # as Windows writes it
     label = np.zeros((16, 16), np.uint8)
     label[:, 8:] = 1
     picture = np.array([[10, 10, 10], [200, 30, 40]], np.uint8)[label]

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
@@ -27,9 +28,10 @@ _ENDING = re.compile(
 
 
 def scene_key(path: Path, folder: Path) -> str:
-    """What the files of one scene have in common: the name in its folder without its ending."""
+    """What the files of one scene have in common: the name in its folder without its ending, and
+    with accents as one character each, which macOS writes as two."""
     relative = path.relative_to(folder)
-    return (relative.parent / _ENDING.sub("", relative.stem)).as_posix()
+    return normalize("NFC", (relative.parent / _ENDING.sub("", relative.stem)).as_posix())
 
 
 def list_files(folder: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -105,7 +106,8 @@ def find_scene(name: str, opt: argparse.Namespace) -> dict:
             problems.append(str(error))
             continue
         for index, scene in enumerate(dataset.scenes):
-            if name in (scene, Path(scene).name, dataset.files["label"][scene].stem):
+            names = scene, Path(scene).name, normalize("NFC", dataset.files["label"][scene].stem)
+            if normalize("NFC", name) in names:
                 batch = collate([dataset[index]])
                 if isinstance(batch, UserError):
                     raise batch

@@ -408,6 +408,14 @@ def test_pairs_are_by_name_whatever_the_order(tmp_path: Path) -> None:
         assert names == [f"x_1_{ending}.png", f"x_{ending}.png", f"y_{ending}.png"]
 
 
+def test_names_are_paired_whichever_way_their_accents_are_written(tmp_path: Path) -> None:
+    """As one character, or as macOS does: a letter and its accent."""
+    draw_scene(tmp_path, "z\u00fcrich_000001_000019")
+    for path in (tmp_path / "train_label").iterdir():
+        path.rename(path.with_name(path.name.replace("\u00fc", "u\u0308")))
+    assert read(tmp_path).scenes == ["z\u00fcrich_000001_000019"]
+
+
 def test_subfolders_and_other_files(tmp_path: Path) -> None:
     draw_scene(tmp_path, "ulm/ulm_000001_000019")
     draw_scene(tmp_path, "bonn/ulm_000001_000019")

@@ -324,6 +324,14 @@ def test_convert_to_the_folder_above(convert, tmp_path):
     assert read(tmp_path / "1.png").tolist() == [[0, 0], [0, 0]]
 
 
+def test_convert_where_a_file_has_the_name_of_a_folder(refused, tmp_path):
+    save_png(tmp_path / "in" / "city" / "1.png", np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "city").write_text("")
+    flags = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--workers", 0]
+    assert f"{tmp_path / 'out' / 'city'}: File exists" in refused(convert_main, *flags)
+
+
 def test_convert_auto_lists_colours_in_order(convert, tmp_path, capsys):
     first = np.array([[[9, 9, 9], [0, 0, 0]], [[9, 9, 9], [255, 0, 1]]], np.uint8)
     second = np.array([[[4, 5, 6], [0, 0, 0]]], np.uint8)

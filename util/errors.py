@@ -12,7 +12,7 @@ _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
 )
-_PATH_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+_PATH_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST)
 # what torch's messages hold when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
 _MEMORY_ERRORS = (
     *("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"),

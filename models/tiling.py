@@ -156,7 +156,7 @@ class Tiling:
         return Map(lambda at: stored.read(at).clone(), *x.outcome())
 
     def _image(self, x: Map) -> Tensor:
-        return self._compute(x, most_in_memory=math.inf).whole()
+        return self._compute(x, in_memory=True).whole()
 
     def _normalized(self, x: Map, norm: nn.InstanceNorm2d) -> Map:
         """x after a normalization: computed up to there, and normalized when it is read."""
@@ -180,10 +180,9 @@ class Tiling:
 
         return Map(read, size, channels)
 
-    def _compute(
-        self, x: Map, sums: Tensor | None = None, most_in_memory: float = MOST_IN_MEMORY
-    ) -> "Stored":
-        """x after its layers. sums (2, C): the values and their squares are added to them."""
+    def _compute(self, x: Map, sums: Tensor | None = None, in_memory: bool = False) -> "Stored":
+        """x after its layers. sums (2, C): the values and their squares are added to them.
+        in_memory: however large it is."""
         size, channels = x.outcome()
         side = self.side * math.sqrt(64 / max(x.channels, channels))
         stored = None
@@ -192,8 +191,8 @@ class Tiling:
             if tile.dtype == torch.bfloat16:  # numpy does not know it
                 tile = tile.float()
             if stored is None:
-                on_disk = math.prod(size) * channels * tile.itemsize > most_in_memory
-                stored = Stored((*size, channels), tile, on_disk, self.folder)
+                large = math.prod(size) * channels * tile.itemsize > MOST_IN_MEMORY
+                stored = Stored((*size, channels), tile, large and not in_memory, self.folder)
             stored.write(region, tile)
             if sums is not None:
                 for rows in tile.split(CHUNK // tile[0].numel() + 1):

@@ -3,7 +3,9 @@
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -50,6 +52,13 @@ def test_tiles_give_the_whole_image(
     kind: str, side: int, on_disk: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tiling, "MOST_IN_MEMORY", 0 if on_disk else 2**28)
+    files, temporary_file = [], tempfile.TemporaryFile
+
+    def counted(dir: Path) -> IO:
+        files.append(dir)
+        return temporary_file(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", counted)
     net = generator(kind)
     x = torch.randn(1, 5, 48, 80, dtype=torch.float64)
     parts = []
@@ -64,6 +73,7 @@ def test_tiles_give_the_whole_image(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert expected.std() > 0.05
     assert len(parts) > 3 and max(part.numel() for part in parts) < x.numel()
+    assert bool(files) == on_disk and set(files) <= {tmp_path}
     assert not list(tmp_path.iterdir())
 
 

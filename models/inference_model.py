@@ -214,7 +214,8 @@ class InferenceModel(nn.Module):
         (B, feat_num, H, W) float32."""
         self.load_encoder()
         height, width = image.shape[-2:]
-        image, regions = image.to(self.device), regions.to(self.device)
+        image = image.to(self.device, next(self.netE.parameters()).dtype)
+        regions = regions.to(self.device)
         if self.encoder_shrink > 1:
             size = [max(1, side // self.encoder_shrink) for side in (height, width)]
             image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)

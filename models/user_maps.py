@@ -47,7 +47,10 @@ def to_tensors(
     if feat is not None and not uses_features(opt):
         raise UserError("this model takes no feature map")
     if feat is not None:
-        feat = torch.from_numpy(_array(feat)).float()
+        array = _array(feat)
+        if array.dtype.kind not in "fiu":
+            raise UserError(f"feature maps of {array.dtype}: expected floats")
+        feat = torch.from_numpy(array).float()
         feat = feat[None] if feat.ndim == 3 else feat
         if feat.shape != (batch, opt.feat_num, height, width):
             raise UserError(
@@ -118,7 +121,10 @@ def _array(maps: Maps) -> np.ndarray:
         if len({array.shape for array in arrays}) != 1:
             raise UserError(f"maps of shapes {[array.shape for array in arrays]} in one batch")
         return np.stack(arrays)
-    array = np.array(maps.cpu().numpy() if isinstance(maps, Tensor) else maps, order="C")
+    if isinstance(maps, Tensor):
+        maps = maps.detach().cpu()
+        maps = (maps.float() if maps.dtype == torch.bfloat16 else maps).numpy()
+    array = np.array(maps, order="C")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from tiny_run import write_run
 
 import test as test_command  # test.py
 from models import DEFAULTS, load_generator
@@ -225,6 +226,26 @@ def test_inputs_of_other_models_that_do_not_fit(tmp_path: Path) -> None:
         styled(LABEL, INST, np.zeros((2, 17, 22)))
     with pytest.raises(UserError, match="feature maps: NaN or infinite numbers"):
         styled(LABEL, INST, np.full((3, 17, 22), np.nan))
+    for dtype in (complex, object):
+        with pytest.raises(UserError, match=f"feature maps of {np.dtype(dtype)}: expected floats"):
+            styled(LABEL, INST, np.zeros((3, 17, 22), dtype))
+
+
+def test_features_of_any_float_type(tmp_path: Path) -> None:
+    styled = load_generator(save_run(tmp_path / "styled", instance_feat=True))
+    feat = torch.linspace(-1, 1, 3)[:, None, None].expand(3, *LABEL.shape)
+    expected = styled(LABEL, INST, feat)
+    for same in (feat.bfloat16(), feat.half(), feat.double(), feat.clone().requires_grad_()):
+        np.testing.assert_array_equal(styled(LABEL, INST, same), expected)
+
+
+def test_photographs_of_any_float_type(tmp_path: Path) -> None:
+    """What numpy makes of pixels is float64."""
+    E = load_generator(write_run(tmp_path, "run"))
+    image, inst = torch.rand(1, 3, *INST.shape) * 2 - 1, torch.from_numpy(INST)[None, None]
+    expected = E.encode(image, inst)
+    torch.testing.assert_close(E.encode(image.double(), inst), expected)
+    torch.testing.assert_close(E.encode(image.half(), inst), expected, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])

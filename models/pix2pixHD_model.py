@@ -50,6 +50,7 @@ from util import distributed
 from util.errors import UserError, brief
 from util.image_pool import ImagePool
 from util.run.checkpoints import load_network, load_pretrained, saved_options
+from util.run.flags import BEFORE
 from util.setup import set_up_compiler
 
 LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "G_L1", "D_real", "D_fake")  # the order in logs
@@ -285,7 +286,7 @@ class Pix2PixHDModel(nn.Module):
         """Load what fits from another run, its classes and channels mapped to this run's; G's file
         must be there. Returns what starts fresh, in one line for each network."""
         fresh: list[str] = []
-        old = argparse.Namespace(**{**vars(self.opt), **saved_options(folder)})
+        old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved_options(folder)})
         classes = map_classes(self.opt.map_classes, old, self.opt)
         for name, net in self.networks().items():
             path = folder / f"{epoch}_net_{name}.pth"

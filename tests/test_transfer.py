@@ -248,6 +248,25 @@ def test_frozen_parts_stay_as_they_were(toy_data: Path, tmp_path: Path) -> None:
     assert "leaves nothing of G to train" in refusal
 
 
+def test_a_run_of_the_2018_code_goes_on_with_what_it_did_not_have(
+    classes: tuple[Path, Path],
+) -> None:
+    """It has no opt.json, and none of the flags that are newer."""
+    ids, _ = classes
+    train(ids, "base")
+    base = ids.parent / "runs" / "base"
+    (base / "opt.json").unlink()
+    start = ["--load_pretrain", base, "--recipe", "plus", "--norm", "instance"]
+    told = train(ids, "next", *start, "--upsample", "icnr", "--lr", 0)
+    assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in told
+    for name in ("G", "D"):
+        for layer, value in weights(ids, "base", name).items():
+            if not layer.startswith("model.8."):  # the upsampling
+                new = weights(ids, "next", name)[layer]
+                assert torch.equal(new[:, : value.shape[1]] if value.ndim > 1 else new, value)
+    assert "--upsample transpose -> nearest" in train(ids, "nearest", *start)
+
+
 def test_parts_without_residual_blocks(toy_data: Path, tmp_path: Path) -> None:
     """Upsampling is "up" all the same; where nothing is left to train, that is one line."""
     flags = ["--n_blocks_global", 0, "--name", "run"]

@@ -49,7 +49,7 @@ from models.transfer import adapt_weights, freeze, map_classes
 from util import distributed
 from util.errors import UserError, brief
 from util.image_pool import ImagePool
-from util.run.checkpoints import load_network, load_pretrained, saved_options
+from util.run.checkpoints import is_saved, load_network, load_pretrained, saved_options
 from util.run.flags import BEFORE
 from util.setup import set_up_compiler
 
@@ -290,7 +290,7 @@ class Pix2PixHDModel(nn.Module):
         classes = map_classes(self.opt.map_classes, old, self.opt)
         for name, net in self.networks().items():
             path = folder / f"{epoch}_net_{name}.pth"
-            if name != "G" and not path.is_file():
+            if name != "G" and not is_saved(path):
                 fresh.append(f"{name} (no {path})")
                 continue
             fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)

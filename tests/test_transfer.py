@@ -267,6 +267,18 @@ def test_a_run_of_the_2018_code_goes_on_with_what_it_did_not_have(
     assert "--upsample transpose -> nearest" in train(ids, "nearest", *start)
 
 
+def test_a_first_save_that_was_cut_off_is_loaded_whole(classes: tuple[Path, Path]) -> None:
+    """By a kill after its marker, before its files had their names."""
+    ids, _ = classes
+    train(ids, "base")
+    base = ids.parent / "runs" / "base"
+    names = [path.name for path in base.glob("latest*")]
+    for name in names:
+        (base / name).rename(base / f"{name}.new")
+    (base / "save_complete.txt").write_text("".join(f"{name}.new\t{name}\n" for name in names))
+    assert "starts fresh" not in train(ids, "next", "--load_pretrain", base)
+
+
 def test_parts_without_residual_blocks(toy_data: Path, tmp_path: Path) -> None:
     """Upsampling is "up" all the same; where nothing is left to train, that is one line."""
     flags = ["--n_blocks_global", 0, "--name", "run"]

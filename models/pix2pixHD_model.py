@@ -45,7 +45,7 @@ from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.normalization import count_statistics, zero_bias_gradients_before_norms
 from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
-from models.transfer import adapt_weights, freeze, map_classes
+from models.transfer import adapt_weights, frozen_layers, map_classes
 from util import distributed
 from util.errors import UserError, brief
 from util.image_pool import ImagePool
@@ -115,7 +115,8 @@ class Pix2PixHDModel(nn.Module):
         outermost = f"model{self.opt.n_local_enhancers}_"
         for name, parameter in self.netG.named_parameters():
             parameter.requires_grad_(not fix_global or name.startswith(outermost))
-        freeze(self.netG, self.netE, self.opt.freeze)
+        for layer in frozen_layers(self.netG, self.netE, self.opt.freeze):
+            layer.requires_grad_(False)
         generators = [net for net in (self.netG, self.netE) if net is not None]
         trained = [p for net in generators for p in net.parameters() if p.requires_grad]
         if not trained:
@@ -288,14 +289,22 @@ class Pix2PixHDModel(nn.Module):
         fresh: list[str] = []
         old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved_options(folder)})
         classes = map_classes(self.opt.map_classes, old, self.opt)
+        layers = frozen_layers(self.netG, self.netE, self.opt.freeze)
+        frozen = {id(parameter) for layer in layers for parameter in layer.parameters()}
         for name, net in self.networks().items():
             path = folder / f"{epoch}_net_{name}.pth"
+            parameters = [name for name, _ in net.named_parameters()]
             if name != "G" and not is_saved(path):
                 fresh.append(f"{name} (no {path})")
-                continue
-            fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
-            if parameters := load_pretrained(net, path, fits):
-                fresh.append(f"{name}: {brief(parameters)}")
+            else:
+                fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
+                if parameters := load_pretrained(net, path, fits):
+                    fresh.append(f"{name}: {brief(parameters)}")
+            if any(id(p) in frozen for n, p in net.named_parameters() if n in parameters):
+                raise UserError(
+                    f"--freeze {','.join(self.opt.freeze)} would keep weights that nobody has "
+                    f"trained: {folder} lacks {fresh[-1]}; leave those parts out"
+                )
         for name, average in self.averages.items():  # in place: validation shares its weights
             average.load_state_dict(self.networks()[name].state_dict())
         return fresh

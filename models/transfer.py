@@ -73,7 +73,8 @@ def adapt_weights(
 
     New classes start from the mean of the old ones, new input and output channels too; new edges,
     conditions, features and noise from zero, so that they change nothing at first; classes in place
-    of an image, or the reverse, afresh. classes: see map_classes.
+    of an image, or the reverse, afresh. classes: see map_classes. Raises UserError if --freeze
+    would keep them so.
     """
     if network == "G" and old.upsample != new.upsample != "icnr":
         log_main(
@@ -89,6 +90,8 @@ def adapt_weights(
         sees_maps = weight.shape[1] == sum(count for _, count in before)
         first = sees_maps and own[name].shape[1] == sum(count for _, count in after)
         if first and (before != after or moved) and _is_first(name, network):
+            if network == "G" and "down" in new.freeze:
+                _check_frozen_inputs(before, after)
             adapted[name] = _input_weights(weight, own[name], before, after, classes)
             log_main(f"  {network}: {name}: {_describe(before)} -> {_describe(after)}")
         elif _becomes_subpixel(weight, own[name], network) and old.upsample != "bilinear":
@@ -138,6 +141,21 @@ def _input_weights(
     return torch.cat(columns, 1)
 
 
+def _check_frozen_inputs(before: Parts, after: Parts) -> None:
+    """Raise UserError for inputs that _input_weights starts from zero or afresh."""
+    old, averaged = dict(before), ("class", "input")
+    unseen = [
+        name
+        for name, count in after
+        if count and count != old.get(name) and not (name in averaged and old.get(name))
+    ]
+    if unseen:
+        raise UserError(
+            f"--freeze down would keep G from learning what its new {' and '.join(unseen)} "
+            "channels mean; leave down out, or do without them"
+        )
+
+
 def _output_weights(weight: Tensor, count: int) -> Tensor:
     """A layer's weights (out, ...) or bias (out,) for other output channels: their mean."""
     return weight.mean(0, keepdim=True).expand(count, *weight.shape[1:]).clone()
@@ -147,9 +165,10 @@ def _describe(parts: Parts) -> str:
     return " + ".join(f"{count} {name}" for name, count in parts if count)
 
 
-def freeze(netG: nn.Module, netE: nn.Module | None, parts: Sequence[str]) -> None:
-    """--freeze: let no gradient reach these parts: "E", or G's "down", "blocks" and "up" (the
-    layers before, in and after the residual blocks)."""
+def frozen_layers(netG: nn.Module, netE: nn.Module | None, parts: Sequence[str]) -> list[nn.Module]:
+    """What --freeze keeps from being trained: "E", and of G "down", "blocks" and "up" (the layers
+    before, in and after the residual blocks)."""
+    found = [netE] if netE is not None and "E" in parts else []
     for layers in [child for child in netG.children() if isinstance(child, nn.Sequential)]:
         blocks = [k for k, layer in enumerate(layers) if isinstance(layer, ResnetBlock)]
         ups = [k for k, layer in enumerate(layers) if isinstance(layer, nn.ConvTranspose2d)]
@@ -158,6 +177,5 @@ def freeze(netG: nn.Module, netE: nn.Module | None, parts: Sequence[str]) -> Non
         for k, layer in enumerate(layers):
             part = "down" if k < first else "blocks" if k <= last else "up"
             if part in parts:
-                layer.requires_grad_(False)
-    if netE is not None and "E" in parts:
-        netE.requires_grad_(False)
+                found.append(layer)
+    return found

@@ -13,7 +13,7 @@ from data.aligned_dataset import AlignedDataset, Geometry
 from data.augment import NAMES, Augmentation
 from models import load_generator
 from models.build import build_generator
-from models.transfer import freeze
+from models.transfer import frozen_layers
 from options.train_options import TrainOptions
 
 ONCE = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
@@ -248,6 +248,23 @@ def test_frozen_parts_stay_as_they_were(toy_data: Path, tmp_path: Path) -> None:
     assert "leaves nothing of G to train" in refusal
 
 
+def test_what_nobody_has_trained_is_not_frozen(classes: tuple[Path, Path]) -> None:
+    ids, _ = classes
+    train(ids, "base")
+    base = ids.parent / "runs" / "base"
+    where = ["--dataroot", ids, "--checkpoints_dir", ids.parent / "runs", "--name", "x"]
+    refusals = {
+        "lacks E (no": ["E", "--instance_feat", "--nef", 4, "--n_downsample_E", 1],
+        "lacks G: model1_1.1.weight": ["down", "--netG", "local", "--ngf", 2],
+        "its new noise channels": ["down,blocks", "--instance_noise", 3],
+    }
+    for expected, flags in refusals.items():
+        done = run_command(
+            *("train.py", *TINY, *ONCE, *where, "--load_pretrain", base, "--freeze", *flags)
+        )
+        assert expected in one_line(done)
+
+
 def test_a_run_of_the_2018_code_goes_on_with_what_it_did_not_have(
     classes: tuple[Path, Path],
 ) -> None:
@@ -288,8 +305,8 @@ def test_parts_without_residual_blocks(toy_data: Path, tmp_path: Path) -> None:
     opt = TrainOptions().parse([*map(str, [*TINY, *where, *flags])])
     for part in ("down", "up"):
         netG = build_generator(opt)
-        freeze(netG, None, [part])
-        trained = {name.split(".")[1] for name, p in netG.named_parameters() if p.requires_grad}
+        frozen = {p for layer in frozen_layers(netG, None, [part]) for p in layer.parameters()}
+        trained = {name.split(".")[1] for name, p in netG.named_parameters() if p not in frozen}
         assert trained == ({"7", "11"} if part == "down" else {"1", "4"})
     more = ["--name", "x", "--load_pretrain", tmp_path / "run", "--freeze", "down,up"]
     refusal = one_line(run_command("train.py", *TINY, *ONCE, *where, *flags, *more))

@@ -103,6 +103,11 @@ class InferenceModel(nn.Module):
                 break
             epoch = saved_options(folder).get("which_epoch", "latest")  # what it was trained from
         else:
+            if not folder.is_dir():
+                raise UserError(
+                    f"{folder}: no such folder, and {source or self.folder} was trained from its "
+                    "weights and features; put it back, or beside that run under its old name"
+                )
             raise UserError(
                 f"{source or self.folder}: no trained encoder ({self.opt.which_epoch}_net_E.pth); "
                 "train with --instance_feat or --label_feat first"

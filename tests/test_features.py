@@ -357,6 +357,12 @@ def test_the_stage_above_has_the_encoder_that_it_was_trained_from(stages, tmp_pa
     np.testing.assert_array_equal(own, named)
 
 
+def test_a_stage_below_that_is_gone_is_named(stages, tmp_path: Path) -> None:
+    (tmp_path / "below").rename(tmp_path / "renamed")
+    with pytest.raises(UserError, match=r"below: no such folder.*above was trained from its"):
+        load_generator(tmp_path / "above").load_encoder()
+
+
 def test_lr_zero_keeps_pretrained_tensors(run: Path, tmp_path: Path) -> None:
     done = run_command(
         *("train.py", "--name", "still", "--checkpoints_dir", tmp_path),

@@ -219,7 +219,7 @@ class InferenceModel(nn.Module):
         (B, feat_num, H, W) float32."""
         self.load_encoder()
         height, width = image.shape[-2:]
-        image = image.to(self.device, next(self.netE.parameters()).dtype)
+        image = image.to(self.device, torch.get_default_dtype())
         regions = regions.to(self.device)
         if self.encoder_shrink > 1:
             size = [max(1, side // self.encoder_shrink) for side in (height, width)]

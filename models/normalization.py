@@ -57,9 +57,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training or (alone and not several):
             return super().forward(x)
         share = float(self.has_images) if several else None
-        normalize = Normalize.apply
-        if several:  # compiled, the gradient of weight came out wrong (PyTorch 2.14, CPU)
-            normalize = torch.compiler.disable(normalize)
+        normalize = _normalize_uncompiled if several else Normalize.apply
         y, mean, variance, count = normalize(x, self.weight, self.bias, self.eps, True, share)
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -208,6 +206,13 @@ class Normalize(torch.autograd.Function):
         for g, out, a, b, c in _chunks(maps[1:], factors, axis):
             torch.addcmul(c, out, b, out=out).addcmul_(g, a)
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
+
+
+@torch._disable_dynamo  # as torch.compiler.disable, which would import the compiler here, does
+def _normalize_uncompiled(*args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalize.apply, for statistics over processes: compiled, the gradient of the weight came out
+    wrong (PyTorch 2.14 on CPUs)."""
+    return Normalize.apply(*args)
 
 
 def _sums(

@@ -285,7 +285,8 @@ class Pix2PixHDModel(nn.Module):
 
     def load_pretrained_networks(self, folder: Path, epoch: str) -> list[str]:
         """Load what fits from another run, its classes and channels mapped to this run's; G's file
-        must be there. Returns what starts fresh, in one line for each network."""
+        must be there. Returns what starts fresh, in one line for each network. Raises UserError
+        if --freeze would keep any of that so."""
         fresh: list[str] = []
         old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved_options(folder)})
         classes = map_classes(self.opt.map_classes, old, self.opt)
@@ -293,14 +294,14 @@ class Pix2PixHDModel(nn.Module):
         frozen = {id(parameter) for layer in layers for parameter in layer.parameters()}
         for name, net in self.networks().items():
             path = folder / f"{epoch}_net_{name}.pth"
-            parameters = [name for name, _ in net.named_parameters()]
+            untrained = [parameter for parameter, _ in net.named_parameters()]
             if name != "G" and not is_saved(path):
                 fresh.append(f"{name} (no {path})")
             else:
                 fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
-                if parameters := load_pretrained(net, path, fits):
-                    fresh.append(f"{name}: {brief(parameters)}")
-            if any(id(p) in frozen for n, p in net.named_parameters() if n in parameters):
+                if untrained := load_pretrained(net, path, fits):
+                    fresh.append(f"{name}: {brief(untrained)}")
+            if any(id(p) in frozen for n, p in net.named_parameters() if n in untrained):
                 raise UserError(
                     f"--freeze {','.join(self.opt.freeze)} would keep weights that nobody has "
                     f"trained: {folder} lacks {fresh[-1]}; leave those parts out"

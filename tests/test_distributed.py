@@ -285,6 +285,11 @@ def stopped_at_the_start(data: Path, out: Path, after: float, *words: object) ->
     assert seconds < 5 or seconds < 5 * slowness()
 
 
+FLAGS = ["--label_nc", 6, "--ngf", 4, "--ndf", 4, "--no_vgg_loss", "--loadSize", 32]
+FLAGS += ["--n_downsample_global", 1, "--n_blocks_global", 1, "--niter", 500, "--print_freq", 1]
+FLAGS += ["--gpu_ids", -1, "--batchSize", 2]
+
+
 def test_a_killed_process_is_told_of_without_a_traceback(data: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--dataroot", data, "--checkpoints_dir", tmp_path, "--no_html"]
     with Session(tmp_path, TRAIN_ON_TWO, *flags, "--val_phase", "none") as session:
@@ -296,11 +301,6 @@ def test_a_killed_process_is_told_of_without_a_traceback(data: Path, tmp_path: P
     lines = set(session.stderr().splitlines())
     gone = {line for line in lines if line.startswith("error: another process is gone")}
     assert lines - gone == {"error: process 1 was ended by signal 9, mostly for lack of memory"}
-
-
-FLAGS = ["--label_nc", 6, "--ngf", 4, "--ndf", 4, "--no_vgg_loss", "--loadSize", 32]
-FLAGS += ["--n_downsample_global", 1, "--n_blocks_global", 1, "--niter", 500, "--print_freq", 1]
-FLAGS += ["--gpu_ids", -1, "--batchSize", 2]
 
 
 def test_ctrl_c_while_torch_is_imported(data: Path, tmp_path: Path) -> None:

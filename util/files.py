@@ -111,8 +111,8 @@ def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
 
 
 def lock_folder(folder: Path, busy: str = TRAINING) -> IO | None:
-    """Keep a second process from mixing its files in a folder with this one's: lock it until this
-    process ends, however it does, or closes what is returned.
+    """Keep a second process from mixing its files in a folder (or one of several names in it) with
+    this one's: lock it until this process ends, however it does, or closes what is returned.
 
     For processes of this user on this machine: what is locked is a file in the temporary folder,
     so that the folder stays as it is. Raises UserError, which says busy, if another process has

@@ -31,8 +31,7 @@ def stage(session: Session, pictures: tuple[str, str]) -> str:
     parts = zip(("photograph", "map"), ("Generated photograph", "Label map"), pictures)
     return (
         f'<div class="pictures" data-turn="{session.turn}" data-tool="{session.tool}" '
-        f'data-width="{width}" data-height="{height}" data-radius="{session.radius}" '
-        f'style="--brush: {colour}">'
+        f'data-width="{width}" data-height="{height}" style="--brush: {colour}">'
         + "".join(_picture(*one, width, height, selected) for one in parts)
         + "</div>"
     )

@@ -15,6 +15,7 @@ function stage(element, trigger, watch) {
   let points = null; // of the stroke that is being drawn
   let target = null;
   const sheet = () => element.querySelector(".pictures");
+  const radius = () => document.querySelector("#radius input[type=range]").value;
   const size = () => [Number(sheet().dataset.width), Number(sheet().dataset.height)];
 
   function show() {
@@ -23,7 +24,7 @@ function stage(element, trigger, watch) {
     const path = drawn.map(([y, x]) => `${x + 0.5} ${y + 0.5}`).join("L");
     element.querySelectorAll(".live").forEach((live) => {
       live.setAttribute("d", `M${path}L${path.split("L").pop()}`);
-      live.setAttribute("stroke-width", tool === "Paint" ? 2 * sheet().dataset.radius + 1 : 1);
+      live.setAttribute("stroke-width", tool === "Paint" ? 2 * radius() + 1 : 1);
     });
     if (tool !== "Move") return;
     const [from, to] = drawn;

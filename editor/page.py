@@ -192,11 +192,10 @@ class Page:
             action: Callable[..., str],
             *inputs: gr.components.Component,
             sent: Callable[[gr.EventData], object] | None = None,
-            js: str | None = None,
         ) -> None:
             """Let an event carry out an action of the session, with what the event itself sent and
-            with the inputs' values (changed by js in the browser), then generate missing
-            previews."""
+            with the inputs' values, then generate missing previews. A gesture sends one event: the
+            page may show two answers in either order."""
 
             def handler(session: Session | None, event: gr.EventData, *values: object) -> dict:
                 def work() -> str:
@@ -206,7 +205,7 @@ class Page:
                 return self._act(session, work)
 
             handler.__name__ = action.__name__  # what the server calls it
-            answered = event(handler, [self.session, *inputs], view, js=js, **ordered, **quiet)
+            answered = event(handler, [self.session, *inputs], view, **ordered, **quiet)
             answered.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
 
         app.load(self.begin, None, [self.session, *view], **quiet)
@@ -218,9 +217,6 @@ class Page:
         on(self.reset.click, Session.reset)
         on(self.like.click, Session.ask_for_model)
         on(self.stage.draw, Session.pointer, self.radius, self.scale, sent=_points)
-        # a number box that is left empty, or beyond the range, sends that before it shows the limit
-        within = f"(session, radius) => [session, Math.min(Math.max(radius, 0), {MOST_RADIUS})]"
-        on(self.radius.release, Session.choose_radius, self.radius, js=within)
         on(self.gallery.choose, Session.choose_style, self.whole_class, sent=_number)
         on(self.classes.choose, Session.choose_label, sent=_number)
         on(self.library.choose, Session.choose_object, sent=_number)

@@ -143,10 +143,6 @@ class Session:
         self.wants_model = True
         return f"Click the object whose class and style {self.name_of_selected()} gets."
 
-    def choose_radius(self, radius: float) -> str:
-        self.radius = radius
-        return f"The brush has a radius of {radius:g} pixels."
-
     def pointer(self, points: list[Point], radius: float, scale: float) -> str:
         """What the pointer drew on an image, (y, x) in pixels: a click is a single point."""
         self._needs_scene()

@@ -223,9 +223,14 @@ def test_a_number_box_left_empty_or_out_of_range_takes_its_limit(window) -> None
     box = window.page.locator("#radius input[type=number]")
     for typed, limit, rows in (("", "0", 1), ("64", "32", 64)):
         box.fill(typed)
-        window.page.mouse.click(*window.at(32, 64))
-        window.says(r"^Painted train\.")
+        window.page.mouse.move(*window.at(32, 64))
+        window.page.mouse.down()
         expect(box).to_have_value(limit)
+        window.page.mouse.move(*window.at(32, 64.3))
+        stroke = window.page.locator("figure.map .live")
+        expect(stroke).to_have_attribute("stroke-width", str(2 * int(limit) + 1))
+        window.page.mouse.up()
+        window.says(r"^Painted train\.")
         painted = (window.picture("map") == TRAIN_COLOUR).all(2)
         assert painted[:, 64].sum() == rows
         window.press("Undo")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,12 @@ def start(tmp_path: Path):
         env.pop("OMP_NUM_THREADS", None)
         command = ["bash", str(tmp_path / "scripts" / "quickstart.sh"), *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, env=env, start_new_session=True, **pipes))
-        return started[-1]
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests may run behind "&"
+        process = subprocess.Popen(
+            command, env=env, start_new_session=True, preexec_fn=heard, **pipes
+        )
+        started.append(process)
+        return process
 
     yield run
     for process in started:

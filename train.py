@@ -25,7 +25,7 @@ from functools import partial
 
 import torch
 
-from data.create import create_loader, fix_data_flags
+from data.create import create_dataset, create_loader, fix_data_flags
 from evaluation.validation import create_validation
 from models import create_model
 from models.build import smallest_side
@@ -47,10 +47,11 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     seed_everything(opt.seed)
     for line in fix_data_flags(opt):
         log_main(line)
-    loader = create_loader(opt, smallest_side(opt))
-    set_up_torch(opt.deterministic, opt.tf32, loader.dataset.has_one_size)
+    dataset = create_dataset(opt, training=True, smallest=smallest_side(opt))
+    loader = create_loader(opt, dataset)
+    set_up_torch(opt.deterministic, opt.tf32, dataset.has_one_size)
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
-    model = create_model(opt, device, loader.dataset.has_one_size)
+    model = create_model(opt, device, dataset.has_one_size)
     validation, message = create_validation(opt, model)
     if distributed.rank():  # dropout masks of its own; the weights were drawn alike
         seed_everything(opt.seed + distributed.rank())

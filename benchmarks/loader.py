@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import baseline, scene
 from benchmarks.measure import alternate, benchmark_parser, compare, report
-from data.create import create_loader
+from data.create import create_dataset, create_loader
 from options.base_options import integer
 from util.errors import run
 
@@ -44,7 +44,7 @@ def main() -> None:
         for kind in ("none", "ram", "disk"):
             name = "project" if kind == "none" else f"--cache {kind}"
             opt = scene.options(given.device.type, [*flags, "--cache", kind, "--no_vgg_loss"])
-            loaders[name] = create_loader(opt)
+            loaders[name] = create_loader(opt, create_dataset(opt, training=True))
         ways = {name: lambda one=one: read(one) for name, one in loaders.items()}
         rows = compare(alternate(ways, given.device, given.repeat), "baseline")
         uncached = next(row["median"] for row in rows if row["way"] == "project")

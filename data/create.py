@@ -89,9 +89,9 @@ def whole_images(options: dict) -> dict:
     return {"resize_or_crop": whole[mode]} if mode in whole else {}
 
 
-def create_loader(opt: argparse.Namespace, smallest: int = 1) -> Loader:
-    """The batches to train on: shuffled unless --serial_batches. smallest: see create_dataset."""
-    dataset = create_dataset(opt, training=True, smallest=smallest)
+def create_loader(opt: argparse.Namespace, dataset: AlignedDataset) -> Loader:
+    """The batches to train on: shuffled unless --serial_batches. Raises UserError where the data
+    set has too few scenes, or several sizes, for --batchSize."""
     if opt.batchSize > len(dataset):
         raise UserError(
             f"--batchSize {opt.batchSize}: {opt.dataroot} has only {len(dataset)} scenes"

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it has only its own folder
 
-from data.create import create_loader
+from data.create import create_dataset, create_loader
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
 from util import distributed
@@ -55,7 +55,7 @@ def double_precision() -> Iterator[None]:
 def train(opt: argparse.Namespace, device: torch.device) -> dict:
     """STEPS steps; the weights by network, and the losses of the last step over all images."""
     torch.manual_seed(0)
-    loader = create_loader(opt)
+    loader = create_loader(opt, create_dataset(opt, training=True))
     model = Pix2PixHDModel(opt, device)
     steps, epoch = 0, 0
     while steps < STEPS:
@@ -237,7 +237,8 @@ def gradients(opt: argparse.Namespace, device: torch.device) -> None:
     """G's gradients of the first step, averaged over the processes."""
     torch.manual_seed(0)
     model = Pix2PixHDModel(opt, device)
-    batch = next(iter(create_loader(opt).epoch(1)))
+    loader = create_loader(opt, create_dataset(opt, training=True))
+    batch = next(iter(loader))
     model.step(batch, batch["weight"])
     if distributed.is_main():
         grads = {name: p.grad for name, p in model.networks()["G"].named_parameters()}

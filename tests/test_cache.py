@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.cache import DiskCache, RamCache, create_cache
-from data.create import create_loader
+from data.create import create_dataset, create_loader
 from data.loader import Loader
 from data.shared_memory import TOKEN, SharedMemory
 from options.train_options import TrainOptions
@@ -277,7 +277,8 @@ def test_the_flag_reaches_the_loader(root: Path) -> None:
     flags = f"--dataroot {root} --loadSize 24 --nThreads 0 --gpu_ids -1 --batchSize 2".split()
     batches = {}
     for kind, expected in (("none", None), ("ram", RamCache), ("disk", DiskCache)):
-        loader = create_loader(TrainOptions().parse([*flags, "--cache", kind]))
+        opt = TrainOptions().parse([*flags, "--cache", kind])
+        loader = create_loader(opt, create_dataset(opt, training=True))
         assert expected is None or isinstance(loader.dataset.maps, expected)
         batches[kind] = [batch for epoch in (1, 2) for batch in loader.epoch(epoch)]
     for kind in KINDS:

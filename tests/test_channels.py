@@ -21,7 +21,7 @@ from data.arrays import (
     resize_array,
     write_array,
 )
-from data.create import create_loader, fix_values, percentiles
+from data.create import create_dataset, fix_values, percentiles
 from data.files import read_integers, scene_key
 from data.kinds import image_kind, read_weights
 from data.loader import Loader
@@ -405,7 +405,7 @@ def test_all_maps_are_cropped_and_flipped_alike(bands: Path, cache: str) -> None
     opt = TrainOptions().parse([*map(str, [*BANDS, *COND, "--dataroot", bands, *flags])])
     opt.input_type, opt.output_type, opt.cond_type = "uint16", "float32", "float32"
     opt.output_range = (-10.0, 40.0)
-    dataset = create_loader(opt).dataset
+    dataset = create_dataset(opt, training=True)
     mixes = np.random.default_rng(1).dirichlet([1, 1, 1], 12)
     for epoch in range(4):
         item = dataset[epoch, 0]

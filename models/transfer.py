@@ -81,6 +81,11 @@ def adapt_weights(
             f"  G: --upsample {old.upsample} -> {new.upsample}: the same weights compute something "
             "else in upsampling layers; with --upsample icnr they go on as they were"
         )
+    if network == "G" and old.norm != new.norm:
+        log_main(
+            f"  --norm {old.norm} -> {new.norm}: the same weights compute something else in all "
+            "networks"
+        )
     before, after = input_parts(old, network), input_parts(new, network)
     moved = any(label != source for label, source in classes.items())
     adapted = dict(state)

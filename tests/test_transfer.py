@@ -138,6 +138,15 @@ def test_upsampling_that_computes_something_else_is_named(classes: tuple[Path, P
     assert "--upsample transpose" not in train(ids, "same", *pretrained)
 
 
+def test_normalization_that_computes_something_else_is_named(classes: tuple[Path, Path]) -> None:
+    """Batch and channel normalization have weights of the same names and shapes."""
+    ids, _ = classes
+    train(ids, "base", "--norm", "batch")
+    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--norm"]
+    assert "--norm batch -> channel" in train(ids, "channel", *pretrained, "channel")
+    assert "--norm" not in train(ids, "same", *pretrained, "batch")
+
+
 def test_other_channels_and_conditions_start_without_effect(
     classes: tuple[Path, Path], tmp_path: Path
 ) -> None:

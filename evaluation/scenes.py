@@ -70,7 +70,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     real, label, inst = files["image"], files["label"], files.get("inst", {})
     return [
         Scene(names[scene], images[scene], real[scene], label[scene], inst.get(scene))
-        for scene in sorted(images)
+        for scene in sorted(images, key=label.get)  # as in AlignedDataset, for --val_max
     ]
 
 

@@ -19,6 +19,8 @@ pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
 
 import evaluate
 from benchmarks import toy_segmenter
+from data.aligned_dataset import AlignedDataset, Geometry
+from data.create import spread
 from evaluation import measures
 from evaluation.measures import psnr, ssim
 from evaluation.scenes import find_images, not_on_page
@@ -318,6 +320,15 @@ def test_the_real_photographs_against_themselves(measure: Callable, scenes: Path
     assert found["pixel_accuracy"] == found["oracle"]["pixel_accuracy"]
     ratios = found["of_oracle"]
     assert ratios["pixel_accuracy"] == ratios["mean_iou"] == ratios["sharpness"] == 1
+
+
+def test_val_max_measures_what_training_validates_on(measure: Callable, scenes: Path) -> None:
+    """The order is that of file names: a-2.png comes before a.png."""
+    for path in [*scenes.glob("data/*/b.png"), scenes / "images" / "b_synthesized_image.png"]:
+        path.rename(path.with_name(path.name.replace("b", "a-2", 1)))
+    dataset = AlignedDataset(scenes / "data", "test", 35, Geometry("none"), use_instances=False)
+    (first,) = [row["name"] for row in measure("--val_max", 1)["pictures"]]
+    assert first == spread(dataset.scenes, 1)[0] == "a-2"
 
 
 def test_one_equal_picture_does_not_make_the_mean_infinite(measure: Callable, scenes: Path) -> None:

@@ -58,6 +58,7 @@ class Segmenter:
             found = f"{output.dtype} {tuple(output.shape)} for an image of {width}x{height}"
             expected = "expected scores (1, classes, h, w) or integers (1, H, W)"
             raise UserError(f"--segmenter {self.spec}: returns {found}, {expected}")
+        classes = classes.long()  # of uint16 and the like torch knows no extremes
         low, high = (int(end) for end in classes.aminmax())
         if low < 0 or high >= MOST_CLASSES:
             raise UserError(

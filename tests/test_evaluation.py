@@ -527,6 +527,12 @@ BAD_CLASSES = {
 }
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.uint16, torch.uint32])
+def test_classes_of_any_integers(kind: torch.dtype) -> None:
+    net = Segmenter("onnx:x", lambda image: torch.full((1, 6, 8), 7).to(kind))
+    assert (net(np.zeros((6, 8, 3), np.uint8)) == 7).all()
+
+
 @pytest.mark.parametrize("net, told", BAD_CLASSES.values(), ids=BAD_CLASSES)
 def test_classes_that_are_none(net: torch.nn.Module, told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):

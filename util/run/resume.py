@@ -65,13 +65,17 @@ class Position:
         if not whole or self.batch >= batches or not isinstance(self.best, float | int | None):
             raise ValueError(f"no position in a training: {self}")
 
-    def judge(self, metric: str, value: float, more_is_better: bool, on: str = "") -> bool:
-        """Note a validation; returns whether it is the best so far. Another metric, or one that is
-        measured on something else, starts anew, and a value that is not finite is never the
-        best."""
+    def judge_by(self, metric: str, on: str = "") -> None:
+        """Begin to look for the best by a metric. Another one than before, or one that is measured
+        on something else, starts anew."""
         if metric != self.best_metric or self.best_on not in ("", on):
             self.best_metric, self.best, self.best_epoch, self.worse = metric, None, 0, 0
         self.best_on = on
+
+    def judge(self, metric: str, value: float, more_is_better: bool, on: str = "") -> bool:
+        """Note a validation; returns whether it is the best so far. A value that is not finite is
+        never the best."""
+        self.judge_by(metric, on)
         sign = 1 if more_is_better else -1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_epoch, self.worse = value, self.epoch - 1, 0

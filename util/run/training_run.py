@@ -47,6 +47,8 @@ class TrainingRun:
         self.epochs = opt.niter + opt.niter_decay
         self._lock = lock_folder(folder) if distributed.is_main() else None
         self.at = load(model, opt, folder, self.scenes)
+        if validation:  # --patience counts what compares
+            self.at.judge_by(validation.metric, validation.measured_on)
         self._continues = self.at.step > 0 or self.at.epoch > 1
         self.visualizer = self._open_logs() if distributed.is_main() else None
         self._tell_start()

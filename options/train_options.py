@@ -1,10 +1,11 @@
 """The flags of train.py."""
 
 import argparse
+from pathlib import Path
 
 from data.augment import GEOMETRIC, NAMES
 from evaluation.measures import BETTER_IS_MORE
-from options.base_options import CHANNELS, BaseOptions, scene_flags
+from options.base_options import CHANNELS, BaseOptions, inherited, scene_flags
 from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
 from options.parser import Flag, Group, integer, name_inside, names_of, number
 from util.errors import UserError
@@ -69,6 +70,8 @@ def check_training(opt: argparse.Namespace) -> None:
         )
     if opt.niter + opt.niter_decay == 0:
         raise UserError("--niter 0 --niter_decay 0: no epoch to train")
+    if opt.load_pretrain:
+        inherited(Path(opt.load_pretrain))  # what is wrong with its opt.json is told now
     if opt.map_classes and not opt.load_pretrain:
         raise UserError("--map_classes needs --load_pretrain DIR")
     if {"down", "blocks", "up"} <= set(opt.freeze):

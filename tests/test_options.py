@@ -404,5 +404,8 @@ def test_values_that_a_flag_cannot_have_are_named(
     written(monkeypatch)
     path = Path("checkpoints/label2city/opt.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    with pytest.raises(UserError, match=rf"opt\.json: {name} is {value!r}, which --{name} cannot"):
+    told = rf"opt\.json: {name} is {value!r}, which --{name} cannot"
+    with pytest.raises(UserError, match=told):
         TestOptions().parse([])
+    with pytest.raises(UserError, match=told):
+        TrainOptions().parse(["--load_pretrain", str(path.parent)])

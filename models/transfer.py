@@ -87,7 +87,7 @@ def adapt_weights(
             "networks"
         )
     before, after = input_parts(old, network), input_parts(new, network)
-    moved = any(label != source for label, source in classes.items())
+    moved = any(classes.get(label) != label for label in range(new.label_nc))
     adapted = dict(state)
     for name, weight in state.items():
         if name not in own or weight.ndim != 4:

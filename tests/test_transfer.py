@@ -90,6 +90,10 @@ def test_fewer_classes_by_name_and_new_ones_from_the_mean(
     for ours, theirs in ((3, 26), (0, 7), (1, 7), (-1, -1)):
         assert torch.equal(new[:, ours], old[:, theirs])
     torch.testing.assert_close(new[:, 30], old[:, :35].mean(1))
+    train(ids, "same", *more[6:8], "--lr", 0, "--map_classes", "26=26")  # all others are new
+    new = weights(ids, "same")["model.1.weight"]
+    assert torch.equal(new[:, 26], old[:, 26])
+    torch.testing.assert_close(new[:, 30], old[:, :35].mean(1))
 
 
 @pytest.mark.parametrize("flags", [[], ["--no_ganFeat_loss"]])

@@ -128,7 +128,9 @@ def load_file(path: Path) -> dict:
     Raises UserError if it is missing, damaged or not a checkpoint.
     """
     if not is_saved(path):
-        raise UserError(f"{path}: no such file; train first, or check --name and --which_epoch")
+        raise UserError(
+            f"{path}: no such file; train first, or check --name, --load_pretrain and --which_epoch"
+        )
     try:
         with _open(path) as file:
             if zipfile.is_zipfile(file):  # no older format; torch.load looks at no checksums

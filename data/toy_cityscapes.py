@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.toy.scene import Scene, draw_scene
 from util.errors import UserError, brief, fail, run
-from util.files import replacing
+from util.files import replacing, write_text
 
 SMALLEST, LARGEST = 32, 8192  # pixels: a person wider than one, a drawing that fits into memory
 CITIES = {"train": "toytown", "val": "toyville"}
@@ -39,7 +39,9 @@ def write_dataset(
     that holds real images.
     """
     _check(out, train, val, size, seed)
-    styles = {}
+    for split in CITIES:  # a set that is drawn in part has no list, which would tell it is whole
+        (out / f"{split}.list").unlink(missing_ok=True)
+    lists, styles = {}, {}
     for split, count in (("train", train), ("val", val)):
         lines = []
         for path in out.glob(f"*/{split}/{CITIES[split]}/{CITIES[split]}_*_000019_*.png"):
@@ -50,8 +52,10 @@ def write_dataset(
             stem = f"{CITIES[split]}_{index:06d}_000019"
             lines.append(" ".join(_write_scene(out, split, stem, scene)) + "\n")
             styles[stem] = {str(id): style for id, style in scene.styles.items()}
-        (out / f"{split}.list").write_text("".join(lines))
-    (out / "toy_styles.json").write_text(json.dumps(styles, indent=1) + "\n")
+        lists[split] = "".join(lines)
+    write_text(out / "toy_styles.json", json.dumps(styles, indent=1) + "\n")
+    for split, text in lists.items():
+        write_text(out / f"{split}.list", text)
 
 
 def _check(out: Path, train: int, val: int, size: tuple[int, int], seed: int) -> None:

@@ -147,15 +147,18 @@ def test_same_seed_same_bytes_whatever_the_count(tmp_path):
     )
 
 
-def test_an_interrupted_command_leaves_no_half_image(tmp_path, monkeypatch):
+def test_an_interrupted_command_leaves_no_half_image_and_no_list(tmp_path, monkeypatch):
     def half(_image, path, *_):
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
+    write_dataset(tmp_path / "again", 2, 1, (64, 32))
     monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(KeyboardInterrupt):
-        write_dataset(tmp_path, 1, 0)
-    assert not [*tmp_path.rglob("*.png")]
+    for folder in tmp_path / "new", tmp_path / "again":
+        with pytest.raises(KeyboardInterrupt):
+            write_dataset(folder, 1, 0)
+        assert not [*folder.glob("*.list")]  # the quickstart would take the set for whole
+    assert not [*(tmp_path / "new").rglob("*.png")]
 
 
 def test_a_smaller_set_replaces_a_larger_one(tmp_path):

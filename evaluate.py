@@ -30,6 +30,7 @@ from options.base_options import run_dir
 from options.evaluate_options import EvaluateOptions
 from util.errors import run
 from util.files import make_folder, write_text
+from util.pages.plots import require_matplotlib
 from util.progress import bar, log
 from util.run.checkpoints import weights_file
 from util.setup import set_up_torch
@@ -42,6 +43,8 @@ def evaluate(opt: argparse.Namespace) -> dict:
     scenes = spread(find_scenes(opt), opt.val_max)
     warn_if_older([scene.generated for scene in scenes], opt)
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
+    if evaluator:
+        require_matplotlib()  # draws the confusion matrices, when all is measured
     make_folder(opt.out / "images", "--out")
     rgb = side_values(opt, "output").is_rgb8
     measures = Measures(len(scenes), opt.weights_dir, device, rgb=rgb)

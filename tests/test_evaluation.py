@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -372,6 +373,15 @@ def test_features_of_images_of_the_segmenters_width() -> None:
     classes = evaluation_classes(3, None, "ids")
     Evaluator(Wide(), classes, width=64).add(black, black, black[..., 0])
     assert widths == [64, 64]
+
+
+def test_without_matplotlib_a_segmenter_is_refused_at_the_start(
+    measure: Callable, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install matplotlib"):
+        measure("--segmenter", f"torchscript:{scenes / 'net.pt'}")
+    assert not (scenes / "out").exists()
 
 
 def test_an_onnx_segmenter_finds_what_torchscript_finds(measure: Callable, scenes: Path) -> None:

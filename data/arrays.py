@@ -24,6 +24,7 @@ TIFF = (".tif", ".tiff")
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams,
 # GeoAsciiParams (GeoTIFF 1.1) and GDAL_METADATA's neighbour GDAL_NODATA
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42113)
+_NEEDED_FOR = {"tifffile": "TIFF", "imagecodecs": "16-bit PNG"}
 MOST_NUMBERS = 2**31  # in one file
 
 
@@ -227,6 +228,14 @@ def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) 
         temporary.write_bytes(file.getbuffer())
 
 
+def require_packages(ending: str, dtype: str) -> None:
+    """Raise UserError if write_array lacks a package for files with this ending and numbers."""
+    if ending == "tif":
+        _package("tifffile")
+    elif ending == "png" and dtype == "uint16":
+        _package("imagecodecs")
+
+
 def resize_array(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
     """(H, W) or (H, W, C) scaled to (width, height): bicubic with antialiasing, or nearest."""
     height, width = array.shape[:2]
@@ -259,5 +268,6 @@ def _package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"this file needs the package {name}; pip install -r requirements-images.txt"
+            f"{_NEEDED_FOR[name]} files need the package {name}; pip install -r "
+            "requirements-images.txt"
         ) from error

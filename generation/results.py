@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.aligned_dataset import AlignedDataset
-from data.arrays import geo_tags, resize_array, write_array
+from data.arrays import geo_tags, require_packages, resize_array, write_array
 from data.files import picture_names
 from data.loader import of_all_scenes, own_scenes
 from data.values import side_values
@@ -37,8 +37,9 @@ class Results:
         shown_names: list[str],
     ) -> None:
         """names: those of the generator's images of a scene; shown_names: of all on the page.
-        Raises UserError for a folder that cannot be written to, or if an input would be
-        overwritten."""
+        Raises UserError for a folder that cannot be written to, for a package that is missing, or
+        if an input would be overwritten."""
+        require_packages(opt.image_format, side_values(opt, "output").dtype)
         self.opt = opt
         self.names = names
         self.has_page = opt.page or not opt.input

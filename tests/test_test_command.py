@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_output_size_is_input_size(odd_data: Path, tmp_path: Path, netG: str) ->
     images = tmp_path / "results" / "odd_run" / "test_latest" / "images"
     assert Image.open(images / "wide_synthesized_image.jpg").size == (37, 19)
     assert Image.open(images / "high_synthesized_image.jpg").size == (21, 41)
+
+
+def test_a_missing_package_is_told_before_anything_is_generated(
+    refused, odd_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_generator(tmp_path / "run")
+    monkeypatch.setattr(command, "generate", None)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    told = refused(
+        *(command.main, "--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", odd_data),
+        *("--ngf", 4, *NETWORK, "--resize_or_crop", "none", "--gpu_ids", -1),
+        *("--image_format", "tif", "--results_dir", tmp_path / "results"),
+    )
+    assert "TIFF files need the package tifffile; pip install -r requirements-images" in told
+    assert not (tmp_path / "results").exists()
 
 
 def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def not_on_page(folder: Path, images: Iterable[Path]) -> list[Path]:
     page = folder.parent / "index.html"
     if folder.name != "images" or not page.is_file():
         return []
-    text = unquote(page.read_text("utf-8"), errors="surrogateescape")
+    text = unquote(page.read_text("utf-8", "replace"), errors="surrogateescape")
     return [path for path in images if f"/{path.stem}" not in text]
 
 

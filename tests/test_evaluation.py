@@ -715,6 +715,8 @@ def test_images_of_an_earlier_run_are_told(tmp_path: Path) -> None:
     page.row([Picture(Path("images") / path.name, caption="image") for path in images[:2]])
     page.save()
     assert not_on_page(tmp_path / "images", images) == images[2:]
+    (tmp_path / "index.html").write_bytes(b"\xff damaged")
+    assert not_on_page(tmp_path / "images", images) == images
 
 
 def test_images_older_than_the_weights_are_told(tmp_path: Path, capsys) -> None:

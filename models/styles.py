@@ -158,7 +158,9 @@ def _load_array(path: Path) -> np.ndarray | dict:
         return {_whole(label): _numbers(vectors) for label, vectors in content.items()}
     except Exception as error:  # a foreign file fails in many ways
         text = first_line(error)
-        raise UserError(f"{path}: not a readable feature file ({text}); encode again") from error
+        raise UserError(
+            f"{path}: not a readable feature file ({text}); encode again with --reencode"
+        ) from error
 
 
 def _whole(label: object) -> int:

@@ -522,7 +522,7 @@ def test_pickle_bomb_is_refused(tmp_path: Path) -> None:
     bomb = np.empty((), object)
     bomb[()] = {26: Bomb(tmp_path / "exploded")}
     np.save(tmp_path / "bomb.npy", bomb, allow_pickle=True)
-    with pytest.raises(UserError, match="not a readable feature file .* --reencode"):
+    with pytest.raises(UserError, match=r"not a readable feature file .* --reencode"):
         load_styles(tmp_path / "bomb.npy", 3)
     assert not (tmp_path / "exploded").exists()
     np.load(tmp_path / "bomb.npy", allow_pickle=True)  # it would have gone off

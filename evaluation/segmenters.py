@@ -106,8 +106,10 @@ def load_segmenter(spec: str, device: torch.device) -> Segmenter:
     try:
         networks = _LOADERS[kind](which, device)
     except ImportError as error:
+        packages = "onnx" if kind == "onnx" else "eval"
         raise UserError(
-            f"--segmenter {spec}: needs a package ({error}); pip install -r requirements-eval.txt"
+            f"--segmenter {spec}: needs a package ({error}); "
+            f"pip install -r requirements-{packages}.txt"
         ) from error
     except UserError:
         raise

@@ -384,6 +384,18 @@ def test_without_matplotlib_a_segmenter_is_refused_at_the_start(
     assert not (scenes / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "kind, package, told", [("onnx", "onnxruntime", "onnx"), ("hf", "transformers", "eval")]
+)
+def test_a_segmenter_whose_package_is_missing(
+    kind: str, package: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "net").touch()
+    with pytest.raises(UserError, match=f"pip install -r requirements-{told}.txt"):
+        load_segmenter(f"{kind}:{tmp_path / 'net'}", torch.device("cpu"))
+
+
 def test_an_onnx_segmenter_finds_what_torchscript_finds(measure: Callable, scenes: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")

@@ -9,6 +9,7 @@ all pairs. To add one, write it and enter it in PAIR_MEASURES, PROPERTIES or SET
 Definitions with formulas: docs/evaluation.md.
 """
 
+import importlib
 import math
 import os
 import tempfile
@@ -160,6 +161,8 @@ PROPERTIES = {
 }
 # name -> its network's weights, and a function (number of pairs, the measures so far) -> metric
 SET_MEASURES = {"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (INCEPTION, _kid)}
+
+_PACKAGES = {ALEXNET: ["torchmetrics"], INCEPTION: ["torchmetrics", "torch_fidelity"]}
 
 LPIPS_LEAST = 31  # pixels, of both sides: AlexNet sees nothing in less
 TOO_SMALL = f"images have less than {LPIPS_LEAST} pixels in height or width"
@@ -315,7 +318,18 @@ def _weights_path(file: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / file
 
 
-def has_weights(name: str, weights_dir: Path | None) -> bool:
-    """Whether a set measure needs no download."""
+def why_missing(name: str, weights_dir: Path | None) -> str | None:
+    """Why a set measure cannot be had without a download: its weights are not there or damaged, or
+    a package is missing. None if it can be had."""
+    weights = SET_MEASURES[name][0]
     with _hub_folder(weights_dir):
-        return _weights_path(SET_MEASURES[name][0]).is_file()
+        path = _weights_path(weights)
+        if not path.is_file():
+            return f"{weights} is not there"
+        try:
+            load_file(path)
+            for package in _PACKAGES[weights]:
+                importlib.import_module(package)
+        except (UserError, ImportError) as error:
+            return _reason(error, weights)
+    return None

@@ -14,11 +14,12 @@ from data.values import side_values
 from evaluation.measures import (
     BETTER_IS_MORE,
     LPIPS_LEAST,
+    SET_MEASURES,
     TOO_SMALL,
     Measures,
-    has_weights,
     mean_measures,
     measure_pair,
+    why_missing,
 )
 from evaluation.segmentation import Evaluator, create_evaluator
 from models.inference_model import InferenceModel
@@ -61,8 +62,12 @@ class Validation:
         self.metric = opt.best_metric or next(usual)
         self.more_is_better = BETTER_IS_MORE[self.metric]
         if self.metric not in measured:
+            why = self.left_out.get(self.metric)
+            if self.metric in SET_MEASURES and not why:
+                why = why_missing(self.metric, self.opt.weights_dir)
             raise UserError(
-                f"--best_metric {self.metric}: not measured here; there are {', '.join(measured)} "
+                f"--best_metric {self.metric}: not measured here{f' ({why})' if why else ''}; "
+                f"there are {', '.join(measured)} "
                 "(more with --segmenter and --weights_dir)"
             )
         # figures of other scenes or segmenters do not compare; folders may have moved
@@ -74,7 +79,7 @@ class Validation:
         """The measures that can be had, of those that --best_metric may name."""
         names = ["lpips", "fid", "kid"] if len(self.dataset) > 1 else ["lpips"]
         names = [n for n in names if self.values.is_rgb8 and n not in self.left_out]
-        sets = [name for name in names if has_weights(name, self.opt.weights_dir)]
+        sets = [name for name in names if not why_missing(name, self.opt.weights_dir)]
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
         if self.evaluator and self.evaluator.segmenter.features:
             found.append("segmenter_kid")
@@ -83,7 +88,8 @@ class Validation:
     @torch.inference_mode()
     def measure(self) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
         """All processes together: (figures by name, images of some scenes). Raises UserError in all
-        of them if one cannot read or measure a scene, or has too little memory for it.
+        of them if one cannot read or measure a scene, has too little memory for it, or lacks the
+        measure by which the best is chosen.
 
         figures: those of evaluate.py's metrics.json; what there is in "oracle" and "of_oracle" is
         called oracle_NAME and ratio_NAME. images: scene -> "input_label", "synthesized_image" or
@@ -105,6 +111,8 @@ class Validation:
             raise UserError(problems[0])
         rows, shown = of_all_scenes(rows), of_all_scenes(shown)
         figures = flat(summary(list(rows.values()), measures, self.evaluator))
+        if self.metric not in figures:  # its weights have gone since the start, say
+            raise UserError(f"{self.metric}: {measures.reasons[self.metric]}")
         return figures, {self.names[index]: images for index, images in shown.items()}
 
     def _measure_own(self, measures: Measures) -> tuple[dict[int, dict], dict[int, dict]]:

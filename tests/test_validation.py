@@ -4,6 +4,7 @@ import argparse
 import json
 import random
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from evaluation import measures
 from evaluation.validation import Validation
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
+from util.errors import UserError
 from util.run.checkpoints import load_file
 from util.run.loggers import create_loggers
 from util.run.page import RunPage
@@ -144,7 +146,7 @@ def test_a_phase_that_is_not_there_is_refused(toy_data: Path, tmp_path: Path) ->
 
 def test_measures_of_sets_need_two_scenes(toy_data: Path, monkeypatch) -> None:
     """Whatever weights there are."""
-    monkeypatch.setattr("evaluation.validation.has_weights", lambda *_: True)
+    monkeypatch.setattr("evaluation.validation.why_missing", lambda *_: None)
     assert {"lpips", "fid", "kid"} <= set(measured(toy_data))
     assert "lpips" in measured(toy_data, "--val_max", "1")
     assert not {"fid", "kid"} & set(measured(toy_data, "--val_max", "1"))
@@ -152,11 +154,37 @@ def test_measures_of_sets_need_two_scenes(toy_data: Path, monkeypatch) -> None:
 
 def test_kid_needs_a_scene_for_each_process(toy_data: Path, monkeypatch) -> None:
     """torchmetrics gathers what each process has seen."""
-    monkeypatch.setattr("evaluation.validation.has_weights", lambda *_: True)
+    monkeypatch.setattr("evaluation.validation.why_missing", lambda *_: None)
     three = argparse.Namespace(world=lambda: 3)
     monkeypatch.setattr("evaluation.validation.distributed", three)
     found = measured(toy_data)
     assert "kid" not in found and "fid" in found
+
+
+def test_weights_that_cannot_be_used_are_no_reason_to_end_training(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    """Damaged ones: the best is by SSIM, as without. Those that vanish end validation alone."""
+    weights = tmp_path / measures.ALEXNET
+    weights.write_bytes(b"half")
+    assert "lpips" not in measured(toy_data, "--weights_dir", str(tmp_path))
+    with pytest.raises(UserError, match=r"--best_metric lpips: not measured here \(.*alexnet"):
+        measured(toy_data, "--weights_dir", str(tmp_path), "--best_metric", "lpips")
+    torch.save({"x": torch.zeros(1)}, weights)  # whole, but of no use
+    more = ["--weights_dir", tmp_path, "--niter", 1, "--niter_decay", 0]
+    log = train(tmp_path / "run", "--dataroot", toy_data, *more)
+    assert "the best by lpips is kept" in log
+    assert "warning: no more validation, as it failed: lpips" in log and "done: weights" in log
+
+
+def test_a_package_that_is_missing_leaves_measures_out(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"x": torch.zeros(1)}, tmp_path / measures.ALEXNET)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    assert "lpips" not in measured(toy_data, "--weights_dir", str(tmp_path))
+    with pytest.raises(UserError, match=r"requirements-eval\.txt\); there are ssim"):
+        measured(toy_data, "--weights_dir", str(tmp_path), "--best_metric", "lpips")
 
 
 def measured(data: Path, *flags: str) -> list[str]:

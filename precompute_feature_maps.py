@@ -19,11 +19,13 @@ from models.inference_model import to_pictures
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
-from util.files import make_folder
+from util.files import lock_folder, make_folder
 from util.pages.colours import save_image
 from util.progress import log_main
 from util.run.checkpoints import is_saved
 from util.setup import seed_everything, set_up_torch
+
+AT_WORK = "another precompute_feature_maps.py is at work there; wait for its end"
 
 
 def precompute(opt: argparse.Namespace, device: torch.device) -> None:
@@ -39,6 +41,9 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
 
     dataset = create_dataset(opt, training=False)
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
+    # held as long as the variable lives: two at once would mix their encoders' maps
+    _lock = lock_folder(folder, AT_WORK) if distributed.is_main() else None
+    distributed.wait_for_all()  # before any process removes maps
     targets = [
         folder / Path(scene).parent / f"{dataset.files['label'][scene].stem}.png"
         for scene in dataset.scenes  # inside train_label/, or its subfolders

@@ -111,10 +111,15 @@ def test_feature_maps_are_of_one_encoder_or_missing(run: Path, tmp_path: Path) -
 @pytest.mark.skipif(os.name == "nt", reason="files cannot be locked there")
 def test_two_at_once_do_not_mix_their_features(run: Path) -> None:
     flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"]
-    lock = lock_folder(run / "ck" / "feat" / "features.npy", "")
-    done = run_command("encode_features.py", *flags, "--gpu_ids", -1)
-    assert "at work there" in one_line(done)
-    lock.close()
+    written = {
+        "encode_features.py": run / "ck" / "feat" / "features.npy",
+        "precompute_feature_maps.py": run / "data" / "train_feat",
+    }
+    for command, path in written.items():
+        lock = lock_folder(path, "")
+        done = run_command(command, *flags, "--gpu_ids", -1)
+        assert "at work there" in one_line(done)
+        lock.close()
 
 
 def test_other_n_clusters_does_not_encode_again(run: Path) -> None:

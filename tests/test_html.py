@@ -98,3 +98,13 @@ def test_a_picture_larger_than_pillow_reads_is_shown(tmp_path, monkeypatch):
     page.row([Picture("huge.png")])
     (image,) = Reader(page.save()).all("img")
     assert image["src"] == "huge.png" and "width" not in image
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"noise" * 99])
+def test_a_damaged_picture_does_not_keep_the_page_from_being_written(tmp_path, content):
+    """test.py --skip_existing --page, say, after a power cut."""
+    (tmp_path / "damaged.png").write_bytes(content)
+    page = Page(tmp_path, "title")
+    page.row([Picture("damaged.png")])
+    (image,) = Reader(page.save()).all("img")
+    assert image["src"] == "damaged.png" and "width" not in image

@@ -84,7 +84,8 @@ class Page:
         # and a page that refreshes itself does not jump.
         size = {}
         file = self.folder / picture.path
-        with suppress(Image.DecompressionBombError), Image.open(file) as image:
+        # a damaged file is shown as the browser can
+        with suppress(Image.DecompressionBombError, OSError), Image.open(file) as image:
             size = {"width": image.width, "height": image.height}
         data = {f"data-{key}": value for key, value in picture.data.items()}
         shown = tags.img(src=source, alt=picture.caption, **size, loading="lazy", **data)

@@ -450,6 +450,10 @@ def test_comparing_runs(tmp_path: Path) -> None:
     text = (tmp_path / "compare" / "index.html").read_text()
     assert "--lr" in text and "--ngf" not in text and "0.25" in text and "losses.png" in text
     assert text.count("_s.jpg") >= 4
+    (tmp_path / "a" / "web" / "validation" / "real_image_s.jpg").unlink()  # not yet written
+    done = run_command("-m", "util.compare", "a", "b", "--checkpoints_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "_s.jpg" not in (tmp_path / "compare" / "index.html").read_text()
     assert "no run" in one_line(
         run_command("-m", "util.compare", "a", "none", "--checkpoints_dir", tmp_path)
     )

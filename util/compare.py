@@ -90,6 +90,8 @@ def common_scenes(
         images = {NAMES[0]: first / f"{NAMES[0]}_{scene}.jpg"}
         images |= {name: own[scene] for name, own in last.items()}
         images[NAMES[2]] = first / f"{NAMES[2]}_{scene}.jpg"
+        if not all(path.is_file() for path in images.values()):
+            continue  # a first validation that is being written, or was cut off
         rows[scene] = [Picture(f"images/{name}_{scene}.jpg", name) for name in images]
         for picture, path in zip(rows[scene], images.values()):
             shutil.copyfile(path, out / picture.path)

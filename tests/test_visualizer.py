@@ -5,6 +5,8 @@ import json
 import math
 import os
 import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ from util.run.visualizer import Visualizer, read_rows
 LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
 
 
-def visualizer(folder, *, resume=False, write_html=False, tf_log=False) -> Visualizer:
-    opt = argparse.Namespace(tf_log=tf_log, wandb=False, mlflow=False)
+def visualizer(folder, *, resume=False, write_html=False, tf_log=False, wandb=False) -> Visualizer:
+    opt = argparse.Namespace(name="run", tf_log=tf_log, wandb=wandb, mlflow=False)
     loggers = create_loggers(opt, folder, resume)
     vis = Visualizer(folder, RunPage(folder, 16) if write_html else None, resume, loggers)
     if not resume:
@@ -113,6 +115,9 @@ def test_a_spoiled_row_is_named(tmp_path):
 
 def test_a_logger_that_fails_is_dropped(tmp_path, capsys):
     class Failing:
+        def start_anew(self):
+            pass
+
         def scalars(self, step, values):
             raise ConnectionError("the server is gone")
 
@@ -242,8 +247,16 @@ def test_without_matplotlib_a_page_is_refused_at_the_start(tmp_path, monkeypatch
     visualizer(tmp_path)
 
 
-def test_tensorboard(tmp_path):
-    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+@pytest.fixture
+def board(monkeypatch):
+    """What reads TensorBoard's files: in order of their names, which end in a count from here on,
+    of two digits."""
+    module = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(module, "_global_uid", module.AtomicCounter(10))
+    return pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+def test_tensorboard(tmp_path, board):
     vis = visualizer(tmp_path, tf_log=True)
     log(vis, range(1, 9))
     vis.display(shown(9), epoch=1, step=8)
@@ -255,6 +268,28 @@ def test_tensorboard(tmp_path):
     events = board.EventAccumulator(str(tmp_path / "logs")).Reload()
     assert [event.step for event in events.Scalars("loss/G_GAN")] == list(range(1, 9))
     assert not events.Images("visuals/real_image")  # step 8 was purged and not shown again
+
+
+def test_a_start_that_fails_leaves_what_loggers_have(tmp_path, monkeypatch, board):
+    """They are made before the first step, and only start_anew, after it, replaces a run."""
+    ids = []
+    service = SimpleNamespace(Image=None, init=lambda id, **_: ids.append(id) or MagicMock())
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    flags = {"tf_log": True, "wandb": True}
+    vis = visualizer(tmp_path, **flags)
+    log(vis, range(1, 9))
+    vis.close()
+    opt = argparse.Namespace(name="run", mlflow=False, **flags)
+    create_loggers(opt, tmp_path, resume=False)
+    visualizer(tmp_path, resume=True, **flags).truncate_after(8)
+    assert ids[0] == ids[2] != ids[1]
+    events = board.EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [event.step for event in events.Scalars("loss/G_GAN")] == list(range(1, 9))
+    visualizer(tmp_path, **flags)
+    visualizer(tmp_path, resume=True, **flags)
+    assert ids[3] == ids[4] != ids[0]
+    events = board.EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert not events.Scalars("loss/G_GAN")
 
 
 def test_tensorboard_missing(tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 """Where the figures of a run go besides its own files: TensorBoard, Weights & Biases, MLflow.
 
 A logger has scalars(step, values), images(step, images) for (H, W, 3) uint8 by name,
-forget_after(step), which drops what a killed run logged after its last save, and close(). Their
-packages are optional and imported only where they are asked for. None of them needs a network:
+forget_after(step), which drops what a killed run logged after its last save, start_anew(), after
+which an earlier run of the same folder is no longer gone on with, and close(). Their packages are
+optional and imported only where they are asked for. None of them needs a network:
 WANDB_MODE=offline keeps Weights & Biases' files in the run's folder, and MLflow writes there unless
 MLFLOW_TRACKING_URI names a server.
 """
@@ -25,7 +26,7 @@ class TensorBoard:
 
         # TensorBoard hides earlier files' events from purge_step on
         self._open = lambda step: SummaryWriter(folder / "logs", purge_step=step)
-        self._writer = self._open(None if resume else 0)
+        self._writer = self._open(None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -39,6 +40,9 @@ class TensorBoard:
         self._writer.close()
         self._writer = self._open(step + 1)
 
+    def start_anew(self) -> None:
+        self.forget_after(-1)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -48,10 +52,11 @@ class WeightsAndBiases:
         import wandb
 
         self._image = wandb.Image
+        self._id = _RunId(folder / "wandb_id.txt", resume, lambda: secrets.token_hex(4))
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "pix2pixHD"),
             name=opt.name,
-            id=_same_id(folder / "wandb_id.txt", resume, lambda: secrets.token_hex(4)),
+            id=self._id.text,
             resume="allow",
             dir=folder,
             config=vars(opt),
@@ -65,6 +70,9 @@ class WeightsAndBiases:
 
     def forget_after(self, step: int) -> None:
         """Its files cannot be changed: steps that are repeated stay as they were first logged."""
+
+    def start_anew(self) -> None:
+        self._id.write()
 
     def close(self) -> None:
         self._run.finish()
@@ -88,7 +96,8 @@ class MLflow:
                 client.log_param(run, flag, value)
             return run
 
-        self._run = _same_id(folder / "mlflow_id.txt", resume, new_run)
+        self._id = _RunId(folder / "mlflow_id.txt", resume, new_run)
+        self._run = self._id.text
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -101,17 +110,26 @@ class MLflow:
     def forget_after(self, step: int) -> None:
         """What is logged cannot be taken back: steps that are repeated are logged once more."""
 
+    def start_anew(self) -> None:
+        self._id.write()
+
     def close(self) -> None:
         self._client.set_terminated(self._run)
 
 
-def _same_id(path: Path, resume: bool, create: Callable[[], str]) -> str:
-    """The service's id of this run, kept beside it so that a resumed run goes on under it."""
-    known = path.read_text() if resume and path.is_file() else ""
-    if not known:
-        known = create()
-        write_text(path, known)
-    return known
+class _RunId:
+    """The service's id of this run, kept beside it so that a resumed run goes on under it. A new
+    run writes its own where an earlier one's was, once it has begun."""
+
+    def __init__(self, path: Path, resume: bool, create: Callable[[], str]) -> None:
+        self._path = path
+        known = path.read_text() if resume and path.is_file() else ""
+        self.text = known or create()
+        if resume:
+            self.write()
+
+    def write(self) -> None:
+        write_text(self._path, self.text)
 
 
 Logger = TensorBoard | WeightsAndBiases | MLflow

@@ -67,6 +67,7 @@ class Visualizer:
         self._validations.path.unlink(missing_ok=True)
         if self._page:
             self._page.start_anew()
+        self._send(lambda logger: logger.start_anew())
 
     def display(self, images: Images, epoch: int, step: int) -> None:
         """Show images, name -> (H, W, 3) uint8; the last ones of an epoch stay on the page."""

@@ -303,6 +303,35 @@ def test_a_killed_process_is_told_of_without_a_traceback(data: Path, tmp_path: P
     assert lines - gone == {"error: process 1 was ended by signal 9, mostly for lack of memory"}
 
 
+def test_processes_end_with_a_killed_launcher(data: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--dataroot", data, "--checkpoints_dir", tmp_path, "--no_html"]
+    with Session(tmp_path, TRAIN_ON_TWO, *flags, "--val_phase", "none") as session:
+        wait_for(tmp_path / "label2city" / "metrics.jsonl")
+        session.process.kill()
+        session.process.wait()
+        until = time.monotonic() + 30
+        with suppress(ProcessLookupError):
+            while time.monotonic() < until:
+                os.killpg(session.process.pid, 0)  # is anybody there?
+                time.sleep(0.05)
+            pytest.fail("processes go on without their launcher")
+    told = session.stderr()  # PyTorch may have warned of the lost connection
+    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert "the launcher of these processes is gone" in line and "Traceback" not in told
+
+
+def test_a_process_whose_launcher_is_gone_waits_for_nobody(monkeypatch, capsys) -> None:
+    values = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in (values | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "PARENT", -1)
+    monkeypatch.setattr(distributed, "leave", sys.exit)
+    monkeypatch.setattr(distributed, "exit_on_signals", lambda: None)
+    with pytest.raises(SystemExit, match="1"):
+        distributed.launch(print, Namespace(gpu_ids=[]))
+    assert "launcher of these processes is gone" in capsys.readouterr().err
+
+
 def test_ctrl_c_while_torch_is_imported(data: Path, tmp_path: Path) -> None:
     for i in range(4):
         stopped_at_the_start(data, tmp_path / str(i), 0.3 + 0.2 * i, "train.py", *FLAGS)

@@ -21,7 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from util.errors import UserError, print_error
-from util.run.stop import SIGNALS, Stop, exit_on_signals, leave
+from util.run.stop import PARENT, SIGNALS, Stop, exit_on_signals, leave
 
 LAST_SECONDS = 4.0  # that processes have to end after the first one has ended
 
@@ -198,6 +198,7 @@ def _wait(processes: list[subprocess.Popen], stop: Stop) -> int:
 def _work_together(work: Callable, opt) -> object:
     """Do the work as one of several processes."""
     exit_on_signals()
+    _end_without_launcher()  # nobody would answer for minutes
     store, number, count = next(dist.rendezvous("env://"))
     alarm = _Alarm(number)
     try:
@@ -229,6 +230,21 @@ def _work_together(work: Callable, opt) -> object:
     return answer
 
 
+def _launcher_has_store() -> bool:
+    """Whether the store that all processes share is in torchrun or in start, not in process 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _end_without_launcher() -> None:
+    """End this process if its launcher is gone, and the store with it. Launchers without a store
+    may end before their processes."""
+    if _launcher_has_store() and os.getppid() != PARENT:
+        if os.environ.get("LOCAL_RANK") == "0":
+            told = "the launcher of these processes is gone: it was killed; start it again"
+            print(f"error: {told}, a training with --continue_train", file=sys.stderr, flush=True)
+        leave(1)
+
+
 class _Alarm:
     """Ends all processes when one has failed, whatever they are doing.
 
@@ -246,17 +262,19 @@ class _Alarm:
         # a connection of its own: the other one is busy while the processes join
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)
-        agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self._hosts_store = number == 0 and not agents
+        self._hosts_store = number == 0 and not _launcher_has_store()
         self._off = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
     def _watch(self) -> None:
         while not self._off.wait(self.INTERVAL):
+            _end_without_launcher()
             try:
                 failed = self._store.check([self._key])
             except RuntimeError:  # the store is gone, and with it the launcher or process 0
+                time.sleep(self.INTERVAL)  # a launcher that is killed is gone a moment later
+                _end_without_launcher()
                 failed = True
             if failed and not self._off.is_set():
                 self._leave(1)
@@ -278,7 +296,8 @@ class _Alarm:
         mine = f"process {self._number}"
         try:
             first = self._store.compare_set(self._key, "", mine).decode() == mine
-        except RuntimeError:  # no store: process 0 has failed before
+        except RuntimeError:  # no store: the launcher is gone, or process 0 has failed before
+            _end_without_launcher()
             first = False
         if not first:
             self._leave(1)

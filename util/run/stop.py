@@ -9,6 +9,7 @@ import time
 from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
+PARENT = os.getppid()  # what started this process; it may be gone before torch is imported
 
 
 def exit_on_signals() -> None:

@@ -155,7 +155,21 @@ class Validation:
 def create_validation(
     opt: argparse.Namespace, model: Pix2PixHDModel
 ) -> tuple[Validation | None, str]:
-    """The validation that the flags and the data set allow, and what it is or why there is none."""
+    """The validation that the flags and the data set allow, and what it is or why there is none.
+    Raises UserError where that differs between the processes, which would wait for each other."""
+    validation, message = _create_validation(opt, model)
+    measured = f"; {validation.measured_on}, {validation._measured()}" if validation else ""
+    distributed.agree(
+        message + measured,
+        "would validate differently",
+        "give all the same files or --val_phase none",
+    )
+    return validation, message
+
+
+def _create_validation(
+    opt: argparse.Namespace, model: Pix2PixHDModel
+) -> tuple[Validation | None, str]:
     phase = opt.val_phase
     try:
         phase = phase or default_phase(opt)

@@ -233,6 +233,23 @@ def one_cannot_validate(opt: argparse.Namespace, device: torch.device) -> int:
     return train(opt, device)
 
 
+def other_scenes(opt: argparse.Namespace, device: torch.device) -> int:
+    """A training in which process 1 has another data set."""
+    from train import train
+
+    if distributed.rank() == 1:
+        opt.max_dataset_size = 8
+    return train(opt, device)
+
+
+def other_validation(opt: argparse.Namespace, device: torch.device) -> int:
+    """A training in which process 1 has no scenes to validate on."""
+    from train import train
+
+    opt.val_phase = "none" if distributed.rank() else "train"
+    return train(opt, device)
+
+
 def gradients(opt: argparse.Namespace, device: torch.device) -> None:
     """G's gradients of the first step, averaged over the processes."""
     torch.manual_seed(0)

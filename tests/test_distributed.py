@@ -182,6 +182,20 @@ def test_a_validation_that_one_cannot_do_ends_for_all(data: Path, tmp_path: Path
     assert "done: weights in" in told
 
 
+@pytest.mark.parametrize(
+    "what, told",
+    [("other_scenes", "different scenes"), ("other_validation", "validate differently")],
+)
+def test_machines_with_other_files_are_refused(
+    what: str, told: str, data: Path, tmp_path: Path
+) -> None:
+    flags = ["--niter", 1, "--niter_decay", 0, "--no_html", "--checkpoints_dir", tmp_path]
+    all_done = run_ranks(2, WORK, what, data, tmp_path, *flags)
+    assert {done.returncode for done in all_done} <= {1, 2}
+    (line,) = [line for done in all_done for line in done.stderr.splitlines()]
+    assert told in line and "process 1: " in line
+
+
 def test_each_process_draws_dropout_masks_of_its_own(data: Path, tmp_path: Path) -> None:
     flags = ["--niter", 1, "--niter_decay", 0, "--no_html", "--use_dropout", "--val_phase", "none"]
     run_together(2, WORK, "random_states", data, tmp_path, *flags, "--checkpoints_dir", tmp_path)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from util.errors import UserError, print_error
+from util.errors import UserError, brief, print_error
 from util.run.stop import PARENT, SIGNALS, Stop, exit_on_signals, leave
 
 LAST_SECONDS = 4.0  # that processes have to end after the first one has ended
@@ -103,6 +103,15 @@ def gather(value: object, to_main: bool = False) -> list | None:
     else:
         dist.all_gather_object(values, value)
     return values
+
+
+def agree(mine: str, problem: str, remedy: str) -> None:
+    """Raise UserError in all processes unless they call it with the same words; machines read disks
+    of their own. problem: what the processes do otherwise; remedy: what mends it."""
+    found = gather(mine)
+    if len(set(found)) > 1:
+        listed = [f"process {found.index(words)}: {words}" for words in dict.fromkeys(found)]
+        raise UserError(f"the processes {problem}: {brief(listed)}; {remedy}")
 
 
 def launch(work: Callable, opt) -> object:

@@ -31,7 +31,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from util import distributed
-from util.errors import UserError, brief, out_of_memory
+from util.errors import UserError, out_of_memory
 from util.progress import log_main
 from util.run.checkpoints import load_file, recover, rename_set, save_set, saved_options
 from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
@@ -216,13 +216,12 @@ def _check_agreement(model, at: Position) -> None:
             leaf = leaf.cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest.update(leaf if isinstance(leaf, np.ndarray) else repr(leaf).encode())
     mine = f"epoch {at.epoch} after {at.step} images (state {digest.hexdigest()[:8]})"
-    found = distributed.gather(mine)
-    if len(set(found)) > 1:
-        listed = [f"process {found.index(state)}: {state}" for state in dict.fromkeys(found)]
-        raise UserError(
-            f"the processes would start from different states: {brief(listed)}; let all of them "
-            "read the same --checkpoints_dir and --load_pretrain (a shared disk, or copies)"
-        )
+    distributed.agree(
+        mine,
+        "would start from different states",
+        "let all of them read the same --checkpoints_dir and --load_pretrain (a shared disk, or "
+        "copies)",
+    )
 
 
 def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:

@@ -452,6 +452,15 @@ def test_two_processes_continue_exactly(toy_data, tmp_path):
     assert len(pools) == 2 and not torch.equal(pools[0][0], pools[1][0])
 
 
+def test_a_process_more_than_before_draws_numbers_of_its_own(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *TWO]
+    train(tmp_path / "run", *flags, "--niter", 1)
+    train_on_two(tmp_path / "run", *flags, "--niter", 2, "--continue_train")
+    first, second = load_file(tmp_path / "run" / "latest_state.pth")["processes"]
+    assert not torch.equal(first["random"]["torch"], second["random"]["torch"])
+    assert not torch.equal(first["pool"]["images"][0], second["pool"]["images"][0])
+
+
 def error_of_two(folders: tuple[Path, Path], *flags: object) -> str:
     """The one line in which a training of two processes ends."""
     pair = two(folders, *flags)

@@ -184,9 +184,10 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
         _compare_flags(folder, old, opt)
         model.load_networks(folder)
         model.load_training_state(state["model"])
-        mine = processes[distributed.rank() % len(processes)]
-        model.pool.load_state_dict(mine["pool"], model.device)
-        set_random_state(mine["random"])
+        if distributed.rank() < len(processes):  # else one more than before: it has its own
+            mine = processes[distributed.rank()]
+            model.pool.load_state_dict(mine["pool"], model.device)
+            set_random_state(mine["random"])
     except UserError:
         raise
     except Exception as error:  # a foreign state fails in many ways

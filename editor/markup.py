@@ -22,7 +22,8 @@ def data_uri(picture: np.ndarray) -> str:
 def stage(session: Session, pictures: tuple[str, str]) -> str:
     """The photograph and the label map (their addresses) side by side, the selection outlined."""
     if not session.is_open:
-        return note("No scene is open. Choose one above, or open your own maps.")
+        text = "No scene is open. Choose one above, or open your own maps."
+        return f'<div data-turn="{session.turn}">{note(text)}</div>'
     height, width = session.ui.shape
     selected = "" if session.selected is None else outline_path(session.selected.mask)
     colour = "#ffffff"

@@ -14,6 +14,7 @@ function place(event, image, width, height) {
 function stage(element, trigger, watch) {
   let points = null; // of the stroke that is being drawn
   let target = null;
+  let turn = 0; // of the answer that is shown
   const sheet = () => element.querySelector(".pictures");
   const radius = () => document.querySelector("#radius input[type=range]").value;
   const size = () => [Number(sheet().dataset.width), Number(sheet().dataset.height)];
@@ -62,6 +63,9 @@ function stage(element, trigger, watch) {
     delete element.dataset.busy;
     element.querySelectorAll(".live").forEach((live) => live.setAttribute("d", ""));
     element.querySelectorAll(".under, .over").forEach((one) => one.removeAttribute("transform"));
+    const before = turn;
+    turn = Number(element.querySelector("[data-turn]").dataset.turn);
+    if (turn < before) trigger("stale"); // Gradio shows quick answers in any order: ask anew
   });
 }
 

@@ -194,8 +194,8 @@ class Page:
             sent: Callable[[gr.EventData], object] | None = None,
         ) -> None:
             """Let an event carry out an action of the session, with what the event itself sent and
-            with the inputs' values, then generate missing previews. A gesture sends one event: the
-            page may show two answers in either order."""
+            with the inputs' values, then generate missing previews. The page may show two answers
+            in either order, and then asks for what holds: a gesture sends one event."""
 
             def handler(session: Session | None, event: gr.EventData, *values: object) -> dict:
                 def work() -> str:
@@ -220,6 +220,7 @@ class Page:
         on(self.gallery.choose, Session.choose_style, self.whole_class, sent=_number)
         on(self.classes.choose, Session.choose_label, sent=_number)
         on(self.library.choose, Session.choose_object, sent=_number)
+        on(self.stage.stale, Session.show_again)
         on(self.photo_scene.input, Session.open_photo, self.photo_scene)
         on(self.photo_file.upload, Session.upload_photo, self.photo_file)
         on(self.all_styles.click, Session.take_all_styles)
@@ -291,7 +292,8 @@ class Page:
             view[self.file], session.file = {**session.file, "turn": session.turn}, None
         if text:
             text = text if error else text[0].upper() + text[1:]
-            view[self.status] = markup.status(text, error)
+            session.status = markup.status(text, error)
+        view[self.status] = session.status
         return view
 
 

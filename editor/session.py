@@ -61,6 +61,7 @@ class Session:
     photo: np.ndarray | None = None  # to take styles from, (H, W, 3) uint8
     photo_inst: np.ndarray | None = None
     turn: int = 0  # counts what the page was sent
+    status: str = ""  # the line that the page was sent last
     shown: dict[object, object] = field(default_factory=dict)  # what the page has, by part
     file: dict[str, str] | None = None  # to be downloaded: its name, type and content in base64
     _generating: tuple[Selection, int] | None = None  # of whom a gallery is made, at which version
@@ -299,6 +300,11 @@ class Session:
         if not self.ui.set_styles(self.ui.photo_features(photo)):
             return "They have it already."
         return "Every object has its style from the photograph."
+
+    def show_again(self) -> str:
+        """Send the whole page: it shows an older answer."""
+        self.shown.clear()
+        return ""
 
     # -- downloads, undo ---------------------------------------------------------------------
 

@@ -236,6 +236,32 @@ def test_a_number_box_left_empty_or_out_of_range_takes_its_limit(window) -> None
         window.press("Undo")
 
 
+def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
+    """Gradio shows answers as it learns of their events' numbers, in whatever order."""
+    window.tool("Paint")
+    window.choose_class("train")
+    page, turn, held = window.page, int(window.turn()), []
+
+    def hold_the_first(route) -> None:
+        number = route.fetch()
+        if held:
+            route.fulfill(response=number)
+        else:
+            held.append((route, number))
+
+    page.route("**/queue/join**", hold_the_first)
+    page.mouse.click(*window.at(10, 10))
+    page.wait_for_timeout(100)
+    window.click(30, 30)
+    assert int(window.turn()) == turn + 2
+    route, number = held[0]
+    window.after(lambda: route.fulfill(response=number))
+    expect(page.locator(".pictures")).to_have_attribute("data-turn", str(turn + 3))
+    painted = (window.picture("map") == TRAIN_COLOUR).all(2)
+    assert painted[10, 10] and painted[30, 30]
+    page.unroute_all(behavior="wait")
+
+
 def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path: Path) -> None:
     number, y, x, _ = car(project)
     window.tool("Delete")

@@ -120,8 +120,13 @@ def _tiles(title: str, tiles: list[str], attribute: str = "") -> str:
 
 
 def _tile(kind: str, number: int, chosen: int | None, title: str, content: str) -> str:
-    kind += " chosen" if number == chosen else ""
-    return f'<button class="{kind}" data-number="{number}" title="{title}">{content}</button>'
+    pressed = "false"
+    if number == chosen:
+        kind, pressed = f"{kind} chosen", "true"
+    return (
+        f'<button class="{kind}" aria-pressed="{pressed}" data-number="{number}" title="{title}">'
+        f"{content}</button>"
+    )
 
 
 def photo(session: Session) -> str:

@@ -106,6 +106,7 @@ class Page:
             self.tool = gr.Radio(
                 list(HINTS),
                 value="Select",
+                label="Tool",  # for screen readers
                 show_label=False,
                 container=False,
                 scale=1,

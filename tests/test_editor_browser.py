@@ -378,6 +378,14 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     window.says(r"Every object has its style from the photograph\.")
 
 
+def test_screen_readers_are_told_the_tools_and_what_is_chosen(window) -> None:
+    expect(window.page.get_by_role("group").filter(has_text="Delete")).to_contain_text("Tool")
+    window.tool("Paint")
+    window.choose_class("sky")
+    expect(window.page.get_by_role("button", name="sky", pressed=True)).to_have_count(1)
+    expect(window.page.locator("#classes").get_by_role("button", pressed=True)).to_have_count(1)
+
+
 def test_no_request_leaves_and_the_page_fits_narrow_windows(browser, url: str) -> None:
     window = Window(browser, url)
     for width in (1400, 900, 500):

@@ -39,6 +39,7 @@ def write_dataset(
     that holds real images.
     """
     _check(out, train, val, size, seed)
+    out.mkdir(parents=True, exist_ok=True)
     for split in CITIES:  # a set that is drawn in part has no list, which would tell it is whole
         (out / f"{split}.list").unlink(missing_ok=True)
     lists, styles = {}, {}

@@ -188,6 +188,14 @@ def test_bad_usage_ends_in_one_line(tmp_path, flags, word):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_split_alone(tmp_path, split):
+    counts = {"train": 0, "val": 0, split: 1}
+    write_dataset(tmp_path / "out", **counts, size=(64, 32))
+    lines = {name: (tmp_path / "out" / f"{name}.list").read_text() for name in counts}
+    assert {name: text.count("\n") for name, text in lines.items()} == counts
+
+
 def test_real_pictures_are_left_alone(tmp_path):
     (tmp_path / "leftImg8bit/train/aachen").mkdir(parents=True)
     (tmp_path / "train.list").write_text("mine")

@@ -16,7 +16,7 @@ from data.cache import create_cache
 from data.files import MOST_CLASSES, list_files, read_rgb, scan_folder
 from data.kinds import image_kind, scene_kinds
 from data.loader import Loader
-from data.values import SIDES, TYPES, Values, side_values
+from data.values import SIDES, TYPES, Values, refuse_beyond_type, side_values
 from util import distributed
 from util.errors import UserError, brief
 from util.run.checkpoints import saved_options
@@ -168,9 +168,7 @@ def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
         given = TYPES[dtype]
     if given == "auto":
         given = percentiles(files, image_kind(Values(channels, dtype), side).read)
-    whole = TYPES[dtype]
-    if whole and not whole[0] <= given[0] < given[1] <= whole[1]:
-        raise UserError(f"--{side}_range {given[0]:g},{given[1]:g}: {dtype} cannot hold it")
+    refuse_beyond_type(side, dtype, given)
     setattr(opt, f"{side}_range", list(given))
     values = side_values(opt, side)
     if values.is_rgb8:

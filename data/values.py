@@ -1,11 +1,14 @@
 """Numbers in image files and in tensors: what type they have, and which range becomes [-1, 1]."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from util.errors import UserError
 
 TYPES: dict[str, tuple[float, float] | None] = {  # type of a file's numbers -> its whole range
     **{"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)},
@@ -69,6 +72,13 @@ class Values:
 
 
 RGB8 = Values()
+
+
+def refuse_beyond_type(side: str, dtype: str, ends: Sequence[float]) -> None:
+    """Raises UserError for a range (low, high) that numbers of this type cannot fill."""
+    whole, (low, high) = TYPES[dtype], ends
+    if whole and not whole[0] <= low < high <= whole[1]:
+        raise UserError(f"--{side}_range {low:g},{high:g}: {dtype} cannot hold it")
 
 
 def bytes_to_float(images: Tensor) -> Tensor:

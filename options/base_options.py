@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from data.create import whole_images
-from data.values import SIDES, TYPES
+from data.values import SIDES, TYPES, refuse_beyond_type
 from models.normalization import NORMS
 from models.upsampling import UPSAMPLE
 from options.parser import (
@@ -108,7 +108,7 @@ def check_data(opt: argparse.Namespace) -> None:
 
 
 def check_range(opt: argparse.Namespace, side: str) -> None:
-    """Raises UserError for a range that training would measure and has not."""
+    """Raises UserError for a range that training would measure and has not, or would refuse."""
     dtype, given = getattr(opt, f"{side}_type"), getattr(opt, f"{side}_range")
     if given == "auto":
         raise UserError(
@@ -120,6 +120,8 @@ def check_range(opt: argparse.Namespace, side: str) -> None:
             f"--{side}_type {dtype}: such numbers have no range of their own; give "
             f"--{side}_range LOW,HIGH"
         )
+    if not isinstance(given, str):
+        refuse_beyond_type(side, dtype or "uint8", given)
 
 
 LOADING = Group(

@@ -352,6 +352,14 @@ def test_ranges_are_what_training_measured(
         options().parse([*flags, *more, "--name", "another"])
 
 
+@pytest.mark.parametrize("options", [TestOptions, EncoderOptions, EvaluateOptions])
+def test_ranges_beyond_the_type_are_refused(options: type) -> None:
+    flags = ["--output_range", "-1,1"]
+    with pytest.raises(UserError, match="--output_range -1,1: uint8 cannot hold it"):
+        options().parse(flags)
+    assert options().parse([*flags, "--output_type", "float32"]).output_range == [-1, 1]
+
+
 def test_the_range_of_conditions_is_what_training_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--cond_nc", "1", "--cond_range", "auto"]
     opt = written(monkeypatch, *flags)

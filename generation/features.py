@@ -1,7 +1,7 @@
 """Where the features of generated instances come from: files, photographs, or chosen styles."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -44,7 +44,9 @@ def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, 
         return {}
     fixed: dict[int, np.ndarray] = {}
     for request in opt.style_from:
-        fixed |= style_of_instance(model, request, opt)
+        found = style_of_instance(model, request, opt)
+        refuse_second_style(fixed, *found, opt)
+        fixed |= found
     needs_clusters = not fixed or opt.style or opt.all_styles
     has_clusters = cluster_path(model.folder, opt.cluster_path).is_file()
     styles = run_styles(model.folder, opt) if needs_clusters or has_clusters else {}
@@ -53,15 +55,26 @@ def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, 
         if not number.isdecimal():
             raise UserError(f"--style {request}: expected CLASS=K, e.g. car=3")
         label = class_id(name, opt.label_nc)
+        refuse_second_style(fixed, label, opt)
         fixed[label] = style(styles, label, int(number), f"--style {request}: class {name}")
     if opt.all_styles is None:
         return {"synthesized_image": StyleChooser(styles, fixed, opt.seed)}
     label = class_id(opt.all_styles, opt.label_nc)
+    refuse_second_style(fixed, label, opt)
     style(styles, label, 0, opt.all_styles)  # refuses a class without styles
     return {
         f"style_{k}": StyleChooser(styles, {**fixed, label: vector}, opt.seed)
         for k, vector in enumerate(styles[label])
     }
+
+
+def refuse_second_style(fixed: Iterable[int], label: int, opt: argparse.Namespace) -> None:
+    """Raises UserError for a class whose style is fixed already."""
+    if label in fixed:
+        raise UserError(
+            f"class {class_name(label, opt.label_nc)} is named twice by --style, --style_from and "
+            "--all_styles; name it once"
+        )
 
 
 def styled(model: InferenceModel, chooser: StyleChooser, batch: dict) -> Tensor:

@@ -4,7 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
+
+from util.parallel import parallel
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +45,22 @@ def output_of(program: str) -> list[str]:
 def test_torch_has_one_thread_in_the_background_and_all_in_front() -> None:
     """Else OpenMP would have more threads than cores, and the training slows down for good."""
     assert output_of(WITH_OTHERS) == ["1", "1", "1", *output_of(ALONE)]
+
+
+def test_no_more_processes_are_started_than_there_are_things(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count: int, **_: object) -> None:
+            counts.append(count)
+            super().__init__(count)
+
+    monkeypatch.setattr("util.parallel.ProcessPoolExecutor", Pool)
+    assert list(parallel(abs, [-1, -2], 500, "counting")) == [1, 2]
+    assert list(parallel(abs, [], 500, "counting")) == []
+    assert counts == [2]
 
 
 def test_no_process_outlives_the_one_that_is_killed(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def parallel(
 
     work and its results travel between processes, so both must be picklable. what: names the bar.
     """
+    workers = min(workers, len(things))  # a pool may start all of its processes at once
     with ProcessPoolExecutor(workers, initializer=_serve) if workers else nullcontext() as pool:
         results = pool.map(work, things) if pool else map(work, things)
         yield from bar(results, total=len(things), desc=what)

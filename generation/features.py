@@ -44,9 +44,9 @@ def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, 
         return {}
     fixed: dict[int, np.ndarray] = {}
     for request in opt.style_from:
-        found = style_of_instance(model, request, opt)
-        refuse_second_style(fixed, *found, opt)
-        fixed |= found
+        label, vector = style_of_instance(model, request, opt)
+        refuse_second_style(fixed, label, opt)
+        fixed[label] = vector
     needs_clusters = not fixed or opt.style or opt.all_styles
     has_clusters = cluster_path(model.folder, opt.cluster_path).is_file()
     styles = run_styles(model.folder, opt) if needs_clusters or has_clusters else {}
@@ -90,8 +90,8 @@ def styled(model: InferenceModel, chooser: StyleChooser, batch: dict) -> Tensor:
 
 def style_of_instance(
     model: InferenceModel, request: str, opt: argparse.Namespace
-) -> dict[int, np.ndarray]:
-    """--style_from SCENE,ID as class -> the feature that the encoder finds in that instance."""
+) -> tuple[int, np.ndarray]:
+    """--style_from SCENE,ID as the instance's class and the feature that the encoder finds."""
     scene, _, number = request.rpartition(",")
     if not scene or not number.isdecimal():
         raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. aachen_0_19,26001")
@@ -105,7 +105,7 @@ def style_of_instance(
     _, y, x = places[0]
     label = batch["label"][0, 0].numpy() if opt.label_nc else None
     feature = model.encode_batch(batch)[0, :, y, x].cpu().numpy()
-    return {instance_classes(regions, label)[int(regions[y, x])]: feature}
+    return instance_classes(regions, label)[int(regions[y, x])], feature
 
 
 def find_scene(name: str, opt: argparse.Namespace) -> dict:

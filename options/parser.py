@@ -4,6 +4,7 @@ import argparse
 import difflib
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **settings})
+        if module := sys.modules["__main__"].__spec__:  # argparse says so from Python 3.14 on
+            self.prog = f"python -m {module.name}"
         # a range like -1000,3000 is a value as well, not a flag
         self._negative_number_matcher = re.compile(r"-\.?\d[\d.,e+-]*$")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, TINY, run_command, save_png
+from conftest import SHARED, TINY, one_line, run_command, save_png
 from PIL import Image
 
 from data.check import check, summary
@@ -275,6 +275,8 @@ def test_the_command_and_its_exit_status(own_data, refused):
     assert done.returncode == 1 and "1 problems" in done.stdout and not done.stderr
     assert "no such folder" in refused(check_main, "--dataroot", "nowhere")
     assert "did you mean" in refused(check_main, "--datarot", "nowhere")
+    told = one_line(run_command("-m", "data.check", "--ngf", "many"))
+    assert "python -m data.check --help lists the flags" in told
 
 
 @pytest.mark.skipif(not (SHARED / "cityscapes_sample").is_dir(), reason="no sample of Cityscapes")

@@ -109,7 +109,9 @@ def last_images(folder: Path, validations: list[dict]) -> dict[str, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare runs on one page.")
+    parser = argparse.ArgumentParser(
+        prog="python -m util.compare", description="Compare runs on one page."
+    )
     parser.add_argument("runs", nargs="+", metavar="NAME", help="folders in --checkpoints_dir")
     parser.add_argument(
         "--checkpoints_dir",

@@ -10,18 +10,19 @@ images. Prints how many of the written images differ from those in memory.
 import argparse
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks import scene
 from benchmarks.measure import alternate, compare, report
-from data.files import picture_names
+from data.arrays import read_array
 from data.input_files import InputFiles
 from data.loader import collate
 from generation.features import feature_sources, style_choosers
+from generation.results import Results
 from options.base_options import integer
 from options.test_options import TestOptions
 from test import create_generator, generate, write_images
@@ -47,22 +48,24 @@ def measure(given: argparse.Namespace, opt: argparse.Namespace, device: torch.de
     sources = feature_sources(model, opt, style_choosers(model, opt))
 
     def memory() -> list[np.ndarray]:
-        return [generate(model, sources, batch)["synthesized_image"][0] for batch in batches]
+        images = [generate(model, sources, batch).values() for batch in batches]
+        return [image for (image,) in chain(*images)]  # of batches of one
 
     def files() -> None:
         with redirect_stdout(StringIO()):
             write_images(model, opt)
 
     times = alternate({"memory": memory, "files": files}, device, given.repeat)
-    names = picture_names(dataset.files["label"]).values()
-    written = [np.asarray(Image.open(Path(opt.output) / f"{name}.png")) for name in names]
-    different = sum(not np.array_equal(*pair) for pair in zip(written, memory()))
+    results = Results(opt, dataset, list(sources), [])
+    paths = [results.paths(index, sources).values() for index in range(len(dataset))]
+    written = [read_array(results.folder / path) for path in chain(*paths)]
+    different = sum(not np.array_equal(*pair) for pair in zip(written, memory(), strict=True))
     rows = compare(times, "memory")
     for row in rows:
-        row["images/s"] = len(batches) / row["median"]
+        row["images/s"] = len(written) / row["median"]
         row["of memory's rate"] = 1 / row["ratio"]
     given.device = device
-    report("files", rows, given, images=len(batches), different=different)
+    report("files", rows, given, images=len(written), different=different)
 
 
 if __name__ == "__main__":

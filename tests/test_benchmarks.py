@@ -96,6 +96,11 @@ def test_files_and_memory_give_the_same_images(
     memory, written = told["rows"]
     assert written["of memory's rate"] == pytest.approx(memory["median"] / written["median"])
 
+    write_run(tmp_path, "styles", label_nc=35)
+    flags = flags.replace("run", "styles") + " --how_many 2 --all_styles 7 --image_format npy"
+    told = result(files.main, flags, monkeypatch, capsys)
+    assert (told["images"], told["different"]) == (2 * 5, 0)
+
 
 def test_memory_of_the_full_networks(monkeypatch, capsys) -> None:
     """Computed on shapes alone; the figures that the project promises."""

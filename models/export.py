@@ -85,7 +85,7 @@ def export_onnx(model: InferenceModel, path: Path) -> dict[tuple[int, int, int],
     program = _trace(model)
     with replacing(path) as unchecked:
         program.save(unchecked, external_data=False)
-        return _check(model, unchecked)
+        return _check(model, unchecked, path)
 
 
 def open_session(path: Path, provider: str = "cpu", device_index: int = 0) -> object:
@@ -197,9 +197,10 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
     return program
 
 
-def _check(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]:
-    """Generate random scenes with both; the most grey levels between the images, by size."""
-    session = open_session(path)
+def _check(model: InferenceModel, unchecked: Path, path: Path) -> dict[tuple[int, int, int], int]:
+    """Generate random scenes with both; the most grey levels between the images, by size. path:
+    the name that the file unchecked is to have."""
+    session = open_session(unchecked)
     exact = model  # two half precisions differ by the rounding of both: compare with float32
     if model.dtype != torch.float32:
         exact = copy.deepcopy(model).float()

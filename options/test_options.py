@@ -20,7 +20,7 @@ TEST = Group(
     Flag("--results_dir", "./results/", "folder of the pages", "DIR"),
     Flag("--image_format", None, "of the saved images; default: png where it fits", FORMATS),
     Flag("--aspect_ratio", 1.0, "the width of saved images is multiplied by it", number(0.01, 100)),
-    Flag("--tile", None, "pixels of a tile to generate in: less memory, same image", integer(8)),
+    Flag("--tile", None, "pixels of a tile: less memory, same image in float32", integer(8)),
     Flag(
         "--tile_dir",
         None,

@@ -13,6 +13,8 @@ from PIL import Image
 from models.ui_model import UIModel
 from util.errors import UserError, first_line
 from util.files import make_folder, write_bytes
+from util.pages.colours import class_name
+from util.progress import log
 
 FORMAT = "pix2pixHD edit list 1"
 MOST_BYTES = 256 << 20  # of an edit list's file
@@ -60,6 +62,9 @@ def replay(ui: UIModel, record: dict) -> None:
             ui.apply(edit)
         except UserError as error:
             raise UserError(f"edit {number}: {error}") from error
+    if bare := ui.without_style():
+        names = ", ".join(class_name(label, ui.networks.opt.label_nc) for label in bare)
+        log(f"warning: the edit list has no styles for {names}; their features are zero")
 
 
 def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:

@@ -132,6 +132,7 @@ class Scene:
             classes = instance_classes(self.regions, self.label)
             self.features = self._chooser.choose(classes, name)
             self.features |= feature_vectors(features or {}, opt)
+            self._chooser.missing.clear()  # from here on: of what edits make
         self._opened = self._packed(self.label, self.inst), dict(self.features)
 
     @property
@@ -166,6 +167,10 @@ class Scene:
     def feature(self, instance: int) -> np.ndarray | None:
         """The feature of an instance, (feat_num,), or None if it has none."""
         return self.features.get(self._region(self.selection(instance)))
+
+    def without_style(self) -> list[int]:
+        """The classes of regions that edits made without a feature and found no style for."""
+        return sorted(self._chooser.missing)
 
     # -- edits: from checked arguments to new maps and features ------------------------------
 

@@ -433,6 +433,19 @@ def test_an_edit_list_needs_no_styles(ui: UIModel, tmp_path: Path) -> None:
     np.testing.assert_array_equal(bare.picture(), ui.picture())
 
 
+def test_an_edit_list_without_styles_says_so(
+    ui: UIModel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As the first versions wrote them: new objects without their features."""
+    ui.add(["##", "##"], 25, 20, 35)
+    record = edit_list(ui)
+    replay(UIModel(ui.networks), record)
+    assert "warning" not in capfd.readouterr().out
+    del record["edits"][0]["feature"]
+    replay(UIModel(ui.networks), record)
+    assert "no styles for rider" in capfd.readouterr().out
+
+
 def test_an_edit_list_is_refused_by_a_model_whose_features_are_of_other_regions(
     ui: UIModel, tmp_path: Path
 ) -> None:

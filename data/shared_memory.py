@@ -22,17 +22,23 @@ class SharedMemory:
     """
 
     def __init__(self, size: int) -> None:
-        """Raises OSError where there is not enough."""
+        """Raises OSError, in all processes, where there is not enough."""
         self._size = size
         self._array: np.ndarray | None = None
         self._file: FileIO | None = None  # while it is open, others can open it as well
         if not hasattr(os, "memfd_create"):
             self._memory = multiprocessing.RawArray(ctypes.c_uint8, size)
             return
-        first = os.environ.get("LOCAL_RANK", "0") == "0"
-        made = self._make() if first else None
-        offered = distributed.gather(made)[: distributed.rank() + 1]
-        nearest = next(one for one in reversed(offered) if one)  # ranks go machine by machine
+        first = os.environ.get("LOCAL_RANK", "0") == "0"  # ranks go machine by machine
+        try:
+            made = self._make() if first else None
+        except OSError as error:
+            made = error
+        offered = distributed.gather(made)
+        for problem in offered:
+            if isinstance(problem, OSError):  # in all processes: the others would go on alone
+                raise problem
+        nearest = next(one for one in reversed(offered[: distributed.rank() + 1]) if one)
         self._path = (made or (nearest if _is_there(*nearest) else self._make()))[0]
 
     def array(self) -> np.ndarray:

@@ -272,6 +272,26 @@ def test_too_little_memory_is_refused(root: Path, monkeypatch) -> None:
         dataset(root, "ram")
 
 
+def test_too_little_memory_of_one_process_is_that_of_all(monkeypatch) -> None:
+    """Else those that have it would wait for the others where these do without."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("util.distributed.gather", lambda mine: [full, mine])
+    with pytest.raises(OSError, match="No space left"):
+        SharedMemory(10)
+
+    def fallocate(*_: int) -> None:
+        raise full
+
+    gathered = []
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr("data.shared_memory.os.posix_fallocate", fallocate)
+    monkeypatch.setattr("util.distributed.gather", lambda mine: gathered.append(mine) or [mine])
+    with pytest.raises(OSError, match="No space left"):
+        SharedMemory(10)
+    assert gathered == [full]
+
+
 def test_the_flag_reaches_the_loader(root: Path) -> None:
     """Parsed as on the command line, all three kinds give the same batches in two epochs."""
     flags = f"--dataroot {root} --loadSize 24 --nThreads 0 --gpu_ids -1 --batchSize 2".split()

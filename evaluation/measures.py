@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from util.errors import UserError, first_line
+from util.errors import UserError, first_line, out_of_memory
 from util.run.checkpoints import load_file
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -296,7 +296,7 @@ def _hub_folder(weights_dir: Path | None) -> Iterator[None]:
 
 def _reason(error: Exception, weights: str) -> str:
     """Why a measure cannot be had, in one line; too little memory is an error."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if out_of_memory(error):
         raise error
     if isinstance(error, UserError):
         return str(error)

@@ -113,6 +113,10 @@ def fail_for_memory(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+def fail_for_memory_of_cpu(*_: object) -> None:
+    torch.empty(10**15)
+
+
 def without_memory_for_images() -> None:
     Validation._generate = fail_for_memory
 
@@ -121,14 +125,25 @@ def without_memory_for_measures() -> None:
     measures._check_weights = fail_for_memory
 
 
-@pytest.mark.parametrize("without", [without_memory_for_images, without_memory_for_measures])
+def without_memory_of_cpu_for_measures() -> None:
+    measures._check_weights = fail_for_memory_of_cpu
+
+
+@pytest.mark.parametrize(
+    "without, error",
+    [
+        (without_memory_for_images, "CUDA out of memory"),
+        (without_memory_for_measures, "CUDA out of memory"),
+        (without_memory_of_cpu_for_measures, "[enforce fail at"),
+    ],
+)
 def test_too_little_memory_ends_validation_and_not_training(
-    without: Callable[[], None], toy_data: Path, tmp_path: Path
+    without: Callable[[], None], error: str, toy_data: Path, tmp_path: Path
 ) -> None:
     training = Training(tmp_path / "run", "--dataroot", toy_data, *SHORT, prepare=without)
     assert training.end() == 0
     told = training.told()
-    assert told.count("no more validation, as it failed: CUDA out of memory") == 1
+    assert told.count(f"no more validation, as it failed: {error}") == 1
     assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["epoch"] == 5
 
 

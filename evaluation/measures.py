@@ -223,7 +223,7 @@ class Measures:
                 metric.update(b, real=True)
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Without a measure from here on; in several processes, before any sees an image."""
+        """Without a measure from here on. Several processes leave it out together."""
         if self.sets.pop(name, None):
             self.reasons[name] = reason
 

@@ -109,6 +109,9 @@ class Validation:
             problem = first_line(error)
         if problems := [one for one in distributed.gather(problem) if one]:
             raise UserError(problems[0])
+        for reasons in distributed.gather(measures.reasons):  # what one lacks, the others leave out
+            for name, reason in reasons.items():
+                measures.leave_out(name, reason)
         rows, shown = of_all_scenes(rows), of_all_scenes(shown)
         figures = flat(summary(list(rows.values()), measures, self.evaluator))
         if self.metric not in figures:  # its weights have gone since the start, say

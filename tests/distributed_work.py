@@ -233,6 +233,27 @@ def one_cannot_validate(opt: argparse.Namespace, device: torch.device) -> int:
     return train(opt, device)
 
 
+def one_lacks_weights(opt: argparse.Namespace, device: torch.device) -> int:
+    """A training in which process 1 alone does not find LPIPS's weights when it validates."""
+    from torchmetrics import MeanMetric
+
+    from evaluation import measures, validation
+    from train import train
+
+    class Distance(MeanMetric):
+        def update(self, generated: torch.Tensor, real: torch.Tensor) -> None:
+            super().update((generated - real).abs())
+
+    def check(file: str, fetch: bool) -> None:
+        if file != measures.ALEXNET or distributed.rank() == 1:
+            raise UserError(f"{file} is not there")
+
+    measures.SET_MEASURES["lpips"] = measures.ALEXNET, lambda count, others: Distance()
+    measures._check_weights = check
+    validation.why_missing = lambda name, folder: None if name == "lpips" else "not there"
+    return train(opt, device)
+
+
 def other_scenes(opt: argparse.Namespace, device: torch.device) -> int:
     """A training in which process 1 has another data set."""
     from train import train

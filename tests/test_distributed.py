@@ -172,6 +172,19 @@ def test_processes_agree_on_the_best_when_it_cannot_be_saved(data: Path, tmp_pat
     assert (state["position"]["best_epoch"], state["position"]["best"]) == (2, 2.0)
 
 
+@pytest.mark.parametrize("metric", ["lpips", "ssim"])
+def test_a_measure_that_one_lacks_is_that_of_none(metric: str, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 4, "--best_metric", metric]
+    flags += ["--niter", 1, "--niter_decay", 0, "--no_html", "--checkpoints_dir", tmp_path]
+    flags += ["--loadSize", 64]
+    all_done = run_ranks(2, WORK, "one_lacks_weights", data, tmp_path, *flags)
+    assert [done.returncode for done in all_done] == [0, 0], all_done
+    told = "".join(done.stdout for done in all_done)
+    failed = "no more validation, as it failed: lpips: alexnet-owt-7be5be79.pth is not there"
+    assert (failed in told) == (metric == "lpips") and "done: weights in" in told
+
+
 def test_a_validation_that_one_cannot_do_ends_for_all(data: Path, tmp_path: Path) -> None:
     flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 4, "--niter", 2]
     flags += ["--niter_decay", 0, "--no_html", "--checkpoints_dir", tmp_path]

@@ -58,7 +58,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
         targets[index].parent.mkdir(parents=True, exist_ok=True)
         save_image(np.squeeze(array, 2) if opt.feat_num == 1 else array, targets[index])
         sizes.add(f"{array.shape[1]}x{array.shape[0]}")
-    distributed.wait_for_all()
+    sizes = set().union(*distributed.gather(sizes))
     size = sizes.pop() if len(sizes) == 1 else "several sizes"
     log_main(f"{len(dataset)} feature maps of {size} in {folder}")
 

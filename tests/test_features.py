@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run_ranks
 from conftest import SHARED, TINY, one_line, run_command
 from PIL import Image
 from tiny_run import write_run
@@ -286,6 +287,19 @@ def test_no_encoder_no_features(toy_data: Path, tmp_path: Path) -> None:
         )
         assert "encoder" in one_line(done)
     assert not (toy_data / "train_feat").exists()
+
+
+def test_several_processes_tell_the_sizes_of_all(run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for kind in ("label", "inst", "img"):
+        shutil.copytree(run / "data" / f"train_{kind}", data / f"train_{kind}")
+        second = sorted((data / f"train_{kind}").iterdir())[1]
+        Image.open(second).crop((0, 0, 32, 32)).save(second)
+    flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", data]
+    flags += ["--resize_or_crop", "none", "--max_dataset_size", 2, "--gpu_ids", -1]
+    all_done = run_ranks(2, "precompute_feature_maps.py", *flags, "--nThreads", 0)
+    assert [done.returncode for done in all_done] == [0, 0], all_done
+    assert "2 feature maps of several sizes" in all_done[0].stdout
 
 
 def test_local_stage(run: Path) -> None:

@@ -302,7 +302,8 @@ def _reason(error: Exception, weights: str) -> str:
         return str(error)
     if isinstance(error, ImportError):
         return f"{error}; pip install -r requirements-eval.txt"
-    return f"{weights} could not be fetched ({first_line(error)}); put it into --weights_dir"
+    told = first_line(error)
+    return f"{weights} could not be fetched or used ({told}); put it into --weights_dir"
 
 
 def _check_weights(file: str, fetch: bool) -> None:
@@ -330,6 +331,6 @@ def why_missing(name: str, weights_dir: Path | None) -> str | None:
             load_file(path)
             for package in _PACKAGES[weights]:
                 importlib.import_module(package)
-        except (UserError, ImportError) as error:
+        except Exception as error:  # a broken installation fails in many ways
             return _reason(error, weights)
     return None

@@ -263,7 +263,7 @@ def test_figures_by_hand(measure: Callable, scenes: Path, capsys: pytest.Capture
     for name in ("lpips", "fid", "kid"):
         assert found[name] is None and found["reasons"][name]
     shown = capsys.readouterr().out
-    assert "mean IoU" in shown and "could not be fetched (no network here)" in shown
+    assert "mean IoU" in shown and "could not be fetched or used (no network here)" in shown
 
     page = (scenes / "out" / "index.html").read_text()
     assert "<table>" in page and "mean IoU" in page and "confusion_oracle.png" in page

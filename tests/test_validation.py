@@ -196,6 +196,13 @@ def test_a_package_that_is_missing_leaves_measures_out(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"x": torch.zeros(1)}, tmp_path / measures.ALEXNET)
+
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measures.importlib, "import_module", broken)
+        assert "lpips" not in measured(toy_data, "--weights_dir", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     assert "lpips" not in measured(toy_data, "--weights_dir", str(tmp_path))
     with pytest.raises(UserError, match=r"requirements-eval\.txt\); there are ssim"):

@@ -35,9 +35,8 @@ class SharedMemory:
         except OSError as error:
             made = error
         offered = distributed.gather(made)
-        for problem in offered:
-            if isinstance(problem, OSError):  # in all processes: the others would go on alone
-                raise problem
+        if problems := [one for one in offered if isinstance(one, OSError)]:
+            raise problems[0]  # in all processes: the others would go on alone
         nearest = next(one for one in reversed(offered[: distributed.rank() + 1]) if one)
         self._path = (made or (nearest if _is_there(*nearest) else self._make()))[0]
 

@@ -173,6 +173,7 @@ def create_validation(
 def _create_validation(
     opt: argparse.Namespace, model: Pix2PixHDModel
 ) -> tuple[Validation | None, str]:
+    """create_validation in one process."""
     phase = opt.val_phase
     try:
         phase = phase or default_phase(opt)

@@ -1,7 +1,7 @@
 """Where the features of generated instances come from: files, photographs, or chosen styles."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -68,7 +68,7 @@ def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, 
     }
 
 
-def refuse_second_style(fixed: Iterable[int], label: int, opt: argparse.Namespace) -> None:
+def refuse_second_style(fixed: Container[int], label: int, opt: argparse.Namespace) -> None:
     """Raises UserError for a class whose style is fixed already."""
     if label in fixed:
         raise UserError(

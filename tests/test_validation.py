@@ -219,14 +219,18 @@ def measured(data: Path, *flags: str) -> list[str]:
 def test_judging_by_hand(more: bool) -> None:
     at = Position(epoch=2)
     sign = 1 if more else -1
-    assert at.judge("ssim", sign * 0.5, more) and at.best_epoch == 1
+    at.judge_by("ssim")
+    assert at.judge(sign * 0.5, more) and at.best_epoch == 1
     at.epoch = 3
-    assert not at.judge("ssim", sign * 0.5, more) and at.worse == 1  # no better than the first
-    assert not at.judge("ssim", float("nan"), more) and at.worse == 2
-    assert at.judge("ssim", sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
-    assert at.judge("l1", 9.0, False) and at.best == 9.0  # another metric starts anew
-    assert not at.judge("l1", 9.5, False, "4 scenes")  # an older state does not say of what
-    assert at.judge("l1", 9.7, False, "2 scenes") and at.best == 9.7
+    assert not at.judge(sign * 0.5, more) and at.worse == 1  # no better than the first
+    assert not at.judge(float("nan"), more) and at.worse == 2
+    assert at.judge(sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
+    at.judge_by("l1")  # another metric starts anew
+    assert at.judge(9.0, False) and at.best == 9.0
+    at.judge_by("l1", "4 scenes")  # an older state does not say of what
+    assert not at.judge(9.5, False)
+    at.judge_by("l1", "2 scenes")
+    assert at.judge(9.7, False) and at.best == 9.7
 
 
 def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -> None:

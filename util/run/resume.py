@@ -72,10 +72,9 @@ class Position:
             self.best_metric, self.best, self.best_epoch, self.worse = metric, None, 0, 0
         self.best_on = on
 
-    def judge(self, metric: str, value: float, more_is_better: bool, on: str = "") -> bool:
-        """Note a validation; returns whether it is the best so far. A value that is not finite is
-        never the best."""
-        self.judge_by(metric, on)
+    def judge(self, value: float, more_is_better: bool) -> bool:
+        """Note a validation by the metric of judge_by; returns whether it is the best so far. A
+        value that is not finite is never the best."""
         sign = 1 if more_is_better else -1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_epoch, self.worse = value, self.epoch - 1, 0

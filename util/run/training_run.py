@@ -191,8 +191,7 @@ class TrainingRun:
             return
         metric = self.validation.metric
         value = figures[metric]
-        more_is_better, on = self.validation.more_is_better, self.validation.measured_on
-        self._is_best = at.judge(metric, value, more_is_better, on)
+        self._is_best = at.judge(value, self.validation.more_is_better)
         if not self.visualizer:
             return
         with warn_if_unwritable("the validation"):

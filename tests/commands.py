@@ -16,7 +16,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         *("torch", "torchvision", "torch.nn.parallel", "scipy.ndimage", "matplotlib.figure"),
-        *("dominate", "sklearn.cluster", "train", "test", "evaluate"),
+        *("dominate", "sklearn.cluster", "train", "test", "evaluate", "trainer"),
     ]
 )
 

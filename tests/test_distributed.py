@@ -288,11 +288,8 @@ def stopped_at_work(data: Path, out: Path, number: int, presses: int = 1) -> Non
     assert (out / "saved0").exists() and (out / "saved1").exists()
 
 
-@pytest.mark.parametrize(("number", "presses"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])
-def test_a_signal_stops_all_processes(
-    data: Path, tmp_path: Path, number: int, presses: int
-) -> None:
-    stopped_at_work(data, tmp_path / "out", number, presses)
+def test_sigterm_to_the_launcher_stops_all_processes(data: Path, tmp_path: Path) -> None:
+    stopped_at_work(data, tmp_path / "out", signal.SIGTERM)
 
 
 @pytest.mark.slow

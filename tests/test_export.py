@@ -56,7 +56,7 @@ def generated(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 CASES = {
-    "labels": {},
+    "labels": pytest.param({}, marks=pytest.mark.slow),  # the commands' test has such a run
     "batch norm, noise": {
         **{"norm": "batch", "ignore_label": 255, "instance_noise": 3, "upsample": "nearest"}
     },

@@ -43,7 +43,10 @@ class Geometry:
 
     def final(self, size: Size) -> Size:
         """The size after scaling and cropping an image of this size."""
-        return (self.fine_size, self.fine_size) if self.crops else self.scaled(size)
+        scaled = self.scaled(size)
+        if self.crops and max(scaled) > self.fine_size:  # smaller ones stay whole
+            return self.fine_size, self.fine_size
+        return scaled
 
     @property
     def crops(self) -> bool:
@@ -52,8 +55,8 @@ class Geometry:
     def draw(self, size: Size, rng: random.Random) -> tuple[Size, bool]:
         """Choose the crop's upper left corner (x, y) in a scaled image, and whether to flip."""
         width, height = size
-        x = rng.randint(0, width - self.fine_size) if self.crops else 0
-        y = rng.randint(0, height - self.fine_size) if self.crops else 0
+        x = rng.randint(0, max(0, width - self.fine_size)) if self.crops else 0
+        y = rng.randint(0, max(0, height - self.fine_size)) if self.crops else 0
         return (x, y), self.flip and rng.random() > 0.5
 
     def cut(self, array: np.ndarray, corner: Size, flip: bool) -> np.ndarray:
@@ -205,7 +208,7 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
             f"{files['label']}: would be {width}x{height} when scaled, more than memory holds; "
             "leave it out, or give another --resize_or_crop or --loadSize"
         )
-    if geometry.crops and min(width, height) < geometry.fine_size:
+    if geometry.crops and min(width, height) < geometry.fine_size < max(width, height):
         problems.append(
             f"{files['label']}: {width}x{height} when cropped, smaller than "
             f"--fineSize {geometry.fine_size}; give a smaller --fineSize"

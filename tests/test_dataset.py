@@ -571,6 +571,16 @@ def test_crop_larger_than_the_picture(own: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["crop", "scale_width_and_crop"])
+def test_a_picture_no_larger_than_the_crop_stays_whole(own: Path, mode: str) -> None:
+    """As in the reference."""
+    geometry = Geometry(mode, load_size=WIDTH, fine_size=WIDTH)
+    cropped = AlignedDataset(own, "train", 35, geometry)
+    whole = read(own)[0]
+    assert cropped.has_one_size and geometry.final((WIDTH, HEIGHT)) == (WIDTH, HEIGHT)
+    assert all(torch.equal(cropped[0][kind], whole[kind]) for kind in ("label", "inst", "image"))
+
+
 def test_feature_maps_of_another_length(own: Path) -> None:
     line = bad_item(own, load_features=True, feat_num=1)
     assert "train_feat" in line and "--feat_num" in line

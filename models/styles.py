@@ -129,7 +129,8 @@ class _ArraysOnly(pickle.Unpickler):
         *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
         *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
         *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-        ("_codecs", "encode"),  # how Python 2 and protocol 2 write an array's bytes
+        # how Python 2 and protocol 2 (numpy before 1.17) write an array's bytes, and no bytes
+        *(("_codecs", "encode"), ("__builtin__", "bytes")),
     }
 
     def find_class(self, module: str, name: str) -> object:

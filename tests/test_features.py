@@ -514,6 +514,18 @@ def test_reference_rows_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_rows(tmp_path / "features.npy"), expected)
 
 
+def test_files_of_the_numpy_of_2018_are_read(tmp_path: Path) -> None:
+    """It wrote protocol 2, and the 2018 code empty arrays for classes without instances."""
+    path, old = tmp_path / "old.npy", {0: np.zeros((0, 4)), 26: np.ones((2, 4))}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|O", "fortran_order": False, "shape": ()}
+        )
+        pickle.dump(np.array(old, object), file, protocol=2)
+    np.testing.assert_array_equal(load_rows(path), [[26, 1, 1, 1, 1]] * 2)
+    np.testing.assert_array_equal(load_styles(path, 4)[26], old[26])
+
+
 @pytest.mark.parametrize(
     "content",
     [

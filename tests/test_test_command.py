@@ -14,6 +14,7 @@ from PIL import Image
 import encode_features
 import precompute_feature_maps
 import test as command  # test.py
+from generation.results import save
 from models.networks import define_G
 from options.test_options import TestOptions
 from util.parallel import background
@@ -50,6 +51,13 @@ def test_page(toy_data: Path, tmp_path: Path) -> None:
     for stem in stems:
         generated = Image.open(folder / "images" / f"{stem}_synthesized_image.png")
         assert generated.size == (64, 32)
+
+
+def test_aspect_ratio_widens_saved_images(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    for shape in ((4, 6, 3), (4, 6)):
+        save(np.full(shape, 7, np.uint8), path, 1.5, label=path)
+        assert (np.asarray(Image.open(path)) == np.full((4, 9, *shape[2:]), 7)).all()
 
 
 @pytest.fixture

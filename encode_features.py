@@ -41,7 +41,8 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     path = run_dir(opt) / "features.npy"
     # held as long as the variable lives: two at once would mix their encoders' features and styles
     _lock = lock_folder(path, AT_WORK) if distributed.is_main() else None
-    if needs_encoding(opt, path):
+    # the first process decides for all: other machines may have a copy of the folder as it was
+    if distributed.gather(needs_encoding(opt, path))[0]:
         encoder = encoder_file(opt)
         seen = encoder.stat() if encoder.is_file() else None
         model = create_encoder(opt, device, encoder.parent)

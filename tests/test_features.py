@@ -16,6 +16,7 @@ from conftest import SHARED, TINY, one_line, run_command
 from PIL import Image
 from tiny_run import write_run
 
+import encode_features
 from models import load_generator
 from models.inference_model import InferenceModel, run_styles
 from models.styles import (
@@ -28,7 +29,8 @@ from models.styles import (
     paint,
     styles_to_rows,
 )
-from options.test_options import TestOptions
+from options.test_options import EncoderOptions, TestOptions
+from util import distributed
 from util.errors import UserError
 from util.files import lock_folder
 
@@ -144,6 +146,20 @@ def test_another_epoch_is_encoded_again(run: Path) -> None:
         done = run_command("encode_features.py", *flags, "--gpu_ids", -1, *which)
         assert done.returncode == 0, done.stderr
         assert ("encoding again" in done.stdout) == again != ("as it is" in done.stdout)
+
+
+@pytest.mark.parametrize("first_needs", [True, False])
+def test_the_first_process_decides_whether_all_encode(
+    run: Path, monkeypatch: pytest.MonkeyPatch, first_needs: bool
+) -> None:
+    encoding = []
+    flags = ["--name", "feat", "--checkpoints_dir", str(run / "ck"), "--gpu_ids", "-1"]
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "gather", lambda mine: [first_needs, mine])
+    monkeypatch.setattr(encode_features, "needs_encoding", lambda *_: not first_needs)
+    monkeypatch.setattr(encode_features, "encode_instances", lambda *_: encoding.append(True))
+    encode_features.encode(EncoderOptions().parse(flags), torch.device("cpu"))
+    assert bool(encoding) == first_needs
 
 
 def test_an_epoch_that_is_not_there_is_refused(run: Path) -> None:

@@ -16,18 +16,20 @@ function stage(element, trigger, watch) {
   let target = null;
   let turn = 0; // of the answer that is shown
   const sheet = () => element.querySelector(".pictures");
+  // as chosen: the server's answer to that may come after the stroke
+  const tool = () => document.querySelector("#tools input:checked").value;
   const radius = () => document.querySelector("#radius input[type=range]").value;
   const size = () => [Number(sheet().dataset.width), Number(sheet().dataset.height)];
 
   function show() {
-    const tool = sheet().dataset.tool;
-    const drawn = tool === "Move" ? [points[0], points[points.length - 1]] : points;
+    if (tool() !== sheet().dataset.tool) return; // colour and radius come with the answer
+    const drawn = tool() === "Move" ? [points[0], points[points.length - 1]] : points;
     const path = drawn.map(([y, x]) => `${x + 0.5} ${y + 0.5}`).join("L");
     element.querySelectorAll(".live").forEach((live) => {
       live.setAttribute("d", `M${path}L${path.split("L").pop()}`);
-      live.setAttribute("stroke-width", tool === "Paint" ? 2 * radius() + 1 : 1);
+      live.setAttribute("stroke-width", tool() === "Paint" ? 2 * radius() + 1 : 1);
     });
-    if (tool !== "Move") return;
+    if (tool() !== "Move") return;
     const [from, to] = drawn;
     element.querySelectorAll(".under, .over").forEach((shape) => {
       const box = shape.getBBox();
@@ -45,10 +47,10 @@ function stage(element, trigger, watch) {
     document.activeElement.blur(); // a number box takes its value, within its range, when left
     target.setPointerCapture(event.pointerId);
     points = [place(event, target.querySelector("img"), ...size())];
-    if (["Paint", "Move"].includes(sheet().dataset.tool)) show();
+    if (["Paint", "Move"].includes(tool())) show();
   });
   element.addEventListener("pointermove", (event) => {
-    if (!points || !["Paint", "Move"].includes(sheet().dataset.tool)) return;
+    if (!points || !["Paint", "Move"].includes(tool())) return;
     points.push(place(event, target.querySelector("img"), ...size()));
     show();
   });

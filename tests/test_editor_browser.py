@@ -262,6 +262,27 @@ def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
     page.unroute_all(behavior="wait")
 
 
+def test_a_stroke_may_begin_before_the_answer_to_the_choice_of_the_tool(window) -> None:
+    page, held = window.page, []
+
+    def hold_the_first(route) -> None:
+        number = route.fetch()
+        if held:
+            route.fulfill(response=number)
+        else:
+            held.append((route, number))
+
+    page.route("**/queue/join**", hold_the_first)
+    page.locator("#tools").get_by_text("Paint", exact=True).click()
+    before = window.picture("map")
+    window.drag((50, 40), (50, 80))
+    changed = (window.picture("map") != before).any(2)
+    assert changed[50, 41] and changed[50, 79]
+    route, number = held[0]
+    window.after(lambda: route.fulfill(response=number))
+    page.unroute_all(behavior="wait")
+
+
 def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path: Path) -> None:
     number, y, x, _ = car(project)
     window.tool("Delete")

@@ -140,6 +140,7 @@ class Page:
                         label="Photograph of",
                         value=None,
                         visible=bool(photos),
+                        min_width=280,
                         elem_id="photo-scene",
                     )
                     self.photo_file = gr.UploadButton(

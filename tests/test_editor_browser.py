@@ -389,6 +389,10 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     before = window.picture()
     page.locator("#photo-scene input").click()
     window.after(page.get_by_role("option", name=SCENE).click)
+    page.set_viewport_size({"width": 800, "height": 1000})
+    fits = page.locator("#photo-scene input").evaluate("box => box.scrollWidth <= box.clientWidth")
+    page.set_viewport_size({"width": 1200, "height": 1000})
+    assert fits  # the whole name of the scene
     canvas = page.locator("#photo .canvas")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()

@@ -7,7 +7,6 @@ Random weights of the 1024p architecture (--netG local, --ngf 32, features) and 
 random one.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,14 @@ import torch
 
 from benchmarks.scene import random_generator
 from models.ui_model import UIModel
+from options.parser import Parser
+from util.errors import run
 
 HEIGHT, WIDTH, WINDOWS = 1024, 2048, 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", action="store_true", help="only the open windows")
     only_windows = parser.parse_args().windows
     networks = random_generator(torch.device("cpu"), "--netG local --ngf 32 --instance_feat")
@@ -72,4 +73,4 @@ def resident(key: str = "VmRSS") -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,7 +23,7 @@ from data.input_files import InputFiles
 from data.loader import collate
 from generation.features import feature_sources, style_choosers
 from generation.results import Results
-from options.base_options import integer
+from options.parser import Parser, integer
 from options.test_options import TestOptions
 from test import create_generator, generate, write_images
 from util import distributed
@@ -31,7 +31,7 @@ from util.errors import run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="test.py --input beside maps in memory.")
+    parser = Parser(description="test.py --input beside maps in memory.")
     parser.add_argument("--repeat", type=integer(1), default=5, help="measurements of each way")
     parser.add_argument("--json", type=Path, default=None, help="write the results here as well")
     given, flags = parser.parse_known_args()

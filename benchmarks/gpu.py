@@ -8,7 +8,6 @@ each part, so that what is measured is kept whatever happens. A part that fails 
 is noted, and the next one begins. On a machine without a GPU, sizes and networks are tiny.
 """
 
-import argparse
 import json
 import platform
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import machine
-from options.parser import integer, number
+from options.parser import Parser, integer, number
 from util.errors import run
 from util.files import make_folder, write_text
 from util.progress import log
@@ -156,7 +155,7 @@ def cell(value: object) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure this machine.")
+    parser = Parser(description="Measure this machine.")
     parser.add_argument("--minutes", type=number(0.01, 1e4), default=20.0, help="at most about")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"))

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import scene
 from benchmarks.measure import report
-from options.base_options import integer
+from options.parser import Parser, integer
 from util.errors import UserError, run
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Two trainings at once beside one alone.")
+    parser = Parser(description="Two trainings at once beside one alone.")
     parser.add_argument("--epochs", type=integer(2), default=8, help="of 20 scenes each")
     parser.add_argument(
         "--set", type=setting, action="append", default=[], metavar="NAME=VALUE",

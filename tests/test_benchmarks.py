@@ -14,7 +14,9 @@ from torch import nn
 from benchmarks import (
     baseline,
     correctness,
+    editor_memory,
     files,
+    gpu,
     inference,
     instance_pooling,
     loader,
@@ -53,6 +55,13 @@ def test_train_step(tmp_path: Path, monkeypatch, capsys) -> None:
     assert project["ratio"] == pytest.approx(project["median"] / base["median"])
     assert 0 < project["saved MB"] < 0.65 * base["saved MB"]
     assert 0 < project["TFLOP"] < base["TFLOP"]
+
+
+@pytest.mark.parametrize("benchmark", [editor_memory, files, gpu, side_by_side])
+def test_a_wrong_flag_is_refused_without_the_usage(benchmark, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--repeat", "0"])
+    with pytest.raises(UserError, match="--repeat"):
+        benchmark.main()
 
 
 def test_the_other_benchmarks(monkeypatch, capsys) -> None:

@@ -390,6 +390,7 @@ def test_pages(validated: Path, tmp_path: Path) -> None:
 
     where = ["--checkpoints_dir", validated.parent]
     assert "one name" in one_line(run_command("-m", "util.compare", "a/run", "b/run", *where))
+    assert "NAME" in one_line(run_command("-m", "util.compare"))
     done = run_command("-m", "util.compare", "run", "run", *where)
     assert done.returncode == 0, done.stderr
     assert (validated.parent / "compare" / "index.html").is_file()

@@ -11,7 +11,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from util.errors import UserError, run
+from util.errors import UserError, fail, run
 from util.files import make_folder
 from util.pages.html import Page, Picture
 from util.pages.plots import save_curves, series, shown_width
@@ -112,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m util.compare", description="Compare runs on one page."
     )
+    parser.error = fail  # one line, without the usage
     parser.add_argument("runs", nargs="+", metavar="NAME", help="folders in --checkpoints_dir")
     parser.add_argument(
         "--checkpoints_dir",

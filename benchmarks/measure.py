@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from options.base_options import integer
 from options.parser import Parser
 from util.errors import UserError
+from util.files import make_folder, write_text
 
 Work = Callable[[], object]
 
@@ -216,7 +217,8 @@ def report(title: str, rows: list[dict], given: argparse.Namespace, **more: obje
     text = json.dumps({"benchmark": title, **where, "rows": rows, **more})
     print(text)
     if given.json:
-        given.json.write_text(text + "\n")
+        make_folder(given.json.parent, "--json")
+        write_text(given.json, text + "\n")
 
 
 def table(rows: list[dict]) -> str:

@@ -47,9 +47,9 @@ def result(main, flags: str, monkeypatch, capsys) -> dict:
 
 def test_train_step(tmp_path: Path, monkeypatch, capsys) -> None:
     flags = f"--device cpu --width 64 --height 32 --ngf 4 --no_vgg --repeat 2 {TINY}"
-    flags += f" --json {tmp_path / 'result.json'}"
+    flags += f" --json {tmp_path / 'new' / 'result.json'}"
     told = result(train_step.main, flags, monkeypatch, capsys)
-    assert told == json.loads((tmp_path / "result.json").read_text())
+    assert told == json.loads((tmp_path / "new" / "result.json").read_text())
     base, project = told["rows"]
     assert (base["way"], project["way"]) == ("baseline", "project")
     assert project["ratio"] == pytest.approx(project["median"] / base["median"])

@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.measure import trained
 from options.parser import Parser, integer
-from util.errors import run
+from util.errors import UserError, run
 from util.files import link_or_copy
 from util.pages.colours import colour_label, save_image
 from util.progress import log
@@ -103,6 +103,8 @@ def main() -> None:
     parser.add_argument("--augment", default="scale,shift", help="what train.py takes")
     parser.add_argument("--reverse", action="store_true", help="photographs to label maps")
     opt = parser.parse_args()
+    if not opt.dataroot.is_dir():
+        raise UserError(f"--dataroot {opt.dataroot}: no such folder")
     if opt.reverse:
         return measure_reversed(opt)
     other = renumber(opt.dataroot, opt.checkpoints_dir / "renumbered")

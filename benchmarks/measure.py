@@ -65,7 +65,8 @@ def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) 
     settings = {"cwd": Path(__file__).parents[1], "env": os.environ | env}
     done = subprocess.run(command, **settings, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"{name}: {done.stderr.strip() or done.returncode}")
+        last = "".join(done.stderr.splitlines()[-1:]).removeprefix("error: ")
+        raise UserError(f"{name}: {last or done.returncode}")
     return folder
 
 

@@ -47,11 +47,11 @@ COLUMNS = {  # of validation.jsonl, and how many decimals
 TITLES = ["mean difference", "grid", "sharpness", "hue", "brightness", "IoU", "KID"]
 
 
-def train(opt: argparse.Namespace, variant: str, seed: int) -> dict:
+def train(opt: argparse.Namespace, variant: str, seed: str) -> dict:
     """Train a variant, unless that is done; its last validation and the seconds a step took."""
     name = f"{variant.replace(', ', '_').replace(' ', '_')}-{seed}"
     constant = opt.epochs * 2 // 5
-    flags = ["--seed", str(seed), *FLAGS, "--dataroot", opt.dataroot]
+    flags = ["--seed", seed, *FLAGS, "--dataroot", opt.dataroot]
     flags += ["--niter", str(constant), "--niter_decay", str(opt.epochs - constant)]
     flags += ["--segmenter", f"torchscript:{opt.segmenter}", *VARIANTS[variant]]
     threads = {"OMP_NUM_THREADS": "1"} if opt.jobs > 1 else {}
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=integer(1), default=16)
     parser.add_argument("--jobs", type=integer(1), default=2, help="trainings at a time")
     opt = parser.parse_args()
-    pairs = list(product(VARIANTS, map(int, opt.seeds.split(","))))
+    pairs = list(product(VARIANTS, opt.seeds.split(",")))
     rows: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
     with ThreadPoolExecutor(opt.jobs) as pool:
         results = pool.map(lambda pair: train(opt, *pair), pairs)

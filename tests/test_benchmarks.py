@@ -1,6 +1,7 @@
 """The benchmarks: each runs at a small size and tells what it should; the yardsticks are right."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from benchmarks import (
     baseline,
     correctness,
     editor_memory,
+    few_images,
     files,
     gpu,
     inference,
@@ -23,6 +25,7 @@ from benchmarks import (
     measure,
     memory,
     profile_step,
+    recipes,
     scene,
     side_by_side,
     train_step,
@@ -62,6 +65,17 @@ def test_a_wrong_flag_is_refused_without_the_usage(benchmark, monkeypatch) -> No
     monkeypatch.setattr(sys, "argv", ["benchmark", "--repeat", "0"])
     with pytest.raises(UserError, match="--repeat"):
         benchmark.main()
+
+
+def test_what_a_training_refuses_is_told_of_it_and_the_users_folder(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--dataroot", "nowhere"])
+    with pytest.raises(UserError, match=r"^--dataroot nowhere: no such folder"):
+        few_images.main()
+    failed = subprocess.CompletedProcess([], 2, "", "a warning\nerror: --seed: 'a': expected N\n")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--seeds", "a"])
+    with pytest.raises(UserError, match=r"^paper-a: --seed: 'a': expected N$"):
+        recipes.main()
 
 
 def test_the_other_benchmarks(monkeypatch, capsys) -> None:

@@ -80,7 +80,7 @@ def step(
 
 
 def main() -> None:
-    given = benchmark_parser(__doc__, size=(256, 128)).parse_args()
+    given = benchmark_parser(__doc__, size=(256, 128), repeat=None).parse_args()
     device, size = given.device, (given.width, given.height)
     batch = scene.batch(*size, 2, instances=20)
     rows = []

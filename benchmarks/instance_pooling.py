@@ -16,10 +16,9 @@ from util.errors import run
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, size=(2048, 1024), batch=2)
+    parser = benchmark_parser(__doc__, size=(2048, 1024), batch=2, repeat=3)  # the loop takes long
     parser.add_argument("--instances", type=integer(1), default=60)
     parser.add_argument("--channels", type=integer(1), default=3)
-    parser.set_defaults(repeat=3)  # the loop takes long
     given = parser.parse_args()
     device = given.device
 

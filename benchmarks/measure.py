@@ -30,16 +30,20 @@ Work = Callable[[], object]
 
 
 def benchmark_parser(
-    doc: str, size: tuple[int, int] | None = None, batch: int | None = None
+    doc: str,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    repeat: int | None = 5,
 ) -> argparse.ArgumentParser:
-    """A parser of --device, --repeat and --json, which every benchmark has; of --width and --height
-    with these defaults, and of --batch. doc: the module's, whose first paragraph --help shows."""
+    """A parser of --device and --json, and with these defaults of --width and --height, --batch and
+    --repeat. doc: the module's, whose first paragraph --help shows."""
     parser = Parser(description=doc.split("\n\n")[0].replace("\n", " "))
     add = parser.add_argument
     default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", type=_device, default=default, help="cpu or cuda")
-    add("--repeat", type=integer(1), default=5, help="measurements of each way")
     add("--json", type=Path, default=None, help="write the results here as well")
+    if repeat:
+        add("--repeat", type=integer(1), default=repeat, help="measurements of each way")
     if size:
         add("--width", type=integer(1), default=size[0])
         add("--height", type=integer(1), default=size[1])

@@ -51,7 +51,7 @@ def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, batch=1)
+    parser = benchmark_parser(__doc__, batch=1, repeat=None)
     parser.add_argument("--stage", action="append", choices=list(STAGES), help="default: all")
     parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument(

@@ -21,7 +21,7 @@ SHOWN = 15
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, size=(1024, 512), batch=1)
+    parser = benchmark_parser(__doc__, size=(1024, 512), batch=1, repeat=None)
     parser.add_argument("--steps", type=integer(1), default=10)
     given, more = parser.parse_known_args()
     device = given.device

@@ -60,6 +60,13 @@ def test_train_step(tmp_path: Path, monkeypatch, capsys) -> None:
     assert 0 < project["TFLOP"] < base["TFLOP"]
 
 
+@pytest.mark.parametrize("benchmark", [correctness, memory, profile_step])
+def test_what_measures_once_takes_no_number_of_times(benchmark, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--repeat", "2"])
+    with pytest.raises(UserError, match="unrecognized arguments: --repeat"):
+        benchmark.main()
+
+
 @pytest.mark.parametrize("benchmark", [editor_memory, files, gpu, side_by_side])
 def test_a_wrong_flag_is_refused_without_the_usage(benchmark, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark", "--repeat", "0"])

@@ -57,13 +57,13 @@ def read_integer_array(path: Path, what: str) -> np.ndarray:
         array = array[..., 0]
     if array.ndim != 2 or array.dtype.kind not in "iub":
         raise UserError(
-            f"{path}: an array of shape {array.shape} and type {array.dtype.name}; a {what} map "
+            f"{path}: an array of shape {array.shape} and type {array.dtype.name}; {what} maps "
             "must have one integer for each pixel"
         )
     low, high = int(array.min()), int(array.max())
     unsigned = what == "instance" and low >= 0
     if low < -(2**31) or high >= (2**32 if unsigned else 2**31):
-        raise UserError(f"{path}: a {what} map with {low} to {high}, beyond 32 bits; renumber it")
+        raise UserError(f"{path}: {what} map with {low} to {high}, beyond 32 bits; renumber it")
     return array.astype(np.int32)
 
 

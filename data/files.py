@@ -1,5 +1,6 @@
 """Finding and pairing the files of a data set by name, and reading them exactly."""
 
+import logging
 import os
 import re
 import warnings
@@ -18,6 +19,7 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 EXTENSIONS |= {".npy", ".npz"}
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # others of Pillow start programs
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs, it raises as well
 MOST_CLASSES = 65536  # what --label_nc takes
 
 # What one scene's files differ by: Cityscapes' endings and the everyday ones.
@@ -227,17 +229,17 @@ def read_integers(path: Path, what: str) -> Image.Image:
     image = open_image(path)
     compression = image.info.get("compression", "") if image.format == "TIFF" else ""
     if image.format == "JPEG" or "jpeg" in compression:
-        raise UserError(f"{path}: a {what} map in JPEG has blurred its integers; save it as PNG")
+        raise UserError(f"{path}: the {what} map is a JPEG, which blurs integers; save it as PNG")
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise UserError(
-            f"{path}: a {what} map must have one integer for each pixel, but this file is "
+            f"{path}: {what} maps must have one integer for each pixel, but this file is "
             f"{image.mode}; python -m data.convert_labels makes one from colours"
         )
     changed = _changed_by_pillow(image)
     if not changed and what == "label" and _is_wrapped(image):
         changed = "integers above 2147483647"
     if changed:
-        raise UserError(f"{path}: a {what} map with {changed}; save it as 8- or 16-bit PNG")
+        raise UserError(f"{path}: {what} map with {changed}; save it as 8- or 16-bit PNG")
     if image.mode in ("1", "P"):  # a palette's indices are the integers
         return Image.fromarray(np.asarray(image).astype(np.uint8))
     if image.mode == "L":

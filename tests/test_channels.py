@@ -419,6 +419,7 @@ def test_all_maps_are_cropped_and_flipped_alike(bands: Path, cache: str) -> None
 
 REFUSALS = {
     "holds 12 channels": (["--input_nc", 4], "12 channels, but --input_nc is 4"),
+    "holds more than Pillow takes": (["--input_nc", 3], "--input_nc"),
     "a range of floats": (["--output_range", "type"], "give --output_range LOW,HIGH, or auto"),
     "a range beyond the type": (["--input_range", "0,70000"], "uint16 cannot hold it"),
     "no range": (["--output_range", "7,7"], "expected LOW,HIGH, type or auto"),

@@ -87,9 +87,9 @@ def test_colours_palettes_and_jpeg_are_wrong_for_label_maps(own_data):
     Image.open(label[2]).save(label[2].with_suffix(".jpg"))
     label[2].unlink()
     found = "\n".join(problems(own_data))
-    assert f"{label[0]}: a label map must have one integer" in found and "RGB" in found
+    assert f"{label[0]}: label maps must have one integer" in found and "RGB" in found
     assert f"{label[1]}: a label map with a palette" in found
-    assert f"{label[2].with_suffix('.jpg')}: a label map in JPEG" in found
+    assert f"{label[2].with_suffix('.jpg')}: the label map is a JPEG" in found
     assert found.count("\n") == 2
 
 

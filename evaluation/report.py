@@ -127,7 +127,9 @@ def write_page(
     opt: argparse.Namespace, metrics: dict, scenes: list[Scene], evaluator: Evaluator | None
 ) -> Path:
     """The table, the confusion matrices and the worst images. Returns the page's path."""
-    page = Page(opt.out, f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}: evaluation")
+    of_run = opt.images.is_relative_to(Path(opt.results_dir) / opt.name)
+    what = f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}" if of_run else opt.images
+    page = Page(opt.out, f"{what}: evaluation")
     for key, value in metrics["protocol"].items():
         page.header(f"{key.replace('_', ' ')}: {value}")
     page.table(HEAD, table(metrics))

@@ -100,5 +100,5 @@ class EvaluateOptions(BaseOptions):
     def complete(self, opt: argparse.Namespace) -> None:
         results = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
         opt.images = Path(opt.images) if opt.images else results / "images"
-        opt.out = Path(opt.out) if opt.out else results / "evaluation"
+        opt.out = Path(opt.out) if opt.out else opt.images.parent / "evaluation"
         opt.weights_dir = Path(opt.weights_dir) if opt.weights_dir else None

@@ -314,6 +314,16 @@ def test_several_epochs_in_one_table(
     assert not capsys.readouterr().out  # nothing is measured
 
 
+def test_images_of_no_run_are_not_told_as_those_of_one(
+    call: Callable, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "SET_MEASURES", {})
+    monkeypatch.chdir(scenes)
+    call(evaluate.main, "--dataroot", "data", "--gpu_ids", -1, "--images", "images")
+    assert not Path("results").exists()  # there are those of the run label2city
+    assert "<h1>images: evaluation</h1>" in Path("evaluation", "index.html").read_text()
+
+
 def test_the_real_photographs_against_themselves(measure: Callable, scenes: Path) -> None:
     images = scenes / "data" / "test_img"
     found = measure("--images", images, "--segmenter", f"torchscript:{scenes / 'net.pt'}")
@@ -589,7 +599,7 @@ def test_refused(
     save_png(scenes / "other" / "c.png", np.zeros((4, 4), np.uint8))
     common = "--dataroot data --gpu_ids -1 --images images"
     assert told in refused(evaluate.main, *common.split(), *flags.split())
-    assert not any(path.is_file() for path in (scenes / "results").rglob("*"))
+    assert not any(path.is_file() for path in (scenes / "evaluation").rglob("*"))
 
 
 def test_command_line(scenes: Path) -> None:

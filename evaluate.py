@@ -88,8 +88,9 @@ def main() -> None:
     results = {f"{opt.name} {opt.which_epoch}": evaluate(opt) for opt in runs}
     if len(runs) > 1:
         table = report.comparison(results)
+        widths = [max(map(len, column)) for column in zip(*table)]
         for row in table:
-            log("  ".join(f"{cell:>16}" for cell in row))
+            log("  ".join(map(str.rjust, row, widths)))
         path = Path(runs[0].results_dir) / "comparison.json"
         write_text(path, json.dumps([dict(zip(table[0], row)) for row in table[1:]], indent=1))
         log(str(path))

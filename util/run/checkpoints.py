@@ -9,7 +9,6 @@ that belong together goes the same way.
 import io
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -139,17 +138,18 @@ def load_file(path: Path) -> dict:
                         raise ValueError(f"the checksum of {damaged} is wrong")
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's message advises to run the code
-        raise UserError(
-            f"{path}: not a readable checkpoint, or it holds more than tensors and plain values, "
-            "which could run code and is never loaded; use another file"
-        ) from error
     except Exception as error:  # damage shows in many ways
         if out_of_memory(error):
             raise
+        reason = first_line(error)
+        if "weights_only" in str(error):  # torch's message advises to run the code
+            reason = (
+                "it is damaged, or holds more than tensors and plain values, which could run code "
+            )
+            reason += "and is never loaded"
         raise UserError(
-            f"{path}: not a readable checkpoint ({first_line(error)}); "
-            "restore it from a copy or use another epoch"
+            f"{path}: not a readable checkpoint ({reason}); "
+            "restore it from a copy or use another file or epoch"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")

@@ -1,7 +1,6 @@
 """The losses of the paper's equations 3 to 6: adversarial, feature matching, VGG."""
 
 from collections.abc import Sequence
-from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.recompute import recomputed
-from util.errors import UserError, first_line
+from util.errors import UserError, first_line, out_of_memory
+from util.run.checkpoints import load_file
 
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # for relu1_1 .. relu5_1
 
@@ -147,12 +147,13 @@ def load_vgg19(weights_file: str = "") -> nn.Module:
     with torch.device("meta"):
         net = vgg19(weights=None)
     try:
-        state = torch.load(weights_file, map_location="cpu", weights_only=True)
-        net.load_state_dict(state, assign=True)
-    except Exception as error:  # a damaged or foreign file fails in many ways
+        net.load_state_dict(load_file(Path(weights_file)), assign=True)
+    except UserError as error:
+        raise UserError(f"--vgg_weights {error}") from error
+    except RuntimeError as error:
         raise UserError(
             f"--vgg_weights {weights_file}: not a state dict of torchvision's vgg19 "
-            f"({first_line(error)})"
+            f"({first_line(error)}); give that, or leave the flag out to download it"
         ) from error
     return net
 
@@ -160,10 +161,17 @@ def load_vgg19(weights_file: str = "") -> nn.Module:
 def _download_vgg19() -> nn.Module:
     from torchvision.models import VGG19_Weights, vgg19
 
+    weights = VGG19_Weights.IMAGENET1K_V1
     try:
-        return vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
-    except (OSError, HTTPException, RuntimeError) as error:  # no network or space, a cut download
+        return vgg19(weights=weights)
+    except Exception as error:  # no network or space, a cut download; damage shows in many ways
+        if out_of_memory(error):
+            raise
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        problem = "VGG19's ImageNet weights cannot be downloaded"
+        if path.is_file():
+            problem = f"{path}: damaged; delete it, so that it is downloaded anew"
         raise UserError(
-            f"VGG19's ImageNet weights cannot be downloaded ({error}): give a torchvision vgg19 "
-            "state dict with --vgg_weights FILE, or train without this loss by --no_vgg_loss"
+            f"{problem} ({first_line(error)}): give a torchvision vgg19 state dict with "
+            "--vgg_weights FILE, or train without this loss by --no_vgg_loss"
         ) from error

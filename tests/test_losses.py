@@ -154,15 +154,41 @@ def write_other_network(path: Path) -> None:
     torch.save({"model.1.weight": torch.zeros(2)}, path)
 
 
+def write_zeros(path: Path) -> None:  # what a power cut may leave
+    path.write_bytes(bytes(1000))
+
+
 @pytest.mark.parametrize(
-    "write", [write_text, write_list, write_other_network, Path.mkdir, Path.touch]
+    "write",
+    [write_text, write_list, write_other_network, Path.mkdir, Path.touch, write_zeros],
 )
 def test_vgg_weights_file_that_is_something_else(tmp_path: Path, write) -> None:
     path = tmp_path / "other.pth"
     write(path)
     with pytest.raises(UserError, match="--vgg_weights") as error:
         load_vgg19(str(path))
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    message = str(error.value)
+    assert str(path) in message and "\n" not in message and "weights_only" not in message
+
+
+def test_vgg_weights_file_with_a_changed_byte(tmp_path: Path) -> None:
+    weights = torch.arange(64.0)
+    torch.save({"features.0.bias": weights}, path := tmp_path / "vgg19.pth")
+    path.write_bytes(path.read_bytes().replace(weights.numpy().tobytes(), bytes(256)))
+    with pytest.raises(UserError, match="checksum"):  # which torch does not look at
+        load_vgg19(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", bytes(1000), b"<html>"])
+def test_downloaded_vgg_weights_that_are_damaged(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with torch.device("meta"), pytest.raises(UserError, match=f"{path}: .*delete it"):
+        load_vgg19()
 
 
 @pytest.mark.parametrize(

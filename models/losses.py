@@ -168,10 +168,10 @@ def _download_vgg19() -> nn.Module:
         if out_of_memory(error):
             raise
         path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        problem = "VGG19's ImageNet weights cannot be downloaded"
+        problem, remedy = "VGG19's ImageNet weights cannot be downloaded", ""
         if path.is_file():
-            problem = f"{path}: damaged; delete it, so that it is downloaded anew"
+            problem, remedy = f"{path}: damaged", "delete it, so that it is downloaded anew, "
         raise UserError(
-            f"{problem} ({first_line(error)}): give a torchvision vgg19 state dict with "
+            f"{problem} ({first_line(error)}): {remedy}give a torchvision vgg19 state dict with "
             "--vgg_weights FILE, or train without this loss by --no_vgg_loss"
         ) from error

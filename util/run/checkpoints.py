@@ -143,10 +143,7 @@ def load_file(path: Path) -> dict:
             raise
         reason = first_line(error)
         if "weights_only" in str(error):  # torch's message advises to run the code
-            reason = (
-                "it is damaged, or holds more than tensors and plain values, which could run code "
-            )
-            reason += "and is never loaded"
+            reason = "damaged, or more than tensors and plain values, which could run code"
         raise UserError(
             f"{path}: not a readable checkpoint ({reason}); "
             "restore it from a copy or use another file or epoch"

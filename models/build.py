@@ -50,7 +50,7 @@ def build_encoder(opt: argparse.Namespace) -> nn.Module:
 
 def build_discriminator(opt: argparse.Namespace) -> nn.Module:
     return define_D(
-        input_channels(opt) + opt.output_nc,
+        input_channels(opt) + opt.output_nc * (1 + opt.instance_mean_D),
         opt.ndf,
         opt.n_layers_D,
         norm=opt.norm,

@@ -174,6 +174,10 @@ class Pix2PixHDModel(nn.Module):
         pixel_weights = None
         if self.opt.loss_weights:
             pixel_weights = batch["loss_weight"].to(self.device, non_blocking=True)
+        inst = None
+        if self.opt.instance_mean_D:
+            inst = batch["inst"].to(self.device, non_blocking=True)
+        with_maps = partial(self._discriminator_input, x, inst)
         image = fake.detach().float().requires_grad_()
         gradient = torch.zeros_like(image)
 
@@ -186,12 +190,12 @@ class Pix2PixHDModel(nn.Module):
             gradient += self._gradient(losses["G_L1"] * weight, image)
 
         with distributed.unsynced(self.call["D"]):
-            on_real = self._run("D", torch.cat([x, real], 1))
+            on_real = self._run("D", with_maps(real))
             losses["D_real"] = gan(on_real, True)
             self.scaler.scale(losses["D_real"] * (0.5 * weight)).backward()
         on_real = [[features.detach() for features in scale] for scale in on_real]
 
-        on_fake = self._run("D", torch.cat([x, image], 1))
+        on_fake = self._run("D", with_maps(image))
         loss_G = losses["G_GAN"] = gan(on_fake, True)
         if not self.opt.no_ganFeat_loss:
             matching = self.call["feature_matching_loss"]
@@ -201,7 +205,7 @@ class Pix2PixHDModel(nn.Module):
         gradient += self._gradient(loss_G * weight, image, keep_graph=not uses_pool)
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
-            on_fake = self._run("D", self.pool.query(torch.cat([x, image.detach()], 1)))
+            on_fake = self._run("D", self.pool.query(with_maps(image.detach())))
         losses["D_fake"] = gan(on_fake, False)
         weights_D = list(self.netD.parameters())  # and not the image
         self.scaler.scale(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
@@ -244,6 +248,12 @@ class Pix2PixHDModel(nn.Module):
         inputs = [part.contiguous(memory_format=self.layout) for part in inputs]
         fake = self._run("G", x if len(inputs) == 1 else torch.cat(inputs, 1))
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
+
+    def _discriminator_input(self, x: Tensor, inst: Tensor | None, image: Tensor) -> Tensor:
+        """What D sees: maps, image, and with --instance_mean_D the image's mean over each instance,
+        from which a thing of several colours differs."""
+        means = [] if inst is None else [instance_average(image, inst)]
+        return torch.cat([x, image, *means], 1)
 
     def _run(self, name: str, *inputs: Tensor | None) -> Tensor:
         """A network's output in the precision that --amp asks for."""

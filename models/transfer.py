@@ -56,7 +56,8 @@ def input_parts(opt: argparse.Namespace, network: str) -> Parts:
     parts = [("class", opt.label_nc)] if opt.label_nc else [("input", opt.input_nc)]
     parts += [("edges", int(not opt.no_instance)), ("cond", opt.cond_nc)]
     if network == "D":
-        return [*parts, ("image", opt.output_nc)]
+        means = opt.output_nc if opt.instance_mean_D else 0
+        return [*parts, ("image", opt.output_nc), ("means", means)]
     parts += [("feat", opt.feat_num if uses_features(opt) else 0)]
     return [*parts, ("noise", opt.instance_noise)]
 
@@ -72,9 +73,9 @@ def adapt_weights(
     """state with first, last and upsampling layers as new's network has them.
 
     New classes start from the mean of the old ones, new input and output channels too; new edges,
-    conditions, features and noise from zero, so that they change nothing at first; classes in place
-    of an image, or the reverse, afresh. classes: see map_classes. Raises UserError if --freeze
-    would keep them so.
+    conditions, features, noise and means from zero, so that they change nothing at first; classes
+    in place of an image, or the reverse, afresh. classes: see map_classes. Raises UserError if
+    --freeze would keep them so.
     """
     if network == "G" and old.upsample != new.upsample != "icnr":
         log_main(

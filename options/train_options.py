@@ -103,6 +103,7 @@ LOSSES = Group(
     Flag("--num_D", 2, "scales of the discriminator", integer(1)),
     Flag("--n_layers_D", 3, "downsampling layers of each scale", integer(1)),
     Flag("--ndf", 64, "channels of its first layer", CHANNELS),
+    Flag("--instance_mean_D", False, "it also sees the image's mean over each instance"),
     Flag("--lambda_feat", 10.0, "weight of feature matching and VGG loss", number(0, 1e9)),
     Flag("--no_ganFeat_loss", False, "no feature matching loss"),
     Flag("--no_vgg_loss", False, "no VGG loss"),
@@ -116,6 +117,8 @@ LOSSES = Group(
 
 @LOSSES.check
 def check_losses(opt: argparse.Namespace) -> None:
+    if opt.instance_mean_D and opt.no_instance:
+        raise UserError("--instance_mean_D needs instance maps: leave it or --no_instance out")
     if opt.output_nc not in (1, 3) and not opt.no_vgg_loss and opt.is_train:
         raise UserError(
             f"--output_nc {opt.output_nc}: the VGG loss sees grey or RGB images; give --no_vgg_loss"

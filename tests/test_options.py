@@ -222,6 +222,10 @@ WRONG = {  # flags -> what the line must name
         "--instance_noise 3 --no_instance",
         ["--instance_noise", "--no_instance"],
     ),
+    "means without instances": (
+        "--instance_mean_D --no_instance",
+        ["--instance_mean_D", "--no_instance"],
+    ),
     "noise beside features": ("--instance_noise 3 --instance_feat", ["--instance_noise"]),
     "class features of RGB": ("--label_feat --label_nc 0", ["--label_feat", "--label_nc"]),
     "features of no use": ("--load_features", ["--load_features", "--instance_feat"]),

@@ -26,7 +26,10 @@ ALL = ["--print_freq", 1, "--display_freq", 2, "--save_latest_freq", 1, "--save_
 SHORT = ["--niter", 1, "--niter_decay", 2]
 CASES = {
     "plain": [],
-    "features, pool": ["--instance_feat", "--nef", 4, "--n_downsample_E", 1, "--pool_size", 3],
+    "features, pool": [
+        *("--instance_feat", "--nef", 4, "--n_downsample_E", 1),
+        *("--pool_size", 3, "--instance_mean_D"),
+    ],
     "fix_global": ["--netG", "local", "--n_blocks_local", 1, "--niter_fix_global", 1],
     "plus": ["--recipe", "plus", "--ema", 0.9, "--instance_feat", "--nef", 4],
     "fp16, dropout": ["--amp", "fp16", "--use_dropout"],

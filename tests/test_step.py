@@ -143,15 +143,26 @@ class PlainStep:
                     picture[:, mask] = picture[:, mask].mean(1, keepdim=True)
         return x, torch.cat([x, feat], 1) if opt.load_features else x
 
+    def judged(self, x: Tensor, images: Tensor, inst: Tensor) -> Tensor:
+        if not self.opt.instance_mean_D:
+            return torch.cat([x, images], 1)
+        means = torch.zeros_like(images)
+        for number, ids in enumerate(inst):
+            for i in ids.unique():
+                mask = (ids == i).float()
+                mean = (images[number] * mask).sum((1, 2), keepdim=True) / mask.sum()
+                means[number] = means[number] + mask * mean
+        return torch.cat([x, images, means], 1)
+
     def __call__(self, batch: dict) -> dict[str, float]:
-        opt, real, losses = self.opt, batch["image"], {}
+        opt, real, inst, losses = self.opt, batch["image"], batch.get("inst"), {}
         x, into_G = self.inputs(batch)
         fake = self.G(into_G)
-        old = self.pool.query(torch.cat([x, fake.detach()], 1))
+        old = self.pool.query(self.judged(x, fake.detach(), inst))
         losses["D_fake"] = self.gan(self.D(old), 0.0)
-        real_outputs = self.D(torch.cat([x, real], 1))
+        real_outputs = self.D(self.judged(x, real, inst))
         losses["D_real"] = self.gan(real_outputs, 1.0)
-        outputs = self.D(torch.cat([x, fake], 1))
+        outputs = self.D(self.judged(x, fake, inst))
         losses["G_GAN"] = self.gan(outputs, 1.0)
         if opt.lambda_L1:
             losses["G_L1"] = opt.lambda_L1 * F.l1_loss(fake, real)
@@ -209,12 +220,13 @@ FLAGS = [
     "--no_vgg_loss --instance_feat --load_features",
     "--no_vgg_loss --instance_feat --load_features --fit_features",
     "--no_vgg_loss --instance_noise 3",
+    "--no_vgg_loss --instance_mean_D",
     "--no_vgg_loss --num_D 3 --n_layers_D 3 --lambda_feat 3",
     "--no_vgg_loss --norm batch",
     "--no_vgg_loss --norm channel --instance_feat",
     "--no_vgg_loss --netG local --n_downsample_global 1 --n_blocks_local 1",
     "--no_vgg_loss --recipe plus --instance_feat",
-    "--no_vgg_loss --no_ganFeat_loss --upsample bilinear --pool_size 2",
+    "--no_vgg_loss --no_ganFeat_loss --upsample bilinear --pool_size 2 --instance_mean_D",
     "VGG",
     "VGG --instance_feat --no_lsgan",
 ]

@@ -201,6 +201,7 @@ def test_noise_starts_without_effect_and_then_tells_instances_apart(
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--instance_noise", 3]
     told = train(ids, "still", *pretrained, "--lr", 0)
     assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in told
+    assert "35 class + 1 edges + 3 image -> 35 class + 1 edges + 3 image + 3 means" in told
     train(ids, "noise", *pretrained, "--lr", 0.01)
     label = np.random.default_rng(0).integers(0, 35, (32, 64), dtype=np.uint8)
     before, still, noise = (
@@ -287,8 +288,10 @@ def test_a_run_of_the_2018_code_goes_on_with_what_it_did_not_have(
     base = ids.parent / "runs" / "base"
     (base / "opt.json").unlink()
     start = ["--load_pretrain", base, "--recipe", "plus", "--norm", "instance"]
+    start += ["--instance_mean_D"]
     told = train(ids, "next", *start, "--upsample", "icnr", "--lr", 0)
     assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in told
+    assert "35 class + 1 edges + 3 image -> 35 class + 1 edges + 3 image + 3 means" in told
     for name in ("G", "D"):
         for layer, value in weights(ids, "base", name).items():
             if not layer.startswith("model.8."):  # the upsampling

@@ -250,8 +250,9 @@ class Pix2PixHDModel(nn.Module):
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
 
     def _discriminator_input(self, x: Tensor, inst: Tensor | None, image: Tensor) -> Tensor:
-        """What D sees: maps, image, and with --instance_mean_D the image's mean over each instance,
-        from which a thing of several colours differs."""
+        """What D sees: the maps x (B, C, H, W), an image (B, output_nc, H, W) and, where inst is
+        given (B, 1, H, W), the image's mean over each instance: a thing of several colours differs
+        from it."""
         means = [] if inst is None else [instance_average(image, inst)]
         return torch.cat([x, image, *means], 1)
 

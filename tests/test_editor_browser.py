@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -236,11 +237,9 @@ def test_a_number_box_left_empty_or_out_of_range_takes_its_limit(window) -> None
         window.press("Undo")
 
 
-def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
-    """Gradio shows answers as it learns of their events' numbers, in whatever order."""
-    window.tool("Paint")
-    window.choose_class("train")
-    page, turn, held = window.page, int(window.turn()), []
+def hold_the_first_answer(page) -> Callable[[], None]:
+    """Keep the number of the next event's answer from the page; a function that sends it."""
+    held = []
 
     def hold_the_first(route) -> None:
         number = route.fetch()
@@ -249,13 +248,25 @@ def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
         else:
             held.append((route, number))
 
+    def release() -> None:
+        route, number = held[0]
+        route.fulfill(response=number)
+
     page.route("**/queue/join**", hold_the_first)
+    return release
+
+
+def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
+    """Gradio shows answers as it learns of their events' numbers, in whatever order."""
+    window.tool("Paint")
+    window.choose_class("train")
+    page, turn = window.page, int(window.turn())
+    release = hold_the_first_answer(page)
     page.mouse.click(*window.at(10, 10))
     page.wait_for_timeout(100)
     window.click(30, 30)
     assert int(window.turn()) == turn + 2
-    route, number = held[0]
-    window.after(lambda: route.fulfill(response=number))
+    window.after(release)
     expect(page.locator(".pictures")).to_have_attribute("data-turn", str(turn + 3))
     painted = (window.picture("map") == TRAIN_COLOUR).all(2)
     assert painted[10, 10] and painted[30, 30]
@@ -263,23 +274,14 @@ def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
 
 
 def test_a_stroke_may_begin_before_the_answer_to_the_choice_of_the_tool(window) -> None:
-    page, held = window.page, []
-
-    def hold_the_first(route) -> None:
-        number = route.fetch()
-        if held:
-            route.fulfill(response=number)
-        else:
-            held.append((route, number))
-
-    page.route("**/queue/join**", hold_the_first)
+    page = window.page
+    release = hold_the_first_answer(page)
     page.locator("#tools").get_by_text("Paint", exact=True).click()
     before = window.picture("map")
     window.drag((50, 40), (50, 80))
     changed = (window.picture("map") != before).any(2)
     assert changed[50, 41] and changed[50, 79]
-    route, number = held[0]
-    window.after(lambda: route.fulfill(response=number))
+    window.after(release)
     page.unroute_all(behavior="wait")
 
 

@@ -183,7 +183,8 @@ def test_vgg_weights_file_with_a_changed_byte(tmp_path: Path) -> None:
 def test_downloaded_vgg_weights_that_are_damaged(
     content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    # not TORCH_HOME: torch looks there no more once torch.hub.set_dir was called in this process
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     path = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -206,7 +207,8 @@ def test_no_network_names_both_ways_out(
     def fail(*args: object, **kwargs: object) -> None:
         raise failure
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nothing downloaded earlier counts
+    # nothing downloaded earlier counts
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("torch.hub.download_url_to_file", fail)
     monkeypatch.setattr(torchvision.models.VGG19_Weights, "get_state_dict", fail)
     with torch.device("meta"), pytest.raises(UserError) as error:

@@ -92,7 +92,7 @@ def _segments(inst: Tensor) -> tuple[Tensor, int]:
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = ids.aminmax()
         if low >= 0 and high <= 0xFFFF:  # 16-bit files: the ids themselves are small enough
-            return ids.long(), 0x10000
+            return ids.long(), int(high) + 1
     # Any integers, and no value is brought to the host, so a GPU never waits: rank the ids.
     sorted_ids, order = ids.sort(dim=1)
     steps = torch.zeros_like(order)

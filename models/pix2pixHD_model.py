@@ -253,8 +253,10 @@ class Pix2PixHDModel(nn.Module):
         """What D sees: the maps x (B, C, H, W), an image (B, output_nc, H, W) and, where inst is
         given (B, 1, H, W), the image's mean over each instance: a thing of several colours differs
         from it."""
-        means = [] if inst is None else [instance_average(image, inst)]
-        return torch.cat([x, image, *means], 1)
+        if inst is None:
+            return torch.cat([x, image], 1)
+        means = instance_average(image, inst).contiguous(memory_format=self.layout)
+        return torch.cat([x, image, means], 1)
 
     def _run(self, name: str, *inputs: Tensor | None) -> Tensor:
         """A network's output in the precision that --amp asks for."""

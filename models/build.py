@@ -49,13 +49,15 @@ def build_encoder(opt: argparse.Namespace) -> nn.Module:
 
 
 def build_discriminator(opt: argparse.Namespace) -> nn.Module:
+    means = opt.output_nc if opt.instance_mean_D else 0
     return define_D(
-        input_channels(opt) + opt.output_nc * (1 + opt.instance_mean_D),
+        input_channels(opt) + opt.output_nc + means,
         opt.ndf,
         opt.n_layers_D,
         norm=opt.norm,
         num_D=opt.num_D,
         get_features=not opt.no_ganFeat_loss,
+        coarse_nc=means,
     )
 
 

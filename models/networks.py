@@ -212,7 +212,8 @@ class MultiscaleDiscriminator(nn.Module):
 
     (B, input_nc, H, W) -> a list by scale, full resolution first, of lists of (B, C, h, w): with
     get_features the feature maps of all stages, else none of them; last the raw scores. Parameter
-    names count down: the highest number sees full resolution, as in the released checkpoints.
+    names count down: the highest number sees full resolution, as in the released checkpoints. Full
+    resolution does not see the last coarse_nc channels.
     """
 
     def __init__(
@@ -223,11 +224,14 @@ class MultiscaleDiscriminator(nn.Module):
         norm: Norm = InstanceNorm2d,
         num_D: int = 3,
         get_features: bool = False,
+        coarse_nc: int = 0,
     ) -> None:
         super().__init__()
         self.scales: list[list[str]] = []  # names of stages, full resolution first
+        self.finest_nc = input_nc - coarse_nc
         for scale in range(num_D):
-            stages = patch_discriminator(input_nc, ndf, n_layers, norm)
+            seen = self.finest_nc if scale == num_D - 1 else input_nc
+            stages = patch_discriminator(seen, ndf, n_layers, norm)
             names = [f"scale{scale}_layer{n}" for n in range(len(stages))]
             if not get_features:
                 stages = [[layer for stage in stages for layer in stage]]
@@ -241,7 +245,7 @@ class MultiscaleDiscriminator(nn.Module):
         outputs = []
         for i, names in enumerate(self.scales):
             x = self.downsample(x) if i > 0 else x
-            maps = [x]
+            maps = [x if i > 0 else x[:, : self.finest_nc]]
             for name in names:
                 maps.append(getattr(self, name)(maps[-1]))
             outputs.append(maps[1:])
@@ -287,7 +291,8 @@ def define_D(
     norm: str = "instance",
     num_D: int = 1,
     get_features: bool = False,
+    coarse_nc: int = 0,
 ) -> MultiscaleDiscriminator:
     """A discriminator with fresh weights. get_features: for the feature matching loss."""
-    net = MultiscaleDiscriminator(input_nc, ndf, n_layers, NORMS[norm], num_D, get_features)
-    return init_weights(net)
+    first = input_nc, ndf, n_layers, NORMS[norm]
+    return init_weights(MultiscaleDiscriminator(*first, num_D, get_features, coarse_nc))

@@ -252,7 +252,7 @@ class Pix2PixHDModel(nn.Module):
     def _discriminator_input(self, x: Tensor, inst: Tensor | None, image: Tensor) -> Tensor:
         """What D sees: the maps x (B, C, H, W), an image (B, output_nc, H, W) and, where inst is
         given (B, 1, H, W), the image's mean over each instance: a thing of several colours differs
-        from it."""
+        from it. Full resolution does not see the means: all its channels then serve the grain."""
         if inst is None:
             return torch.cat([x, image], 1)
         means = instance_average(image, inst).contiguous(memory_format=self.layout)

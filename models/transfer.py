@@ -49,14 +49,15 @@ def map_classes(text: str, old: argparse.Namespace, new: argparse.Namespace) -> 
     return mapping
 
 
-def input_parts(opt: argparse.Namespace, network: str) -> Parts:
-    """What a network's first layer sees: "G", "D" or "E"."""
+def input_parts(opt: argparse.Namespace, network: str, layer: str = "") -> Parts:
+    """What a network's first layer sees: "G", "D" or "E". D has one for each scale."""
     if network == "E":
         return [("image", opt.output_nc)]
     parts = [("class", opt.label_nc)] if opt.label_nc else [("input", opt.input_nc)]
     parts += [("edges", int(not opt.no_instance)), ("cond", opt.cond_nc)]
     if network == "D":
-        means = opt.output_nc if opt.instance_mean_D else 0
+        full_resolution = re.match(rf"(scale|layer){opt.num_D - 1}\D", layer)
+        means = opt.output_nc if opt.instance_mean_D and not full_resolution else 0
         return [*parts, ("image", opt.output_nc), ("means", means)]
     parts += [("feat", opt.feat_num if uses_features(opt) else 0)]
     return [*parts, ("noise", opt.instance_noise)]
@@ -87,12 +88,12 @@ def adapt_weights(
             f"  --norm {old.norm} -> {new.norm}: the same weights compute something else in all "
             "networks"
         )
-    before, after = input_parts(old, network), input_parts(new, network)
     moved = any(classes.get(label) != label for label in range(new.label_nc))
     adapted = dict(state)
     for name, weight in state.items():
         if name not in own or weight.ndim != 4:
             continue
+        before, after = (input_parts(opt, network, name) for opt in (old, new))
         sees_maps = weight.shape[1] == sum(count for _, count in before)
         first = sees_maps and own[name].shape[1] == sum(count for _, count in after)
         if first and (before != after or moved) and _is_first(name, network):

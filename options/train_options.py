@@ -103,7 +103,7 @@ LOSSES = Group(
     Flag("--num_D", 2, "scales of the discriminator", integer(1)),
     Flag("--n_layers_D", 3, "downsampling layers of each scale", integer(1)),
     Flag("--ndf", 64, "channels of its first layer", CHANNELS),
-    Flag("--instance_mean_D", False, "it also sees the image's mean over each instance"),
+    Flag("--instance_mean_D", False, "its coarser scales also see the image's instance means"),
     Flag("--lambda_feat", 10.0, "weight of feature matching and VGG loss", number(0, 1e9)),
     Flag("--no_ganFeat_loss", False, "no feature matching loss"),
     Flag("--no_vgg_loss", False, "no VGG loss"),
@@ -119,6 +119,11 @@ LOSSES = Group(
 def check_losses(opt: argparse.Namespace) -> None:
     if opt.instance_mean_D and opt.no_instance:
         raise UserError("--instance_mean_D needs instance maps: leave it or --no_instance out")
+    if opt.instance_mean_D and opt.num_D == 1:
+        raise UserError(
+            "--instance_mean_D shows the means to D's coarser scales, and --num_D 1 has none: give "
+            "--num_D 2 or more"
+        )
     if opt.output_nc not in (1, 3) and not opt.no_vgg_loss and opt.is_train:
         raise UserError(
             f"--output_nc {opt.output_nc}: the VGG loss sees grey or RGB images; give --no_vgg_loss"

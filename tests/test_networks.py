@@ -112,6 +112,15 @@ def test_the_highest_scale_number_sees_full_resolution() -> None:
             assert torch.equal(found, seen)
 
 
+def test_full_resolution_does_not_see_the_coarse_channels() -> None:
+    net = define_D(5, 4, 1, num_D=3, get_features=True, coarse_nc=2)
+    x = torch.randn(1, 5, 32, 64, requires_grad=True)
+    for scale, maps in enumerate(net(x)):
+        gradient = torch.autograd.grad(maps[-1].sum(), x, retain_graph=True)[0]
+        assert gradient[:, :3].abs().max() > 0
+        assert (gradient[:, 3:].abs().max() > 0) == (scale > 0)
+
+
 def test_image_pyramid_averages_only_what_is_inside() -> None:
     x = torch.arange(24.0).view(1, 1, 4, 6)
     found = define_D(1, 4, 1, num_D=2).downsample(x)[0, 0]

@@ -226,6 +226,10 @@ WRONG = {  # flags -> what the line must name
         "--instance_mean_D --no_instance",
         ["--instance_mean_D", "--no_instance"],
     ),
+    "means without a coarser scale": (
+        "--instance_mean_D --num_D 1",
+        ["--instance_mean_D", "--num_D 2"],
+    ),
     "noise beside features": ("--instance_noise 3 --instance_feat", ["--instance_noise"]),
     "class features of RGB": ("--label_feat --label_nc 0", ["--label_feat", "--label_nc"]),
     "features of no use": ("--load_features", ["--load_features", "--instance_feat"]),

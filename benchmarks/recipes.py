@@ -42,9 +42,10 @@ FLAGS = [
 ]
 COLUMNS = {  # of validation.jsonl, and how many decimals
     **{"l1": 1, "ratio_grid_energy": 2, "ratio_sharpness": 2, "ratio_hue_variance": 2},
-    **{"ratio_brightness_variance": 2, "ratio_mean_iou": 3, "segmenter_kid": 4},
+    **{"ratio_hue_mixture": 2, "ratio_brightness_variance": 2, "ratio_mean_iou": 3},
+    "segmenter_kid": 4,
 }
-TITLES = ["mean difference", "grid", "sharpness", "hue", "brightness", "IoU", "KID"]
+TITLES = ["mean difference", "grid", "sharpness", "hue", "mixture", "brightness", "IoU", "KID"]
 
 
 def train(opt: argparse.Namespace, variant: str, seed: str) -> dict:

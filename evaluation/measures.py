@@ -98,9 +98,26 @@ def hue_variance(image: np.ndarray, inst: np.ndarray | None = None) -> float:
     of at least THING_PIXELS; NaN if there are none, or no colours."""
     if image.shape[2] != 3:
         return math.nan
-    red, green, blue = np.moveaxis(image / 255.0, -1, 0)
-    plane = red - (green + blue) / 2, math.sqrt(3) / 2 * (green - blue)
-    return _variance_inside_things(plane, inst)
+    return _variance_inside_things(_chroma(image), inst)
+
+
+def hue_mixture(image: np.ndarray, inst: np.ndarray | None = None) -> float:
+    """How much the hues inside things differ, whatever is grey: the share of chroma (see
+    hue_variance) that cancels out. 0 for a red thing with grey parts, 0.5 for one that is half red
+    and half green, 1 for red and cyan; NaN where hue_variance is, and without chroma.
+
+    It is the circular variance of hue, weighted by chroma (Mardia and Jupp, "Directional
+    Statistics", 2000).
+    """
+    things = _things(inst)
+    if image.shape[2] != 3 or things is None:
+        return math.nan
+    index, counts, chosen = things
+    plane = _chroma(image)
+    sums = [np.bincount(index, v.ravel(), len(counts)) for v in (*plane, np.hypot(*plane))]
+    left, right, lengths = (v[chosen] for v in sums)
+    total = lengths.sum()
+    return float((lengths - np.hypot(left, right)).sum() / total) if total > 1e-6 else math.nan
 
 
 def brightness_variance(image: np.ndarray, inst: np.ndarray | None = None) -> float:
@@ -111,18 +128,31 @@ def brightness_variance(image: np.ndarray, inst: np.ndarray | None = None) -> fl
 THING_PIXELS = 20
 
 
-def _variance_inside_things(values: Sequence[np.ndarray], inst: np.ndarray | None) -> float:
-    """values: maps (H, W), whose variances are added up; inst: ids, things from 1000; from 2**31 on
-    they are negative (data.kinds)."""
+def _chroma(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    red, green, blue = np.moveaxis(image / 255.0, -1, 0)
+    return red - (green + blue) / 2, math.sqrt(3) / 2 * (green - blue)
+
+
+def _things(inst: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(the number of each pixel's instance (H * W), the pixels of each, whether it is a thing of at
+    least THING_PIXELS), None without any. inst: ids, things from 1000; from 2**31 on they are
+    negative (data.kinds)."""
     if inst is None:
-        return math.nan
+        return None
     ids, index, counts = np.unique(inst, return_inverse=True, return_counts=True)
     chosen = (ids.astype(np.int64) & 0xFFFFFFFF >= 1000) & (counts >= THING_PIXELS)
-    if not chosen.any():
+    return (index.ravel(), counts, chosen) if chosen.any() else None
+
+
+def _variance_inside_things(values: Sequence[np.ndarray], inst: np.ndarray | None) -> float:
+    """values: maps (H, W), whose variances are added up."""
+    things = _things(inst)
+    if things is None:
         return math.nan
+    index, counts, chosen = things
 
     def mean(v: np.ndarray) -> np.ndarray:
-        return np.bincount(index.ravel(), v.ravel(), len(ids)) / counts
+        return np.bincount(index, v.ravel(), len(counts)) / counts
 
     variances = sum(mean((v - mean(v)[index].reshape(v.shape)) ** 2) for v in values)
     return float(variances[chosen].mean())
@@ -157,7 +187,8 @@ def _lpips(count: int, others: dict) -> torch.nn.Module:
 PAIR_MEASURES = {"l1": l1, "psnr": psnr, "ssim": ssim}
 PROPERTIES = {
     **{"grid_energy": grid_energy, "sharpness": sharpness},
-    **{"hue_variance": hue_variance, "brightness_variance": brightness_variance},
+    **{"hue_variance": hue_variance, "hue_mixture": hue_mixture},
+    "brightness_variance": brightness_variance,
 }
 # name -> its network's weights, and a function (number of pairs, the measures so far) -> metric
 SET_MEASURES = {"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (INCEPTION, _kid)}

@@ -121,6 +121,23 @@ def test_variance_inside_things_by_hand() -> None:
     assert math.isnan(measures.hue_variance(image, np.full((8, 16), 7)))
 
 
+def test_hue_mixture_by_hand() -> None:
+    image = np.zeros((8, 16, 3), np.uint8)
+    inst = np.full((8, 16), 26001)
+    inst[:, 8:] = 26002
+    image[:, :4, 0], image[:, 4:8] = 255, 120  # red beside grey: one hue
+    assert measures.hue_mixture(image, inst) == pytest.approx(0)
+    image[:, 4:8] = [0, 255, 0]  # half red, half green: of two unit vectors at 120 degrees
+    assert measures.hue_mixture(image, inst) == pytest.approx(0.5)
+    image[:, 4:8] = [0, 255, 255]  # red and cyan are opposites
+    assert measures.hue_mixture(image, inst) == pytest.approx(1)
+    image[:, 8:, 2] = 255  # as much of pure blue in another thing
+    assert measures.hue_mixture(image, inst) == pytest.approx(0.5)
+    assert math.isnan(measures.hue_mixture(image, None))
+    assert math.isnan(measures.hue_mixture(np.full((8, 16, 3), 90, np.uint8), inst))
+    assert math.isnan(measures.hue_mixture(image[..., :1], inst))
+
+
 def test_kernel_distance_by_hand() -> None:
     draw = np.random.default_rng(0)
     a, b = draw.normal(size=(5, 3)), draw.normal(0.5, 1, (7, 3))

@@ -62,7 +62,7 @@ def test_the_best_is_what_evaluate_measures_of_it(validated: Path, toy_data: Pat
     best = max(rows, key=lambda row: row["ssim"])
     for epoch, row in (("best", best), ("latest", rows[-1])):
         found = evaluated(validated, toy_data, epoch, tmp_path)
-        names = ("l1", "psnr", "ssim", "grid_energy", "sharpness", "hue_variance")
+        names = ("l1", "psnr", "ssim", "grid_energy", "sharpness", "hue_mixture")
         for name in names:
             assert found[name] == pytest.approx(row[name], rel=1e-6), (epoch, name)
             if f"oracle_{name}" in row:

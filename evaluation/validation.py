@@ -49,7 +49,7 @@ class Validation:
         if opt.segmenter and not self.values.is_rgb8:
             raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
         self.evaluator = create_evaluator(self.opt, model.device) if opt.segmenter else None
-        sizes = [*map(self.dataset.geometry.final, self.dataset.sizes.values())]
+        sizes = [self.dataset.geometry.final(self.dataset.sizes[s]) for s in self.dataset.scenes]
         if self.evaluator:  # a wrong one is told before training, at these images' own size
             self.evaluator.try_on(sizes[0])
         self.left_out: dict[str, str] = {}  # measure -> why

@@ -260,12 +260,25 @@ def test_loaded_weights_are_measured(toy_data: Path, tmp_path: Path) -> None:
     assert following == pytest.approx(first, rel=1e-6)
 
 
+def save_val_scenes(data: Path, heights: tuple[int, ...]) -> None:
+    """Black scenes of the phase val, 64 pixels wide."""
+    for k, height in enumerate(heights):
+        for kind, mode in (("label", "L"), ("inst", "L"), ("img", "RGB")):
+            (data / f"val_{kind}").mkdir(exist_ok=True)
+            Image.new(mode, (64, height)).save(data / f"val_{kind}" / f"{k}.png")
+
+
+def test_a_scene_that_is_not_measured_leaves_no_measure_out(own_data: Path, monkeypatch) -> None:
+    """One that is too small for LPIPS, and not of those that --val_max selects."""
+    monkeypatch.setattr("evaluation.validation.why_missing", lambda *_: None)
+    save_val_scenes(own_data, heights=(32, 16, 32))
+    assert "lpips" not in measured(own_data, "--val_phase", "val")
+    assert "lpips" in measured(own_data, "--val_phase", "val", "--val_max", "2")
+
+
 def test_some_scenes_of_several_sizes_from_memory(own_data: Path, tmp_path: Path) -> None:
     """--cache ram holds the scenes that --val_max selects, whatever their sizes."""
-    for k, size in enumerate([(64, 32), (64, 40), (64, 48)]):
-        for kind, mode in (("label", "L"), ("inst", "L"), ("img", "RGB")):
-            (own_data / f"val_{kind}").mkdir(exist_ok=True)
-            Image.new(mode, size).save(own_data / f"val_{kind}" / f"{k}.png")
+    save_val_scenes(own_data, heights=(32, 40, 48))
     flags = ["--dataroot", own_data, "--niter", 1, "--niter_decay", 0, "--val_max", 2]
     log = train(tmp_path / "run", *flags, "--cache", "ram")
     assert "validation on 2 scenes of val" in log and "validation after epoch 1" in log

@@ -379,6 +379,15 @@ def test_step_with_a_pool() -> None:
     )
 
 
+def test_an_image_that_does_not_count_is_not_for_the_pool() -> None:
+    """A process without a share of the last batch computes with another one's image."""
+    model = make_model("--no_vgg_loss --pool_size 3")
+    model.step(make_batch(0), weight=0)
+    assert not model.pool.images
+    model.step(make_batch(1))
+    assert len(model.pool.images) == 2
+
+
 def test_weight_scales_the_gradients_only() -> None:
     model, half = make_model("--no_vgg_loss --lr 0"), make_model("--no_vgg_loss --lr 0")
     losses, same = model.step(make_batch()), half.step(make_batch(), weight=0.5)

@@ -33,6 +33,8 @@ def check_model(opt: argparse.Namespace) -> None:
         raise UserError("--label_nc 0: the editor needs a model of label maps, not of images")
     if opt.cond_nc:
         raise UserError("--cond_nc: the editor cannot edit conditions; it needs a model without")
+    if opt.load_features:
+        raise UserError("--load_features: the editor encodes photographs itself; leave it out")
     if not side_values(opt, "output").is_rgb8:
         raise UserError(f"{opt.name}: the editor shows 8-bit RGB images; this model makes others")
 

@@ -258,6 +258,11 @@ def test_wrong_flags_end_in_one_line(flags: str, named: list[str], refused, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_the_editor_reads_no_features_from_files() -> None:
+    with pytest.raises(UserError, match="--load_features: the editor encodes"):
+        EditOptions().parse(["--instance_feat", "--load_features"])
+
+
 def test_wrong_flag_through_the_command_line() -> None:
     line = one_line(run_command("train.py", "--n_downsample_globl", "3"))
     assert "--n_downsample_globl" in line and "did you mean --n_downsample_global?" in line

@@ -156,11 +156,18 @@ def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject
             label, feature, pictures = file["label"], file["feature"], file["thumbnail"]
             masks = [file[f"mask{k}"] for k in range(len(label))]
         count = len(label)
-        if pictures.shape != (count, THUMBNAIL, THUMBNAIL, 4):
+        kinds = label.dtype, feature.dtype, pictures.dtype
+        shapes = (count,), (count, THUMBNAIL, THUMBNAIL, 4)
+        as_written = kinds == (np.int32, np.float32, np.uint8)
+        as_written &= count > 0 and (label.shape, pictures.shape) == shapes
+        as_written &= all(mask.dtype == bool and mask.ndim == 2 and mask.any() for mask in masks)
+        if not as_written or not np.isfinite(feature).all():
             raise ValueError("its arrays do not belong together")
     except Exception as error:  # a damaged file fails in many ways
         text = first_line(error)
-        raise UserError(f"{path}: not an object library ({text}); make it anew") from error
+        raise UserError(
+            f"{path}: not an object library ({text}); make it anew with python -m editor.library"
+        ) from error
     if feature.shape != (count, feat_num) or not 0 <= label.min() <= label.max() < label_nc:
         raise UserError(
             f"{path}: features {feature.shape} and classes to {label.max()} of another model; "

@@ -78,6 +78,26 @@ def test_a_library_of_another_model_or_a_damaged_one_is_refused(tmp_path: Path) 
             load_library(path, 35, 3)
 
 
+def test_a_library_of_other_arrays_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "library.npz"
+    write_library(path, objects())
+    with np.load(path) as file:
+        whole = dict(file)
+    none = {name: whole[name][:0] for name in ("label", "feature", "thumbnail")}
+    for wrong in (
+        none,
+        {"label": whole["label"] + 0.5},
+        {"label": whole["label"][:, None]},
+        {"feature": whole["feature"] * np.nan},
+        {"thumbnail": whole["thumbnail"] / 255},
+        {"mask1": whole["mask1"][0]},
+        {"mask1": whole["mask1"] & False},
+    ):
+        np.savez(path, **{**whole, **wrong})
+        with pytest.raises(UserError, match="do not belong together"):
+            load_library(path, 35, 3)
+
+
 def test_thumbnail_is_transparent_around_the_object() -> None:
     mask = np.zeros((8, 16), bool)
     mask[:, :8] = True

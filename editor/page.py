@@ -275,7 +275,8 @@ class Page:
             self.classes: markup.classes(session),
             self.undo: gr.Button(interactive=can_undo),
             self.redo: gr.Button(interactive=session.is_open and ui.can_redo),
-            self.reset: gr.Button(interactive=can_undo),
+            # also where the first edits can no longer be undone
+            self.reset: gr.Button(interactive=session.is_open and bool(ui.edits)),
             self.radius: gr.Slider(visible=session.tool == "Paint"),
             self.like: gr.Button(visible=session.tool == "Change class"),
             self.style_panel: gr.Column(visible=session.tool == "Select"),

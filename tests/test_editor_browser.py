@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import one_line, run_command
 from PIL import Image
 
@@ -22,6 +23,10 @@ pytest.importorskip("playwright", reason="playwright (requirements-test.txt) is 
 
 from editor_server import CAR, Client, running, write_project
 from playwright.sync_api import expect
+
+from editor.scenes import Scenes
+from models import create_model
+from options.edit_options import EditOptions
 
 TRAIN, TRAIN_COLOUR = 31, (0, 80, 100)  # in no toy scene
 SCENE = "toyville_000000_000019"
@@ -514,6 +519,30 @@ def test_actions_come_in_the_order_they_were_sent(url: str) -> None:
 def label_map(stage: str) -> np.ndarray:
     address = re.findall(r'src="data:image/png;base64,([^"]+)"', stage)[1]
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address))))
+
+
+def test_reset_is_there_when_the_first_edits_can_no_longer_be_undone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from editor.page import Page
+
+    monkeypatch.setattr("models.scene.LEVELS", 2)
+    command = ["--name", "tiny", "--checkpoints_dir", str(project / "checkpoints")]
+    opt = EditOptions().parse([*command, "--gpu_ids", "-1"])
+    page = Page(create_model(opt, torch.device("cpu")), Scenes(opt), [])
+    page.build()
+    view = page.begin()
+    session = view[page.session]
+    assert not view[page.reset].interactive
+    session.tool, session.label = "Paint", TRAIN
+    opened = session.ui.label.copy()
+    for x in (10, 20, 30):
+        page._act(session, lambda x=x: session.pointer([(10, x)], 1, 1))
+    for _ in range(2):
+        view = page._act(session, session.undo)
+    assert not view[page.undo].interactive and view[page.reset].interactive
+    page._act(session, session.reset)
+    assert np.array_equal(session.ui.label, opened)
 
 
 # -- the command line ------------------------------------------------------------------------

@@ -39,8 +39,10 @@ def stage(session: Session, pictures: tuple[str, str]) -> str:
 
 
 def _picture(kind: str, title: str, address: str, width: int, height: int, selected: str) -> str:
+    size = f"max-width: calc(80vh * {width} / {height})"  # a tall image fits the window too
     return (
-        f'<figure class="{kind}"><figcaption>{title}</figcaption><div class="canvas">'
+        f'<figure class="{kind}"><figcaption>{title}</figcaption><div class="canvas" '
+        f'style="{size}">'
         f'<img src="{address}" alt="{title}" draggable="false">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
         f'<path class="under" d="{selected}"></path><path class="over" d="{selected}"></path>'

@@ -372,6 +372,14 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
         assert "Traceback" not in page.content()
     assert np.array_equal(window.picture("map"), opened)
 
+    Image.fromarray(label.T.astype(np.uint8)).save(good_label)
+    Image.fromarray(inst.T.astype(np.uint16)).save(good_inst)
+    upload(good_label, good_inst)
+    window.says(r"^Opened your maps mine_label, 64x128\.")
+    box = page.locator("figure.map .canvas").bounding_box()
+    assert box["height"] == pytest.approx(2 * box["width"], abs=1)
+    assert box["height"] <= page.viewport_size["height"]
+
 
 def bomb(width: int, height: int) -> bytes:
     """A small PNG that says it is huge."""

@@ -205,10 +205,9 @@ class Pix2PixHDModel(nn.Module):
         gradient += self._gradient(loss_G * weight, image, keep_graph=not uses_pool)
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
-            on_fake = with_maps(image.detach())
-            if weight:  # else another process's image, which its pool has
-                on_fake = self.pool.query(on_fake)
-            on_fake = self._run("D", on_fake)
+            seen = with_maps(image.detach())
+            # weight 0: a stand-in for another process's image, which that one's pool has
+            on_fake = self._run("D", self.pool.query(seen) if weight else seen)
         losses["D_fake"] = gan(on_fake, False)
         weights_D = list(self.netD.parameters())  # and not the image
         self.scaler.scale(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import signal
 import sys
@@ -9,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, unquote_to_bytes, urlparse
 
 import numpy as np
 import pytest
@@ -458,6 +459,24 @@ def test_a_thousand_validations(tmp_path: Path) -> None:
     text = (tmp_path / "web" / "validation.html").read_text()
     assert text.count("<img") == 12 and text.count("epoch0999_") == 1
     assert "epoch 7 (the best)" in text and len(text) < 300_000
+
+
+def test_the_slider_finds_scenes_of_any_name(tmp_path: Path, browser) -> None:
+    """Also names that are no Unicode, and with line breaks, which HTML changes."""
+    web, image = tmp_path / "web", Image.new("RGB", (8, 4))
+    page = RunPage(tmp_path, 256)
+    for scene in ("plain", "50%25 #?\"'<b>", "new\r\nline", os.fsdecode(b"no \xff Unicode")):
+        for name in ("input_label_", "real_image_", "epoch0001_", "epoch0002_"):
+            image.save(web / "validation" / f"{name}{scene}.jpg")
+    page.write([], [{"epoch": n, "step": n, "ssim": 0.5} for n in (1, 2)], {})
+    shown = browser.new_page()
+    shown.goto((web / "validation.html").as_uri())
+    shown.locator("input[type=range]").focus()
+    shown.keyboard.press("Home")
+    found = shown.eval_on_selector_all("img[data-scene]", "images => images.map(i => i.src)")
+    assert {unquote_to_bytes(urlparse(source).path) for source in found} == {
+        os.fsencode(path) for path in (web / "validation").glob("epoch0001_*")
+    }
 
 
 def test_other_scenes_than_before(toy_data: Path, tmp_path: Path) -> None:

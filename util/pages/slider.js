@@ -5,7 +5,7 @@ function show() {
   const row = rows[slider.value];
   shown.textContent = row.text;
   for (const image of document.querySelectorAll("img[data-scene]")) {
-    image.src = "validation/" + row.prefix + encodeURIComponent(image.dataset.scene) + ".jpg";
+    image.src = "validation/" + row.prefix + image.dataset.scene + ".jpg";
     image.parentElement.href = image.src;
   }
 }

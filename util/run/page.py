@@ -2,11 +2,13 @@
 through time)."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from dominate import tags
@@ -142,7 +144,8 @@ class RunPage:
         for scene in sorted(scenes):
             label = Picture(f"validation/input_label_{scene}.jpg", "input_label")
             newest = f"validation/{steps[-1]['prefix']}{scene}.jpg"
-            generated = Picture(newest, "synthesized_image", data={"scene": scene})
+            quoted = quote(os.fsencode(scene))  # here, by the bytes: names need not be Unicode
+            generated = Picture(newest, "synthesized_image", data={"scene": quoted})
             real = Picture(f"validation/real_image_{scene}.jpg", "real_image")
             page.row([label, generated, real], heading=scene, width=self.display_winsize)
         page.add(tags.script(raw(f"const rows = {json.dumps(steps)};\n{_SLIDER}")))

@@ -104,7 +104,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
-    """All files of a split, three a scene, whether or not their sources exist."""
+    """All files of a split, three a scene, whether or not their sources exist.
+
+    Kind by kind: a kill then leaves scenes that lack a map, which training refuses, and not a
+    smaller data set, or one of two sizes, that looks whole.
+    """
     listing = raw / f"{split}.list"
     scenes = read_list(raw, listing) if listing.is_file() else walk(raw, split)
     if not scenes:
@@ -113,8 +117,8 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
     phase = PHASES[split]
     return [
         Job(kind, source, out / f"{phase}_{kind}" / source.name)
-        for scene in scenes
-        for kind, source in zip(KINDS, scene)
+        for kind, sources in zip(KINDS, zip(*scenes))
+        for source in sources
     ]
 
 

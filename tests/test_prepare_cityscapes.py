@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from conftest import ROOT, run_command, save_png
 from PIL import Image
 
+from data.files import scene_key
+from prepare_cityscapes import find_jobs
 from util.files import lock_folder
 
 SIZE = (24, 12)
@@ -249,6 +252,14 @@ def test_rerun_completes_what_is_missing(raw, tmp_path, flags):
     assert kept.stat().st_ino == inode
     assert {path: path.read_bytes() for path in files} == content
     assert not half.exists()
+
+
+def test_a_kill_never_leaves_fewer_scenes_that_look_whole(raw, tmp_path):
+    jobs, kinds = find_jobs(raw, tmp_path, "train"), len(TREES)
+    assert len(jobs) == kinds * len(STEMS["train"])
+    for made in range(1, len(jobs)):
+        scenes = Counter(scene_key(job.target, job.target.parent) for job in jobs[:made])
+        assert min(scenes.values()) < kinds  # some scene lacks a map, so that training refuses it
 
 
 def test_other_size_other_files(raw, tmp_path):

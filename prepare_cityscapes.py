@@ -112,8 +112,10 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
     listing = raw / f"{split}.list"
     scenes = read_list(raw, listing) if listing.is_file() else walk(raw, split)
     if not scenes:
-        where = listing if listing.is_file() else raw / "leftImg8bit" / split
-        fail(f"no images for --splits {split} in {where}: unpack leftImg8bit and gtFine in --raw")
+        where, remedy = raw / "leftImg8bit" / split, "unpack leftImg8bit and gtFine in --raw"
+        if listing.is_file():
+            where, remedy = listing, "complete it, or run data.toy_cityscapes, if it is that one's"
+        fail(f"no images for --splits {split} in {where}: {remedy}")
     phase = PHASES[split]
     return [
         Job(kind, source, out / f"{phase}_{kind}" / source.name)

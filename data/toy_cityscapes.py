@@ -40,8 +40,11 @@ def write_dataset(
     """
     _check(out, train, val, size, seed)
     out.mkdir(parents=True, exist_ok=True)
-    for split in CITIES:  # a set that is drawn in part has no list, which would tell it is whole
-        (out / f"{split}.list").unlink(missing_ok=True)
+    # while a set is drawn its lists are empty: prepare_cityscapes.py then refuses it, and the
+    # quickstart, which looks at the last one, draws it again
+    for split in reversed(CITIES):
+        write_text(out / f"{split}.list", "")
+    (out / "toy_styles.json").unlink(missing_ok=True)
     lists, styles = {}, {}
     for split, count in (("train", train), ("val", val)):
         lines = []

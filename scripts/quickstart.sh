@@ -26,7 +26,7 @@ train_features=(python train.py --name toy_features "${small[@]}" "${features[@]
   --niter 8 --niter_decay 12 --continue_train)
 
 step "drawing toy scenes"
-[ -e datasets/toy_raw/val.list ] ||
+[ -s datasets/toy_raw/val.list ] ||
   python -m data.toy_cityscapes --out datasets/toy_raw --train 200 --val 20 --size 256x128 --seed 0
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 

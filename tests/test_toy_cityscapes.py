@@ -14,6 +14,7 @@ from PIL import Image
 from data.toy.scene import draw_scene, read_styles
 from data.toy.shapes import PALETTES
 from data.toy_cityscapes import scene_rng, write_dataset
+from prepare_cityscapes import find_jobs
 from util.errors import UserError
 
 ROAD, BUILDING, SKY, CAR = 7, 11, 23, 26
@@ -147,7 +148,7 @@ def test_same_seed_same_bytes_whatever_the_count(tmp_path):
     )
 
 
-def test_an_interrupted_command_leaves_no_half_image_and_no_list(tmp_path, monkeypatch):
+def test_an_interrupted_command_leaves_no_half_image_and_nothing_listed(tmp_path, monkeypatch):
     def half(_image, path, *_):
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
@@ -157,7 +158,11 @@ def test_an_interrupted_command_leaves_no_half_image_and_no_list(tmp_path, monke
     for folder in tmp_path / "new", tmp_path / "again":
         with pytest.raises(KeyboardInterrupt):
             write_dataset(folder, 1, 0)
-        assert not [*folder.glob("*.list")]  # the quickstart would take the set for whole
+        # the quickstart and prepare_cityscapes.py would take the set for whole
+        assert [path.read_text() for path in folder.glob("*.list")] == ["", ""]
+        assert not (folder / "toy_styles.json").exists()
+        with pytest.raises(UserError, match=r"train\.list: complete it, or run data\.toy_city"):
+            find_jobs(folder, tmp_path, "train")
     assert not [*(tmp_path / "new").rglob("*.png")]
 
 

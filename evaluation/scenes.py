@@ -65,6 +65,11 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
         raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} ({len(missing)} in all)")
     if older := not_on_page(opt.images, images.values()):
         log(f"warning: {len(older)} images, e.g. {older[0]}, are of an earlier run of test.py")
+    elif newer := newer_than_page(opt.images, images.values()):
+        log(
+            f"warning: {len(newer)} of {len(images)} images, e.g. {newer[0]}, are newer than their "
+            "page: a run of test.py was cut off, and the others are of an earlier one; run it again"
+        )
     if len(images) < len(names):
         log(f"{len(images)} of the {len(names)} scenes of {opt.phase} have an image")
     real, label, inst = files["image"], files["label"], files.get("inst", {})
@@ -82,6 +87,15 @@ def not_on_page(folder: Path, images: Iterable[Path]) -> list[Path]:
         return []
     text = unquote(page.read_text("utf-8", "replace"), errors="surrogateescape")
     return [path for path in images if f"/{path.stem}" not in text]
+
+
+def newer_than_page(folder: Path, images: Iterable[Path]) -> list[Path]:
+    """The images that test.py has made since it wrote the page beside their folder, which it does
+    at its end. Empty if there is no page."""
+    page = folder.parent / "index.html"
+    if folder.name != "images" or not page.is_file():
+        return []
+    return [path for path in images if path.stat().st_mtime_ns > page.stat().st_mtime_ns]
 
 
 def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from data.aligned_dataset import AlignedDataset, Geometry
 from data.create import spread
 from evaluation import measures
 from evaluation.measures import psnr, ssim
-from evaluation.scenes import find_images, not_on_page
+from evaluation.scenes import find_images, find_scenes, not_on_page
 from evaluation.segmentation import (
     Evaluator,
     class_iou,
@@ -757,6 +757,24 @@ def test_images_of_an_earlier_run_are_told(tmp_path: Path) -> None:
     assert not_on_page(tmp_path / "images", images) == images[2:]
     (tmp_path / "index.html").write_bytes(b"\xff damaged")
     assert not_on_page(tmp_path / "images", images) == images
+
+
+def test_images_of_a_run_that_was_cut_off_are_told(tmp_path: Path, capsys) -> None:
+    """The images of a run of test.py that was killed lie among those of the run before."""
+    opt = argparse.Namespace(dataroot=tmp_path, phase="test", label_nc=35, no_instance=True)
+    opt.images = tmp_path / "images"
+    for name in ("a", "b"):
+        for kind in ("label", "img"):
+            save_png(tmp_path / f"test_{kind}" / f"{name}.png", np.zeros((2, 2), np.uint8))
+        save_png(opt.images / f"{name}_synthesized_image.png", np.zeros((2, 2, 3), np.uint8))
+    page = tmp_path / "index.html"
+    page.write_text("images/a_synthesized_image.png images/b_synthesized_image.png")
+    find_scenes(opt)
+    assert capsys.readouterr().out == ""
+    made = opt.images / "a_synthesized_image.png"
+    os.utime(made, ns=(0, page.stat().st_mtime_ns + 1000))
+    find_scenes(opt)
+    assert f"1 of 2 images, e.g. {made}, are newer than their page" in capsys.readouterr().out
 
 
 def test_images_older_than_the_weights_are_told(tmp_path: Path, capsys) -> None:

@@ -19,7 +19,9 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 EXTENSIONS |= {".npy", ".npz"}
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # others of Pillow start programs
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs, it raises as well
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged tags; it raises what matters here
+for library in "PIL", "tifffile":  # what they log, they raise as well
+    logging.getLogger(library).addHandler(logging.NullHandler())
 MOST_CLASSES = 65536  # what --label_nc takes
 
 # What one scene's files differ by: Cityscapes' endings and the everyday ones.

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, one_line, run_command
+from conftest import ROOT, TINY, one_line, run_command
 from crafted_images import tiff
 from PIL import Image
 
@@ -187,6 +189,24 @@ ODD: dict[str, Callable[[Path], object]] = {
         ).ljust(117).encode() + b"\n").__len__().to_bytes(2, "little") + header
     ),
 }  # fmt: skip
+
+
+def test_of_damaged_tiff_files_the_error_alone_is_printed(tmp_path):
+    """The libraries would add lines of their own."""
+    image = np.zeros((9, 7, 4), np.uint16)
+    tifffile.imwrite(tmp_path / "bands.tif", image, photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "label.tif", image[..., 0])
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:150])  # in the midst of the tags
+    lines = ["import sys", "from pathlib import Path", "from data.arrays import read_array"]
+    lines += ["from data.files import read_integers", "from util.errors import UserError"]
+    lines += ["for read in (lambda p: read_integers(p, 'label')), read_array:"]
+    lines += [" for path in Path(sys.argv[1]).iterdir():", "  try: read(path)"]
+    lines += ["  except UserError: print('refused')"]
+    command = [sys.executable, "-c", "\n".join(lines), tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.count("refused") == 4, done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("name", ODD)

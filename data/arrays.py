@@ -187,7 +187,7 @@ def geo_tags(path: Path, width: int, height: int) -> list[tuple]:
             tags = [tag for code in GEO_TAGS if (tag := page.tags.get(code))]
             values = [_in_steps(tag.code, tag.value, *step) for tag in tags]
             return [(tag.code, tag.dtype, tag.count, v, True) for tag, v in zip(tags, values)]
-    except (UserError, ValueError):  # a TIFF that Pillow reads without tifffile, or a PNG
+    except Exception:  # a PNG, a TIFF that Pillow alone reads, or tags that are damaged in some way
         return []
 
 

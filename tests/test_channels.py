@@ -284,6 +284,10 @@ def test_a_georeference_is_handed_on(tmp_path: Path) -> None:
     with tifffile.TiffFile(path) as file:
         for code, _, _, value, _ in tags:
             assert file.pages[0].tags[code].value == value
+    whole = source.read_bytes()
+    for place in range(len(whole) - label.size):  # whatever of its tags is damaged: no traceback
+        source.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        geo_tags(source, *SIZE)
     Image.fromarray(label).save(source, "PNG")
     assert geo_tags(source, *SIZE) == []
 

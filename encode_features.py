@@ -73,7 +73,7 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
         return True
     note, made_by = path.with_name(NOTE), f"latest_net_E{'_ema' * bool(opt.ema)}.pth"
     if note.is_file():  # earlier versions wrote none
-        made_by = note.read_text(errors="replace")
+        made_by = " ".join(note.read_text(errors="replace").split())[:200]
     if made_by != name_of_encoder(opt):
         log_main(f"{path} was made by {made_by}: encoding again")
         return True

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run_together
-from conftest import TINY, one_line, run_command, save_png
+from conftest import ROOT, TINY, one_line, run_command, save_png
 from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
@@ -516,6 +517,29 @@ def test_comparing_runs(tmp_path: Path) -> None:
     assert "no run" in one_line(
         run_command("-m", "util.compare", "a", "none", "--checkpoints_dir", tmp_path)
     )
+
+
+def test_comparing_without_room_keeps_whole_images(tmp_path: Path) -> None:
+    """And names the image that lacks room, not the one that is copied."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    source, out = tmp_path / "web" / "validation", tmp_path / "out"
+    for folder in (source, out / "images"):
+        folder.mkdir(parents=True)
+    for file in ("epoch0001_s", "input_label_s", "real_image_s"):
+        noise.save(source / f"{file}.jpg")
+    earlier = out / "images" / "input_label_s.jpg"
+    earlier.write_bytes(b"earlier")
+    program = (
+        "import resource, sys; from pathlib import Path; from util.compare import common_scenes\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))\n"
+        "run, out = map(Path, sys.argv[1:])\n"
+        "try: common_scenes({'run': run}, {'run': [{'epoch': 1}]}, out)\n"
+        "except OSError as error: print(error.filename)"
+    )
+    command = [sys.executable, "-c", program, tmp_path, out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{earlier}\n", done.stderr
+    assert [path.read_bytes() for path in (out / "images").iterdir()] == [b"earlier"]
 
 
 # -- Trackers -----------------------------------------------------------------------------------

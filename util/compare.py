@@ -8,11 +8,10 @@ a row of images.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from util.errors import UserError, fail, run
-from util.files import make_folder
+from util.files import make_folder, write_bytes
 from util.pages.html import Page, Picture
 from util.pages.plots import save_curves, series, shown_width
 from util.progress import log
@@ -94,7 +93,7 @@ def common_scenes(
             continue  # a first validation that is being written, or was cut off
         rows[scene] = [Picture(f"images/{name}_{scene}.jpg", name) for name in images]
         for picture, path in zip(rows[scene], images.values()):
-            shutil.copyfile(path, out / picture.path)
+            write_bytes(out / picture.path, path.read_bytes())
     return rows
 
 

@@ -73,9 +73,10 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
         return True
     note, made_by = path.with_name(NOTE), f"latest_net_E{'_ema' * bool(opt.ema)}.pth"
     if note.is_file():  # earlier versions wrote none
-        made_by = " ".join(note.read_text(errors="replace").split())[:200]
+        made_by = note.read_text(errors="replace")
     if made_by != name_of_encoder(opt):
-        log_main(f"{path} was made by {made_by}: encoding again")
+        told = " ".join(made_by.split())[:200]  # in one line, were the note damaged
+        log_main(f"{path} was made by {told}: encoding again")
         return True
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     log_main(

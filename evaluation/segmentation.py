@@ -39,6 +39,7 @@ def evaluation_classes(label_nc: int, ignore_label: int | None, outputs: str) ->
     """Cityscapes' 19 evaluation classes for its 35 labels, else all labels; never ignore_label.
 
     outputs: what a segmenter's outputs mean, "trainIds" or "ids" (the same but for Cityscapes).
+    Raises UserError if no class is left.
     """
     known = [(i, i, str(i)) for i in range(label_nc)]
     if label_nc == 35:
@@ -51,6 +52,8 @@ def evaluation_classes(label_nc: int, ignore_label: int | None, outputs: str) ->
             ) from error
         known = sorted((one.trainId, one.id, one.name) for one in labels if not one.ignoreInEval)
     known = [one for one in known if one[1] != ignore_label]
+    if not known:
+        raise UserError(f"--segmenter: --ignore_label {ignore_label} leaves no class to measure")
     train_ids, ids, names = map(list, zip(*known))
     of_label = np.full(2**16, -1)
     of_label[ids] = range(len(ids))

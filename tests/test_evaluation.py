@@ -195,6 +195,8 @@ def test_other_data_sets_are_judged_on_all_their_labels() -> None:
     assert classes.ids == [0, 1, 3]
     assert classes.of_label[[0, 1, 2, 3, 255]].tolist() == [0, 1, -1, 2, -1]
     assert classes.of_output[[0, 1, 2, 3]].tolist() == [0, 1, 3, 2]
+    with pytest.raises(UserError, match="--ignore_label 0 leaves no class"):
+        evaluation_classes(1, 0, "ids")
 
 
 # -- the command -----------------------------------------------------------------------------

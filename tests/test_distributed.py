@@ -263,13 +263,6 @@ def wait_for(*paths: Path) -> None:
         time.sleep(0.01)
 
 
-def slowness() -> float:
-    """How much longer than 2 seconds importing torch takes now: the cores may be slow or busy."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    return max(1.0, (time.monotonic() - began) / 2)
-
-
 def stopped_at_work(data: Path, out: Path, number: int, presses: int = 1) -> None:
     """Both processes save once and end in time, however often and to whom it is said."""
     out.mkdir()
@@ -284,7 +277,7 @@ def stopped_at_work(data: Path, out: Path, number: int, presses: int = 1) -> Non
             time.sleep(0.1)
         status, seconds = session.end()
     assert (status, session.stderr()) == (128 + number, "")
-    assert seconds < 5 or seconds < 0.5 + 5 * slowness()  # beside the save
+    assert seconds < 25  # a busy machine takes a dozen; torch's launcher waits for 30
     assert (out / "saved0").exists() and (out / "saved1").exists()
 
 
@@ -306,7 +299,7 @@ def stopped_at_the_start(data: Path, out: Path, after: float, *words: object) ->
         status, seconds = session.end()
     assert status == 130, after
     assert "Traceback" not in session.stderr() and "terminate" not in session.stderr(), after
-    assert seconds < 5 or seconds < 5 * slowness()
+    assert seconds < 25
 
 
 FLAGS = ["--label_nc", 6, "--ngf", 4, "--ndf", 4, "--no_vgg_loss", "--loadSize", 32]

@@ -79,21 +79,24 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     ]
 
 
-def not_on_page(folder: Path, images: Iterable[Path]) -> list[Path]:
-    """The images that test.py's page beside their folder does not show: it is written anew by each
-    run, which may have had fewer scenes. Empty if there is no page."""
+def page_of(folder: Path) -> Path | None:
+    """The page that test.py writes beside its folder of images at its end, if it is there."""
     page = folder.parent / "index.html"
-    if folder.name != "images" or not page.is_file():
+    return page if folder.name == "images" and page.is_file() else None
+
+
+def not_on_page(folder: Path, images: Iterable[Path]) -> list[Path]:
+    """The images that test.py's page does not show: it is written anew by each run, which may have
+    had fewer scenes. Empty if there is no page."""
+    if (page := page_of(folder)) is None:
         return []
     text = unquote(page.read_text("utf-8", "replace"), errors="surrogateescape")
     return [path for path in images if f"/{path.stem}" not in text]
 
 
 def newer_than_page(folder: Path, images: Iterable[Path]) -> list[Path]:
-    """The images that test.py has made since it wrote the page beside their folder, which it does
-    at its end. Empty if there is no page."""
-    page = folder.parent / "index.html"
-    if folder.name != "images" or not page.is_file():
+    """The images that test.py has made since it wrote its page. Empty if there is no page."""
+    if (page := page_of(folder)) is None:
         return []
     return [path for path in images if path.stat().st_mtime_ns > page.stat().st_mtime_ns]
 

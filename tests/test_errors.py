@@ -95,6 +95,21 @@ def test_a_gpu_that_is_full_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "CUDA error: no kernel image is available for execution on the device",
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+        "The NVIDIA driver on your system is too old (found version 11040). Please update it.",
+    ],
+)
+def test_a_gpu_that_pytorch_cannot_use_is_one_line(told: str, capsys) -> None:
+    """In torch's words, which go on in further lines."""
+    status, line = end(RuntimeError(f"{told}\nFor debugging consider CUDA_LAUNCH_BLOCKING"), capsys)
+    assert status == 2 and line.startswith(f"error: the GPU cannot be used ({told})")
+    assert "--gpu_ids -1" in line and line.count("\n") == 1
+
+
 def test_mistakes_keep_their_traceback() -> None:
     with pytest.raises(FileNotFoundError):
         run(lambda: Path("/nothing/here").read_text())

@@ -22,6 +22,13 @@ _MEMORY_ERRORS = (
 # cuDNN has none for it
 _NO_ALGORITHM = ("find an engine to execute", "find a valid cuDNN algorithm")
 
+# what PyTorch says of a GPU that it is not built for, that another program holds, or whose driver
+# is old
+_UNUSABLE_GPU = (
+    *("no kernel image is available", "busy or unavailable"),
+    "driver on your system is too old",
+)
+
 # what Gloo's and NCCL's messages hold when another process of the training is gone
 _LOST_PROCESS = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
 
@@ -60,8 +67,8 @@ def print_error(error: BaseException) -> int | None:
     """Print an error that the user can mend as one line, and return the exit status.
 
     These are UserErrors, a full disk or missing rights, memory that has run out, other processes
-    that were killed, and operations that --deterministic rules out. Prints nothing and returns
-    None for all others.
+    that were killed, operations that --deterministic rules out, and a GPU that PyTorch cannot use.
+    Prints nothing and returns None for all others.
     """
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
@@ -100,6 +107,11 @@ def print_error(error: BaseException) -> int | None:
             f"--deterministic: {operation}{_NONDETERMINISTIC}; leave --deterministic out, or run "
             "on a CPU (--gpu_ids -1)"
         )
+    elif told := _line_with(_UNUSABLE_GPU, error):
+        message = (
+            f"the GPU cannot be used ({told}); install a PyTorch and a driver for it, end the "
+            "program that holds it, or compute on the CPU (--gpu_ids -1)"
+        )
     else:
         return None
     print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
@@ -111,6 +123,12 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
         return any(words in str(error) for words in _MEMORY_ERRORS + _NO_ALGORITHM)
     return isinstance(error, MemoryError)
+
+
+def _line_with(words: tuple[str, ...], error: BaseException) -> str:
+    """The line of one of PyTorch's errors that holds any of the words, or ""."""
+    lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
+    return next((line.strip() for line in lines if any(some in line for some in words)), "")
 
 
 def one_line(message: object) -> str:

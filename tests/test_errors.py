@@ -110,6 +110,21 @@ def test_a_gpu_that_pytorch_cannot_use_is_one_line(told: str, capsys) -> None:
     assert "--gpu_ids -1" in line and line.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "InvalidCxxCompiler: No working C++ compiler found in cpp.cxx: (None, 'g++')",
+        "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.",
+        "TritonMissing: Cannot find a working triton installation. Either the package is not ...",
+        "GPUTooOldForTriton: Found GTX 1080 which is too old to be supported by the triton GPU ...",
+    ],
+)
+def test_a_compiler_that_is_missing_is_one_line(told: str, capsys) -> None:
+    """In the words of PyTorch 2.6, before which a line names the backend."""
+    status, line = end(RuntimeError(f"backend='inductor' raised:\n{told}\n\nSet TORCH"), capsys)
+    assert status == 2 and line.startswith(f"error: --compile: {told}; ") and line.count("\n") == 1
+
+
 def test_mistakes_keep_their_traceback() -> None:
     with pytest.raises(FileNotFoundError):
         run(lambda: Path("/nothing/here").read_text())

@@ -28,6 +28,11 @@ _UNUSABLE_GPU = (
     *("no kernel image is available", "busy or unavailable"),
     "driver on your system is too old",
 )
+# what torch.compile says where it has no compiler, or none for this GPU
+_NO_COMPILER = (
+    *("No working C++ compiler", "Failed to find C compiler"),
+    *("Cannot find a working triton installation", "too old to be supported by the triton"),
+)
 
 # what Gloo's and NCCL's messages hold when another process of the training is gone
 _LOST_PROCESS = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
@@ -67,8 +72,8 @@ def print_error(error: BaseException) -> int | None:
     """Print an error that the user can mend as one line, and return the exit status.
 
     These are UserErrors, a full disk or missing rights, memory that has run out, other processes
-    that were killed, operations that --deterministic rules out, and a GPU that PyTorch cannot use.
-    Prints nothing and returns None for all others.
+    that were killed, operations that --deterministic rules out, a GPU that PyTorch cannot use, and
+    a compiler that is missing. Prints nothing and returns None for all others.
     """
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
@@ -112,6 +117,8 @@ def print_error(error: BaseException) -> int | None:
             f"the GPU cannot be used ({told}); install a PyTorch and a driver for it, end the "
             "program that holds it, or compute on the CPU (--gpu_ids -1)"
         )
+    elif told := _line_with(_NO_COMPILER, error):
+        message = f"--compile: {told}; install what it needs, or leave --compile out"
     else:
         return None
     print(f"error: {one_line(message)}", file=sys.stderr, flush=True)

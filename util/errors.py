@@ -25,13 +25,17 @@ _NO_ALGORITHM = ("find an engine to execute", "find a valid cuDNN algorithm")
 # what PyTorch says of a GPU that it is not built for, that another program holds, or whose driver
 # is old
 _UNUSABLE_GPU = (
-    *("no kernel image is available", "busy or unavailable"),
+    "no kernel image is available",
+    "busy or unavailable",
     "driver on your system is too old",
 )
+
 # what torch.compile says where it has no compiler, or none for this GPU
 _NO_COMPILER = (
-    *("No working C++ compiler", "Failed to find C compiler"),
-    *("Cannot find a working triton installation", "too old to be supported by the triton"),
+    "No working C++ compiler",
+    "Failed to find C compiler",
+    "Cannot find a working triton installation",
+    "too old to be supported by the triton",
 )
 
 # what Gloo's and NCCL's messages hold when another process of the training is gone

@@ -378,10 +378,16 @@ def test_a_later_ctrl_c_ends_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> Non
             signal.signal(number, handler)
 
 
-def test_several_gpus_are_started_one_process_each(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("launched", [False, True])
+def test_several_gpus_are_started_one_process_each(launched: bool, monkeypatch) -> None:
+    """Also by python -m torch.distributed.launch train.py, which starts one process, as the 2018
+    code's scripts call it."""
     asked = []
     monkeypatch.setattr(distributed, "start", lambda *args: asked.append(args) or 7)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert distributed.launch(print, Namespace(gpu_ids=[0, 2, 3], local_rank=0)) == 7
     assert asked == [(3,)]
 

@@ -117,12 +117,13 @@ def agree(mine: str, problem: str, remedy: str) -> None:
 def launch(work: Callable, opt) -> object:
     """Call work(opt, device) in this process, or in one process for each of several GPUs.
 
-    Under torchrun this process is one of them. --gpu_ids 0,1 without torchrun runs the command
-    line once for each GPU. A UserError of any process ends all of them and is printed once.
+    Under torchrun this process is one of them. --gpu_ids 0,1 in a process that is alone, also where
+    a launcher has started it, runs the command line once for each GPU. A UserError of any process
+    ends all of them and is printed once.
     """
     if _several():
         return _work_together(work, opt)
-    if len(opt.gpu_ids) > 1 and not dist.is_torchelastic_launched():
+    if len(opt.gpu_ids) > 1:
         return start(len(opt.gpu_ids))
     return work(opt, _device(opt))
 

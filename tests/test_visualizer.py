@@ -169,6 +169,14 @@ def test_page_shows_what_is_on_disk_newest_first(tmp_path):
     assert 'http-equiv="refresh"' in text
 
 
+def test_pictures_of_the_2018_code_stay_on_the_page_of_a_continued_run(tmp_path):
+    old = tmp_path / "web" / "images" / "epoch001_real_image.jpg"
+    old.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 4)).save(old)
+    visualizer(tmp_path, write_html=True, resume=True).display(shown(2), epoch=2, step=2)
+    assert f'src="images/{old.name}"' in (tmp_path / "web" / "index.html").read_text()
+
+
 def test_a_fresh_start_drops_the_pictures_of_an_earlier_run(tmp_path):
     visualizer(tmp_path, write_html=True).display(shown(1), epoch=9, step=1)
     visualizer(tmp_path, write_html=True).display(shown(1), epoch=1, step=1)

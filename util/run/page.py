@@ -28,7 +28,7 @@ Table, Facts = Sequence[Mapping], Mapping[str, str]
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_pictures")
 REFRESH_SECONDS = 30
 NAMES = ("input_label", "synthesized_image", "real_image")
-_PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
+_PICTURE = re.compile(r"epoch(\d+)_(.+)\.(png|jpg)")  # jpg: of the 2018 code
 
 _SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
 
@@ -116,7 +116,7 @@ class RunPage:
 
     def _pictures(self) -> dict[tuple[int, str], Path]:
         """The training images on disk: (epoch, name) -> path."""
-        paths = sorted((self.web / "images").glob("epoch*_*.png"))
+        paths = sorted((self.web / "images").glob("epoch*_*.*"))
         found = [(match, path) for path in paths if (match := _PICTURE.fullmatch(path.name))]
         return {(int(match[1]), match[2]): path for match, path in found}
 

@@ -341,6 +341,22 @@ def test_continue_without_a_run_says_so(toy_data, tmp_path):
     assert_same(tmp_path / "a", tmp_path / "b")
 
 
+def test_continue_without_the_latest_weights_is_refused(run_of_one, toy_data, tmp_path):
+    """Kept epochs alone, as users of the 2018 code put them aside: to begin anew would replace
+    them. What the error asks for then works."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for kind in "GD":
+        shutil.copy(run_of_one / f"latest_net_{kind}.pth", run / f"10_net_{kind}.pth")
+    flags = ["--dataroot", toy_data, "--niter", 11, "--niter_decay", 0]
+    training = Training(run, *flags, "--continue_train")
+    assert training.end() == 2 and "copy 10_net_*.pth to latest_net_*.pth" in training.told()
+    for kind in "GD":
+        shutil.copy(run / f"10_net_{kind}.pth", run / f"latest_net_{kind}.pth")
+    (run / "iter.txt").write_text("11\n0\n")
+    assert "epoch 11 of 11" in train(run, *flags, "--continue_train")
+
+
 @pytest.mark.parametrize("more", [[], ["--continue_train"]])
 def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, "--niter", 1, "--niter_decay", 0, "--no_html"]

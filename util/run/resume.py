@@ -167,6 +167,12 @@ def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Posi
         log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
         return Position(epoch=_reference_epoch(folder))
     earlier = ", but for the run that this one replaced" if any(folder.glob("replaced_*")) else ""
+    if not (earlier or opt.load_pretrain) and (epochs := sorted(_numbered_networks(folder))):
+        raise UserError(
+            f"{folder} has weights of epochs {', '.join(map(str, epochs))}, but no "
+            f"latest_net_G.pth to continue from: copy {epochs[-1]}_net_*.pth to latest_net_*.pth, "
+            f"and write the epoch to go on with ({epochs[-1] + 1}) to iter.txt"
+        )
     log_main(f"nothing is saved in {folder} yet{earlier}: training starts from the beginning")
     return None
 

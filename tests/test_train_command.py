@@ -25,6 +25,7 @@ import train
 from models.instance_maps import network_input
 from models.losses import VGGLoss
 from models.networks import define_D, define_G
+from util.run.resume import Position
 
 EPOCH = ["--niter", 1, "--niter_decay", 0]
 PLAIN = ["--serial_batches", "--no_flip", "--print_freq", 1, "--no_html"]
@@ -371,6 +372,14 @@ def test_debug_shows_every_step(trained: Callable) -> None:
 def test_no_html_writes_no_page(trained: Callable) -> None:
     run = trained(*EPOCH, "--no_html", "--display_freq", 1, "--print_freq", 1)
     assert len(rows(run)) == 4 and not (run / "web").exists()
+
+
+def test_a_batch_that_passes_a_multiple_counts() -> None:
+    at, shown = Position(), []
+    for _ in range(50):
+        at.advance(8)
+        shown += [at.step] if at.passed(100) else []
+    assert shown == [104, 200, 304, 400]
 
 
 def test_frequencies(trained: Callable) -> None:

@@ -59,7 +59,7 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
         elif key in found:
             problems.append(
                 f"{folder}: {found[key].name} and {path.name} would both be the scene {key!r}, "
-                "as endings like _A, _img and _label do not count; rename or remove one of them"
+                "as endings like _A, _label and .png do not count; rename or remove one of them"
             )
         else:
             found[key] = path

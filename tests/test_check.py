@@ -203,7 +203,7 @@ def test_one_name_of_two_photographs_is_told_once(own_data, call, capsys):
     shown.write_bytes(first.read_bytes())
     assert call(check_main, *FLAGS, "--dataroot", own_data) == 1
     told = capsys.readouterr().out
-    assert "endings like _A" in told and told.endswith("1 problems\n")
+    assert "endings like _A, _label and .png do" in told and told.endswith("1 problems\n")
 
 
 def test_small_pictures_features_folders_and_turned_photographs(own_data, tmp_path):

@@ -78,6 +78,8 @@ def train(opt: argparse.Namespace) -> None:
     """Train on DATAROOT/train_* and write opt.out, whole or not at all."""
     begin = time.perf_counter()
     make_folder(opt.out.parent, "--out")
+    if opt.out.is_dir():  # before minutes are spent
+        raise UserError(f"--out {opt.out}: a folder; expected a file, e.g. {opt.out / 'net.pt'}")
     torch.manual_seed(opt.seed)
     rng = np.random.default_rng(opt.seed)
     scenes = read_scenes(opt.dataroot)

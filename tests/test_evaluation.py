@@ -746,6 +746,12 @@ def test_scenes_that_cannot_teach_are_refused(
     assert told in refused(toy_segmenter.main, *flags)
 
 
+def test_a_folder_to_write_to_is_refused_before_training(tmp_path: Path, refused: Callable) -> None:
+    """No data set is there: it is not even looked for."""
+    flags = ["--dataroot", tmp_path / "nowhere", "--out", tmp_path]
+    assert f"--out {tmp_path}: a folder" in refused(toy_segmenter.main, *flags)
+
+
 def test_images_of_an_earlier_run_are_told(tmp_path: Path) -> None:
     """A scene's name may hold what stands otherwise in a link."""
     names = ["a b_synthesized_image", "ü_synthesized_image", "b_synthesized_image"]

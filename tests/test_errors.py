@@ -153,6 +153,15 @@ def test_a_path_that_cannot_be_is_one_line(number: int, capsys: pytest.CaptureFi
     assert status == 2 and line.startswith("error: some/path: ") and line.count("\n") == 1
 
 
+def test_a_link_to_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(SystemExit) as ending:
+        run(lambda: make_folder((tmp_path / "link").resolve(), "--out"))
+    line = capsys.readouterr().err
+    assert ending.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    assert str(tmp_path / "link") in line
+
+
 def test_errors_of_writing_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

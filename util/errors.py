@@ -110,6 +110,8 @@ def print_error(error: BaseException) -> int | None:
         message = f"{where}: {error.strerror}; make room or give rights there"
     elif isinstance(error, OSError) and error.errno in _PATH_ERRORS:
         message = f"{error.filename}: {error.strerror}; check the path that was given"
+    elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        message = f"{error}; check the path that was given"  # Path.resolve's before Python 3.13
     elif isinstance(error, RuntimeError) and _NONDETERMINISTIC in str(error):
         operation = str(error).partition(_NONDETERMINISTIC)[0]
         message = (

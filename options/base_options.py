@@ -66,6 +66,10 @@ PRECISION = Group(
 def check_precision(opt: argparse.Namespace) -> None:
     if opt.fp16 and opt.amp == "bf16":
         raise UserError("--fp16 and --amp bf16 exclude each other; give one of them")
+    if opt.data_type == 16 and opt.amp == "bf16":
+        raise UserError(
+            "--data_type 16, which is float16, and --amp bf16 exclude each other; give one of them"
+        )
 
 
 def value_flags(side: str) -> list[Flag]:

@@ -258,6 +258,13 @@ def test_wrong_flags_end_in_one_line(flags: str, named: list[str], refused, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("options", [TestOptions, EditOptions])
+def test_two_half_precisions_are_refused(options: type) -> None:
+    with pytest.raises(UserError, match=r"--data_type 16.* and --amp bf16 exclude"):
+        options().parse(["--data_type", "16", "--amp", "bf16"])
+    assert options().parse(["--data_type", "16", "--fp16"]).amp == "fp16"
+
+
 def test_the_editor_reads_no_features_from_files() -> None:
     with pytest.raises(UserError, match="--load_features: the editor encodes"):
         EditOptions().parse(["--instance_feat", "--load_features"])

@@ -24,7 +24,7 @@ class Kind:
     file, as an image or an array. dtype: of the scaled array. values: how images become tensors;
     None for maps of one number a pixel, which stay as they are. smooth: scaled by bicubic
     interpolation instead of nearest neighbour. size: of a file, by its header. problem: what is
-    wrong with the numbers, or None. remedy: what to do where there is no folder.
+    wrong with the numbers, or None. remedy: what to do where there is no folder, {} for the phase.
     """
 
     folders: tuple[str, ...]
@@ -47,7 +47,7 @@ class Kind:
         for name in names:
             if (root / name).is_dir():
                 return root / name
-        remedy = self.remedy
+        remedy = self.remedy.format(phase)
         if not remedy and names[0].startswith("test_"):
             remedy = "; --phase train takes the training scenes"
         raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")
@@ -105,7 +105,8 @@ def scene_kinds(
         kinds["image"] = image_kind(output_values, "output", *folders)
     if load_features:
         read = partial(read_features, feat_num=feat_num)
-        kinds["feat"] = Kind(("{}_feat",), read, values=Values(feat_num))
+        remedy = "; precompute_feature_maps.py --phase {} makes it"
+        kinds["feat"] = Kind(("{}_feat",), read, values=Values(feat_num), remedy=remedy)
     if cond_values:
         cond = image_kind(cond_values, "cond", "{}_cond")
         kinds["cond"] = replace(cond, remedy="; --cond_nc reads its maps there")

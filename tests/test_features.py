@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from PIL import Image
 from tiny_run import write_run
 
 import encode_features
+from data.kinds import scene_kinds
 from models import load_generator
 from models.inference_model import InferenceModel, run_styles
 from models.styles import (
@@ -96,6 +98,12 @@ def test_feature_maps(run: Path) -> None:
         feat = np.asarray(Image.open(run / "data" / "train_feat" / path.name))
         assert feat.shape == (32, 64, 3) and feat.dtype == np.uint8
         assert (feat[::2, ::2] == feat[1::2, 1::2]).all()
+
+
+def test_missing_feature_maps_are_told_with_what_makes_them(toy_data: Path) -> None:
+    told = "holds no folder test_feat; precompute_feature_maps.py --phase test makes it"
+    with pytest.raises(UserError, match=re.escape(told)):
+        scene_kinds(35, load_features=True)["feat"].folder(toy_data, "test")
 
 
 def test_feature_maps_are_of_one_encoder_or_missing(run: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ PROVIDERS = {
 }
 _LARGEST_FILE = 2**31  # bytes that protobuf, and so a graph in one file, can hold
 _DESCRIPTION = "pix2pixHD"  # the key in the graph's metadata of what describe returns
+_WEIGHTS = ("which_epoch", "ema")  # which of the run's; older graphs do not tell
 
 
 class OnnxModel(InferenceModel):
@@ -146,6 +147,7 @@ def describe(opt: argparse.Namespace) -> dict[str, object]:
         "no_instance": opt.no_instance,
         "feat_num": opt.feat_num if uses_features(opt) else 0,
         "ignore_label": opt.ignore_label,
+        **{name: getattr(opt, name) for name in _WEIGHTS},
         # left out where off, as in graphs that are older than these flags
         **({"cond_nc": opt.cond_nc} if opt.cond_nc else {}),
         **({"instance_noise": opt.instance_noise} if opt.instance_noise else {}),
@@ -251,13 +253,13 @@ def _random_scene(
 
 
 def _check_description(session: object, opt: argparse.Namespace, path: Path) -> None:
-    """Refuse a graph that was exported from a model with other inputs."""
+    """Refuse a graph that was exported from a model with other inputs or weights."""
     text = session.get_modelmeta().custom_metadata_map.get(_DESCRIPTION)
     if text is None:
         raise UserError(f"{path}: not a generator of this project; write one with --export_onnx")
     told = json.loads(text)
     here = describe(opt)
-    keys = sorted({*told, *here})
+    keys = sorted({*told, *here} - {name for name in _WEIGHTS if name not in told})
     wrong = [
         f"{k} {told.get(k)!r}, here {here.get(k)!r}" for k in keys if told.get(k) != here.get(k)
     ]

@@ -101,6 +101,7 @@ def test_the_graph_generates_what_pytorch_does_at_any_size(tmp_path: Path, flags
         assert expected.std() > 5  # a flat image would be easy
 
     session = export.open_session(file)
+    opt.which_epoch = "latest"
     export._check_description(session, opt, tmp_path)
     opt.output_nc = 1
     with pytest.raises(UserError, match="3 channels of the picture, here 1"):
@@ -164,6 +165,8 @@ def test_commands_write_the_file_and_a_page_from_it(
 
     told = refused(command.main, *common, "--onnx", file, "--label_nc", 36)
     assert "label_nc 35, here 36" in told
+    told = refused(command.main, *common, "--onnx", file, "--which_epoch", "best", "--ema", 0)
+    assert "ema 0.9, here 0.0; which_epoch 'latest', here 'best'" in told
 
 
 REFUSED = {

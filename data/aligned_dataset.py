@@ -210,7 +210,7 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
         )
     if geometry.crops and min(width, height) < geometry.fine_size < max(width, height):
         problems.append(
-            f"{files['label']}: {width}x{height} when cropped, smaller than "
+            f"{files['label']}: {width}x{height} when scaled, smaller than "
             f"--fineSize {geometry.fine_size}; give a smaller --fineSize"
         )
     elif min(final := geometry.final(sizes["label"])) < geometry.smallest:

@@ -106,6 +106,8 @@ def check_data(opt: argparse.Namespace) -> None:
         raise UserError(
             f"--label_nc auto: {run_dir(opt)} has no opt.json with a count; give the number"
         )
+    if opt.ignore_label is not None and opt.label_nc == 0 and opt.is_train:
+        raise UserError("--ignore_label needs label maps: --label_nc above 0")
     used = {"input": opt.label_nc == 0, "output": True, "cond": opt.cond_nc}
     for side in [side for side in SIDES if used[side] and not opt.is_train]:
         check_range(opt, side)

@@ -96,6 +96,11 @@ def check_augmentation(opt: argparse.Namespace) -> None:
             f"--augment {','.join(moves)} brings in borders without a class; give their label by "
             "--ignore_label N"
         )
+    if "color" in opt.augment and opt.load_features:
+        raise UserError(
+            "--augment color changes the photographs, but not the features that --load_features "
+            "reads of them: leave one of them out"
+        )
 
 
 LOSSES = Group(

@@ -232,6 +232,11 @@ WRONG = {  # flags -> what the line must name
     ),
     "noise beside features": ("--instance_noise 3 --instance_feat", ["--instance_noise"]),
     "class features of RGB": ("--label_feat --label_nc 0", ["--label_feat", "--label_nc"]),
+    "ignored label of RGB": ("--ignore_label 3 --label_nc 0", ["--ignore_label", "--label_nc"]),
+    "colours of features": (
+        "--instance_feat --load_features --augment color",
+        ["--augment color", "--load_features"],
+    ),
     "features of no use": ("--load_features", ["--load_features", "--instance_feat"]),
     "features too long": (
         "--load_features --instance_feat --feat_num 5",

@@ -171,11 +171,11 @@ def main() -> None:
         parts[part] = []
         for command in PARTS[part]:
             left = end - time.monotonic()
-            if left <= 0:
-                parts[part].append({"command": command, "failed": "no time left", "seconds": 0})
-                continue
-            row = measure(command if has_gpu else shrunk(command), min(left, given.limit))
-            log(f"{row['command']}: {row.get('failed', 'done')}, {row['seconds']} s")
+            if left > 0:
+                row = measure(command if has_gpu else shrunk(command), min(left, given.limit))
+                log(f"{row['command']}: {row.get('failed', 'done')}, {row['seconds']} s")
+            else:
+                row = {"command": command, "failed": "no time left", "seconds": 0}
             parts[part].append(row)
             write_text(given.out / "machine.json", json.dumps(found | {"parts": parts}, indent=1))
             write_text(given.out / "table.md", markdown(found, parts))

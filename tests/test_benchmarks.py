@@ -226,6 +226,9 @@ def test_the_parts_of_a_machine(tmp_path: Path) -> None:
     assert "### Pooling" in table and "| way | median |" in table
     assert run_command(*command, "--limit", 1).returncode == 0
     assert "failed: not done after 1 s" in (tmp_path / "table.md").read_text()
+    assert run_command(*command, "--only", "loading", "--minutes", 0.01).returncode == 0
+    assert "### Loading" in (tmp_path / "table.md").read_text()
+    assert "failed: no time left" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.slow

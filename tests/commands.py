@@ -25,7 +25,7 @@ def run_command(
     *args: object, timeout: float = 300, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess:
     """Run python with these arguments ("train.py", "--name", ...) in the project's folder."""
-    (done,) = _run_all(args, [{}], timeout, cwd)
+    (done,) = run_all(args, [{}], timeout, cwd)
     return done
 
 
@@ -37,7 +37,7 @@ def run_together(processes: int, *args: object) -> None:
 
 def run_ranks(processes: int, *args: object) -> list[subprocess.CompletedProcess]:
     """The same, as a job's script would, which waits for all; they may fail."""
-    return _run_all(args, ranks(processes), timeout=300, cwd=ROOT)
+    return run_all(args, ranks(processes), timeout=300, cwd=ROOT)
 
 
 def ranks(processes: int) -> list[dict[str, str]]:
@@ -49,7 +49,7 @@ def ranks(processes: int) -> list[dict[str, str]]:
     return [all_know | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
 
 
-def _run_all(
+def run_all(
     args: tuple, variables: list[dict[str, str]], timeout: float, cwd: Path
 ) -> list[subprocess.CompletedProcess]:
     """Run a command once for each set of further environment variables, all at once."""

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import run_ranks, run_together
+from commands import run_all, run_ranks, run_together
 from distributed_work import CASES
 from PIL import Image
 
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, run
 from util.run.stop import SIGNALS, Stop
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +116,46 @@ def test_a_batch_that_does_not_divide_is_one_line(data: Path, tmp_path: Path) ->
     (line,) = [line for done in all_done for line in done.stderr.splitlines()]
     assert "--batchSize 3" in line and "2 processes" in line
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "variables, told",
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'"),
+        ({"RANK": "1"}, "WORLD_SIZE '1'"),
+        ({"WORLD_SIZE": "2"}, "variable RANK expected"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "variable MASTER_ADDR expected"),
+    ],
+)
+def test_a_wrong_environment_is_one_line(variables: dict, told: str, monkeypatch, capsys) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            run(lambda: distributed.launch(print, Namespace(gpu_ids=[])))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and told in line
+
+
+def first_of_two(port: int) -> dict[str, str]:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", **address}
+
+
+def test_a_port_in_use_is_one_line(data: Path, tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as other:
+        variables = first_of_two(other.getsockname()[1])
+        (done,) = run_all((WORK, "answers", data, tmp_path), [variables], 60, ROOT)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[W")]
+    assert line.startswith("error: ") and "in use" in line and "MASTER_PORT" in line
 
 
 SITUATIONS = ("waiting", "collective", "compute", "loading", "startup")

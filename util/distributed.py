@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from util.errors import UserError, brief, print_error
+from util.errors import UserError, brief, first_line, print_error
 from util.run.stop import PARENT, SIGNALS, Stop, exit_on_signals, leave
 
 LAST_SECONDS = 4.0  # that processes have to end after the first one has ended
@@ -130,7 +130,13 @@ def launch(work: Callable, opt) -> object:
 
 def _several() -> bool:
     """Whether torchrun, a job's script or start has started several processes."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    number, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise UserError(
+            f"the environment's RANK is {number!r} and its WORLD_SIZE {count!r}, but they must be "
+            "a process's number, from 0 on, and their count; unset both for one process alone"
+        )
+    return int(count) > 1
 
 
 def _device(opt) -> torch.device:
@@ -209,7 +215,7 @@ def _work_together(work: Callable, opt) -> object:
     """Do the work as one of several processes."""
     exit_on_signals()
     _end_without_launcher()  # nobody would answer for minutes
-    store, number, count = next(dist.rendezvous("env://"))
+    store, number, count = _meet()
     alarm = _Alarm(number)
     try:
         device = _device(opt)
@@ -238,6 +244,18 @@ def _work_together(work: Callable, opt) -> object:
     time.sleep(0.1)
     dist.destroy_process_group()
     return answer
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """The store that all processes share, this process's number, and their count."""
+    try:
+        return next(dist.rendezvous("env://"))
+    except (ValueError, dist.DistError) as error:
+        raise UserError(
+            f"this process cannot meet the others: {first_line(error)}; start it with torchrun, or "
+            "with RANK, WORLD_SIZE and LOCAL_RANK of its own, and MASTER_ADDR and a free "
+            "MASTER_PORT of the first process in the environment"
+        ) from error
 
 
 def _launcher_has_store() -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import run_all, run_ranks, run_together
+from commands import ranks, run_all, run_ranks, run_together
 from distributed_work import CASES
 from PIL import Image
 
@@ -156,6 +156,26 @@ def test_a_port_in_use_is_one_line(data: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[W")]
     assert line.startswith("error: ") and "in use" in line and "MASTER_PORT" in line
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_ctrl_c_while_waiting_for_the_others(
+    number: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process is never started; torch waits for it for half an hour."""
+    port = int(ranks(1)[0]["MASTER_PORT"])
+    for name, value in first_of_two(port).items():
+        monkeypatch.setenv(name, value)
+    with Session(tmp_path, WORK, "answers", data, tmp_path) as session:
+        until = time.monotonic() + 60
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        session.process.send_signal(number)
+        assert session.process.wait(timeout=20) in (-number, 128 + number)
+    assert "Traceback" not in session.stderr()
 
 
 SITUATIONS = ("waiting", "collective", "compute", "loading", "startup")

@@ -248,6 +248,8 @@ def _work_together(work: Callable, opt) -> object:
 
 def _meet() -> tuple[dist.Store, int, int]:
     """The store that all processes share, this process's number, and their count."""
+    for number in SIGNALS:  # Python's handlers do not run while torch's C++ waits for the others
+        signal.signal(number, signal.SIG_DFL)
     try:
         return next(dist.rendezvous("env://"))
     except (ValueError, dist.DistError) as error:
@@ -256,6 +258,8 @@ def _meet() -> tuple[dist.Store, int, int]:
             "with RANK, WORLD_SIZE and LOCAL_RANK of its own, and MASTER_ADDR and a free "
             "MASTER_PORT of the first process in the environment"
         ) from error
+    finally:
+        exit_on_signals()
 
 
 def _launcher_has_store() -> bool:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,17 @@ def test_a_batch_that_does_not_divide_is_one_line(data: Path, tmp_path: Path) ->
     assert not (tmp_path / "runs").exists()
 
 
+@contextmanager
+def same_handlers() -> Iterator[None]:
+    """The signals' handlers are afterwards what they were."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     "variables, told",
     [
@@ -133,13 +145,8 @@ def test_a_wrong_environment_is_one_line(variables: dict, told: str, monkeypatch
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        with pytest.raises(SystemExit, match="2"):
-            run(lambda: distributed.launch(print, Namespace(gpu_ids=[])))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with same_handlers(), pytest.raises(SystemExit, match="2"):
+        run(lambda: distributed.launch(print, Namespace(gpu_ids=[])))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and told in line
 
@@ -156,6 +163,22 @@ def test_a_port_in_use_is_one_line(data: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[W")]
     assert line.startswith("error: ") and "in use" in line and "MASTER_PORT" in line
+
+
+def test_a_restart_does_not_see_the_processes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun --max-restarts keeps one store, with the addresses of those that are gone."""
+    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = first_of_two(agent.port) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in (variables | {"WORLD_SIZE": "1"}).items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        with same_handlers():
+            store, _, _ = distributed._meet()
+        seen.append(store.check(["an address"]))
+        store.set("an address", attempt)
+    assert seen == [False, False]
 
 
 @pytest.mark.parametrize("number", SIGNALS)

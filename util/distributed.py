@@ -251,7 +251,9 @@ def _meet() -> tuple[dist.Store, int, int]:
     for number in SIGNALS:  # Python's handlers do not run while torch's C++ waits for the others
         signal.signal(number, signal.SIG_DFL)
     try:
-        return next(dist.rendezvous("env://"))
+        store, number, count = next(dist.rendezvous("env://"))
+        # torchrun keeps its store: none must look for a process of the attempt that failed
+        return dist.PrefixStore(_attempt(), store), number, count
     except (ValueError, dist.DistError) as error:
         raise UserError(
             f"this process cannot meet the others: {first_line(error)}; start it with torchrun, or "
@@ -260,6 +262,11 @@ def _meet() -> tuple[dist.Store, int, int]:
         ) from error
     finally:
         exit_on_signals()
+
+
+def _attempt() -> str:
+    """Which of torchrun's attempts this is (--max-restarts)."""
+    return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def _launcher_has_store() -> bool:
@@ -290,7 +297,7 @@ class _Alarm:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._key = f"failed in attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        self._key = f"failed in {_attempt()}"
         # a connection of its own: the other one is busy while the processes join
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)

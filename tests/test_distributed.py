@@ -447,8 +447,7 @@ def test_ctrl_c_at_any_moment(data: Path, tmp_path: Path, words: list) -> None:
 
 
 def test_a_later_ctrl_c_ends_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
+    with same_handlers():
         stop, now = Stop(), time.monotonic()
         for _ in range(3):
             signal.raise_signal(signal.SIGINT)
@@ -457,9 +456,6 @@ def test_a_later_ctrl_c_ends_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> Non
         assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("launched", [False, True])

@@ -28,7 +28,7 @@ Table, Facts = Sequence[Mapping], Mapping[str, str]
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_pictures")
 REFRESH_SECONDS = 30
 NAMES = ("input_label", "synthesized_image", "real_image")
-_PICTURE = re.compile(r"epoch(\d+)_(.+)\.(png|jpg)")  # jpg: of the 2018 code
+_PICTURE = re.compile(r"epoch(\d+)_(.+)\.(?:png|jpg)")  # jpg: of the 2018 code
 
 _SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
 

@@ -71,6 +71,18 @@ function stage(element, trigger, watch) {
   });
 }
 
+// Ctrl+Z undoes; Ctrl+Shift+Z and Ctrl+Y redo. In a box with text the browser undoes typing.
+function shortcuts() {
+  document.addEventListener("keydown", (event) => {
+    const typing = "textarea, input:not([type=radio], [type=checkbox], [type=range])";
+    const key = event.key.toLowerCase();
+    if (!["z", "y"].includes(key) || !(event.ctrlKey || event.metaKey) || event.altKey) return;
+    if (event.target.matches(typing)) return;
+    event.preventDefault();
+    document.getElementById(key === "y" || event.shiftKey ? "redo" : "undo").click();
+  });
+}
+
 // Tiles to choose from: styles, classes, objects.
 function tiles(element, trigger) {
   element.addEventListener("click", (event) => {

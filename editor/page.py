@@ -118,7 +118,7 @@ class Page:
                 for what in ("Undo", "Redo", "Reset")
             )
         self.hint = part(elem_id="hint")
-        self.stage = part("stage(element, trigger, watch);", elem_id="stage")
+        self.stage = part("stage(element, trigger, watch); shortcuts();", elem_id="stage")
         self.status = part(elem_id="status")
         with gr.Column() as self.style_panel:
             self.gallery = part(tiles, elem_id="gallery")

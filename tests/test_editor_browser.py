@@ -223,6 +223,24 @@ def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) 
     assert np.array_equal(window.picture(), first[0])
 
 
+def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
+    keyboard = window.page.keyboard
+    window.tool("Paint")
+    window.choose_class("train")
+    first = window.picture("map")
+    window.drag((32, 64), (32, 70))
+    edited = window.picture("map")
+    window.page.locator("#radius input[type=number]").press("Control+z")
+    for undo, redo in (("Control+z", "Control+Shift+Z"), ("Meta+z", "Control+y")):
+        window.page.locator("#tools input:checked").focus()
+        window.after(lambda: keyboard.press(undo))
+        assert np.array_equal(window.picture("map"), first)
+        keyboard.press(undo)  # nothing is left to undo
+        window.after(lambda: keyboard.press(redo))
+        assert np.array_equal(window.picture("map"), edited)
+    window.press("Undo")
+
+
 def test_a_number_box_left_empty_or_out_of_range_takes_its_limit(window) -> None:
     window.tool("Paint")
     window.choose_class("train")

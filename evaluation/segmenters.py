@@ -23,6 +23,7 @@ from torch import Tensor
 
 from data.files import MOST_CLASSES
 from util.errors import UserError, first_line
+from util.run.checkpoints import verify_checksums
 
 _Network = Callable[[np.ndarray], object]  # (H, W, 3) uint8 -> scores or classes, as above
 
@@ -119,6 +120,7 @@ def load_segmenter(spec: str, device: torch.device) -> Segmenter:
 
 
 def _from_torchscript(file: str, device: torch.device) -> tuple[_Network, ...]:
+    verify_checksums(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript's format stays readable
         net = torch.jit.load(file, map_location=device).eval()

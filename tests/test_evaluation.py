@@ -591,6 +591,18 @@ def test_classes_that_are_none(net: torch.nn.Module, told: str, tmp_path: Path) 
         scripted(net, tmp_path)(np.zeros((6, 8, 3), np.uint8))
 
 
+def test_a_flipped_bit_in_a_segmenter_is_refused(tmp_path: Path) -> None:
+    """torch.jit.load looks at no checksums, and other weights find other classes."""
+    net = torch.nn.Conv2d(3, 19, 1)
+    scripted(net, tmp_path)
+    file = tmp_path / "net.pt"
+    content = bytearray(file.read_bytes())
+    content[content.index(net.weight.detach().numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="the checksum"):
+        load_segmenter(f"torchscript:{file}", torch.device("cpu"))
+
+
 REFUSED = {
     "kind": ("--segmenter keras:net", "expected one of hf:NAME_OR_DIR"),
     "no file": ("--segmenter torchscript:nowhere.pt", "nowhere.pt: no such file"),

@@ -132,10 +132,7 @@ def load_file(path: Path) -> dict:
         )
     try:
         with _open(path) as file:
-            if zipfile.is_zipfile(file):  # no older format; torch.load looks at no checksums
-                with zipfile.ZipFile(file) as archive:
-                    if damaged := archive.testzip():
-                        raise ValueError(f"the checksum of {damaged} is wrong")
+            verify_checksums(file)
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damage shows in many ways
@@ -151,6 +148,15 @@ def load_file(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")
     return content
+
+
+def verify_checksums(file: BinaryIO | str) -> None:
+    """Raise ValueError if a part of a file that torch has saved is damaged: torch.load and
+    torch.jit.load look at no checksums. Files of the format before PyTorch 1.6 have none."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def saved_options(folder: Path) -> dict:

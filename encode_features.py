@@ -27,7 +27,6 @@ from util.errors import UserError, run
 from util.files import lock_folder, make_folder, write_text
 from util.pages.colours import class_name
 from util.progress import log, log_main
-from util.run.checkpoints import is_saved
 from util.setup import seed_everything, set_up_torch
 
 AT_WORK = "another encode_features.py is at work there; wait for its end"
@@ -67,8 +66,6 @@ def name_of_encoder(opt: argparse.Namespace) -> str:
 def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     """Whether features.npy is missing, another encoder's, older than the encoder, or unwanted."""
     encoder = encoder_file(opt)
-    if opt.which_epoch != "latest" and not is_saved(encoder):
-        raise UserError(f"{encoder}: no such file; check --which_epoch")
     if opt.reencode or not path.is_file():
         return True
     note, made_by = path.with_name(NOTE), f"latest_net_E{'_ema' * bool(opt.ema)}.pth"

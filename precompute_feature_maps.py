@@ -3,7 +3,8 @@
     python precompute_feature_maps.py --name label2city_512p_feat
 
 Writes DATAROOT/train_feat/STEM.png, named like the label maps: 8-bit, feat_num channels, -1 .. 1
-as 0 .. 255. train.py reads them with --load_features.
+as 0 .. 255. train.py reads them with --load_features. The name of a run of that stage gives the
+same maps, but for rounding: its encoder is that of the run below.
 """
 
 import argparse
@@ -22,7 +23,6 @@ from util.errors import UserError, run
 from util.files import lock_folder, make_folder
 from util.pages.colours import save_image
 from util.progress import log_main
-from util.run.checkpoints import is_saved
 from util.setup import seed_everything, set_up_torch
 
 AT_WORK = "another precompute_feature_maps.py is at work there; wait for its end"
@@ -34,10 +34,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     seed_everything(opt.seed)
     if opt.feat_num > 4:
         raise UserError(f"--feat_num {opt.feat_num}: a PNG file holds at most 4 features")
-    encoder = encoder_file(opt)
-    if not is_saved(encoder):
-        raise UserError(f"{encoder}: no trained encoder; train with --instance_feat first")
-    model = create_encoder(opt, device, encoder.parent)
+    model = create_encoder(opt, device, encoder_file(opt).parent)
 
     dataset = create_dataset(opt, training=False)
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
@@ -53,8 +50,9 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     sizes = set()
     for index, batch in own_batches(dataset, opt, "features"):
         feat = model.encode(batch["image"], batch.get("inst", batch["label"]))
-        doubled = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        (array,) = to_pictures(doubled)  # (H, W, feat_num)
+        if model.encoder_shrink == 1:  # else they are larger already than what the encoder saw
+            feat = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        (array,) = to_pictures(feat)  # (H, W, feat_num)
         targets[index].parent.mkdir(parents=True, exist_ok=True)
         save_image(np.squeeze(array, 2) if opt.feat_num == 1 else array, targets[index])
         sizes.add(f"{array.shape[1]}x{array.shape[0]}")

@@ -8,7 +8,7 @@ from options.base_options import CLUSTER_PATH, BaseOptions, run_dir, scene_flags
 from options.parser import Flag, Group, count_or_inf, integer, number
 from options.train_options import TrainOptions
 from util.errors import UserError
-from util.run.checkpoints import saved_options, weights_file
+from util.run.checkpoints import is_saved, saved_options, weights_file
 
 FORMATS = ["png", "jpg", "tif", "npy"]
 
@@ -186,8 +186,13 @@ class EncoderOptions(TrainOptions):
 
 
 def encoder_file(opt: argparse.Namespace) -> Path:
-    """The encoder's weights: of the run, or of the run that --load_pretrain names."""
-    if not opt.load_pretrain:
-        return weights_file(run_dir(opt), opt.which_epoch, "E", opt.ema)
-    folder = Path(opt.load_pretrain)
-    return weights_file(folder, opt.which_epoch, "E", saved_options(folder).get("ema", opt.ema))
+    """The encoder's weights: of the run, or of the run that --load_pretrain names. Raises UserError
+    if it has none of an epoch that was asked for; the latest may be those of the run below."""
+    folder, ema = run_dir(opt), opt.ema
+    if opt.load_pretrain:
+        folder = Path(opt.load_pretrain)
+        ema = saved_options(folder).get("ema", ema)
+    path = weights_file(folder, opt.which_epoch, "E", ema)
+    if opt.which_epoch != "latest" and not is_saved(path):
+        raise UserError(f"{path}: no such file; check --which_epoch")
+    return path

@@ -326,7 +326,7 @@ def test_several_processes_tell_the_sizes_of_all(run: Path, tmp_path: Path) -> N
     assert "2 feature maps of several sizes" in all_done[0].stdout
 
 
-def test_local_stage(run: Path) -> None:
+def test_local_stage(run: Path, tmp_path: Path) -> None:
     """Coarse to fine: what starts fresh is said, frozen parts stay, later all is trained."""
     common = [
         *("--name", "local", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"),
@@ -355,6 +355,18 @@ def test_local_stage(run: Path) -> None:
             *("--results_dir", run / "local_results", "--nThreads", 0, *flags),
         )
         assert tested.returncode == 0, tested.stderr
+    # and so does the command that makes the maps of other scenes; the encoder sees 32x16 again
+    data = shutil.copytree(run / "data", tmp_path / "data")
+    shutil.rmtree(data / "train_feat")
+    flags = ["--name", "local", "--checkpoints_dir", run / "ck", "--dataroot", data]
+    done = run_command("precompute_feature_maps.py", *flags, "--gpu_ids", -1, "--nThreads", 0)
+    assert done.returncode == 0, done.stderr
+    for path in (run / "data" / "train_feat").iterdir():
+        own, other = Image.open(path), Image.open(data / "train_feat" / path.name)
+        found, expected = np.asarray(other).astype(int), np.asarray(own).astype(int)
+        np.testing.assert_allclose(
+            found, expected, atol=1
+        )  # torch and Pillow round photographs apart
 
 
 @pytest.fixture

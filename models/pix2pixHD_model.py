@@ -45,7 +45,7 @@ from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.normalization import count_statistics, zero_bias_gradients_before_norms
 from models.optimizers import adam, adopt, learning_rate
 from models.recompute import recompute_blocks
-from models.transfer import adapt_weights, frozen_layers, map_classes
+from models.transfer import adapt_weights, frozen_layers, map_classes, other_layers
 from util import distributed
 from util.errors import UserError, brief
 from util.image_pool import ImagePool
@@ -303,7 +303,8 @@ class Pix2PixHDModel(nn.Module):
         must be there. Returns what starts fresh, in one line for each network. Raises UserError
         if --freeze would keep any of that so."""
         fresh: list[str] = []
-        old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved_options(folder)})
+        saved = saved_options(folder)
+        old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved})
         classes = map_classes(self.opt.map_classes, old, self.opt)
         layers = frozen_layers(self.netG, self.netE, self.opt.freeze)
         frozen = {id(parameter) for layer in layers for parameter in layer.parameters()}
@@ -314,7 +315,8 @@ class Pix2PixHDModel(nn.Module):
                 fresh.append(f"{name} (no {path})")
             else:
                 fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
-                if untrained := load_pretrained(net, path, fits):
+                differences = other_layers(name, old, self.opt) if saved else ""
+                if untrained := load_pretrained(net, path, fits, differences):
                     fresh.append(f"{name}: {brief(untrained)}")
             if any(id(p) in frozen for n, p in net.named_parameters() if n in untrained):
                 raise UserError(

@@ -16,6 +16,12 @@ from util.errors import UserError
 from util.pages.colours import class_id
 from util.progress import log_main
 
+SHAPES = {  # the flags that tell a network's layers, but for what adapt_weights adapts
+    "G": ("n_downsample_global", "n_blocks_global", "norm", "use_dropout", "upsample"),
+    "D": ("ndf", "n_layers_D", "num_D", "norm", "no_ganFeat_loss"),
+    "E": ("nef", "n_downsample_E", "feat_num", "norm", "upsample"),
+}
+
 Parts = list[tuple[str, int]]  # what the input channels of a layer are, in order, and how many
 
 
@@ -61,6 +67,23 @@ def input_parts(opt: argparse.Namespace, network: str, layer: str = "") -> Parts
         return [*parts, ("image", opt.output_nc), ("means", means)]
     parts += [("feat", opt.feat_num if uses_features(opt) else 0)]
     return [*parts, ("noise", opt.instance_noise)]
+
+
+def other_layers(network: str, old: argparse.Namespace, new: argparse.Namespace) -> str:
+    """Which flags give a network other layers than that run's, for people; "" if none does."""
+    flags, told = SHAPES[network], []
+    if network == "G" and (old.netG, new.netG) == ("global", "local"):  # the one inside the other
+        inner = new.ngf * 2**new.n_local_enhancers
+        if old.ngf != inner:
+            told.append(
+                f"--ngf was {old.ngf}, now {new.ngf} with --netG local, which takes {inner}"
+            )
+    elif network == "G":
+        local = ("n_local_enhancers", "n_blocks_local") if new.netG == "local" else ()
+        flags = ("netG", "ngf", *flags, *local)
+    pairs = [(flag, getattr(old, flag), getattr(new, flag)) for flag in flags]
+    told += [f"--{flag} was {before}, now {now}" for flag, before, now in pairs if before != now]
+    return ", ".join(told)
 
 
 def adapt_weights(

@@ -17,6 +17,7 @@ from models.transfer import frozen_layers
 from options.train_options import TrainOptions
 
 ONCE = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
+TWO_BLOCKS = ["--n_blocks_global", 2]
 
 
 @pytest.fixture
@@ -384,6 +385,30 @@ def test_augmented_trainings_resume(toy_data: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     whole, half = (torch.load(tmp_path / n / "latest_net_G.pth") for n in ("whole", "half"))
     assert all(torch.equal(whole[name], half[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (TWO_BLOCKS, ["--n_blocks_local", 2], "; --n_blocks_global was 2, now 1: give"),
+        (TWO_BLOCKS, [*TWO_BLOCKS, "--use_dropout"], "; --use_dropout was False, now True: give"),
+        ([], ["--netG", "local"], "; --ngf was 4, now 4 with --netG local, which takes 8: give"),
+        (["--netG", "local"], [], "; --netG was local, now global: give"),
+        (["--no_ganFeat_loss"], [], "; --no_ganFeat_loss was True, now False: give"),
+    ],
+)
+def test_flags_that_give_other_layers_are_named(
+    before: list, now: list, told: str, toy_data: Path, tmp_path: Path
+) -> None:
+    def flags(name: str) -> list:
+        return ["--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", name, *TINY, *ONCE]
+
+    done = run_command("train.py", *flags("base"), *before, "--max_dataset_size", 1)
+    assert done.returncode == 0, done.stderr
+    own = [*flags("own"), *now, "--load_pretrain", tmp_path / "base"]
+    assert told in one_line(run_command("train.py", *own))
+    (tmp_path / "base" / "opt.json").unlink()
+    assert "; check the flags" in one_line(run_command("train.py", *own))
 
 
 def test_refused(toy_data: Path, tmp_path: Path) -> None:

@@ -70,20 +70,18 @@ def input_parts(opt: argparse.Namespace, network: str, layer: str = "") -> Parts
 
 
 def other_layers(network: str, old: argparse.Namespace, new: argparse.Namespace) -> str:
-    """Which flags give a network other layers than that run's, for people; "" if none does."""
-    flags, told = SHAPES[network], []
+    """Which flags give a network other layers than that run's, and what to do; "" if none does."""
+    flags = SHAPES[network]
     if network == "G" and (old.netG, new.netG) == ("global", "local"):  # the one inside the other
-        inner = new.ngf * 2**new.n_local_enhancers
-        if old.ngf != inner:
-            told.append(
-                f"--ngf was {old.ngf}, now {new.ngf} with --netG local, which takes {inner}"
-            )
+        outer = old.ngf // 2**new.n_local_enhancers
+        if new.ngf != outer:
+            return f"--ngf was {old.ngf}, which --netG local continues with --ngf {outer}"
     elif network == "G":
         local = ("n_local_enhancers", "n_blocks_local") if new.netG == "local" else ()
         flags = ("netG", "ngf", *flags, *local)
     pairs = [(flag, getattr(old, flag), getattr(new, flag)) for flag in flags]
-    told += [f"--{flag} was {before}, now {now}" for flag, before, now in pairs if before != now]
-    return ", ".join(told)
+    told = [f"--{flag} was {before}, now {now}" for flag, before, now in pairs if before != now]
+    return f"{', '.join(told)}: give the old flags" if told else ""
 
 
 def adapt_weights(

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -233,10 +234,10 @@ def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
     window.page.locator("#radius input[type=number]").press("Control+z")
     for undo, redo in (("Control+z", "Control+Shift+Z"), ("Meta+z", "Control+y")):
         window.page.locator("#tools input:checked").focus()
-        window.after(lambda: keyboard.press(undo))
+        window.after(partial(keyboard.press, undo))
         assert np.array_equal(window.picture("map"), first)
         keyboard.press(undo)  # nothing is left to undo
-        window.after(lambda: keyboard.press(redo))
+        window.after(partial(keyboard.press, redo))
         assert np.array_equal(window.picture("map"), edited)
     window.press("Undo")
 

@@ -355,7 +355,8 @@ def test_local_stage(run: Path, tmp_path: Path) -> None:
             *("--results_dir", run / "local_results", "--nThreads", 0, *flags),
         )
         assert tested.returncode == 0, tested.stderr
-    # and so does the command that makes the maps of other scenes; the encoder sees 32x16 again
+    # and so does the command that makes the maps of other scenes; the encoder sees 32x16 again,
+    # scaled by torch and not by Pillow, which rounds otherwise
     data = shutil.copytree(run / "data", tmp_path / "data")
     shutil.rmtree(data / "train_feat")
     flags = ["--name", "local", "--checkpoints_dir", run / "ck", "--dataroot", data]
@@ -364,9 +365,7 @@ def test_local_stage(run: Path, tmp_path: Path) -> None:
     for path in (run / "data" / "train_feat").iterdir():
         own, other = Image.open(path), Image.open(data / "train_feat" / path.name)
         found, expected = np.asarray(other).astype(int), np.asarray(own).astype(int)
-        np.testing.assert_allclose(
-            found, expected, atol=1
-        )  # torch and Pillow round photographs apart
+        np.testing.assert_allclose(found, expected, atol=1)
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ def load_pretrained(
     """Load the weights that a file has for a network that may be larger (coarse to fine).
 
     adapt: from the file's state dict and the network's to one that fits other classes or channels.
-    differences: of the flags, which an error tells.
+    differences: of the flags, which the error tells.
     Returns the names of the parameters that the file does not have: they keep what they hold.
     Raises UserError if a parameter has another shape, or the file has layers that the network
     does not: only the coarse generator's last layer, which made its image, may be left over.
@@ -211,8 +211,9 @@ def load_pretrained(
     if len(unknown) > 1:
         wrong += [f"{layer} is unknown" for layer in unknown]
     if wrong:
-        told = f"{differences}: give the old flags" if differences else "check the flags"
-        raise UserError(f"{path}: does not fit this network: {brief(wrong)}; {told}")
+        raise UserError(
+            f"{path}: does not fit this network: {brief(wrong)}; {differences or 'check the flags'}"
+        )
     known = {name: value for name, value in state.items() if name in own}
     if not known:
         raise UserError(f"{path}: none of its layers is in this network, e.g. {next(iter(state))}")

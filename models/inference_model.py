@@ -94,7 +94,8 @@ class InferenceModel(nn.Module):
         if self.netE is not None:
             return
         epoch = self.opt.which_epoch
-        for folder in run_and_pretrained(source or self.folder):
+        run = source or self.folder
+        for folder in run_and_pretrained(run):
             # the encoder of another run has that run's architecture
             saved = saved_options(folder) if folder != self.folder else {}
             opt = argparse.Namespace(**{**vars(self.opt), **saved})
@@ -103,14 +104,14 @@ class InferenceModel(nn.Module):
                 break
             epoch = saved_options(folder).get("which_epoch", "latest")  # what it was trained from
         else:
-            if not folder.is_dir():
+            if folder != run and not folder.is_dir():
                 raise UserError(
-                    f"{folder}: no such folder, and {source or self.folder} was trained from its "
-                    "weights and features; put it back, or beside that run under its old name"
+                    f"{folder}: no such folder, and {run} was trained from its weights and "
+                    "features; put it back, or beside that run under its old name"
                 )
             raise UserError(
-                f"{source or self.folder}: no trained encoder ({self.opt.which_epoch}_net_E.pth); "
-                "train with --instance_feat or --label_feat first"
+                f"{run}: no trained encoder ({self.opt.which_epoch}_net_E.pth); train with "
+                "--instance_feat or --label_feat first"
             )
         netE = build_encoder(opt)
         load_network(netE, path)

@@ -489,6 +489,15 @@ def test_more_processes_than_named_gpus_are_refused(monkeypatch: pytest.MonkeyPa
             gpu_of_process(gpus, processes - 1, processes, monkeypatch)
 
 
+def test_fewer_processes_than_named_gpus_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    gpu_of_process("1,2,3", 0, 2, monkeypatch)
+    assert "warning: 2 of the 3 GPUs of --gpu_ids are used" in capsys.readouterr().out
+    gpu_of_process("1,2", 0, 2, monkeypatch)
+    assert not capsys.readouterr().out
+
+
 def gpu_of_process(gpus: str, local: int, others: int, monkeypatch) -> torch.device:
     """The device of the local-th process of a machine of four GPUs, of so many processes."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)

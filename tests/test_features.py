@@ -309,7 +309,7 @@ def test_no_encoder_no_features(toy_data: Path, tmp_path: Path) -> None:
             *(command, "--name", "none", "--checkpoints_dir", tmp_path),
             *("--dataroot", toy_data, "--gpu_ids", -1),
         )
-        assert "encoder" in one_line(done)
+        assert "none: no trained encoder (latest_net_E.pth); train with" in one_line(done)
     assert not (toy_data / "train_feat").exists()
 
 

@@ -427,6 +427,12 @@ def test_damaged_opt_json_is_named(text: str, tmp_path: Path) -> None:
         TestOptions().parse([])
 
 
+def test_a_folder_in_the_place_of_opt_json_does_not_count_as_none() -> None:
+    Path("checkpoints/label2city/opt.json").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        TestOptions().parse([])
+
+
 @pytest.mark.parametrize(
     "name, value",
     [("ngf", "64x"), ("ngf", 0), ("no_instance", 1), ("netG", "nice"), ("norm", None)],

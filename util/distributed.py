@@ -21,6 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from util.errors import UserError, brief, first_line, print_error
+from util.progress import log_main
 from util.run.stop import PARENT, SIGNALS, Stop, exit_on_signals, leave
 
 LAST_SECONDS = 4.0  # that processes have to end after the first one has ended
@@ -152,6 +153,12 @@ def _device(opt) -> torch.device:
         raise UserError(
             f"process {local} of this machine has no GPU of its own: start as many processes "
             "as there are GPUs, or in --gpu_ids"
+        )
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", len(opt.gpu_ids)))
+    if local == 0 and processes < len(opt.gpu_ids):
+        log_main(
+            f"warning: {processes} of the {len(opt.gpu_ids)} GPUs of --gpu_ids are used, one by "
+            "each process: start as many (torchrun --nproc_per_node)"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

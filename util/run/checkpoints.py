@@ -162,7 +162,7 @@ def verify_checksums(file: BinaryIO | str) -> None:
 def saved_options(folder: Path) -> dict:
     """What a run's opt.json holds; empty if there is none. Raises UserError if it is damaged."""
     path = folder / "opt.json"
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         options = json.loads(path.read_text())

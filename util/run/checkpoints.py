@@ -160,8 +160,8 @@ def verify_checksums(file: BinaryIO | str) -> None:
 
 
 def saved_options(folder: Path) -> dict:
-    """What a run's opt.json holds; empty if there is none. Raises UserError if it is damaged, OSError
-    if it cannot be read."""
+    """What a run's opt.json holds; empty if there is none. Raises UserError if it is damaged,
+    OSError if it cannot be read."""
     path = folder / "opt.json"
     if not path.exists():
         return {}

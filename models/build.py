@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from models.networks import define_D, define_G
+from models.networks import define_D, define_G, latent_regressor
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,6 +59,10 @@ def build_discriminator(opt: argparse.Namespace) -> nn.Module:
         get_features=not opt.no_ganFeat_loss,
         coarse_nc=means,
     )
+
+
+def build_latent_regressor(opt: argparse.Namespace) -> nn.Module:
+    return latent_regressor(input_channels(opt) + opt.output_nc, opt.instance_noise)
 
 
 def size_multiple(opt: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.values import bytes_to_float
@@ -34,6 +35,7 @@ from models.build import (
     build_discriminator,
     build_encoder,
     build_generator,
+    build_latent_regressor,
     convolution_layout,
     size_multiple,
     uses_features,
@@ -53,7 +55,8 @@ from util.run.checkpoints import is_saved, load_network, load_pretrained, saved_
 from util.run.flags import BEFORE
 from util.setup import set_up_compiler
 
-LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "G_L1", "D_real", "D_fake")  # the order in logs
+# the order in logs
+LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "G_L1", "G_latent", "D_real", "D_fake")
 
 
 class Pix2PixHDModel(nn.Module):
@@ -61,7 +64,7 @@ class Pix2PixHDModel(nn.Module):
 
     step(batch) takes what data.loader.Loader yields, does one update of all networks and returns
     the losses by name: G_GAN, G_GAN_Feat, G_VGG (both times lambda_feat), G_L1 (times lambda_L1),
-    D_real, D_fake.
+    G_latent (times lambda_latent), D_real, D_fake.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Pix2PixHDModel(nn.Module):
         self.netD = build_discriminator(opt)
         makes_features = uses_features(opt) and not opt.load_features
         self.netE = build_encoder(opt) if makes_features else None
+        self.netQ = build_latent_regressor(opt) if opt.lambda_latent else None
         with distributed.one_process_first():
             self.vgg = None if opt.no_vgg_loss else VGGLoss(opt.vgg_weights)
         if opt.checkpoint_activations:
@@ -121,7 +125,8 @@ class Pix2PixHDModel(nn.Module):
         trained = [p for net in generators for p in net.parameters() if p.requires_grad]
         if not trained:
             raise UserError(f"--freeze {','.join(self.opt.freeze)}: nothing is left to train")
-        self.optimizer_G = adam(trained, self.opt, self.device)
+        of_Q = [] if self.netQ is None else self.netQ.parameters()
+        self.optimizer_G = adam([*trained, *of_Q], self.opt, self.device)
         self.fixes_global = fix_global
         self.wrap()
 
@@ -133,7 +138,8 @@ class Pix2PixHDModel(nn.Module):
         """
         self.call = {}
         in_bf16 = self.opt.amp == "bf16"
-        for name, net in self.networks().items():
+        with_Q = self.networks() | ({} if self.netQ is None else {"Q": self.netQ})
+        for name, net in with_Q.items():
             self.call[name] = distributed.wrap(self._compiled(net), self.device, in_bf16)
         if self.vgg is not None:
             self.call["VGG"] = self._compiled(self.vgg)
@@ -175,7 +181,7 @@ class Pix2PixHDModel(nn.Module):
         if self.opt.loss_weights:
             pixel_weights = batch["loss_weight"].to(self.device, non_blocking=True)
         inst = None
-        if self.opt.instance_mean_D:
+        if self.opt.instance_mean_D or self.opt.lambda_latent:
             inst = batch["inst"].to(self.device, non_blocking=True)
         with_maps = partial(self._discriminator_input, x, inst)
         image = fake.detach().float().requires_grad_()
@@ -188,6 +194,12 @@ class Pix2PixHDModel(nn.Module):
         if self.opt.lambda_L1:
             losses["G_L1"] = self.opt.lambda_L1 * self.call["l1"](image, real, pixel_weights)
             gradient += self._gradient(losses["G_L1"] * weight, image)
+
+        if self.netQ is not None:
+            losses["G_latent"] = self.opt.lambda_latent * self._latent_loss(x, inst, image)
+            self.scaler.scale(losses["G_latent"] * weight).backward()  # of Q's weights as well
+            gradient += image.grad
+            image.grad = None
 
         with distributed.unsynced(self.call["D"]):
             on_real = self._run("D", with_maps(real))
@@ -252,13 +264,21 @@ class Pix2PixHDModel(nn.Module):
         return x[..., :height, :width], fake[..., :height, :width], on_device["image"]
 
     def _discriminator_input(self, x: Tensor, inst: Tensor | None, image: Tensor) -> Tensor:
-        """What D sees: the maps x (B, C, H, W), an image (B, output_nc, H, W) and, where inst is
-        given (B, 1, H, W), the image's mean over each instance: a thing of several colours differs
-        from it. Full resolution does not see the means: all its channels then serve the grain."""
-        if inst is None:
+        """What D sees: the maps x (B, C, H, W), an image (B, output_nc, H, W) and, with
+        --instance_mean_D, its mean over each instance (B, 1, H, W): a thing of several colours
+        differs from it. Full resolution does not see the means: all its channels then serve the
+        grain."""
+        if not self.opt.instance_mean_D:
             return torch.cat([x, image], 1)
         means = instance_average(image, inst).contiguous(memory_format=self.layout)
         return torch.cat([x, image, means], 1)
+
+    def _latent_loss(self, x: Tensor, inst: Tensor, image: Tensor) -> Tensor:
+        """How far what Q reads from maps and mean colours of instances is from their noise: an
+        image where it can be read gives different noise different colours."""
+        means = instance_average(image, inst).contiguous(memory_format=self.layout)
+        noise = self.call["instance_noise"](inst, self.opt.instance_noise)
+        return F.mse_loss(self._run("Q", torch.cat([x, means], 1)).float(), noise)
 
     def _run(self, name: str, *inputs: Tensor | None) -> Tensor:
         """A network's output in the precision that --amp asks for."""
@@ -335,6 +355,7 @@ class Pix2PixHDModel(nn.Module):
             "scaler": self.scaler.state_dict(),
             "fixes_global": self.fixes_global,
             "updates": self.updates,
+            "netQ": None if self.netQ is None else self.netQ.state_dict(),
         }
 
     def load_training_state(self, state: dict) -> None:
@@ -344,6 +365,8 @@ class Pix2PixHDModel(nn.Module):
             optimizer = getattr(self, name)
             optimizer.load_state_dict(state[name])
             adopt(optimizer, self.opt, self.device)
+        if self.netQ is not None:
+            self.netQ.load_state_dict(state["netQ"])
         self.updates = state.get("updates", 10**9)  # older saves: no short averages
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

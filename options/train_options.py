@@ -115,6 +115,7 @@ LOSSES = Group(
     Flag("--vgg_weights", "", "torchvision's vgg19 state dict; default: downloaded", "FILE"),
     Flag("--loss_weights", False, "PHASE_weight/ weighs feature matching, VGG and L1 loss"),
     Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", number(0, 1e9)),
+    Flag("--lambda_latent", 0.0, "weight of reading noise from instances' colours", number(0, 1e9)),
     Flag("--no_lsgan", False, "adversarial loss: cross entropy instead of least squares"),
     Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
 )
@@ -128,6 +129,11 @@ def check_losses(opt: argparse.Namespace) -> None:
         raise UserError(
             "--instance_mean_D shows the means to D's coarser scales, and --num_D 1 has none: give "
             "--num_D 2 or more"
+        )
+    if opt.lambda_latent and not opt.instance_noise:
+        raise UserError(
+            "--lambda_latent: there is no noise to be read from the image; give --instance_noise 3 "
+            "(or --recipe plus), which needs instance maps and takes the place of features"
         )
     if opt.output_nc not in (1, 3) and not opt.no_vgg_loss and opt.is_train:
         raise UserError(

@@ -76,9 +76,11 @@ python test.py --name toy_local --use_encoded_image --results_dir results/encode
 python test.py --name toy_local
 
 printf '\nready after %d s; open these pages in a browser:\n' $((SECONDS - begin))
-for page in toy_labels/test_latest encoded/toy_features/test_latest styles/toy_features/test_latest \
-  toy_features/style_control toy_local/test_latest; do
-  echo "  $PWD/results/$page/index.html"
-done
+page() { printf '%s:\n  %s\n' "$1" "$PWD/results/$2/index.html"; }
+page "from label maps, with a style drawn for each thing" toy_local/test_latest
+page "with the features of the photographs" encoded/toy_local/test_latest
+page "each scene with its cars in all styles" styles/toy_features/test_latest
+page "one car in all styles" toy_features/style_control
+page "the first stage, without features, half as wide" toy_labels/test_latest
 printf 'and steer single objects in the editor (pip install -r requirements-ui.txt):\n  %s\n' \
   "${activate}python edit.py --name toy_features"

@@ -34,6 +34,7 @@ CASES = {
     "batch": "--norm batch",
     "recompute": "--norm batch --checkpoint_activations",
     "stages": "--netG local --n_blocks_local 1 --niter_fix_global 1",
+    "latent": "--instance_noise 2 --instance_mean_D --lambda_latent 5",
     "pool": "--pool_size 6 --cache ram",
     "bf16": "--amp bf16",
 }

@@ -72,7 +72,7 @@ def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     }
 
 
-@pytest.mark.parametrize("case", ["instance", "batch", "recompute", "stages"])
+@pytest.mark.parametrize("case", ["instance", "batch", "recompute", "stages", "latent"])
 def test_the_same_batch_gives_the_same_weights(results: dict, case: str) -> None:
     alone, together = results[case, 1], results[case, 4]
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-12)

@@ -38,7 +38,9 @@ def test_a_step_equals_that_of_the_cpu(network: str) -> None:
     assert all(abs(losses[name] - value) <= 1e-3 * abs(value) for name, value in exact.items())
 
 
-@pytest.mark.parametrize("more", ["", "--recipe plus --instance_mean_D", "--instance_feat"])
+@pytest.mark.parametrize(
+    "more", ["", "--recipe plus --instance_mean_D --lambda_latent 10", "--instance_feat"]
+)
 def test_a_step_waits_for_the_device_nowhere(more: str) -> None:
     """Nothing of a step copies to the CPU: Python runs ahead of the GPU."""
     from models.pix2pixHD_model import Pix2PixHDModel
@@ -68,6 +70,7 @@ def test_bytes_become_the_same_floats_as_on_the_cpu() -> None:
         *(["--amp", "bf16"], ["--amp", "fp16"], ["--tf32"], ["--checkpoint_activations"]),
         *(["--compile"], ["--compile", "--amp", "bf16"], ["--deterministic"]),
         *(["--recipe", "plus"], ["--recipe", "plus", "--instance_mean_D", "--deterministic"]),
+        ["--recipe", "plus", "--lambda_latent", "10", "--amp", "fp16", "--compile"],
         ["--netG", "local", "--niter_fix_global", "1"],
     ],
     ids=" ".join,

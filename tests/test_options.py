@@ -226,6 +226,11 @@ WRONG = {  # flags -> what the line must name
         "--instance_mean_D --no_instance",
         ["--instance_mean_D", "--no_instance"],
     ),
+    "latent without noise": ("--lambda_latent 10", ["--lambda_latent", "--instance_noise"]),
+    "latent beside features": (
+        "--lambda_latent 10 --recipe plus --instance_feat",
+        ["--lambda_latent", "--instance_noise"],
+    ),
     "means without a coarser scale": (
         "--instance_mean_D --num_D 1",
         ["--instance_mean_D", "--num_D 2"],

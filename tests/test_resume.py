@@ -34,6 +34,7 @@ CASES = {
     "plus": ["--recipe", "plus", "--ema", 0.9, "--instance_feat", "--nef", 4],
     "fp16, dropout": ["--amp", "fp16", "--use_dropout"],
     "bf16": ["--amp", "bf16"],
+    "latent": ["--recipe", "plus", "--lambda_latent", 10, "--amp", "fp16"],
     "batch": ["--batchSize", 3, "--norm", "batch", "--resize_or_crop", "crop", "--fineSize", 24],
 }
 

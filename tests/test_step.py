@@ -99,7 +99,8 @@ class PlainStep:
         self.G, self.D = copy.deepcopy(model.netG), copy.deepcopy(model.netD)
         self.E = copy.deepcopy(model.netE)
         self.vgg = None if opt.no_vgg_loss else load_vgg19(opt.vgg_weights).features.eval()
-        of_G = [*self.G.parameters(), *(self.E.parameters() if self.E else [])]
+        self.Q = copy.deepcopy(model.netQ)
+        of_G = [p for net in (self.G, self.E, self.Q) if net for p in net.parameters()]
         self.optimizer_G = torch.optim.Adam(of_G, lr=opt.lr, betas=(0.5, 0.999))
         self.optimizer_D = torch.optim.Adam(self.D.parameters(), lr=opt.lr, betas=(0.5, 0.999))
         self.pool = ImagePool(opt.pool_size, opt.seed)
@@ -146,13 +147,27 @@ class PlainStep:
     def judged(self, x: Tensor, images: Tensor, inst: Tensor) -> Tensor:
         if not self.opt.instance_mean_D:
             return torch.cat([x, images], 1)
+        return torch.cat([x, images, self.means(images, inst)], 1)
+
+    def means(self, images: Tensor, inst: Tensor) -> Tensor:
         means = torch.zeros_like(images)
         for number, ids in enumerate(inst):
             for i in ids.unique():
                 mask = (ids == i).float()
                 mean = (images[number] * mask).sum((1, 2), keepdim=True) / mask.sum()
                 means[number] = means[number] + mask * mean
-        return torch.cat([x, images, means], 1)
+        return means
+
+    def latent(self, x: Tensor, images: Tensor, inst: Tensor) -> Tensor:
+        noise = [inst_noise(inst, k, self.opt.instance_noise) for k in (1, 2, 3)]
+        read = torch.cat([x, self.means(images, inst)], 1).permute(0, 2, 3, 1)
+        for layer in self.Q:
+            read = (
+                read.relu()
+                if isinstance(layer, nn.ReLU)
+                else (read @ layer.weight[:, :, 0, 0].T + layer.bias)
+            )
+        return ((read - torch.cat(noise, 1).permute(0, 2, 3, 1)) ** 2).mean()
 
     def __call__(self, batch: dict) -> dict[str, float]:
         opt, real, inst, losses = self.opt, batch["image"], batch.get("inst"), {}
@@ -166,6 +181,8 @@ class PlainStep:
         losses["G_GAN"] = self.gan(outputs, 1.0)
         if opt.lambda_L1:
             losses["G_L1"] = opt.lambda_L1 * F.l1_loss(fake, real)
+        if opt.lambda_latent:
+            losses["G_latent"] = opt.lambda_latent * self.latent(x, fake, inst)
         if not opt.no_ganFeat_loss:
             weight = 4 / (opt.n_layers_D + 1) / opt.num_D * opt.lambda_feat
             losses["G_GAN_Feat"] = weight * sum(
@@ -221,6 +238,7 @@ FLAGS = [
     "--no_vgg_loss --instance_feat --load_features --fit_features",
     "--no_vgg_loss --instance_noise 3",
     "--no_vgg_loss --instance_mean_D",
+    "--no_vgg_loss --instance_noise 3 --lambda_latent 7",
     "--no_vgg_loss --num_D 3 --n_layers_D 3 --lambda_feat 3",
     "--no_vgg_loss --norm batch",
     "--no_vgg_loss --norm channel --instance_feat",
@@ -487,7 +505,7 @@ def test_half_precision_input_gives_the_same_step(more: str) -> None:
     "flags",
     [
         "--instance_feat --checkpoint_activations --lambda_L1 10",
-        "--loss_weights --no_lsgan --ignore_label 5 --instance_noise 2",
+        "--loss_weights --no_lsgan --ignore_label 5 --instance_noise 2 --lambda_latent 3",
     ],
 )
 def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,7 +523,8 @@ def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch
         patch.setattr(torch, "compile", trace)
         compiled = make_model(f"{flags} --compile")
     between = [network_input, instance_noise, gan_loss, feature_matching_loss, l1]
-    assert traced == [*compiled.networks().values(), *between]
+    networks = [*compiled.networks().values(), *([compiled.netQ] if compiled.netQ else [])]
+    assert traced == [*networks, *between]
     batch = make_batch()
     batch["loss_weight"] = torch.rand(2, 1, HEIGHT, WIDTH)
     losses, expected = compiled.step(batch), plain.step(batch)

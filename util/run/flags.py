@@ -24,7 +24,7 @@ NETWORK_FLAGS = (
     *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
     *("label_nc", "input_nc", "output_nc", "cond_nc", "no_instance"),
     *("instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E", "load_features"),
-    *("instance_noise", "fit_features"),
+    *("instance_noise", "lambda_latent", "fit_features"),
     *("ndf", "n_layers_D", "num_D", "instance_mean_D", "no_ganFeat_loss", "freeze"),
 )
 # ... and says when one of these has changed, which is allowed.
@@ -40,7 +40,7 @@ TRAINING_FLAGS = (
 
 # What runs did before these flags existed: their files do not name them.
 BEFORE = {
-    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0},
+    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0, "lambda_latent": 0.0},
     **{"instance_noise": 0, "fit_features": False, "instance_mean_D": False},
     **{"cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type"},
     **{"input_type": None, "output_type": "uint8", "cond_type": None},

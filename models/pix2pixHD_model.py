@@ -322,7 +322,7 @@ class Pix2PixHDModel(nn.Module):
         """Load what fits from another run, its classes and channels mapped to this run's; G's file
         must be there. Returns what starts fresh, in one line for each network. Raises UserError
         if --freeze would keep any of that so."""
-        fresh: list[str] = []
+        fresh = [] if self.netQ is None else ["Q, which --lambda_latent trains"]
         saved = saved_options(folder)
         old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved})
         classes = map_classes(self.opt.map_classes, old, self.opt)

@@ -21,7 +21,7 @@ small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_v
   --lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2)
 features=(--instance_feat --nef 16 --n_downsample_E 2 --upsample icnr)
 train_labels=(python train.py --name toy_labels "${small[@]}" --instance_mean_D --lambda_L1 50
-  --niter 12 --niter_decay 16 --continue_train)
+  --lambda_latent 20 --niter 12 --niter_decay 16 --continue_train)
 train_features=(python train.py --name toy_features "${small[@]}" "${features[@]}"
   --niter 8 --niter_decay 12 --continue_train)
 

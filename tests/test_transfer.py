@@ -288,8 +288,9 @@ def test_a_run_of_the_2018_code_goes_on_with_what_it_did_not_have(
     base = ids.parent / "runs" / "base"
     (base / "opt.json").unlink()
     start = ["--load_pretrain", base, "--recipe", "plus", "--norm", "instance"]
-    start += ["--instance_mean_D"]
+    start += ["--instance_mean_D", "--lambda_latent", 5]
     told = train(ids, "next", *start, "--upsample", "icnr", "--lr", 0)
+    assert "starts fresh: Q, which --lambda_latent trains" in told
     assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in told
     assert "35 class + 1 edges + 3 image -> 35 class + 1 edges + 3 image + 3 means" in told
     for name in ("G", "D"):

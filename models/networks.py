@@ -253,8 +253,9 @@ class MultiscaleDiscriminator(nn.Module):
 
 
 def latent_regressor(input_nc: int, latent_nc: int) -> nn.Sequential:
-    """What reads an instance's --instance_noise back from its mean colour and its class, pixel by
-    pixel: (B, input_nc, H, W) -> (B, latent_nc, H, W). Its fresh weights are torch's own.
+    """What reads an instance's --instance_noise back, pixel by pixel, from the maps that D sees and
+    the instance's mean colour: (B, input_nc, H, W) -> (B, latent_nc, H, W). Its fresh weights are
+    torch's own.
 
     Source: the Q of InfoGAN (Chen et al., NeurIPS 2016); latent regression in BicycleGAN (Zhu et
     al., NeurIPS 2017).

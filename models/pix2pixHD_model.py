@@ -60,7 +60,7 @@ LOSS_NAMES = ("G_GAN", "G_GAN_Feat", "G_VGG", "G_L1", "G_latent", "D_real", "D_f
 
 
 class Pix2PixHDModel(nn.Module):
-    """G, D and, with features, E in training.
+    """G, D and, with features, E in training; with --lambda_latent also Q.
 
     step(batch) takes what data.loader.Loader yields, does one update of all networks and returns
     the losses by name: G_GAN, G_GAN_Feat, G_VGG (both times lambda_feat), G_L1 (times lambda_L1),
@@ -270,15 +270,18 @@ class Pix2PixHDModel(nn.Module):
         grain."""
         if not self.opt.instance_mean_D:
             return torch.cat([x, image], 1)
-        means = instance_average(image, inst).contiguous(memory_format=self.layout)
-        return torch.cat([x, image, means], 1)
+        return torch.cat([x, image, self._instance_means(image, inst)], 1)
+
+    def _instance_means(self, image: Tensor, inst: Tensor) -> Tensor:
+        return instance_average(image, inst).contiguous(memory_format=self.layout)
 
     def _latent_loss(self, x: Tensor, inst: Tensor, image: Tensor) -> Tensor:
         """How far what Q reads from maps and mean colours of instances is from their noise: an
-        image where it can be read gives different noise different colours."""
-        means = instance_average(image, inst).contiguous(memory_format=self.layout)
+        image where it can be read gives different noise different colours. A scalar; the arguments
+        are _discriminator_input's."""
+        seen = torch.cat([x, self._instance_means(image, inst)], 1)
         noise = self.call["instance_noise"](inst, self.opt.instance_noise)
-        return F.mse_loss(self._run("Q", torch.cat([x, means], 1)).float(), noise)
+        return F.mse_loss(self._run("Q", seen).float(), noise)
 
     def _run(self, name: str, *inputs: Tensor | None) -> Tensor:
         """A network's output in the precision that --amp asks for."""

@@ -60,7 +60,6 @@ trap - EXIT
 step "encoding all instances, clustering their features to styles"
 python encode_features.py --name toy_features
 python -m editor.library --name toy_features
-python test.py --name toy_features --use_encoded_image --results_dir results/encoded
 python test.py --name toy_features --all_styles car --results_dir results/styles
 
 step "one car in several styles, and how well that works"

@@ -340,14 +340,11 @@ def _reason(error: Exception, weights: str) -> str:
 def _check_weights(file: str, fetch: bool) -> None:
     """Refuse weights that are missing and not to be fetched, or that are more than tensors: the
     libraries would execute what they hold."""
-    if _weights_path(file).is_file():
-        load_file(_weights_path(file))
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if path.is_file():
+        load_file(path)
     elif not fetch:
         raise UserError(f"{file} is not there")
-
-
-def _weights_path(file: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / file
 
 
 def why_missing(name: str, weights_dir: Path | None) -> str | None:
@@ -355,11 +352,8 @@ def why_missing(name: str, weights_dir: Path | None) -> str | None:
     a package is missing. None if it can be had."""
     weights = SET_MEASURES[name][0]
     with _hub_folder(weights_dir):
-        path = _weights_path(weights)
-        if not path.is_file():
-            return f"{weights} is not there"
         try:
-            load_file(path)
+            _check_weights(weights, fetch=False)
             for package in _PACKAGES[weights]:
                 importlib.import_module(package)
         except Exception as error:  # a broken installation fails in many ways

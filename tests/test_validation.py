@@ -21,7 +21,7 @@ from conftest import ROOT, TINY, one_line, run_command, save_png
 from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
-from evaluation import measures
+from evaluation import measures, validation
 from evaluation.validation import Validation
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
@@ -123,12 +123,13 @@ def without_memory_for_images() -> None:
     Validation._generate = fail_for_memory
 
 
-def without_memory_for_measures() -> None:
-    measures._check_weights = fail_for_memory
+def without_memory_for_measures(fail: Callable[..., None] = fail_for_memory) -> None:
+    validation.why_missing = lambda *_: "not there"  # it checks weights, too
+    measures._check_weights = fail
 
 
 def without_memory_of_cpu_for_measures() -> None:
-    measures._check_weights = fail_for_memory_of_cpu
+    without_memory_for_measures(fail_for_memory_of_cpu)
 
 
 @pytest.mark.parametrize(

@@ -53,19 +53,17 @@ class Segmenter:
                 output = F.interpolate(output.float(), (height, width), mode="bilinear")
             highest, classes = output.max(1)
             if highest.isnan().any():  # it would count as the first class
-                raise UserError(f"--segmenter {self.spec}: returns scores that are not a number")
+                raise self._error("returns scores that are not a number")
         not_integers = classes.dtype.is_floating_point or classes.dtype == torch.bool
         if classes.shape != (1, height, width) or not_integers:
             found = f"{output.dtype} {tuple(output.shape)} for an image of {width}x{height}"
             expected = "expected scores (1, classes, h, w) or integers (1, H, W)"
-            raise UserError(f"--segmenter {self.spec}: returns {found}, {expected}")
+            raise self._error(f"returns {found}, {expected}")
         classes = classes.long()  # of uint16 and the like torch knows no extremes
         low, high = (int(end) for end in classes.aminmax())
         if low < 0 or high >= MOST_CLASSES:
-            raise UserError(
-                f"--segmenter {self.spec}: returns classes {low} to {high}, "
-                f"expected 0 to {MOST_CLASSES - 1}"
-            )
+            expected = f"expected 0 to {MOST_CLASSES - 1}"
+            raise self._error(f"returns classes {low} to {high}, {expected}")
         return classes[0].cpu().numpy()
 
     @torch.inference_mode()
@@ -73,10 +71,8 @@ class Segmenter:
         """What the network's features are of an image, (C, h, w)."""
         maps = self._run(features, image)
         if maps.ndim != 4 or len(maps) != 1 or not maps.is_floating_point():
-            raise UserError(
-                f"--segmenter {self.spec}: features returns {maps.dtype} {tuple(maps.shape)}, "
-                "expected floats (1, C, h, w)"
-            )
+            found = f"{maps.dtype} {tuple(maps.shape)}"
+            raise self._error(f"features returns {found}, expected floats (1, C, h, w)")
         return maps[0]
 
     def _run(self, function: _Network, image: np.ndarray) -> Tensor:
@@ -87,12 +83,13 @@ class Segmenter:
             raise
         except Exception as error:  # each library has its own kinds; the last line says what
             line = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            problem = f"an image of {width}x{height}: {line}"
-            raise UserError(f"--segmenter {self.spec}: {problem}") from error
+            raise self._error(f"an image of {width}x{height}: {line}") from error
         if not isinstance(output, Tensor):
-            kind = type(output).__name__
-            raise UserError(f"--segmenter {self.spec}: returns a {kind}, expected a tensor")
+            raise self._error(f"returns a {type(output).__name__}, expected a tensor")
         return output
+
+    def _error(self, problem: str) -> UserError:
+        return UserError(f"--segmenter {self.spec}: {problem}")
 
 
 def load_segmenter(spec: str, device: torch.device) -> Segmenter:

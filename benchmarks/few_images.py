@@ -29,10 +29,8 @@ from util.run.visualizer import read_rows
 
 CLASSES = 35
 FLAGS = [
-    *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
-    *("--n_downsample_global", "1", "--n_blocks_global", "4", "--n_layers_D", "2"),
-    *("--batchSize", "2", "--lr", "0.0007", "--lambda_L1", "30", "--no_html", "--gpu_ids", "-1"),
-    *("--cache", "ram", "--nThreads", "0", "--print_freq", "1000", "--ignore_label", "255"),
+    *("--n_blocks_global", "4", "--batchSize", "2", "--lr", "0.0007", "--lambda_L1", "30"),
+    *("--nThreads", "0", "--print_freq", "1000", "--ignore_label", "255"),
     *("--save_latest_freq", "1000000", "--niter_decay", "0", "--val_max", "20"),
 ]
 REVERSED = [  # smaller and longer, so that the plain run learns its scenes by heart

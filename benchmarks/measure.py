@@ -28,6 +28,13 @@ from util.files import make_folder, write_text
 
 Work = Callable[[], object]
 
+# of trainings on toy scenes at the quickstart's size
+TOY = [
+    *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
+    *("--n_downsample_global", "1", "--n_layers_D", "2"),
+    *("--cache", "ram", "--no_html", "--gpu_ids", "-1"),
+]
+
 
 def benchmark_parser(
     doc: str,
@@ -61,10 +68,10 @@ def _device(name: str) -> torch.device:
 
 
 def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) -> Path:
-    """The folder of a run of train.py with these flags, which is trained unless that is done. env:
-    more environment variables. Raises UserError if the training fails."""
+    """The folder of a run of train.py with TOY and these flags, which is trained unless that is
+    done. env: more environment variables. Raises UserError if the training fails."""
     folder = checkpoints_dir / name
-    command = [sys.executable, "train.py", "--name", name, *flags, "--continue_train"]
+    command = [sys.executable, "train.py", "--name", name, *TOY, *flags, "--continue_train"]
     command += ["--checkpoints_dir", str(checkpoints_dir)]
     settings = {"cwd": Path(__file__).parents[1], "env": os.environ | env}
     done = subprocess.run(command, **settings, capture_output=True, text=True)

@@ -32,13 +32,9 @@ VARIANTS = {
     "plus without EMA": ["--recipe", "plus", "--ema", "0"],
     "plus without instance noise": ["--recipe", "plus", "--instance_noise", "0"],
 }
-# those of the quickstart's first stage
 FLAGS = [
-    *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
-    *("--n_downsample_global", "1", "--n_blocks_global", "6", "--n_layers_D", "2"),
-    *("--lr", "0.0007", "--cache", "ram", "--no_html", "--gpu_ids", "-1"),
-    *("--nThreads", "0", "--print_freq", "200", "--save_latest_freq", "1000000"),
-    *("--val_freq", "1000000"),
+    *("--n_blocks_global", "6", "--lr", "0.0007", "--nThreads", "0", "--print_freq", "200"),
+    *("--save_latest_freq", "1000000", "--val_freq", "1000000"),
 ]
 COLUMNS = {  # of validation.jsonl, and how many decimals
     **{"l1": 1, "ratio_grid_energy": 2, "ratio_sharpness": 2, "ratio_hue_variance": 2},

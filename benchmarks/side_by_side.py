@@ -8,51 +8,33 @@ Prints seconds per image and how many times as long one takes beside another tra
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from benchmarks import scene
-from benchmarks.measure import report
+from benchmarks.measure import report, trained
 from options.parser import Parser, integer
-from util.errors import UserError, run
+from util.errors import run
+from util.run.visualizer import read_rows
 
-ROOT = Path(__file__).parents[1]
 SCENES = 20
-FLAGS = (
-    "--gpu_ids -1 --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --n_downsample_global 1"
-    " --n_blocks_global 6 --n_layers_D 2 --no_vgg_loss --no_html --cache ram --batchSize 2"
-    " --niter_decay 0"
-)
 
 
 def train(root: Path, names: list[str], epochs: int, settings: dict[str, str]) -> list[float]:
     """Run one training per name, all at once. Returns each one's seconds per image."""
-    command = [sys.executable, "train.py", "--dataroot", str(root), *FLAGS.split()]
-    command += ["--checkpoints_dir", str(root / "runs"), "--niter", str(epochs)]
-    command += ["--print_freq", str(SCENES)]
-    env = os.environ | settings
-    started = [
-        subprocess.Popen(
-            [*command, "--name", name], cwd=ROOT, env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for name in names
-    ]  # fmt: skip
-    return [seconds_per_image(process.communicate()[0], process.returncode) for process in started]
+    flags = ["--n_blocks_global", "6", "--batchSize", "2", "--print_freq", str(SCENES)]
+    flags += ["--dataroot", str(root), "--niter", str(epochs), "--niter_decay", "0"]
+    with ThreadPoolExecutor() as pool:
+        folders = pool.map(lambda name: trained(name, root / "runs", flags, **settings), names)
+    return [seconds_per_image(folder) for folder in folders]
 
 
-def seconds_per_image(output: str, status: int) -> float:
-    """The median over a training's printed paces but the first, in which it warms up."""
-    if status:
-        raise UserError(f"train.py ended with status {status}: {output[-500:]}")
-    paces = [float(line.split(" iters/s")[0].split("[")[-1]) for line in output.splitlines()
-             if " iters/s" in line]  # fmt: skip
-    return statistics.median(1 / pace for pace in paces[1:])
+def seconds_per_image(folder: Path) -> float:
+    """The median over a run's logged paces but the first, in which it warms up."""
+    return statistics.median(row["time"] for row in read_rows(folder / "metrics.jsonl")[1:])
 
 
 def setting(text: str) -> tuple[str, str]:

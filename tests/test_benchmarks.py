@@ -207,12 +207,11 @@ def test_operations_times_and_tables_by_hand() -> None:
     assert np.isfinite(measure.matmul_peak(CPU, torch.float32))
 
 
-def test_seconds_per_image_from_what_train_prints() -> None:
+def test_seconds_per_image_from_what_train_logs(tmp_path: Path) -> None:
     """The median of all paces but the first."""
-    lines = "".join(f"G: 1.0  [{pace} iters/s, data 0.001 s]\n" for pace in (1, 10, 20, 50))
-    assert side_by_side.seconds_per_image(lines, 0) == pytest.approx(0.05)
-    with pytest.raises(UserError, match="status 2"):
-        side_by_side.seconds_per_image("error: wrong", 2)
+    rows = [{"epoch": 1, "step": 20 * k, "time": 1 / 10**k} for k in (1, 2, 3, 4)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert side_by_side.seconds_per_image(tmp_path) == pytest.approx(0.001)
 
 
 def test_the_parts_of_a_machine(tmp_path: Path) -> None:

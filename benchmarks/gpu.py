@@ -63,21 +63,17 @@ PARTS: dict[str, list[str]] = {  # part -> commands, both in order of worth
     "loading": ["loader --workers 4", "loader"],
 }
 TINY = {  # what stands in for the sizes on a CPU
-    **{P512: "--width 64 --height 32 --ngf 4", P1024: "--width 64 --height 64 --ngf 4"},
-    **{
-        "memory": "memory --stage 512p",
-        "--limit 12": "",
-        "--amp bf16": "",
-        "--amp fp16": "",
-        "--compile": "",
-        "--cuda_graphs": "",
-    },
-    **{"inference": "inference --width 128 --height 64 --ngf 4", "--stage 1024p": ""},
+    P512: "--width 64 --height 32 --ngf 4",
+    P1024: "--width 64 --height 64 --ngf 4",
+    "memory": "memory --stage 512p",
+    "inference": "inference --width 128 --height 64 --ngf 4",
     "instance_pooling": "instance_pooling --width 64 --height 32",
     "correctness": "correctness --width 32 --height 32",
     "loader": "loader --scenes 2 --width 64 --height 32 --loadSize 32",
     "--repeat 3": "--repeat 1",
     "--workers 4": "--workers 1",
+    **dict.fromkeys(["--amp bf16", "--amp fp16", "--compile", "--cuda_graphs"], ""),
+    **dict.fromkeys(["--limit 12", "--stage 1024p"], ""),
 }
 NETWORKS = "--n_blocks_global 1 --n_downsample_global 1 --ndf 4"
 

@@ -11,19 +11,17 @@ import argparse
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks import scene
-from benchmarks.measure import alternate, compare, report
+from benchmarks.measure import alternate, benchmark_parser, compare, report
 from data.arrays import read_array
 from data.input_files import InputFiles
 from data.loader import collate
 from generation.features import feature_sources, style_choosers
 from generation.results import Results
-from options.parser import Parser, integer
 from options.test_options import TestOptions
 from test import create_generator, generate, write_images
 from util import distributed
@@ -31,11 +29,7 @@ from util.errors import run
 
 
 def main() -> None:
-    parser = Parser(description="test.py --input beside maps in memory.")
-    parser.add_argument("--repeat", type=integer(1), default=5, help="measurements of each way")
-    parser.add_argument("--json", type=Path, default=None, help="write the results here as well")
-    given, flags = parser.parse_known_args()
-
+    given, flags = benchmark_parser(__doc__, device=False).parse_known_args()
     with scene.temporary_folder() as folder:
         opt = TestOptions().parse([*flags, "--output", folder])
         distributed.launch(lambda opt, device: measure(given, opt, device), opt)

@@ -12,17 +12,16 @@ import torch
 from benchmarks import scene
 from benchmarks.baseline import plain_generate
 from benchmarks.measure import benchmark_parser, compare_to_peak, flops, report
-from models.build import AMP_TYPES, build_generator
+from models.build import build_generator
 from options.base_options import integer
 from util.errors import UserError, run
 from util.setup import set_up_torch
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, size=(2048, 1024), batch=1)
+    parser = benchmark_parser(__doc__, size=(2048, 1024), batch=1, amp=True)
     parser.add_argument("--netG", default="local", choices=["global", "local"])
     parser.add_argument("--ngf", type=integer(1), default=32)
-    parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cuda_graphs", action="store_true", help="compiled, in CUDA graphs")
     given = parser.parse_args()
@@ -56,9 +55,8 @@ def main() -> None:
 
     difference = np.abs(project().astype(int) - baseline().astype(int))
     ways = {"baseline": baseline, "project": project}
-    dtypes = {"baseline": torch.float32, "project": AMP_TYPES.get(given.amp, torch.float32)}
     work = flops(baseline)
-    rows = compare_to_peak(ways, dict.fromkeys(ways, work), dtypes, given)
+    rows = compare_to_peak(ways, dict.fromkeys(ways, work), given)
     for row in rows:
         row["pictures/s"] = given.batch / row["median"]
     report(

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from options.base_options import integer
-from options.parser import Parser
+from models.build import AMP_TYPES
+from options.parser import Parser, integer
 from util.errors import UserError
 from util.files import make_folder, write_text
 
@@ -41,13 +41,16 @@ def benchmark_parser(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     repeat: int | None = 5,
+    device: bool = True,
+    amp: bool = False,
 ) -> argparse.ArgumentParser:
-    """A parser of --device and --json, and with these defaults of --width and --height, --batch and
-    --repeat. doc: the module's, whose first paragraph --help shows."""
+    """A parser of --json, of --device and --amp, and with these defaults of --width and --height,
+    --batch and --repeat. doc: the module's, whose first paragraph --help shows."""
     parser = Parser(description=doc.split("\n\n")[0].replace("\n", " "))
     add = parser.add_argument
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", type=_device, default=default, help="cpu or cuda")
+    if device:
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        add("--device", type=_device, default=default, help="cpu or cuda")
     add("--json", type=Path, default=None, help="write the results here as well")
     if repeat:
         add("--repeat", type=integer(1), default=repeat, help="measurements of each way")
@@ -56,6 +59,8 @@ def benchmark_parser(
         add("--height", type=integer(1), default=size[1])
     if batch:
         add("--batch", type=integer(1), default=batch)
+    if amp:
+        add("--amp", default="off", choices=["off", *AMP_TYPES])
     return parser
 
 
@@ -194,10 +199,11 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def compare_to_peak(
     ways: dict[str, Work],
     operations: dict[str, int],
-    dtypes: dict[str, torch.dtype],
     given: argparse.Namespace,
 ) -> list[dict]:
-    """compare's rows of the ways, with the share of the machine's peak that each way reaches."""
+    """compare's rows of "baseline", in float32, and "project", in what --amp says, with the share
+    of the machine's peak that each way reaches."""
+    dtypes = {"baseline": torch.float32, "project": AMP_TYPES.get(given.amp, torch.float32)}
     before = {way: matmul_peak(given.device, dtype) for way, dtype in dtypes.items()}
     calls = 10 if given.device.type == "cuda" else 1  # as in training: nothing waits between steps
     rows = compare(alternate(ways, given.device, given.repeat, calls=calls), "baseline")

@@ -17,7 +17,6 @@ import torch
 
 from benchmarks import baseline, scene
 from benchmarks.measure import benchmark_parser, peak_saved_bytes, report
-from models.build import AMP_TYPES
 from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.parser import number
@@ -51,9 +50,8 @@ def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, batch=1, repeat=None)
+    parser = benchmark_parser(__doc__, batch=1, repeat=None, amp=True)
     parser.add_argument("--stage", action="append", choices=list(STAGES), help="default: all")
-    parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument(
         "--limit",
         type=number(0.1, 1e6),

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import scene
-from benchmarks.measure import report, trained
-from options.parser import Parser, integer
+from benchmarks.measure import benchmark_parser, report, trained
+from options.parser import integer
 from util.errors import run
 from util.run.visualizer import read_rows
 
@@ -45,13 +45,12 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = Parser(description="Two trainings at once beside one alone.")
+    parser = benchmark_parser(__doc__, repeat=None, device=False)
     parser.add_argument("--epochs", type=integer(2), default=8, help="of 20 scenes each")
     parser.add_argument(
         "--set", type=setting, action="append", default=[], metavar="NAME=VALUE",
         help="an environment variable of the trainings (may be repeated)",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, default=None, help="write the results here as well")
     given = parser.parse_args()
     settings = dict(given.set)
     with scene.temporary_folder() as folder:

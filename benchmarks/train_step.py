@@ -17,7 +17,6 @@ from benchmarks.measure import (
     peak_saved_bytes,
     report,
 )
-from models.build import AMP_TYPES
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.base_options import integer
 from util.errors import run
@@ -25,11 +24,10 @@ from util.setup import set_up_torch
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, size=(512, 256), batch=1)
+    parser = benchmark_parser(__doc__, size=(512, 256), batch=1, amp=True)
     parser.add_argument("--ngf", type=integer(1), default=32)
     parser.add_argument("--no_feat", action="store_true", help="labels without features")
     parser.add_argument("--no_vgg", action="store_true", help="leave VGG's loss out")
-    parser.add_argument("--amp", default="off", choices=["off", *AMP_TYPES])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint_activations", action="store_true")
     parser.add_argument("--contiguous", action="store_true", help="maps not channels-last")
@@ -37,14 +35,15 @@ def main() -> None:
     device = given.device
     set_up_torch(deterministic="--deterministic" in more, tf32="--tf32" in more)
     with scene.temporary_folder() as folder:
-        vgg = ["--no_vgg_loss"] if given.no_vgg else scene.vgg_flags(folder)
-        plain = [*vgg, "--ngf", str(given.ngf), *more]
-        plain += [] if given.no_feat else ["--instance_feat"]
-        ours = [*plain, "--amp", given.amp]
-        ours += ["--compile"] * given.compile
-        ours += ["--checkpoint_activations"] * given.checkpoint_activations
-        base = baseline.TrainStep(scene.options(device.type, plain), device)
-        model = Pix2PixHDModel(scene.options(device.type, ours), device)
+        flags = ["--no_vgg_loss"] if given.no_vgg else scene.vgg_flags(folder)
+        flags += ["--ngf", str(given.ngf), *more]
+        flags += [] if given.no_feat else ["--instance_feat"]
+        flags += ["--amp", given.amp]
+        flags += ["--compile"] * given.compile
+        flags += ["--checkpoint_activations"] * given.checkpoint_activations
+        opt = scene.options(device.type, flags)
+        base = baseline.TrainStep(opt, device)  # which takes no notice of the last three
+        model = Pix2PixHDModel(opt, device)
     if given.contiguous:
         model.layout = torch.contiguous_format
         model.to(memory_format=model.layout)
@@ -58,8 +57,7 @@ def main() -> None:
         "project": peak_saved_bytes(ways["project"], list(model.parameters())),
     }
     work = {"baseline": flops(ways["baseline"]), "project": eager_flops(model, batch)}
-    dtypes = {"baseline": torch.float32, "project": AMP_TYPES.get(given.amp, torch.float32)}
-    rows = compare_to_peak(ways, work, dtypes, given)
+    rows = compare_to_peak(ways, work, given)
     for row in rows:
         way = row["way"]
         row["saved MB"] = saved[way] / 1e6
@@ -70,7 +68,7 @@ def main() -> None:
         "train_step",
         rows,
         given,
-        flags=" ".join(ours) + " --contiguous" * given.contiguous,
+        flags=" ".join(flags) + " --contiguous" * given.contiguous,
         size=size,
     )
 

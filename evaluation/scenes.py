@@ -1,7 +1,7 @@
 """The scenes that evaluate.py compares: generated images, photographs, label maps."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -63,13 +63,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     missing = [str(files["label"][scene]) for scene in images if scene not in files["image"]]
     if missing:
         raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} ({len(missing)} in all)")
-    if older := not_on_page(opt.images, images.values()):
-        log(f"warning: {len(older)} images, e.g. {older[0]}, are of an earlier run of test.py")
-    elif newer := newer_than_page(opt.images, images.values()):
-        log(
-            f"warning: {len(newer)} of {len(images)} images, e.g. {newer[0]}, are newer than their "
-            "page: a run of test.py was cut off, and the others are of an earlier one; run it again"
-        )
+    warn_of_other_runs(opt.images, images.values())
     if len(images) < len(names):
         log(f"{len(images)} of the {len(names)} scenes of {opt.phase} have an image")
     real, label, inst = files["image"], files["label"], files.get("inst", {})
@@ -79,26 +73,22 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     ]
 
 
-def page_of(folder: Path) -> Path | None:
-    """The page that test.py writes beside its folder of images at its end, if it is there."""
+def warn_of_other_runs(folder: Path, images: Collection[Path]) -> None:
+    """Say so where images are not those of test.py's last whole run, which writes a page beside
+    their folder at its end: an earlier one may have had more scenes, a later one was cut off."""
     page = folder.parent / "index.html"
-    return page if folder.name == "images" and page.is_file() else None
-
-
-def not_on_page(folder: Path, images: Iterable[Path]) -> list[Path]:
-    """The images that test.py's page does not show: it is written anew by each run, which may have
-    had fewer scenes. Empty if there is no page."""
-    if (page := page_of(folder)) is None:
-        return []
+    if folder.name != "images" or not page.is_file():
+        return
     text = unquote(page.read_text("utf-8", "replace"), errors="surrogateescape")
-    return [path for path in images if f"/{path.stem}" not in text]
-
-
-def newer_than_page(folder: Path, images: Iterable[Path]) -> list[Path]:
-    """The images that test.py has made since it wrote its page. Empty if there is no page."""
-    if (page := page_of(folder)) is None:
-        return []
-    return [path for path in images if path.stat().st_mtime_ns > page.stat().st_mtime_ns]
+    older = [path for path in images if f"/{path.stem}" not in text]
+    newer = [path for path in images if path.stat().st_mtime_ns > page.stat().st_mtime_ns]
+    if older:
+        log(f"warning: {len(older)} images, e.g. {older[0]}, are of an earlier run of test.py")
+    elif newer:
+        log(
+            f"warning: {len(newer)} of {len(images)} images, e.g. {newer[0]}, are newer than their "
+            "page: a run of test.py was cut off, and the others are of an earlier one; run it again"
+        )
 
 
 def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:

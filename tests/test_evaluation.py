@@ -24,7 +24,7 @@ from data.aligned_dataset import AlignedDataset, Geometry
 from data.create import spread
 from evaluation import measures
 from evaluation.measures import psnr, ssim
-from evaluation.scenes import find_images, find_scenes, not_on_page
+from evaluation.scenes import find_images, find_scenes, warn_of_other_runs
 from evaluation.segmentation import (
     Evaluator,
     class_iou,
@@ -764,19 +764,24 @@ def test_a_folder_to_write_to_is_refused_before_training(tmp_path: Path, refused
     assert f"--out {tmp_path}: a folder" in refused(toy_segmenter.main, *flags)
 
 
-def test_images_of_an_earlier_run_are_told(tmp_path: Path) -> None:
+def test_images_of_an_earlier_run_are_told(tmp_path: Path, capsys) -> None:
     """A scene's name may hold what stands otherwise in a link."""
     names = ["a b_synthesized_image", "ü_synthesized_image", "b_synthesized_image"]
     images = [tmp_path / "images" / f"{name}.png" for name in names]
-    assert not_on_page(tmp_path / "images", images) == []
+
+    def told() -> str:
+        warn_of_other_runs(tmp_path / "images", images)
+        return capsys.readouterr().out
+
     for path in images:
         save_png(path, np.zeros((2, 2, 3), np.uint8))
+    assert told() == ""
     page = Page(tmp_path, "test")
     page.row([Picture(Path("images") / path.name, caption="image") for path in images[:2]])
     page.save()
-    assert not_on_page(tmp_path / "images", images) == images[2:]
+    assert f"1 images, e.g. {images[2]}, are of an earlier run" in told()
     (tmp_path / "index.html").write_bytes(b"\xff damaged")
-    assert not_on_page(tmp_path / "images", images) == images
+    assert f"3 images, e.g. {images[0]}, are of an earlier run" in told()
 
 
 def test_images_of_a_run_that_was_cut_off_are_told(tmp_path: Path, capsys) -> None:

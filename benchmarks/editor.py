@@ -4,7 +4,6 @@ python -m benchmarks.editor --name toy_features
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -13,7 +12,6 @@ import torch
 
 from data.create import create_dataset
 from models import create_model
-from models.ui_model import UIModel
 from options.edit_options import EditOptions
 from util.errors import run
 from util.setup import seed_everything, set_up_torch
@@ -22,7 +20,7 @@ REPEAT = 20
 
 
 def main() -> None:
-    opt = EditOptions().parse(sys.argv[1:])
+    opt = EditOptions().parse()
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
@@ -39,6 +37,10 @@ def main() -> None:
         ui.paint(points, int(rng.integers(opt.label_nc)), max(1, height // 32))
         ui.picture()
 
+    def restyle() -> None:
+        ui.set_style(middle, rng.normal(size=opt.feat_num))
+        ui.picture()
+
     report("select", lambda: ui.select(height // 3, width // 3))
     report(
         "paint, without generating", lambda: ui.paint([(9, 9)], int(rng.integers(opt.label_nc)), 3)
@@ -46,14 +48,9 @@ def main() -> None:
     report("paint and generate", paint)
     ui.reset()
     if ui.has_features:
-        report("style and generate", lambda: restyle(ui, middle, rng))
+        report("style and generate", restyle)
         styles = rng.normal(size=(10, opt.feat_num)).astype(np.float32)
         report("gallery of 10 styles", lambda: ui.previews(middle, styles))
-
-
-def restyle(ui: UIModel, instance: int, rng: np.random.Generator) -> None:
-    ui.set_style(instance, rng.normal(size=ui.networks.opt.feat_num))
-    ui.picture()
 
 
 def report(what: str, work: Callable[[], object]) -> None:

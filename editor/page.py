@@ -94,12 +94,12 @@ class Page:
             )
         with gr.Accordion("Open your own maps", open=not self.scenes.names, elem_id="own"):
             with gr.Row():
-                self.label_file, self.inst_file = (
-                    gr.File(label=f"{what} map (PNG)", height=120, visible=shown, elem_id=place)
-                    for what, place, shown in (
-                        ("Label", "own-label", True),
-                        ("Instance", "own-inst", self.ui.has_instances),
-                    )
+                self.label_file = gr.File(label="Label map (PNG)", height=120, elem_id="own-label")
+                self.inst_file = gr.File(
+                    label="Instance map (PNG)",
+                    height=120,
+                    visible=self.ui.has_instances,
+                    elem_id="own-inst",
                 )
             self.open_own = gr.Button("Open these maps", elem_id="open-own")
         with gr.Row(elem_id="controls"):
@@ -168,12 +168,10 @@ class Page:
             self.scale = gr.Slider(0.25, 4, value=1, step=0.05, label="Size", elem_id="scale")
             self.library = part(tiles, elem_id="library")
         with gr.Row(elem_id="downloads"):
-            shown = {"inst": self.ui.has_instances}
             self.downloads = {
-                kind: gr.Button(
-                    f"Save {what}", size="md", min_width=150, visible=shown.get(kind, True)
-                )
+                kind: gr.Button(f"Save {what}", size="md", min_width=150)
                 for kind, what in DOWNLOADS.items()
+                if kind != "inst" or self.ui.has_instances
             }
         self.file = part("download(props, watch);", visible="hidden", html_template="")
 

@@ -81,13 +81,10 @@ def measure_reversed(opt: argparse.Namespace) -> None:
     dataroot = reverse(opt.dataroot, opt.checkpoints_dir / "reversed")
     log("| seed | plain | augmented | gain |\n| --- | --- | --- | --- |")
     for seed in opt.seeds.split(","):
-        plain, augmented = (
-            train(opt, f"reversed-{variant}-{seed}", dataroot, *FEW, "--seed", seed, *flags)[-1]
-            for variant, flags in {
-                "plain": REVERSED,
-                "augmented": [*REVERSED, "--augment", opt.augment],
-            }.items()
-        )
+        few = [*FEW, *REVERSED, "--seed", seed]
+        plain = train(opt, f"reversed-plain-{seed}", dataroot, *few)[-1]
+        few += ["--augment", opt.augment]
+        augmented = train(opt, f"reversed-augmented-{seed}", dataroot, *few)[-1]
         log(f"| {seed} | {plain:.1f} | {augmented:.1f} | {1 - augmented / plain:.0%} |")
 
 
@@ -107,23 +104,15 @@ def main() -> None:
         return measure_reversed(opt)
     other = renumber(opt.dataroot, opt.checkpoints_dir / "renumbered")
     train(opt, "base", other, "--niter", str(opt.base_epochs), "--val_freq", "100")
-    variants = {
-        "plain": [],
-        "augmented": ["--augment", opt.augment],
-        "fine-tuned": [
-            *("--load_pretrain", str(opt.checkpoints_dir / "base"), "--map_classes", MAPPING)
-        ],
-    }
+    augment = ["--augment", opt.augment]
+    tune = ["--load_pretrain", str(opt.checkpoints_dir / "base"), "--map_classes", MAPPING]
     log("| seed | plain | augmented | gain | fine-tuned | as good after |")
     log("| --- | --- | --- | --- | --- | --- |")
     for seed in opt.seeds.split(","):
-        plain, augmented, tuned = (
-            train(
-                *(opt, f"{variant}-{seed}", opt.dataroot, *FEW, "--seed", seed),
-                *("--niter", str(opt.epochs), *flags),
-            )
-            for variant, flags in variants.items()
-        )
+        few = [*FEW, "--seed", seed, "--niter", str(opt.epochs)]
+        plain = train(opt, f"plain-{seed}", opt.dataroot, *few)
+        augmented = train(opt, f"augmented-{seed}", opt.dataroot, *few, *augment)
+        tuned = train(opt, f"fine-tuned-{seed}", opt.dataroot, *few, *tune)
         reached = next((5 * (k + 1) for k, error in enumerate(tuned) if error <= plain[-1]), None)
         log(
             f"| {seed} | {plain[-1]:.1f} | {augmented[-1]:.1f} | "

@@ -70,7 +70,12 @@ def main() -> None:
 
     set_up_torch(deterministic=False, tf32=False)  # cudnn chooses as it does in training
     rows = []
-    amp = ["--amp", given.amp]
+    recomputed = "--checkpoint_activations"
+    ways = {
+        "baseline": (baseline.TrainStep, "off", []),
+        "project": (Pix2PixHDModel, given.amp, []),
+        recomputed: (Pix2PixHDModel, given.amp, [recomputed]),
+    }
     average = patch("benchmarks.baseline.instance_average", instance_average)
     with scene.temporary_folder() as folder, average:
         vgg = scene.vgg_flags(folder)
@@ -79,23 +84,11 @@ def main() -> None:
             flags = [*flags.split(), *vgg]
             batch = scene.batch(width, height, given.batch)
             batch = {kind: value.to(device) for kind, value in batch.items()}
-
-            def plain(flags=flags):
-                return baseline.TrainStep(scene.options(given.device.type, flags), device)
-
-            def ours(*more, flags=flags):
-                return Pix2PixHDModel(scene.options(given.device.type, [*flags, *more]), device)
-
-            recomputed = [*amp, "--checkpoint_activations"]
-            ways = {
-                "baseline": (plain, "off"),
-                "project": (partial(ours, *amp), given.amp),
-                "--checkpoint_activations": (partial(ours, *recomputed), given.amp),
-            }
             base = None
-            for way, (make, precision) in ways.items():
+            for way, (kind, precision, more) in ways.items():
+                opt = scene.options(given.device.type, [*flags, "--amp", precision, *more])
                 try:
-                    row = measure(make, batch, device)
+                    row = measure(partial(kind, opt, device), batch, device)
                 except torch.OutOfMemoryError:
                     row = {"saved GB": math.nan, "allocated GiB": math.nan}
                 base = base or row["saved GB"]

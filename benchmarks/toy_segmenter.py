@@ -46,24 +46,25 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(16, CLASSES, 1)
 
     def forward(self, picture: Tensor) -> Tensor:
-        x = self.first(picture * 2 - 1)
-        kept: list[Tensor] = []
-        for block in self.down:
-            kept.append(x)
-            x = block(F.max_pool2d(x, 2))
+        kept = self.maps(picture)
+        x = kept.pop()
         for block in self.up:
             skip = kept.pop()
             x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=False)
             x = block(torch.cat([x, skip], 1))
         return self.last(x)
 
+    def maps(self, picture: Tensor) -> list[Tensor]:
+        """The feature maps at full size, half of it, a quarter and an eighth."""
+        found = [self.first(picture * 2 - 1)]
+        for block in self.down:
+            found.append(block(F.max_pool2d(found[-1], 2)))
+        return found
+
     @torch.jit.export
     def features(self, picture: Tensor) -> Tensor:
         """The deepest feature maps, (B, 96, H/8, W/8): what KID compares."""
-        x = self.first(picture * 2 - 1)
-        for block in self.down:
-            x = block(F.max_pool2d(x, 2))
-        return x
+        return self.maps(picture)[-1]
 
 
 def _block(in_nc: int, out_nc: int) -> nn.Sequential:

@@ -11,14 +11,12 @@ tools one by one.
 import argparse
 from pathlib import Path
 
-import torch
-
 from models import create_model
 from models.ui_model import UIModel
 from options.edit_options import EditOptions
 from util.errors import UserError, run
 from util.progress import log
-from util.setup import seed_everything, set_up_torch
+from util.setup import first_device, seed_everything, set_up_torch
 
 
 def edit(ui: UIModel, opt: argparse.Namespace) -> None:
@@ -47,8 +45,7 @@ def main() -> None:
     opt = EditOptions().parse()
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
-    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
-    ui = create_model(opt, device)
+    ui = create_model(opt, first_device(opt))
     if opt.verbose:
         log(str(ui.networks))
     (replay if opt.replay else edit)(ui, opt)

@@ -17,8 +17,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import torch
-
 from data.create import spread
 from data.values import side_values
 from evaluation import report
@@ -33,12 +31,12 @@ from util.files import make_folder, write_text
 from util.pages.plots import require_matplotlib
 from util.progress import bar, log
 from util.run.checkpoints import weights_file
-from util.setup import set_up_torch
+from util.setup import first_device, set_up_torch
 
 
 def evaluate(opt: argparse.Namespace) -> dict:
     """Measure opt.images, write metrics.json and the page, and return what metrics.json holds."""
-    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    device = first_device(opt)
     set_up_torch(deterministic=False, tf32=False)
     scenes = spread(find_scenes(opt), opt.val_max)
     warn_if_older([scene.generated for scene in scenes], opt)

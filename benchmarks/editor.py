@@ -14,7 +14,7 @@ from data.create import create_dataset
 from models import create_model
 from options.edit_options import EditOptions
 from util.errors import run
-from util.setup import seed_everything, set_up_torch
+from util.setup import first_device, seed_everything, set_up_torch
 
 REPEAT = 20
 
@@ -23,7 +23,7 @@ def main() -> None:
     opt = EditOptions().parse()
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
-    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
+    device = first_device(opt)
     ui = create_model(opt, device)
     maps = create_dataset(opt, training=False, load_photos=False).maps(0)
     ui.open(maps["label"], maps.get("inst"))

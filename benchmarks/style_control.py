@@ -34,7 +34,7 @@ from util.files import make_folder, write_text
 from util.pages.colours import save_image, to_image
 from util.pages.html import Page, Picture
 from util.progress import log
-from util.setup import set_up_torch
+from util.setup import first_device, set_up_torch
 
 CAR = 26
 COMPARED = Group("comparison", Flag("--labels_name", "", "a run without features, to compare"))
@@ -140,8 +140,7 @@ def page_row(page: Page, scene: str, pictures: dict[str, np.ndarray], what: str)
 def main() -> None:
     opt = Options().parse()
     set_up_torch(deterministic=False, tf32=False)
-    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
-    figures = measure(opt, device)
+    figures = measure(opt, first_device(opt))
     compared = figures["colour_error_labels_only"]
     log(
         f"(a) mean colour error inside {figures['things']} things: "

@@ -30,7 +30,7 @@ from util.errors import UserError, first_line, run
 from util.files import make_folder, write_bytes
 from util.pages.colours import class_name, palette
 from util.progress import log
-from util.setup import seed_everything, set_up_torch
+from util.setup import first_device, seed_everything, set_up_torch
 
 FILE = "object_library.npz"
 THUMBNAIL = 64  # pixels each way
@@ -181,12 +181,11 @@ def main() -> None:
     opt = LibraryOptions().parse()
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
-    device = torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
     if not run_dir(opt).is_dir():
         raise UserError(f"{run_dir(opt)}: no such run; check --name and --checkpoints_dir")
     make_folder(run_dir(opt), "--checkpoints_dir or --name")
     with torch.inference_mode():
-        objects = build(opt, device)
+        objects = build(opt, first_device(opt))
     if not objects:
         raise UserError(
             f"{opt.dataroot}: no object of --phase {opt.phase} is whole, inside its image, and "

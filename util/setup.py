@@ -1,5 +1,6 @@
 """What is set once, before anything else runs: random seeds and torch's switches."""
 
+import argparse
 import ctypes
 import os
 import platform
@@ -30,6 +31,11 @@ def set_up_torch(deterministic: bool, tf32: bool, one_size: bool = True) -> None
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     keep_freed_memory()
+
+
+def first_device(opt: argparse.Namespace) -> torch.device:
+    """The first GPU of --gpu_ids, or the CPU: for a command of one process."""
+    return torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
 
 
 def keep_freed_memory() -> None:

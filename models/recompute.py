@@ -136,11 +136,11 @@ def _again(
     return x, h
 
 
-def recompute_blocks(net: nn.Module, on: bool = True) -> None:
+def recompute_blocks(net: nn.Module) -> None:
     """Let backward compute again what lies inside a generator's residual blocks."""
     for name, module in net.named_modules():
         if name.endswith("conv_block"):
-            module.recompute_all = on
+            module.recompute_all = True
 
 
 def recomputed(layers: nn.Sequential, x: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def map_classes(text: str, old: argparse.Namespace, new: argparse.Namespace) -> 
     return mapping
 
 
-def input_parts(opt: argparse.Namespace, network: str, layer: str = "") -> Parts:
+def input_parts(opt: argparse.Namespace, network: str, layer: str) -> Parts:
     """What a network's first layer sees: "G", "D" or "E". D has one for each scale."""
     if network == "E":
         return [("image", opt.output_nc)]

@@ -21,7 +21,7 @@ def to_tensors(
     label: Maps,
     inst: Maps | None,
     feat: Maps | None,
-    cond: Maps | None = None,
+    cond: Maps | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """What InferenceModel.generate takes, from what InferenceModel.forward takes.
 

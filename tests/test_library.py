@@ -118,7 +118,7 @@ def test_batch_norm_takes_each_images_own_statistics(tmp_path: Path) -> None:
     net = build_generator(G.opt)
     net.load_state_dict(torch.load(folder / "latest_net_G.pth"))
     tensors = [torch.from_numpy(m)[:, None] for m in (label, inst)]
-    x = G.generator_input(*tensors, None)
+    x = G.generator_input(*tensors, None, None)
     with torch.no_grad():
         expected = torch.cat([net.train()(one) for one in x.split(1)])
     torch.testing.assert_close(G.generate(*tensors), expected, atol=1e-5, rtol=0)

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,14 +166,12 @@ def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None
     generated, real, label, _ = scene.read(opt)
     images = {"generated": ("generated", viewed(generated)), "real": ("real", viewed(real))}
     if evaluator:
-        classes = {
-            # -1: the last colour, black
-            "label": ("label map", evaluator.classes.of_labels(label)),
-            "found": ("found in generated", evaluator.find(generated)),
-            "found_real": ("found in real", evaluator.find(real)),
+        colour = partial(evaluator.colour, label_nc=opt.label_nc)
+        images |= {
+            "label": ("label map", colour(evaluator.classes.of_labels(label))),
+            "found": ("found in generated", colour(evaluator.find(generated))),
+            "found_real": ("found in real", colour(evaluator.find(real))),
         }
-        for kind, (caption, found) in classes.items():
-            images[kind] = caption, evaluator.colour(found, opt.label_nc)
     row = []
     for kind, (caption, image) in images.items():
         row.append(Picture(Path("images") / f"{scene.name}_{kind}.png", caption))

@@ -180,7 +180,7 @@ class Evaluator:
         }
 
     def colour(self, classes: np.ndarray, label_nc: int) -> np.ndarray:
-        """Classes (H, W) in the colours of their labels; what is none of them is black."""
+        """Classes (H, W) in the colours of their labels; what is none of them, -1 too, is black."""
         colours = np.append(palette(label_nc)[self.classes.ids], [[0, 0, 0]], 0).astype(np.uint8)
         return colours[classes]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import machine
+from benchmarks.measure import machine, shown
 from options.parser import Parser, integer, number
 from util.errors import run
 from util.files import make_folder, write_text
@@ -139,15 +139,12 @@ def markdown(found: dict, parts: dict[str, list[dict]]) -> str:
             heads = list(result["rows"][0])
             lines += [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
             for cells in result["rows"]:
-                lines.append(f"| {' | '.join(cell(cells[head]) for head in heads)} |")
+                texts = (shown(cells[head]).replace("|", "/") for head in heads)
+                lines.append(f"| {' | '.join(texts)} |")
             known = {"benchmark", "rows", "device", "threads", "torch", "date", "flags"}
-            more = [f"{name}: {cell(v)}" for name, v in result.items() if name not in known]
+            more = [f"{name}: {shown(v)}" for name, v in result.items() if name not in known]
             lines += ["", ", ".join(more)]
     return "\n".join(lines) + "\n"
-
-
-def cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
 def main() -> None:

@@ -231,7 +231,7 @@ def report(title: str, rows: list[dict], given: argparse.Namespace, **more: obje
     print(f"{title}: " + ", ".join(f"{k} {v}" for k, v in where.items()))
     print(table(rows))
     for name, value in more.items():
-        print(f"{name}: {_shown(value)}")
+        print(f"{name}: {shown(value)}")
     text = json.dumps({"benchmark": title, **where, "rows": rows, **more})
     print(text)
     if given.json:
@@ -243,13 +243,14 @@ def table(rows: list[dict]) -> str:
     """Rows as text in columns, the first column to the left."""
     columns: list[list[str]] = []
     for head in rows[0]:
-        cells = [head, *(_shown(row[head]) for row in rows)]
+        cells = [head, *(shown(row[head]) for row in rows)]
         width = max(map(len, cells))
         columns.append([cell.rjust(width) if columns else cell.ljust(width) for cell in cells])
     return "\n".join(map("  ".join, zip(*columns)))
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A figure in four digits; anything else as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -27,6 +27,7 @@ NETWORKS = {
     "features": "--instance_feat --n_downsample_E 2",
     "batch norm": "--norm batch",
     "pool": "--pool_size 4",
+    "plus": "--recipe plus --instance_mean_D --lambda_latent 20",
 }
 PRECISIONS = {
     "float64": "",
@@ -50,18 +51,15 @@ def double_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-Weights = dict[str, dict[str, Tensor]]  # network -> state dict
-
-
-def first_weights(flags: str) -> Weights:
+def first_weights(flags: str) -> dict[str, Tensor]:
     """What every precision starts from: the weights as float32 draws them."""
     torch.manual_seed(0)
     model = Pix2PixHDModel(scene.options("cpu", [*SMALL.split(), *flags.split()]), CPU)
-    return {name: net.state_dict() for name, net in model.networks().items()}
+    return model.state_dict()
 
 
 def step(
-    flags: str, device: torch.device, batch: dict[str, Tensor], weights: Weights
+    flags: str, device: torch.device, batch: dict[str, Tensor], weights: dict[str, Tensor]
 ) -> tuple[dict, Tensor]:
     """The losses of two steps from these weights, and the last image."""
     opt = scene.options(device.type, [*SMALL.split(), *flags.split()])
@@ -69,8 +67,7 @@ def step(
     model = Pix2PixHDModel(opt, device)
     if opt.amp == "fp16":  # no step is skipped to find the scale
         model.scaler = torch.amp.GradScaler(device.type, init_scale=128.0)
-    for name, net in model.networks().items():
-        net.load_state_dict(weights[name])
+    model.load_state_dict(weights)
     batch = {**batch, "image": batch["image"].to(torch.get_default_dtype())}
     losses = {}
     for number in (1, 2):

@@ -107,7 +107,7 @@ def test_the_other_benchmarks(monkeypatch, capsys) -> None:
 
     told = result(correctness.main, "--device cpu --width 32 --height 32", monkeypatch, capsys)
     exact = [row for row in told["rows"] if row["precision"] in ("float64", "float32")]
-    assert len(exact) == 10 and all(row["losses"] < 1e-3 for row in exact)
+    assert len(exact) == 12 and all(row["losses"] < 1e-3 for row in exact)
 
     flags = "--device cpu --width 64 --height 32 --ngf 4 --ndf 4 --no_vgg_loss --steps 2"
     flags += " --n_blocks_global 1 --n_downsample_global 1"

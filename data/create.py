@@ -98,7 +98,8 @@ def create_loader(opt: argparse.Namespace, dataset: AlignedDataset) -> Loader:
     distributed.agree(found, f"have different scenes in {opt.dataroot}", "give all the same files")
     if opt.batchSize > len(dataset):
         raise UserError(
-            f"--batchSize {opt.batchSize}: {opt.dataroot} has only {len(dataset)} scenes"
+            f"--batchSize {opt.batchSize}: {opt.dataroot} has only {len(dataset)} scenes; give "
+            f"--batchSize {len(dataset)} or less"
         )
     several = opt.batchSize > distributed.world()  # images of one process
     if several and not opt.serial_batches and not dataset.has_one_size:

@@ -514,7 +514,11 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], list, list[str]]] = {
         ["--batchSize", 2, "--resize_or_crop", "none"],
         ["--batchSize 2", "have several sizes", "scale_width_and_crop"],
     ),
-    "batch too large": (lambda data: None, ["--batchSize", 5], ["--batchSize 5", "4 scenes"]),
+    "batch too large": (
+        lambda data: None,
+        ["--batchSize", 5],
+        ["--batchSize 5", "4 scenes; give --batchSize 4"],
+    ),
     "crop too large": (
         lambda data: None,
         ["--resize_or_crop", "crop", "--fineSize", 40],

@@ -515,8 +515,12 @@ def test_comparing_runs(tmp_path: Path) -> None:
     done = run_command("-m", "util.compare", "a", "b", "--checkpoints_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "_s.jpg" not in (tmp_path / "compare" / "index.html").read_text()
-    assert "no run" in one_line(
+    assert "no such run" in one_line(
         run_command("-m", "util.compare", "a", "none", "--checkpoints_dir", tmp_path)
+    )
+    (tmp_path / "short").mkdir()  # a run of fewer images than --print_freq
+    assert "--print_freq" in one_line(
+        run_command("-m", "util.compare", "a", "short", "--checkpoints_dir", tmp_path)
     )
 
 

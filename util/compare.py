@@ -32,7 +32,12 @@ def compare(folders: list[Path], out: Path) -> Path:
     validations = {name: read_rows(folder / "validation.jsonl") for name, folder in runs.items()}
     for name, folder in runs.items():
         if not losses[name] and not validations[name]:
-            raise UserError(f"{folder}: no run with metrics.jsonl; expected checkpoints/NAME")
+            raise UserError(
+                f"{folder}: nothing logged to compare (metrics.jsonl, validation.jsonl); train it "
+                "with a smaller --print_freq or with validation"
+                if folder.is_dir()
+                else f"{folder}: no such run; expected a folder in --checkpoints_dir"
+            )
     make_folder(out / "images", "--out")
     page = Page(out, f"Runs: {', '.join(runs)}")
     page.table(["", *runs], last_figures(validations))

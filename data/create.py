@@ -129,18 +129,13 @@ def photographs(opt: argparse.Namespace) -> dict[str, Path]:
 
 def fix_data_flags(opt: argparse.Namespace) -> list[str]:
     """Before training: replace what the flags leave to the data (--label_nc auto, the types and
-    ranges of images) by what the files of opt.phase tell. Returns lines that say so."""
+    ranges of images) by what the files of opt.phase tell. Returns lines that say so. A continued
+    run keeps the ranges that it began with."""
     lines = []
     if opt.label_nc == "auto":
         opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
         lines.append(f"--label_nc {opt.label_nc}")
-    return lines + fix_values(opt)
-
-
-def fix_values(opt: argparse.Namespace) -> list[str]:
-    """Set the types and ranges of images by the files, where the flags leave them to these. Returns
-    lines that say so. A continued run keeps what it began with."""
-    return [line for side in used_sides(opt) for line in fix_side(opt, side)]
+    return lines + [line for side in used_sides(opt) for line in fix_side(opt, side)]
 
 
 def used_sides(opt: argparse.Namespace) -> list[str]:
@@ -150,7 +145,7 @@ def used_sides(opt: argparse.Namespace) -> list[str]:
 
 
 def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
-    """Set opt.SIDE_type and opt.SIDE_range by the files of a side: see fix_values."""
+    """Set opt.SIDE_type and opt.SIDE_range by the files of a side: see fix_data_flags."""
     kinds = scene_kinds(opt.label_nc != 0, cond_values=Values() if opt.cond_nc else None)
     kind = kinds[{"input": "label", "output": "image", "cond": "cond"}[side]]
     files = list(list_files(kind.folder(Path(opt.dataroot), opt.phase)).values())

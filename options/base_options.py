@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from data.create import whole_images
+from data.create import used_sides, whole_images
 from data.values import SIDES, TYPES, refuse_beyond_type
 from models.normalization import NORMS
 from models.upsampling import UPSAMPLE
@@ -108,8 +108,7 @@ def check_data(opt: argparse.Namespace) -> None:
         )
     if opt.ignore_label is not None and opt.label_nc == 0 and opt.is_train:
         raise UserError("--ignore_label needs label maps: --label_nc above 0")
-    used = {"input": opt.label_nc == 0, "output": True, "cond": opt.cond_nc}
-    for side in [side for side in SIDES if used[side] and not opt.is_train]:
+    for side in [] if opt.is_train else used_sides(opt):
         check_range(opt, side)
 
 

@@ -23,7 +23,7 @@ from data.arrays import (
     resize_array,
     write_array,
 )
-from data.create import create_dataset, fix_values, percentiles
+from data.create import create_dataset, fix_data_flags, percentiles
 from data.files import read_integers, scene_key
 from data.kinds import image_kind, read_weights
 from data.loader import Loader
@@ -470,7 +470,7 @@ def test_a_measured_range_is_that_of_what_training_reads(mode: str, tmp_path: Pa
         picture.save(tmp_path / folder / "x.png")
     flags = ["--label_nc", 0, "--output_range", "auto", "--dataroot", tmp_path, *TINY]
     opt = TrainOptions().parse([str(flag) for flag in flags])
-    fix_values(opt)
+    fix_data_flags(opt)
     expected = np.percentile(np.asarray(picture.convert("RGB")), (0.1, 99.9))
     assert opt.output_range == pytest.approx(expected.tolist())
 

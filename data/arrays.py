@@ -75,8 +75,7 @@ def array_shape(path: Path) -> tuple[int, int, int]:
             shape = _numpy_shape(path)
         elif suffix in TIFF:
             with _package("tifffile").TiffFile(path) as tiff:
-                series = _only_series(tiff, path)
-                shape = _channels_last(series.shape, series.axes, path)[0]
+                _, shape, _ = _channels_last(tiff, path)
         else:
             with Image.open(path, formats=("PNG", "JPEG", "BMP", "PPM", "WEBP")) as image:
                 shape = (image.height, image.width, len(image.getbands()))
@@ -109,12 +108,11 @@ def _read(path: Path) -> np.ndarray:
             return np.load(path, allow_pickle=False)
         if suffix in TIFF:
             with _package("tifffile").TiffFile(path) as tiff:
-                series = _only_series(tiff, path)
-                order = _channels_last(series.shape, series.axes, path)[1]
+                series, shape, order = _channels_last(tiff, path)
                 array = series.asarray().transpose(order)
                 if changed := _not_samples(tiff.pages[0]):
                     raise UserError(f"{path}: {changed}; save it anew")
-            return np.ascontiguousarray(array.reshape(*array.shape[:2], -1))
+            return np.ascontiguousarray(array.reshape(shape))
         bits = png_bits(path)
         if bits == 16:
             return _package("imagecodecs").png_decode(path.read_bytes())
@@ -138,17 +136,16 @@ def _not_samples(page: object) -> str | None:
     return None
 
 
-def _only_series(tiff: object, path: Path) -> object:
+def _channels_last(tiff: object, path: Path) -> tuple[object, tuple[int, ...], list[int]]:
+    """A TIFF's one series of images, its shape (H, W, C) with bands or pages as channels, and the
+    order of its axes for that."""
     if len(tiff.series) != 1:
         raise UserError(
             f"{path}: holds {len(tiff.series)} images of different kinds, expected one image or "
             "pages of one size and type; save the one meant as a file of its own"
         )
-    return tiff.series[0]
-
-
-def _channels_last(shape: tuple[int, ...], axes: str, path: Path) -> tuple[tuple, list[int]]:
-    """The shape (H, W, C) with bands or pages as channels, and the order of axes for it."""
+    (series,) = tiff.series
+    shape, axes = series.shape, series.axes
     if axes.count("Y") != 1 or axes.count("X") != 1:
         raise UserError(f"{path}: a TIFF with axes {axes}, expected height, width and channels")
     rows, columns = axes.index("Y"), axes.index("X")
@@ -156,7 +153,7 @@ def _channels_last(shape: tuple[int, ...], axes: str, path: Path) -> tuple[tuple
     if len([axis for axis in others if shape[axis] > 1]) > 1:
         raise UserError(f"{path}: has pages of several channels each; expected one of both")
     channels = int(np.prod([shape[axis] for axis in others]))
-    return (shape[rows], shape[columns], channels), [rows, columns, *others]
+    return series, (shape[rows], shape[columns], channels), [rows, columns, *others]
 
 
 def _numpy_shape(path: Path) -> tuple[int, ...]:

@@ -37,5 +37,4 @@ class ImagePool:
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         self.images = [image.to(device) for image in state["images"][: self.size]]
-        version, internal, gauss = state["rng"]
-        self.rng.setstate((version, tuple(internal), gauss))
+        self.rng.setstate(state["rng"])

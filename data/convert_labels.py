@@ -24,7 +24,7 @@ from PIL import Image
 
 from data.files import MOST_CLASSES, list_files, open_image, read_rgb
 from util.errors import UserError, brief, run
-from util.files import make_folder, replacing
+from util.files import make_folder, replacing, write_text
 from util.pages.colours import palette
 from util.parallel import parallel
 
@@ -193,8 +193,7 @@ def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:
             )
     colours = np.array([_rgb(code) for code in found], np.uint8)
     listing = args.output / "palette.txt"
-    with replacing(listing) as temporary:
-        temporary.write_text("".join(f"{r} {g} {b}\n" for r, g, b in colours.tolist()))
+    write_text(listing, "".join(f"{r} {g} {b}\n" for r, g, b in colours.tolist()))
     print(f"{len(colours)} colours, listed in {listing}")
     if len(colours) > 256:
         print("that is a lot: are the edges antialiased? If so, list the colours, --nearest")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from util.errors import UserError, first_line
-from util.files import replacing
+from util.files import write_text
 from util.progress import log
 from util.run.loggers import Logger
 from util.run.page import RunPage
@@ -206,5 +206,4 @@ def _append(path: Path, line: str) -> None:
 
 def _rewrite(path: Path, lines: list[str]) -> None:
     """Replace a file's lines, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(line + "\n" for line in lines))

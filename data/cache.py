@@ -164,14 +164,10 @@ def _checksum(payload: np.ndarray) -> bytes:
     return zlib.crc32(payload).to_bytes(4, "little")
 
 
-def _bytes(layout: Layout, kind: str) -> int:
-    dtype, shape = layout[kind]
-    return math.prod(shape) * dtype.itemsize
-
-
 def _size(layout: Layout) -> int:
     """The bytes of a scene's maps, rounded up so that the next one's are aligned too."""
-    return -(-sum(_bytes(layout, kind) for kind in layout) // 64) * 64
+    needed = sum(math.prod(shape) * dtype.itemsize for dtype, shape in layout.values())
+    return -(-needed // 64) * 64
 
 
 def _pack(maps: Maps, layout: Layout) -> np.ndarray:
@@ -187,9 +183,8 @@ def _unpack(payload: np.ndarray, layout: Layout) -> Maps:
     maps, start = {}, 0
     for kind in sorted(layout, key=lambda kind: (-layout[kind][0].itemsize, kind)):
         dtype, shape = layout[kind]
-        end = start + _bytes(layout, kind)
-        maps[kind] = payload[start:end].view(dtype).reshape(shape)
-        start = end
+        maps[kind] = np.ndarray(shape, dtype, payload, start)
+        start += maps[kind].nbytes
     return {kind: maps[kind] for kind in layout}
 
 

@@ -10,13 +10,11 @@ from torch.utils.data import Dataset
 
 from data.augment import Augmentation
 from data.files import pairing_problems
-from data.kinds import files_of, scene_kinds
+from data.kinds import Size, files_of, scene_kinds
 from data.values import RGB8
 from util.errors import UserError, brief
 
 MOST_PIXELS = 2**28  # of a scaled image; a narrow strip scaled to a width can need far more
-
-Size = tuple[int, int]  # (width, height) in pixels
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,8 @@ class RunPage:
         matplotlib is missing."""
         require_matplotlib()
         self.run_dir, self.web, self.display_winsize = run_dir, run_dir / "web", display_winsize
-        for folder in (self.web / "images", self.web / "validation"):
-            folder.mkdir(parents=True, exist_ok=True)
         for folder in (run_dir, self.web, self.web / "images", self.web / "validation"):
+            folder.mkdir(parents=True, exist_ok=True)
             remove_abandoned(folder)
         self._curves_due = 0.0
         self._drawn: dict[str, object] = {}  # by file of curves: what it shows

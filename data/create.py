@@ -186,11 +186,9 @@ def _type_of_first(files: list[Path], channels: int) -> str:
 def _type_of(path: Path, channels: int) -> str:
     """The type of a file's numbers. What Pillow turns into 8-bit RGB counts as that."""
     if channels == 3:
-        try:
+        with suppress(UserError):
             read_rgb(path)
             return "uint8"
-        except UserError:
-            pass
     return read_array(path).dtype.name
 
 

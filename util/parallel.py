@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
+
+import torch
 
 from util.progress import bar
 
@@ -55,9 +56,6 @@ def thread_pool(count: int) -> ThreadPoolExecutor:
     them than cores, GNU OpenMP sends idle ones to sleep at once, and a training step on a CPU took
     1.5 times as long from its first page on.
     """
-    torch = sys.modules.get("torch")  # not every command needs it
-    if torch is None:
-        return ThreadPoolExecutor(count)
     torch.get_num_threads()  # settles this thread's number, which would be 1 as well
     return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 

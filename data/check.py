@@ -94,19 +94,16 @@ def _scan(
     opt: argparse.Namespace, kinds: dict[str, Kind]
 ) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """The files by kind and scene, and what is wrong with folders, names and partners."""
-    root = Path(opt.dataroot)
-    if not root.is_dir():
-        raise UserError(f"--dataroot {root}: no such folder")
     files: dict[str, dict[str, Path]] = {}
     problems = []
     for name, kind in kinds.items():
         try:
-            files[name], wrong = scan_folder(kind.folder(root, opt.phase))
+            files[name], wrong = scan_folder(kind.folder(Path(opt.dataroot), opt.phase))
             problems += wrong
         except UserError as error:
             problems.append(str(error))
     if not files:
-        raise UserError("; ".join(problems))
+        raise UserError("; ".join(dict.fromkeys(problems)))  # each kind misses the same --dataroot
     return files, problems + pairing_problems(files, opt.label_nc)
 
 

@@ -45,18 +45,16 @@ def write_dataset(
     for split in reversed(CITIES):
         write_text(out / f"{split}.list", "")
     (out / "toy_styles.json").unlink(missing_ok=True)
-    lists, styles = {}, {}
+    lists, styles = dict.fromkeys(CITIES, ""), {}
     for split, count in (("train", train), ("val", val)):
-        lines = []
         for path in out.glob(f"*/{split}/{CITIES[split]}/{CITIES[split]}_*_000019_*.png"):
             if int(path.name.split("_")[1]) >= count:  # of an earlier, larger set
                 path.unlink()
         for index in tqdm(range(count), desc=f"draw {split}", disable=not sys.stderr.isatty()):
             scene = draw_scene(scene_rng(seed, split, index), *size)
             stem = f"{CITIES[split]}_{index:06d}_000019"
-            lines.append(" ".join(_write_scene(out, split, stem, scene)) + "\n")
+            lists[split] += " ".join(_write_scene(out, split, stem, scene)) + "\n"
             styles[stem] = {str(id): style for id, style in scene.styles.items()}
-        lists[split] = "".join(lines)
     write_text(out / "toy_styles.json", json.dumps(styles, indent=1) + "\n")
     for split, text in lists.items():
         write_text(out / f"{split}.list", text)

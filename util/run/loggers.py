@@ -47,16 +47,35 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
+class _Service:
+    """Keeps the service's id of this run beside it, so that a resumed run goes on under it. A new
+    run writes its own where an earlier one's was, once it has begun."""
+
+    def __init__(self, path: Path, resume: bool, create: Callable[[], str]) -> None:
+        self._path = path
+        known = path.read_text() if resume and path.is_file() else ""
+        self._id = known or create()
+        if resume:
+            self.start_anew()
+
+    def start_anew(self) -> None:
+        write_text(self._path, self._id)
+
+    def forget_after(self, step: int) -> None:
+        """What is logged cannot be taken back. Steps that are repeated stay in Weights & Biases as
+        they were first logged; MLflow logs them once more."""
+
+
+class WeightsAndBiases(_Service):
     def __init__(self, folder: Path, opt: argparse.Namespace, resume: bool) -> None:
         import wandb
 
+        super().__init__(folder / "wandb_id.txt", resume, lambda: secrets.token_hex(4))
         self._image = wandb.Image
-        self._id = _RunId(folder / "wandb_id.txt", resume, lambda: secrets.token_hex(4))
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "pix2pixHD"),
             name=opt.name,
-            id=self._id.text,
+            id=self._id,
             resume="allow",
             dir=folder,
             config=vars(opt),
@@ -68,17 +87,11 @@ class WeightsAndBiases:
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         self._run.log({name: self._image(image) for name, image in images.items()}, step=step)
 
-    def forget_after(self, step: int) -> None:
-        """Its files cannot be changed: steps that are repeated stay as they were first logged."""
-
-    def start_anew(self) -> None:
-        self._id.write()
-
     def close(self) -> None:
         self._run.finish()
 
 
-class MLflow:
+class MLflow(_Service):
     def __init__(self, folder: Path, opt: argparse.Namespace, resume: bool) -> None:
         from mlflow import MlflowClient
 
@@ -96,40 +109,18 @@ class MLflow:
                 client.log_param(run, flag, value)
             return run
 
-        self._id = _RunId(folder / "mlflow_id.txt", resume, new_run)
-        self._run = self._id.text
+        super().__init__(folder / "mlflow_id.txt", resume, new_run)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._client.log_metric(self._run, name, value, step=step)
+            self._client.log_metric(self._id, name, value, step=step)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         for name, image in images.items():
-            self._client.log_image(self._run, image, f"{name}/{step:08d}.png")
-
-    def forget_after(self, step: int) -> None:
-        """What is logged cannot be taken back: steps that are repeated are logged once more."""
-
-    def start_anew(self) -> None:
-        self._id.write()
+            self._client.log_image(self._id, image, f"{name}/{step:08d}.png")
 
     def close(self) -> None:
-        self._client.set_terminated(self._run)
-
-
-class _RunId:
-    """The service's id of this run, kept beside it so that a resumed run goes on under it. A new
-    run writes its own where an earlier one's was, once it has begun."""
-
-    def __init__(self, path: Path, resume: bool, create: Callable[[], str]) -> None:
-        self._path = path
-        known = path.read_text() if resume and path.is_file() else ""
-        self.text = known or create()
-        if resume:
-            self.write()
-
-    def write(self) -> None:
-        write_text(self._path, self.text)
+        self._client.set_terminated(self._id)
 
 
 Logger = TensorBoard | WeightsAndBiases | MLflow

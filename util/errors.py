@@ -87,7 +87,7 @@ def print_error(error: BaseException) -> int | None:
     elif out_of_memory(error):
         size = re.search(r"allocate ([\d.]+ \w+)", str(error))
         tried = f" (tried to allocate {size[1]})" if size else ""
-        if any(words in str(error) for words in _NO_ALGORITHM):
+        if _line_with(_NO_ALGORITHM, error):
             tried = f", or cuDNN does not work here ({first_line(error)})"
         message = (
             f"out of memory{tried}; use smaller images (--loadSize, --fineSize), a smaller "
@@ -100,7 +100,7 @@ def print_error(error: BaseException) -> int | None:
             "fewer (--nThreads or --workers, 0: none), --cache disk, or end other programs that "
             "use the memory"
         )
-    elif isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST_PROCESS):
+    elif _line_with(_LOST_PROCESS, error):
         message = (
             "another process is gone: it was killed, mostly for lack of memory, or its machine "
             "failed; mend that and start again, a training with --continue_train"
@@ -133,9 +133,8 @@ def print_error(error: BaseException) -> int | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, a GPU's or the machine's."""
-    if isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
-        return any(words in str(error) for words in _MEMORY_ERRORS + _NO_ALGORITHM)
-    return isinstance(error, MemoryError)
+    told = _line_with(_MEMORY_ERRORS + _NO_ALGORITHM, error)  # torch.OutOfMemoryError, too
+    return bool(told) or isinstance(error, MemoryError)
 
 
 def _line_with(words: tuple[str, ...], error: BaseException) -> str:

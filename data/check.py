@@ -21,7 +21,7 @@ from data.arrays import NUMPY, TIFF, file_size
 from data.create import kind_flags
 from data.files import MOST_CLASSES, pairing_problems, scan_folder, shown_kind
 from data.kinds import Kind, scene_kinds
-from data.values import Values, side_values
+from data.values import SIDES, Values, side_values
 from util.errors import UserError
 from util.pages.colours import CITYSCAPES_NAMES
 from util.parallel import parallel
@@ -134,7 +134,7 @@ def examine(
             scene.problems.append(problem)
     if "inst" in maps and sizes["inst"] == scene.size:
         _count_instances(scene, maps["inst"], label, opt.ignore_label)
-    for kind in set(maps) & {"label", "image", "cond"}:
+    for kind in set(maps) & set(SIDES.values()):
         if kinds[kind].values and not kinds[kind].values.is_rgb8:
             scene.values[kind] = _measure_values(maps[kind], kinds[kind].values)
     return scene
@@ -229,18 +229,18 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     sizes = Counter(scene.size for scene in scenes if scene.size)
     listed = [f"{w}x{h} ({count})" for (w, h), count in sizes.most_common()]
     lines.append(f"sizes: {', '.join(listed) or 'none'}")
-    for kind in ("label", "image", "cond"):
-        lines += _value_lines(kind, scenes, opt)
+    for side in SIDES:
+        lines += _value_lines(side, scenes, opt)
     classes = sum((scene.classes for scene in scenes), Counter())
     if not classes:
         return lines
     presence = Counter(label for scene in scenes for label in scene.classes)
     instances = sum((scene.instances for scene in scenes), Counter())
     total = sum(classes.values())
-    named = opt.label_nc == len(CITYSCAPES_NAMES)
+    names = CITYSCAPES_NAMES if opt.label_nc == len(CITYSCAPES_NAMES) else []
     lines.append("  class                     pixels   scenes  instances")
     for label in sorted(classes):
-        name = CITYSCAPES_NAMES[label] if named and 0 <= label < len(CITYSCAPES_NAMES) else ""
+        name = names[label] if 0 <= label < len(names) else ""
         if label == opt.ignore_label:
             name = "(ignored)"
         elif opt.label_nc != "auto" and not 0 <= label < opt.label_nc:
@@ -254,13 +254,14 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     return lines
 
 
-def _value_lines(kind: str, scenes: list[Scene], opt: argparse.Namespace) -> list[str]:
+def _value_lines(side: str, scenes: list[Scene], opt: argparse.Namespace) -> list[str]:
     """The range and histogram of images other than 8-bit RGB."""
+    kind = SIDES[side]
     measured = [scene.values[kind] for scene in scenes if kind in scene.values]
     if not measured:
         return []
     lows, highs, histograms = zip(*measured)
-    values = side_values(opt, {"label": "input", "image": "output"}.get(kind, kind))
+    values = side_values(opt, side)
     below, *inside, above = (f"{share:.1%}" for share in np.mean(histograms, 0))
     name = shown_kind(kind, opt.label_nc)
     return [

@@ -147,7 +147,7 @@ def used_sides(opt: argparse.Namespace) -> list[str]:
 def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
     """Set opt.SIDE_type and opt.SIDE_range by the files of a side: see fix_data_flags."""
     kinds = scene_kinds(opt.label_nc != 0, cond_values=Values() if opt.cond_nc else None)
-    kind = kinds[{"input": "label", "output": "image", "cond": "cond"}[side]]
+    kind = kinds[SIDES[side]]
     files = list(list_files(kind.folder(Path(opt.dataroot), opt.phase)).values())
     channels, given = getattr(opt, f"{side}_nc"), getattr(opt, f"{side}_range")
     dtype = getattr(opt, f"{side}_type") or _type_of_first(files, channels)

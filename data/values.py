@@ -14,7 +14,8 @@ TYPES: dict[str, tuple[float, float] | None] = {  # type of a file's numbers -> 
     **{"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)},
     "float32": None,
 }
-SIDES = ("input", "output", "cond")  # --input_nc, --input_range, --input_type, and so on
+# side, as in --input_nc, --input_range, --input_type -> the kind of its images (data.kinds)
+SIDES = {"input": "label", "output": "image", "cond": "cond"}
 
 
 @dataclass(frozen=True)

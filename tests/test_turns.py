@@ -27,8 +27,9 @@ def all_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def step_often(steps: int, seconds: float, log: Path) -> None:
+def step_often(steps: int, seconds: float, log: Path, start_together) -> None:
     turn = Turn(CPU)
+    start_together.wait(60)
     for _ in range(steps):
         with turn:
             start = time.monotonic()
@@ -40,7 +41,8 @@ def step_often(steps: int, seconds: float, log: Path) -> None:
 
 def test_steps_of_two_trainings_never_overlap(tmp_path: Path) -> None:
     logs = [tmp_path / "first", tmp_path / "second"]
-    both = [_fork.Process(target=step_often, args=(20, 0.01, log)) for log in logs]
+    barrier = _fork.Barrier(2)
+    both = [_fork.Process(target=step_often, args=(20, 0.03, log, barrier)) for log in logs]
     for process in both:
         process.start()
     for process in both:

@@ -17,6 +17,7 @@ import copy
 import importlib
 import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -254,21 +255,22 @@ def _random_scene(
 
 def _check_description(session: object, opt: argparse.Namespace, path: Path) -> None:
     """Refuse a graph that was exported from a model with other inputs or weights."""
-    text = session.get_modelmeta().custom_metadata_map.get(_DESCRIPTION)
-    if text is None:
+    told = None
+    with suppress(ValueError):
+        told = json.loads(session.get_modelmeta().custom_metadata_map.get(_DESCRIPTION, ""))
+    ends = {one.name: one for one in (*session.get_inputs(), *session.get_outputs())}
+    if not (isinstance(told, dict) and {"label", "picture"} <= ends.keys()):
         raise UserError(f"{path}: not a generator of this project; write one with --export_onnx")
-    told = json.loads(text)
     here = describe(opt)
     keys = sorted({*told, *here} - {name for name in _WEIGHTS if name not in told})
     wrong = [
         f"{k} {told.get(k)!r}, here {here.get(k)!r}" for k in keys if told.get(k) != here.get(k)
     ]
-    channels = {one.name: one.shape[1] for one in (*session.get_inputs(), *session.get_outputs())}
     expected = {"label": 1 if opt.label_nc else opt.input_nc, "picture": opt.output_nc}
     wrong += [
-        f"{channels[name]} channels of the {name}, here {count}"
+        f"{ends[name].shape[1]} channels of the {name}, here {count}"
         for name, count in expected.items()
-        if channels[name] != count
+        if ends[name].shape[1] != count
     ]
     if wrong:
         raise UserError(

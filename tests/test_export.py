@@ -113,6 +113,34 @@ def test_the_graph_generates_what_pytorch_does_at_any_size(tmp_path: Path, flags
             export._check_description(session, opt, tmp_path)
 
 
+class Graph:
+    """What _check_description asks of an onnxruntime.InferenceSession."""
+
+    def __init__(self, description: str, *names: str) -> None:
+        self.custom_metadata_map = {"pix2pixHD": description}
+        self.ends = [argparse.Namespace(name=name, shape=["batch"]) for name in names]
+
+    def get_modelmeta(self) -> "Graph":
+        return self
+
+    def get_inputs(self) -> list[argparse.Namespace]:
+        return self.ends
+
+    def get_outputs(self) -> list[argparse.Namespace]:
+        return []
+
+
+@pytest.mark.parametrize("text", ["{", "null", "3", "[1]"])
+def test_a_graph_with_a_damaged_description_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"a\.onnx: not a generator of this project"):
+        export._check_description(Graph(text, "label", "picture"), None, Path("a.onnx"))
+
+
+def test_a_graph_whose_inputs_were_renamed_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a\.onnx: not a generator of this project"):
+        export._check_description(Graph("{}", "input", "picture"), None, Path("a.onnx"))
+
+
 NAMES = ("label", "inst", "feat")
 
 

@@ -191,7 +191,8 @@ def read_scenes(
     groups = [scenes[i : i + batch_size] for i in range(0, len(scenes), batch_size)]
     read = read_ahead(dataset, groups, opt.nThreads, bool(opt.gpu_ids))
     with bar(total=len(scenes), desc=what, unit="image") as progress:
-        for indices, batch in zip(groups, read()):
+        # strict reads to the end: a Ctrl-C while a generator is dropped half-read would be ignored
+        for indices, batch in zip(groups, read(), strict=True):
             yield indices, batch
             progress.update(len(indices))
 

@@ -1,8 +1,11 @@
 """From files to tensors: transforms against plain computations, pairing, exact ids, bad files."""
 
+import argparse
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.create import count_labels, create_dataset, fix_data_flags
 from data.files import pairing_problems
-from data.loader import Loader
+from data.loader import Loader, own_batches
 from data.values import bytes_to_float
 from options.train_options import TrainOptions
 from util.errors import UserError
@@ -522,6 +525,20 @@ def test_loader_raises_what_a_worker_found(own: Path, workers: int) -> None:
     except UserError as error:  # pytest.raises would keep the loader and its worker alive
         line = str(error)
     assert str(path) in line and "\n" not in line
+
+
+def test_ctrl_c_at_the_end_of_reading_is_obeyed(own: Path, monkeypatch) -> None:
+    """What interrupts a generator that is dropped, not read to its end, would be ignored."""
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, **how: bool) -> NoReturn:
+            super().shutdown(**how)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("data.loader.thread_pool", Pool)
+    flags = argparse.Namespace(nThreads=0, gpu_ids=[])
+    with pytest.raises(KeyboardInterrupt):
+        list(own_batches(read(own), flags, "reading"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture"])

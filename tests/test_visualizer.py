@@ -106,6 +106,15 @@ def test_a_run_without_metrics_can_be_resumed(tmp_path):
     assert (tmp_path / "loss_log.txt").read_text() == old
 
 
+@pytest.mark.parametrize("row", ['{"epoch": 1, "step": 4}', '{"epoch":1,"step":4,"iters":null}'])
+def test_a_row_without_iters_keeps_the_text_log_of_its_epoch(row: str, tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(row + "\n")
+    lines = [f"(epoch: {epoch}, iters: 4, time: 0.228) G_GAN: 1.217\n" for epoch in (1, 2)]
+    (tmp_path / "loss_log.txt").write_text("".join(lines))
+    visualizer(tmp_path, resume=True).truncate_after(4)
+    assert (tmp_path / "loss_log.txt").read_text() == lines[0]
+
+
 def test_a_spoiled_row_is_named(tmp_path):
     for spoiled in ("spoiled", '{"epoch": 1}', '{"step": 1}', "[1]", '{"epoch": 1, "step": "2"}'):
         (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 1, "step": 1}}\n{spoiled}\n')

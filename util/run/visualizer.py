@@ -147,8 +147,9 @@ class Visualizer:
         """Drop this run's lines beyond the last kept row, and a half-written last line."""
         lines = _whole_lines(self._text_log)
         start = max((n for n, line in enumerate(lines, 1) if line.startswith("=====")), default=0)
-        rows = self._losses.rows
-        last = (rows[-1]["epoch"], rows[-1]["iters"]) if rows else (0, 0)
+        row = self._losses.rows[-1] if self._losses.rows else {"epoch": 0}
+        iters = row.get("iters")  # not there in a row that others wrote: the whole epoch stays
+        last = row["epoch"], math.inf if iters is None else iters
 
         def stays(line: str) -> bool:
             match = _LOG_LINE.match(line)

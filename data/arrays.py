@@ -75,7 +75,7 @@ def array_shape(path: Path) -> tuple[int, int, int]:
             shape = _numpy_shape(path)
         elif suffix in TIFF:
             with _package("tifffile").TiffFile(path) as tiff:
-                _, shape, _ = _channels_last(tiff, path)
+                _, shape, _ = _only_series(tiff, path)
         else:
             with Image.open(path, formats=("PNG", "JPEG", "BMP", "PPM", "WEBP")) as image:
                 shape = (image.height, image.width, len(image.getbands()))
@@ -108,7 +108,7 @@ def _read(path: Path) -> np.ndarray:
             return np.load(path, allow_pickle=False)
         if suffix in TIFF:
             with _package("tifffile").TiffFile(path) as tiff:
-                series, shape, order = _channels_last(tiff, path)
+                series, shape, order = _only_series(tiff, path)
                 array = series.asarray().transpose(order)
                 if changed := _not_samples(tiff.pages[0]):
                     raise UserError(f"{path}: {changed}; save it anew")
@@ -136,7 +136,7 @@ def _not_samples(page: object) -> str | None:
     return None
 
 
-def _channels_last(tiff: object, path: Path) -> tuple[object, tuple[int, ...], list[int]]:
+def _only_series(tiff: object, path: Path) -> tuple[object, tuple[int, ...], list[int]]:
     """A TIFF's one series of images, its shape (H, W, C) with bands or pages as channels, and the
     order of its axes for that."""
     if len(tiff.series) != 1:

@@ -1,4 +1,4 @@
-"""What is set once, before anything else runs: random seeds and torch's switches."""
+"""What is set once, before anything else runs: random seeds, torch's switches, the device."""
 
 import argparse
 import ctypes

@@ -15,8 +15,12 @@ from pathlib import Path
 import torch
 
 from util import distributed
-from util.files import fcntl  # None on Windows, where trainings do not take turns
 from util.parallel import available_cores
+
+try:
+    import fcntl
+except ImportError:  # Windows: trainings do not take turns
+    fcntl = None
 
 _QUEUE, _TURN = 0, 1  # bytes of the lock file
 

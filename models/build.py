@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from models.networks import define_D, define_G, latent_regressor
+from models.networks import define_D, define_G
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,8 +61,18 @@ def build_discriminator(opt: argparse.Namespace) -> nn.Module:
     )
 
 
-def build_latent_regressor(opt: argparse.Namespace) -> nn.Module:
-    return latent_regressor(input_channels(opt) + opt.output_nc, opt.instance_noise)
+def build_latent_regressor(opt: argparse.Namespace) -> nn.Sequential:
+    """Q of --lambda_latent: reads an instance's --instance_noise back, pixel by pixel, from the
+    maps that D sees and the instance's mean colour: (B, C, H, W) -> (B, instance_noise, H, W). Its
+    fresh weights are torch's own.
+
+    Source: the Q of InfoGAN (Chen et al., NeurIPS 2016); latent regression in BicycleGAN (Zhu et
+    al., NeurIPS 2017).
+    """
+    input_nc = input_channels(opt) + opt.output_nc
+    return nn.Sequential(
+        nn.Conv2d(input_nc, 32, 1), nn.ReLU(), nn.Conv2d(32, opt.instance_noise, 1)
+    )
 
 
 def size_multiple(opt: argparse.Namespace) -> int:

@@ -252,17 +252,6 @@ class MultiscaleDiscriminator(nn.Module):
         return outputs
 
 
-def latent_regressor(input_nc: int, latent_nc: int) -> nn.Sequential:
-    """What reads an instance's --instance_noise back, pixel by pixel, from the maps that D sees and
-    the instance's mean colour: (B, input_nc, H, W) -> (B, latent_nc, H, W). Its fresh weights are
-    torch's own.
-
-    Source: the Q of InfoGAN (Chen et al., NeurIPS 2016); latent regression in BicycleGAN (Zhu et
-    al., NeurIPS 2017).
-    """
-    return nn.Sequential(nn.Conv2d(input_nc, 32, 1), nn.ReLU(), nn.Conv2d(32, latent_nc, 1))
-
-
 # -- Networks with fresh weights --------------------------------------------------------------
 
 

@@ -319,7 +319,7 @@ class Session:
         return self._stepped(self.ui.undo, "Undid", "Nothing to undo.")
 
     def redo(self) -> str:
-        return self._stepped(self.ui.redo, "Did again", "Nothing to redo.")
+        return self._stepped(self.ui.redo, "Redid", "Nothing to redo.")
 
     def reset(self) -> str:
         self._needs_scene()

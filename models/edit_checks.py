@@ -119,7 +119,7 @@ def shape_mask(shape: object) -> np.ndarray:
         signs = np.array([list(row) for row in shape])
     except (TypeError, ValueError):
         signs = np.zeros(0)
-    known = signs.ndim == 2 and set(np.unique(signs).tolist()) <= {"#", "."}
+    known = signs.ndim == 2 and signs.dtype.kind == "U" and set(np.unique(signs)) <= {"#", "."}
     if not known or max(signs.shape) > 8192 or not (signs == "#").any():
         raise UserError("shape: expected rows of one length, '#' where the object is, else '.'")
     return signs == "#"

@@ -546,6 +546,7 @@ WRONG = {
     "infinite radius": {"tool": "paint", "points": [[1, 1]], "label": 7, "radius": float("inf")},
     "empty shape": {"tool": "add", "shape": ["..", ".."], "label": 7, "y": 1, "x": 1},
     "ragged shape": {"tool": "add", "shape": ["#", "##"], "label": 7, "y": 1, "x": 1},
+    "shape with a null": {"tool": "add", "shape": [["#", None]], "label": 7, "y": 1, "x": 1},
     "huge object": {"tool": "add", "shape": ["#"], "label": 7, "y": 1, "x": 1, "scale": 1e6},
     "object outside": {"tool": "add", "shape": ["#"], "label": 7, "y": 900, "x": 1},
     "moved away": {"tool": "move", "instance": 26000, "dy": 0, "dx": 36},

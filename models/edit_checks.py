@@ -71,7 +71,8 @@ def feature_vector(feature: object, opt: argparse.Namespace) -> np.ndarray:
     if not (opt.instance_feat or opt.label_feat):
         raise UserError("this model has no styles: it was trained without --instance_feat")
     try:
-        vector = np.array(feature, np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+            vector = np.array(feature, np.float32)
     except (TypeError, ValueError, OverflowError):
         vector = np.zeros(0)
     if vector.shape != (opt.feat_num,) or not np.isfinite(vector).all():

@@ -538,6 +538,7 @@ WRONG = {
     "neither class nor model": {"tool": "set_class", "instance": 26000},
     "feature too short": {"tool": "set_style", "instance": 26000, "feature": [1, 2]},
     "feature of NaN": {"tool": "set_style", "instance": 26000, "feature": [1, 2, float("nan")]},
+    "feature beyond float32": {"tool": "set_style", "instance": 26000, "feature": [1e39, 1, 1]},
     "feature of text": {"tool": "set_style", "instance": 26000, "feature": "red"},
     "styles of a list": {"tool": "set_styles", "features": [1]},
     "no points": {"tool": "paint", "points": [], "label": 7, "radius": 1},
@@ -553,6 +554,7 @@ WRONG = {
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("edit", WRONG.values(), ids=WRONG)
 def test_wrong_edits_are_refused_in_one_line_and_change_nothing(ui: UIModel, edit) -> None:
     before = state(ui)

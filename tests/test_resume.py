@@ -335,6 +335,25 @@ def test_a_changed_data_set_starts_the_epoch_over(own_data, tmp_path):
     assert [row["iters"] for row in rows] == [1, 2, 3, 4, 1, 2, 3, 1, 2, 3]
 
 
+def run_out_of_memory() -> None:
+    from models.pix2pixHD_model import Pix2PixHDModel
+
+    def step(*_: object) -> None:
+        raise MemoryError
+
+    Pix2PixHDModel.step = step
+
+
+def test_a_failed_start_of_an_epoch_that_starts_over_leaves_its_logs(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *ALL, *SHORT]
+    kill_after(tmp_path / "run", 6, *flags)
+    before = outcome(tmp_path / "run")
+    larger = [*flags, "--batchSize", 2, "--continue_train"]
+    training = Training(tmp_path / "run", *larger, prepare=run_out_of_memory)
+    assert training.end() == 2 and "the epoch starts over" in training.told()
+    assert outcome(tmp_path / "run") == before
+
+
 def test_continue_without_a_run_says_so(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, *SHORT]
     assert "nothing is saved" in train(tmp_path / "a", *flags, "--continue_train")

@@ -66,13 +66,9 @@ class TrainingRun:
     def _open_logs(self) -> Visualizer:
         opt, at = self.opt, self.at
         try:
-            page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
+            self._page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
             loggers = create_loggers(opt, self.folder, self._continues)
-            visualizer = Visualizer(self.folder, page, self._continues, loggers)
-            if at.step:
-                visualizer.truncate_after(at.step)
-            if page and self._continues:
-                page.forget_after(at.epoch if at.batch else at.epoch - 1)
+            visualizer = Visualizer(self.folder, self._page, self._continues, loggers)
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
         if at.best_epoch:
@@ -80,15 +76,21 @@ class TrainingRun:
         return visualizer
 
     def _begin(self) -> None:
-        """After the first step: note the flags, and replace what an earlier run has left."""
+        """After the first step: note the flags, and replace what an earlier run has left, or take
+        back what a continued one has logged of the steps that are made again."""
         self._has_begun = True
         if not self.visualizer:
             return
+        at = self.at
         try:
             if not self.opt.continue_train:
                 put_aside(self.folder)
             if not self._continues:
                 self.visualizer.start_anew()
+            elif at.step > at.newest:
+                self.visualizer.truncate_after(at.step - at.newest)
+            if self._page and self._continues:
+                self._page.forget_after(at.epoch if at.batch > 1 else at.epoch - 1)
             write_options(self.folder, self.opt)
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error

@@ -41,7 +41,7 @@ def check_model(opt: argparse.Namespace) -> None:
 
 @EDITOR.check
 def check_replay(opt: argparse.Namespace) -> None:
-    if (opt.replay is None) != (opt.out is None):
+    if bool(opt.replay) != bool(opt.out):
         raise UserError("--replay FILE needs --out DIR, and --out needs --replay")
 
 

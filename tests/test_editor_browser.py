@@ -28,6 +28,7 @@ from playwright.sync_api import expect
 from editor.scenes import Scenes
 from models import create_model
 from options.edit_options import EditOptions
+from util.errors import UserError
 
 TRAIN, TRAIN_COLOUR = 31, (0, 80, 100)  # in no toy scene
 SCENE = "toyville_000000_000019"
@@ -610,6 +611,13 @@ def test_wrong_flags_are_refused_in_one_line(flags: str, project: Path, refused)
 
     checkpoints = project / "checkpoints"
     refused(edit.main, "--name", "tiny", "--checkpoints_dir", checkpoints, *flags.split())
+
+
+@pytest.mark.parametrize("flags", ["--replay= --out x", "--replay x --out="])
+def test_an_empty_name_for_replay_is_refused(flags: str, project: Path) -> None:
+    checkpoints = str(project / "checkpoints")
+    with pytest.raises(UserError, match="--replay FILE needs --out DIR"):
+        EditOptions().parse(["--name", "tiny", "--checkpoints_dir", checkpoints, *flags.split()])
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line(url: str, project: Path, refused) -> None:

@@ -70,7 +70,8 @@ python precompute_feature_maps.py --name toy_features
 python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
   --loadSize 256 --resize_or_crop scale_width_and_crop --fineSize 128 \
   --load_features --fit_features --load_pretrain checkpoints/toy_features \
-  --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 17 --continue_train
+  --lambda_L1 85 --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 17 \
+  --continue_train
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
 

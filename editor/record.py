@@ -19,7 +19,7 @@ from util.progress import log
 FORMAT = "pix2pixHD edit list 1"
 MOST_BYTES = 256 << 20  # of an edit list's file
 MOST_PIXELS = 64 << 20
-NO_LIST = "not an edit list; give SCENE_edits.json as the editor has saved it"
+NOT_A_LIST = "not an edit list; give SCENE_edits.json as the editor has saved it"
 
 
 def edit_list(ui: UIModel) -> dict:
@@ -48,7 +48,7 @@ def _model(ui: UIModel) -> dict[str, int]:
 def replay(ui: UIModel, record: dict) -> None:
     """Open an edit list's scene and apply its edits. Raises UserError if it does not fit."""
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{NO_LIST} (expected the format {FORMAT!r})")
+        raise UserError(f"{NOT_A_LIST} (expected the format {FORMAT!r})")
     for key, value in _model(ui).items():
         if record.get(key, value) != value:  # older lists do not have all of them
             raise UserError(f"made with {key} {record[key]!r:.40}, but this model has {value}")
@@ -73,12 +73,12 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
     Returns the files."""
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB: {NO_LIST}")
+            raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB: {NOT_A_LIST}")
         record = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"--replay {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # a wrong encoding is a ValueError too
-        raise UserError(f"{path}: {NO_LIST} ({first_line(error)})") from error
+        raise UserError(f"{path}: {NOT_A_LIST} ({first_line(error)})") from error
     try:
         replay(ui, record)
     except UserError as error:

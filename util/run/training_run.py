@@ -66,9 +66,9 @@ class TrainingRun:
     def _open_logs(self) -> Visualizer:
         opt, at = self.opt, self.at
         try:
-            self._page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
+            page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
             loggers = create_loggers(opt, self.folder, self._continues)
-            visualizer = Visualizer(self.folder, self._page, self._continues, loggers)
+            visualizer = Visualizer(self.folder, page, self._continues, loggers)
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
         if at.best_epoch:
@@ -89,8 +89,8 @@ class TrainingRun:
                 self.visualizer.start_anew()
             elif at.step > at.newest:
                 self.visualizer.truncate_after(at.step - at.newest)
-            if self._page and self._continues:
-                self._page.forget_after(at.epoch if at.batch > 1 else at.epoch - 1)
+            if self.visualizer.page and self._continues:
+                self.visualizer.page.forget_after(at.epoch if at.batch > 1 else at.epoch - 1)
             write_options(self.folder, self.opt)
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error

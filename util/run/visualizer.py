@@ -52,7 +52,7 @@ class Visualizer:
     ) -> None:
         """page: None for none. resume: go on with the files found. loggers: services that get the
         figures as well."""
-        self.loggers, self._page = [*loggers], page
+        self.loggers, self.page = [*loggers], page
         self.facts: dict[str, str] = {}  # what the page says of the run, by name
         run_dir.mkdir(parents=True, exist_ok=True)
         self._text_log = run_dir / "loss_log.txt"
@@ -65,16 +65,16 @@ class Visualizer:
         _rewrite(self._text_log, [*_whole_lines(self._text_log), header])
         _rewrite(self._losses.path, [])
         self._validations.path.unlink(missing_ok=True)
-        if self._page:
-            self._page.start_anew()
+        if self.page:
+            self.page.start_anew()
         self._send(lambda logger: logger.start_anew())
 
     def display(self, images: Images, epoch: int, step: int) -> None:
         """Show images, name -> (H, W, 3) uint8; the last ones of an epoch stay on the page."""
         named = {f"visuals/{name}": image for name, image in images.items()}
         self._send(lambda logger: logger.images(step, named))
-        if self._page:
-            self._page.save_images(images, epoch)
+        if self.page:
+            self.page.save_images(images, epoch)
             self._write_page(f"{epoch}, step {step}")
 
     def show_validation(
@@ -87,14 +87,14 @@ class Visualizer:
         generated = {f"validation/{s}": scenes[s]["synthesized_image"] for s in scenes}
         self._send(lambda logger: logger.scalars(step, _finite("validation/", figures)))
         self._send(lambda logger: logger.images(step, generated))
-        if self._page:
-            self._page.save_scenes(scenes, epoch)
+        if self.page:
+            self.page.save_scenes(scenes, epoch)
             self._write_page(f"{epoch}, step {step}")
 
     def _write_page(self, where: str) -> None:
         self.facts["epoch"] = f"{where}, {time.strftime('%Y-%m-%d %H:%M')}"
         # copies: training goes on to log while a page is written
-        self._page.write([*self._losses.rows], [*self._validations.rows], dict(self.facts))
+        self.page.write([*self._losses.rows], [*self._validations.rows], dict(self.facts))
 
     def log(self, at: Figures, losses: Figures) -> str:
         """Record one row of losses and return its line of text, to be printed.
@@ -137,10 +137,10 @@ class Visualizer:
     def close(self) -> None:
         """Write out what is still held back: the last curves, the loggers' rows."""
         rows = [*self._losses.rows, *self._validations.rows]
-        if self._page and rows:
+        if self.page and rows:
             last = max(rows, key=itemgetter("step"))  # a kill may have been before its page
             self.facts.setdefault("epoch", f"{last['epoch']}, step {last['step']}")
-            self._page.write(self._losses.rows, self._validations.rows, self.facts, last=True)
+            self.page.write(self._losses.rows, self._validations.rows, self.facts, last=True)
         self._send(lambda logger: logger.close())
 
     def _truncate_text_log(self) -> None:

@@ -28,6 +28,8 @@ from util.files import make_folder, write_text
 
 Work = Callable[[], object]
 
+PEAK_SIZE = {"cuda": 8192, "cpu": 1536}  # side of the matrices that matmul_peak multiplies
+
 # of trainings on toy scenes at the quickstart's size
 TOY = [
     *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
@@ -188,7 +190,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     The better of torch's own and of the same product as a 1x1 convolution: on a CPU these come from
     two libraries, one of which may not know the processor.
     """
-    n = 8192 if device.type == "cuda" else 1536
+    n = PEAK_SIZE[device.type]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     maps, weight = a.view(1, 1, n, n).permute(0, 3, 1, 2), b[..., None, None]  # channels-last
     ways = {"product": lambda: a @ b, "convolution": lambda: F.conv2d(maps, weight)}

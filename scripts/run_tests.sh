@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and test: bash scripts/run_tests.sh [arguments for pytest, e.g. -m slow]
+# Lint and test: bash scripts/run_tests.sh [arguments for pytest, e.g. -m "not slow" for more]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

@@ -9,16 +9,30 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         *("torch", "torchvision", "torch.nn.parallel", "scipy.ndimage", "matplotlib.figure"),
-        *("dominate", "sklearn.cluster", "train", "test", "evaluate", "trainer"),
+        *("dominate", "sklearn.cluster", "torchmetrics", "train", "test", "evaluate", "trainer"),
     ]
 )
+
+
+def start_fork(target: Callable, *args: object) -> multiprocessing.Process:
+    """Call target in a fork of the server."""
+    own = [str(ROOT), str(ROOT / "tests")]  # Python 3.11's server is not told sys.path
+    path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
+    with patch.dict(os.environ, PYTHONPATH=path):
+        forkserver.ensure_running()
+    process = SERVER.Process(target=target, args=args)
+    process.start()
+    return process
 
 
 def run_command(
@@ -59,9 +73,7 @@ def run_all(
         started = []
         for number, own in enumerate(variables):
             files = [Path(folder) / f"{name}{number}" for name in ("stdout", "stderr")]
-            process = SERVER.Process(target=_run, args=(command, env | own, files, cwd))
-            process.start()
-            started.append((process, files))
+            started.append((start_fork(_run, command, env | own, files, cwd), files))
         try:
             return [_ended(process, files, command, timeout) for process, files in started]
         finally:

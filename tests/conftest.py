@@ -12,12 +12,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tiny pictures, few cores
 
 import pytest
-import torch
-import torchvision
 from commands import ROOT, run_command
 from PIL import Image
 
-from data.toy_cityscapes import write_dataset
 from util.errors import run
 
 SHARED = ROOT.parent / "shared"  # real and golden data, where there are any
@@ -39,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
+def further(*cases: object) -> list:
+    """Cases that only the thorough tests run; of several parameters, each is a tuple."""
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*value, marks=pytest.mark.thorough) for value in values]
+
+
 def one_line(done: subprocess.CompletedProcess) -> str:
     """The one line that a refused command ends in."""
     assert done.returncode == 2, done.stdout + done.stderr
@@ -49,6 +52,8 @@ def one_line(done: subprocess.CompletedProcess) -> str:
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Toy scenes 64x32 as train.py reads them: 4 to train on, 2 to test. Not to be changed."""
+    from data.toy_cityscapes import write_dataset
+
     folder = tmp_path_factory.mktemp("toy")
     write_dataset(folder / "raw", 4, 2, (64, 32), 0)
     raw, out = folder / "raw", folder / "data"
@@ -84,6 +89,9 @@ def browser():
 @pytest.fixture(scope="session")
 def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VGG19 with random features; its unused classifier, half a gigabyte, is one zero."""
+    import torch
+    import torchvision
+
     torch.manual_seed(0)
     with torch.device("meta"):
         state = torchvision.models.vgg19(weights=None).state_dict()

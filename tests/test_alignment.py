@@ -131,6 +131,7 @@ def test_uncompiled_convolutions_stay_as_they_are(exact, monkeypatch) -> None:
     assert shapes.seen == [(3, 36, 3, 3)]
 
 
+@pytest.mark.thorough
 def test_the_compiler_sees_one_graph(exact) -> None:
     net, inputs = network("global")
     weights = []

@@ -42,7 +42,8 @@ TINY = (
 
 
 def result(main, flags: str, monkeypatch, capsys) -> dict:
-    """What a benchmark prints as JSON in its last line."""
+    """What a benchmark prints as JSON in its last line, with small matrices for the peak."""
+    monkeypatch.setattr(measure, "PEAK_SIZE", {"cpu": 64})
     monkeypatch.setattr(sys, "argv", ["benchmark", *flags.split()])
     main()
     return json.loads(capsys.readouterr().out.splitlines()[-1])

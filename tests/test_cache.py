@@ -146,6 +146,7 @@ def _fill(scenes: AlignedDataset) -> None:
         scenes[index]
 
 
+@pytest.mark.thorough
 def test_memory_is_shared_with_a_process_that_is_not_forked(
     root: Path, forbid_reading: Callable
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, one_line, run_command
+from conftest import ROOT, TINY, further, one_line, run_command
 from crafted_images import tiff
 from PIL import Image
 
@@ -191,6 +191,7 @@ ODD: dict[str, Callable[[Path], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_of_damaged_tiff_files_the_error_alone_is_printed(tmp_path):
     """The libraries would add lines of their own."""
     image = np.zeros((9, 7, 4), np.uint16)
@@ -347,7 +348,7 @@ COND = ["--cond_nc", 1, "--cond_range", "0,1", "--loss_weights"]
 FEW = ["--niter", 1, "--niter_decay", 1, "--val_freq", 2, "--no_html"]
 
 
-@pytest.mark.parametrize("more", [[], COND], ids=["bands", "conditions and weights"])
+@pytest.mark.parametrize("more", [*further([]), COND], ids=["bands", "conditions and weights"])
 def test_bands_train_resume_generate_and_evaluate(
     bands: Path, tmp_path: Path, more: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +406,7 @@ def test_bands_train_resume_generate_and_evaluate(
     assert (tmp_path / "out" / f"{key}.tif").read_bytes() == written[0].read_bytes()
 
 
+@pytest.mark.thorough
 def test_a_graph_of_bands_and_conditions(bands: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
     flags = [*TINY, *BANDS, *COND, "--dataroot", bands, "--checkpoints_dir", tmp_path]

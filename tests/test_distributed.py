@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ranks, run_all, run_ranks, run_together
+from conftest import further
 from distributed_work import CASES
 from PIL import Image
 
@@ -181,7 +182,7 @@ def test_a_restart_does_not_see_the_processes_before_it(monkeypatch: pytest.Monk
     assert seen == [False, False]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [SIGNALS[0], *further(*SIGNALS[1:])])
 def test_ctrl_c_while_waiting_for_the_others(
     number: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +229,7 @@ def test_an_error_is_printed_once_and_ends_all(data: Path, tmp_path: Path, what:
     assert line.startswith("error: ") and ("found a bad" in line or "out of memory" in line)
 
 
+@pytest.mark.thorough
 def test_an_error_under_torchrun_is_printed_once_and_ends_all(data: Path, tmp_path: Path) -> None:
     check_one_error(2, "error_in_compute", data, tmp_path)
 
@@ -256,7 +258,7 @@ def test_processes_agree_on_the_best_when_it_cannot_be_saved(data: Path, tmp_pat
     assert (state["position"]["best_epoch"], state["position"]["best"]) == (2, 2.0)
 
 
-@pytest.mark.parametrize("metric", ["lpips", "ssim"])
+@pytest.mark.parametrize("metric", ["lpips", *further("ssim")])
 def test_a_measure_that_one_lacks_is_that_of_none(metric: str, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 4, "--best_metric", metric]
@@ -365,6 +367,7 @@ def stopped_at_work(data: Path, out: Path, number: int, presses: int = 1) -> Non
     assert (out / "saved0").exists() and (out / "saved1").exists()
 
 
+@pytest.mark.thorough
 def test_sigterm_to_the_launcher_stops_all_processes(data: Path, tmp_path: Path) -> None:
     stopped_at_work(data, tmp_path / "out", signal.SIGTERM)
 
@@ -391,6 +394,7 @@ FLAGS += ["--n_downsample_global", 1, "--n_blocks_global", 1, "--niter", 500, "-
 FLAGS += ["--gpu_ids", -1, "--batchSize", 2]
 
 
+@pytest.mark.thorough
 def test_a_killed_process_is_told_of_without_a_traceback(data: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--dataroot", data, "--checkpoints_dir", tmp_path, "--no_html"]
     with Session(tmp_path, TRAIN_ON_TWO, *flags, "--val_phase", "none") as session:
@@ -404,6 +408,7 @@ def test_a_killed_process_is_told_of_without_a_traceback(data: Path, tmp_path: P
     assert lines - gone == {"error: process 1 was ended by signal 9, mostly for lack of memory"}
 
 
+@pytest.mark.thorough
 def test_processes_end_with_a_killed_launcher(data: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--dataroot", data, "--checkpoints_dir", tmp_path, "--no_html"]
     with Session(tmp_path, TRAIN_ON_TWO, *flags, "--val_phase", "none") as session:
@@ -433,6 +438,7 @@ def test_a_process_whose_launcher_is_gone_waits_for_nobody(monkeypatch, capsys) 
     assert "launcher of these processes is gone" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_ctrl_c_while_torch_is_imported(data: Path, tmp_path: Path) -> None:
     for i in range(4):
         stopped_at_the_start(data, tmp_path / str(i), 0.3 + 0.2 * i, "train.py", *FLAGS)

@@ -243,6 +243,7 @@ def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
     window.press("Undo")
 
 
+@pytest.mark.thorough
 def test_a_number_box_left_empty_or_out_of_range_takes_its_limit(window) -> None:
     window.tool("Paint")
     window.choose_class("train")
@@ -339,6 +340,7 @@ def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "inst.png")), inst)
 
 
+@pytest.mark.thorough
 def test_two_windows_do_not_see_each_others_edits(browser, url: str, project: Path) -> None:
     _, y, x, _ = car(project)
     one, two = Window(browser, url), Window(browser, url)
@@ -495,6 +497,7 @@ def test_a_session_that_never_began_is_told_to_reload(url: str) -> None:
     assert "reload the page" in answer["status"]
 
 
+@pytest.mark.thorough
 def test_fifty_requests_of_five_sessions_are_all_answered_and_none_mixed_up(url: str) -> None:
     """Each session paints a column of dots of its own; its map shows these and no other's."""
     answers: dict[int, list[dict]] = {number: [] for number in range(5)}

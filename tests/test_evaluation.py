@@ -379,6 +379,7 @@ def test_pictures_of_another_size(measure: Callable, scenes: Path) -> None:
     assert found["oracle"]["pixel_accuracy"] > 0.7  # red is blurred where classes meet
 
 
+@pytest.mark.thorough
 def test_a_segmenter_of_its_own_width(measure: Callable, scenes: Path) -> None:
     net = f"torchscript:{scenes / 'net.pt'}"
     exact = measure("--segmenter", net)
@@ -426,6 +427,7 @@ def test_a_segmenter_whose_package_is_missing(
         load_segmenter(f"{kind}:{tmp_path / 'net'}", torch.device("cpu"))
 
 
+@pytest.mark.thorough
 def test_an_onnx_segmenter_finds_what_torchscript_finds(measure: Callable, scenes: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
@@ -436,6 +438,7 @@ def test_an_onnx_segmenter_finds_what_torchscript_finds(measure: Callable, scene
     assert found["iou"] == expected["iou"] and found["mean_iou"] > 0.5
 
 
+@pytest.mark.thorough
 def test_a_transformers_segmenter(measure: Callable, scenes: Path) -> None:
     """With random weights: what is counted is what the library itself finds."""
     transformers = pytest.importorskip("transformers", reason="needs requirements-eval.txt")

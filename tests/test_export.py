@@ -57,13 +57,15 @@ def generated(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 CASES = {
     "labels": pytest.param({}, marks=pytest.mark.slow),  # the commands' test has such a run
-    "batch norm, noise": {
-        **{"norm": "batch", "ignore_label": 255, "instance_noise": 3, "upsample": "nearest"}
-    },
-    "local, features": {
-        **{"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True},
-        **{"norm": "channel", "fit_features": True},
-    },
+    "batch norm, noise": pytest.param(
+        {"norm": "batch", "ignore_label": 255, "instance_noise": 3, "upsample": "nearest"},
+        marks=pytest.mark.thorough,
+    ),
+    "local, features": pytest.param(
+        {"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True}
+        | {"norm": "channel", "fit_features": True},
+        marks=pytest.mark.thorough,
+    ),
     "RGB, no instances": {"label_nc": 0, "no_instance": True},
 }
 
@@ -144,6 +146,7 @@ def test_a_graph_whose_inputs_were_renamed_is_refused() -> None:
 NAMES = ("label", "inst", "feat")
 
 
+@pytest.mark.thorough
 def test_half_precision_is_near_float32_or_not_written(tmp_path: Path, monkeypatch) -> None:
     opt = save_run(tmp_path / "run")
     model, file = load(tmp_path / "run", opt, data_type=16), tmp_path / "half.onnx"

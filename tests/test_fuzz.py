@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import further
 from crafted_images import png, tiff
 from PIL import Image
 from torch import nn
@@ -477,7 +478,7 @@ RUN = ["--niter", 1, "--niter_decay", 0]
     "damage",
     [truncated, directory_like_a_picture, wrong_labels, odd_name, odd_name_of_a_bad_file, lost],
 )
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [*further(0), 1])
 def test_damages_end_training_in_one_line(damage, workers, toy_data, tmp_path):
     data = Set(copy_set(toy_data, tmp_path / "data"), random.Random(3))
     expected = damage(data)
@@ -493,7 +494,7 @@ def test_damages_end_training_in_one_line(damage, workers, toy_data, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 64), (5000, 32), (32, 5000), (17, 33), (5000, 1)])
-@pytest.mark.parametrize("mode", ["none", "scale_width"])
+@pytest.mark.parametrize("mode", ["none", *further("scale_width")])
 def test_sizes_train_or_are_refused(size, mode, toy_data, tmp_path):
     """All pictures of one odd size."""
     data = copy_set(toy_data, tmp_path / "data")

@@ -311,6 +311,7 @@ def test_weights_alone_need_flags(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_generator(folder, **SMALL)(*pair), expected)
 
 
+@pytest.mark.thorough
 def test_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of docs/library.md, from top to bottom."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/library.md").read_text(), re.DOTALL)

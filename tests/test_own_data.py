@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run_command, save_png
+from conftest import TINY, further, run_command, save_png
 from PIL import Image
 from trainer import Training, outcome, train
 
@@ -33,7 +33,9 @@ def relabel(data: Path, change, suffix: str = ".png") -> None:
         Image.fromarray(changed).save(path.with_suffix(suffix))
 
 
-@pytest.mark.parametrize("value, suffix", [(255, ".png"), (-1, ".tif"), (7, ".png"), (300, ".tif")])
+@pytest.mark.parametrize(
+    "value, suffix", [(255, ".png"), (-1, ".tif"), *further((7, ".png"), (300, ".tif"))]
+)
 def test_ignored_labels_train(value, suffix, own_data, tmp_path):
     """255 in 8 bits, -1 and 300 in 32, and a class of its own; also through padding."""
 

@@ -42,6 +42,7 @@ def output_of(program: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.thorough
 def test_torch_has_one_thread_in_the_background_and_all_in_front() -> None:
     """Else OpenMP would have more threads than cores, and the training slows down for good."""
     assert output_of(WITH_OTHERS) == ["1", "1", "1", *output_of(ALONE)]
@@ -63,6 +64,7 @@ def test_no_more_processes_are_started_than_there_are_things(
     assert counts == [2]
 
 
+@pytest.mark.thorough
 def test_no_process_outlives_the_one_that_is_killed(tmp_path: Path) -> None:
     program = tmp_path / "orphans.py"
     program.write_text(ORPHANS)

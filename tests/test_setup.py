@@ -67,6 +67,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_not_asked_for_again() -> None:
     """Ten times 40 MB: 100,000 pages to clear, or none."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import further
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -505,7 +506,7 @@ def test_half_precision_input_gives_the_same_step(more: str) -> None:
     "flags",
     [
         "--instance_feat --checkpoint_activations --lambda_L1 10",
-        "--loss_weights --no_lsgan --ignore_label 5 --instance_noise 2 --lambda_latent 3",
+        *further("--loss_weights --no_lsgan --ignore_label 5 --instance_noise 2 --lambda_latent 3"),
     ],
 )
 def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,7 +535,7 @@ def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch
     assert_gradients_close(gradients(compiled.networks()), gradients(plain.networks()))
 
 
-@pytest.mark.parametrize("one_size", [False, True])
+@pytest.mark.parametrize("one_size", [False, *further(True)])
 def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch, one_size: bool) -> None:
     """The last batch of an epoch is smaller: then the compiler makes graphs for any size, but
     where all pictures have one size, graphs for each of the two."""

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_command
+from conftest import ROOT, further, run_command
 from PIL import Image
 from tiny_run import write_run
 from torch import nn
@@ -46,7 +46,9 @@ def generator(kind: str) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("side, on_disk", [(1, True), (3, False), (8, False), (8, True)])
+@pytest.mark.parametrize(
+    ("side", "on_disk"), [(1, True), (8, False), *further((3, False), (8, True))]
+)
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_tiles_give_the_whole_image(
     kind: str, side: int, on_disk: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -129,7 +131,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert np.abs(G(label, label) - whole).mean() < 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *further(signal.SIGKILL)])
 def test_no_file_remains_of_a_killed_process(number: int, tmp_path: Path) -> None:
     program = f"""
 import time, torch

@@ -651,6 +651,7 @@ def test_scenes_share_networks_but_nothing_else(ui: UIModel) -> None:
         assert all(np.array_equal(picture, alone[number]) for picture in found[number])
 
 
+@pytest.mark.thorough
 def test_memory_is_flat_after_500_edits(ui: UIModel) -> None:
     """The history keeps compressed boxes: some hundred bytes an edit, never whole maps."""
     rng = np.random.default_rng(3)
@@ -682,6 +683,7 @@ def test_history_is_bounded(ui: UIModel, monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 < len(ui.edits) < 20
 
 
+@pytest.mark.thorough
 def test_stroke_by_distance_to_its_line() -> None:
     points, radius, shape = [(3.0, 2.0), (9.0, 20.0), (1.0, 25.0)], 2.5, (12, 24)
     found = stroke(points, radius, shape)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run_together
-from conftest import ROOT, TINY, one_line, run_command, save_png
+from conftest import ROOT, TINY, further, one_line, run_command, save_png
 from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
@@ -179,6 +179,7 @@ def test_kid_needs_a_scene_for_each_process(toy_data: Path, monkeypatch) -> None
     assert "kid" not in found and "fid" in found
 
 
+@pytest.mark.thorough
 def test_weights_that_cannot_be_used_are_no_reason_to_end_training(
     toy_data: Path, tmp_path: Path
 ) -> None:
@@ -297,6 +298,7 @@ def test_an_odd_folder_of_photographs_does_not_end_training(own_data: Path, tmp_
     assert "no validation: " in log and "a.jpg" in log and "done: weights" in log
 
 
+@pytest.mark.thorough
 def test_two_processes_measure_what_one_does(validated: Path, toy_data: Path, tmp_path: Path):
     """From the same weights: those of the run above."""
     rows = {}
@@ -328,6 +330,7 @@ def test_a_segmenter_is_tried_before_training(toy_data: Path, tmp_path: Path) ->
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
+@pytest.mark.thorough
 def test_a_segmenter_in_training_finds_what_evaluate_finds(toy_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
     net = tmp_path / "net.pt"
@@ -379,7 +382,7 @@ def validations(folder: Path) -> tuple[list[dict], dict[str, bytes]]:
     return read_rows(folder / "validation.jsonl"), {p.name: p.read_bytes() for p in images}
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [*further(3), pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_ends_the_same(times: int, toy_data: Path, tmp_path: Path) -> None:
     flags = ["--dataroot", toy_data, *FLAGS, "--patience", 3]
     train(tmp_path / "whole", *flags)
@@ -412,7 +415,7 @@ def test_pages(validated: Path, tmp_path: Path) -> None:
     assert (validated.parent / "compare" / "index.html").is_file()
 
 
-@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("width", [400, *further(1200)])
 def test_pages_in_a_browser(width: int, validated: Path, browser) -> None:
     """Every image loads from the file, nothing is wider than the window, the slider moves all."""
     compared = validated.parent / "compare" / "index.html"
@@ -524,6 +527,7 @@ def test_comparing_runs(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_comparing_without_room_keeps_whole_images(tmp_path: Path) -> None:
     """And names the image that lacks room, not the one that is copied."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
@@ -559,6 +563,7 @@ def test_weights_and_biases_offline(toy_data: Path, tmp_path: Path, monkeypatch)
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.thorough
 def test_mlflow_offline(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs requirements-test.txt")
     pytest.importorskip("alembic", reason="needs requirements-test.txt")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from commands import SERVER, redirect
+from commands import redirect, start_fork
 from conftest import ROOT, TINY
 from PIL import Image
 
@@ -33,8 +33,7 @@ class Training:
         self.out = out or folder.parent / f"{folder.name}.out"
         argv = ["train.py", *TINY, "--checkpoints_dir", folder.parent, "--name", folder.name]
         argv = [str(arg) for arg in [*argv, *flags]]
-        self.process = SERVER.Process(target=_train, args=(argv, self.out, prepare, env or {}))
-        self.process.start()
+        self.process = start_fork(_train, argv, self.out, prepare, env or {})
 
     def end(self, timeout: float = 120) -> int:
         """Wait; the exit status, or minus the signal that killed it."""

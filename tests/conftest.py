@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tiny pictures, few cores
@@ -34,6 +35,11 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def needs(package: str, file: str) -> pytest.MarkDecorator:
+    """Skip where this package of a requirements file is missing; importing it would take long."""
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {file}")
 
 
 def further(*cases: object) -> list:

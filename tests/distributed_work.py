@@ -23,7 +23,7 @@ from util import distributed
 from util.errors import UserError, run
 from util.run.stop import Stop
 
-STEPS = 6  # two epochs of batches of 4, 4 and 2 images
+STEPS = 6  # two epochs of batches of 4, 4 and 1 images
 TINY = (
     "--gpu_ids -1 --label_nc 6 --ngf 4 --ndf 4 --nef 4 --n_downsample_global 1 --n_blocks_global 1"
     " --n_downsample_E 1 --num_D 2 --n_layers_D 2 --no_vgg_loss --loadSize 32 --nThreads 0"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import pytest
 import torch
 from commands import ranks, run_all, run_ranks, run_together
 from conftest import further
-from distributed_work import CASES
 from PIL import Image
 
 from util import distributed
@@ -27,7 +26,8 @@ from util.run.stop import SIGNALS, Stop
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "tests" / "distributed_work.py"
 TRAIN_ON_TWO = ROOT / "tests" / "train_on_two.py"
-SCENES = 10  # with --batchSize 4: batches of 4, 4 and 2, fewer than four processes
+SCENES = 9  # with --batchSize 4: batches of 4, 4 and 1, fewer than there are processes
+COUNTS = [2, *further(4)]  # of processes
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +60,25 @@ def error_lines(done: subprocess.CompletedProcess) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """(case, processes) -> weights and losses after two epochs; four processes, so that some
-    have no image of the last batch."""
+def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict]:
+    """Weights and losses after two epochs of a case, by so many processes."""
     out = tmp_path_factory.mktemp("weights")
-    for processes in (1, 4):
-        run_together(processes, WORK, "equality", data, out)
-    return {
-        (case, processes): torch.load(out / f"{case}_{processes}.pth", weights_only=True)
-        for case in CASES
-        for processes in (1, 4)
-    }
+
+    def result(case: str, processes: int) -> dict:
+        file = out / f"{case}_{processes}.pth"
+        if not file.exists():
+            run_together(processes, WORK, "equality", data, out)
+        return torch.load(file, weights_only=True)
+
+    return result
 
 
+@pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("case", ["instance", "batch", "recompute", "stages", "latent"])
-def test_the_same_batch_gives_the_same_weights(results: dict, case: str) -> None:
-    alone, together = results[case, 1], results[case, 4]
+def test_the_same_batch_gives_the_same_weights(
+    results: Callable[[str, int], dict], case: str, processes: int
+) -> None:
+    alone, together = results(case, 1), results(case, processes)
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-12)
     for name, net in alone["weights"].items():
         for key, expected in net.items():
@@ -85,15 +88,18 @@ def test_the_same_batch_gives_the_same_weights(results: dict, case: str) -> None
             )
 
 
+@pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("case", ["pool", "bf16"])
-def test_processes_agree_where_one_would_differ(results: dict, case: str) -> None:
+def test_processes_agree_where_one_would_differ(
+    results: Callable[[str, int], dict], case: str, processes: int
+) -> None:
     """Each has its own pool and rounding; that all processes agree was checked as they ran."""
-    alone, together = results[case, 1], results[case, 4]
+    alone, together = results(case, 1), results(case, processes)
     assert together["losses"] == pytest.approx(alone["losses"], rel=0.2)
 
 
-def test_stages_train_all_of_the_generator(results: dict) -> None:
-    first, second = results["stages", 4], results["instance", 4]
+def test_stages_train_all_of_the_generator(results: Callable[[str, int], dict]) -> None:
+    first, second = results("stages", 2), results("instance", 2)
     assert any(key.startswith("model1_1") for key in first["weights"]["G"])
     assert "E" in second["weights"] and "E" not in first["weights"]
 
@@ -258,7 +264,8 @@ def test_processes_agree_on_the_best_when_it_cannot_be_saved(data: Path, tmp_pat
     assert (state["position"]["best_epoch"], state["position"]["best"]) == (2, 2.0)
 
 
-@pytest.mark.parametrize("metric", ["lpips", *further("ssim")])
+@pytest.mark.thorough
+@pytest.mark.parametrize("metric", ["lpips", "ssim"])
 def test_a_measure_that_one_lacks_is_that_of_none(metric: str, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 4, "--best_metric", metric]

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import one_line, run_command
+from conftest import needs, one_line, run_command
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the editor's packages (requirements-ui.txt) are missing")
-pytest.importorskip("playwright", reason="playwright (requirements-test.txt) is missing")
+pytest.importorskip("playwright", reason="needs requirements-test.txt")
 
 from editor_server import CAR, Client, running, write_project
 from playwright.sync_api import expect
@@ -30,6 +29,7 @@ from models import create_model
 from options.edit_options import EditOptions
 from util.errors import UserError
 
+pytestmark = needs("gradio", "requirements-ui.txt")
 TRAIN, TRAIN_COLOUR = 31, (0, 80, 100)  # in no toy scene
 SCENE = "toyville_000000_000019"
 
@@ -225,6 +225,7 @@ def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) 
     assert np.array_equal(window.picture(), first[0])
 
 
+@pytest.mark.thorough
 def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
     keyboard = window.page.keyboard
     window.tool("Paint")
@@ -282,6 +283,7 @@ def hold_the_first_answer(page) -> Callable[[], None]:
     return release
 
 
+@pytest.mark.thorough
 def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
     """Gradio shows answers as it learns of their events' numbers, in whatever order."""
     window.tool("Paint")
@@ -299,6 +301,7 @@ def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
     page.unroute_all(behavior="wait")
 
 
+@pytest.mark.thorough
 def test_a_stroke_may_begin_before_the_answer_to_the_choice_of_the_tool(window) -> None:
     page = window.page
     release = hold_the_first_answer(page)
@@ -440,6 +443,7 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     window.says(r"Every object has its style from the photograph\.")
 
 
+@pytest.mark.thorough
 def test_screen_readers_are_told_the_tools_and_what_is_chosen(window) -> None:
     expect(window.page.get_by_role("group").filter(has_text="Delete")).to_contain_text("Tool")
     window.tool("Paint")

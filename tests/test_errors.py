@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT
-from conftest import further
 
 from util.errors import UserError, out_of_memory, run
 from util.files import make_folder, replacing, write_bytes
@@ -47,7 +46,8 @@ def test_a_reader_that_was_killed_is_one_line(
     assert status == 2 and "--nThreads" in line and line.count("\n") == 1
 
 
-@pytest.mark.parametrize("end_of_stdout", ["| head -1", *further("> /dev/full")])
+@pytest.mark.thorough
+@pytest.mark.parametrize("end_of_stdout", ["| head -1", "> /dev/full"])
 def test_lines_that_nobody_can_read_end_nothing(end_of_stdout: str) -> None:
     code = "from util.progress import log; [log('x' * 999) for _ in range(999)]"
     code += "; import sys; print('done', file=sys.stderr)"

@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import one_line, run_command, save_png
+from conftest import needs, one_line, run_command, save_png
 from PIL import Image
-
-pytest.importorskip("torchmetrics", reason="needs requirements-eval.txt")
-pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
 
 import evaluate
 from benchmarks import toy_segmenter
@@ -36,6 +33,11 @@ from evaluation.segmentation import (
 from evaluation.segmenters import Segmenter, load_segmenter
 from util.errors import UserError
 from util.pages.html import Page, Picture
+
+pytestmark = [
+    needs("torchmetrics", "requirements-eval.txt"),
+    needs("cityscapesscripts", "requirements-eval.txt"),
+]
 
 
 def test_psnr_by_hand() -> None:

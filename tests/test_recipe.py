@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from test_options import FIRST_FLAGS
 from torch import nn
 
-from benchmarks import recipes
+from benchmarks import measure, recipes
 from models import load_generator
 from models.ema import averaged, update_average
 from models.networks import define_G
@@ -258,6 +259,8 @@ def test_the_table_of_recipes(
     made = ["--dataroot", toy_data, "--out", segmenter, "--width", 32, "--steps", 2, "--batch", 2]
     assert run_command("-m", "benchmarks.toy_segmenter", *made).returncode == 0
     monkeypatch.setattr(recipes, "VARIANTS", {"paper": []})
+    fork = Namespace(run=lambda command, **_: run_command(*command[1:]))
+    monkeypatch.setattr(measure, "subprocess", fork)
     flags = ["--dataroot", toy_data, "--segmenter", segmenter, "--seeds", "1,2", "--epochs", 1]
     call(recipes.main, *flags, "--checkpoints_dir", tmp_path / "runs")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]

@@ -535,7 +535,8 @@ def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch
     assert_gradients_close(gradients(compiled.networks()), gradients(plain.networks()))
 
 
-@pytest.mark.parametrize("one_size", [False, *further(True)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("one_size", [False, True])
 def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch, one_size: bool) -> None:
     """The last batch of an epoch is smaller: then the compiler makes graphs for any size, but
     where all pictures have one size, graphs for each of the two."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, one_line, run_command
+from conftest import TINY, further, one_line, run_command
 
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.augment import NAMES, Augmentation
@@ -48,7 +48,7 @@ def weights(root: Path, name: str, net: str = "G") -> dict[str, torch.Tensor]:
     return torch.load(root.parent / "runs" / name / f"latest_net_{net}.pth")
 
 
-@pytest.mark.parametrize("net", ["global", "local"])
+@pytest.mark.parametrize("net", [*further("global"), "local"])
 def test_classes_in_another_order_give_the_same_training(
     classes: tuple[Path, Path], net: str
 ) -> None:
@@ -174,7 +174,7 @@ def test_other_channels_and_conditions_start_without_effect(
     np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("upsample", ["transpose", "nearest"])
+@pytest.mark.parametrize("upsample", ["transpose", *further("nearest")])
 def test_icnr_goes_on_from_other_upsampling_without_a_difference(
     classes: tuple[Path, Path], upsample: str, tmp_path: Path
 ) -> None:

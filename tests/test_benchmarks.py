@@ -3,18 +3,21 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import run_command
+from PIL import Image
 from tiny_run import write_run
 from torch import nn
 
 from benchmarks import (
     baseline,
     correctness,
+    editor,
     editor_memory,
     few_images,
     files,
@@ -28,11 +31,14 @@ from benchmarks import (
     recipes,
     scene,
     side_by_side,
+    style_control,
+    tiling,
     train_step,
 )
 from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
 from util.errors import UserError
+from util.run.visualizer import read_rows
 
 CPU = torch.device("cpu")
 TINY = (
@@ -215,6 +221,7 @@ def test_seconds_per_image_from_what_train_logs(tmp_path: Path) -> None:
     assert side_by_side.seconds_per_image(tmp_path) == pytest.approx(0.001)
 
 
+@pytest.mark.thorough
 def test_the_parts_of_a_machine(tmp_path: Path) -> None:
     """At a toy size; a part that cannot be done is noted."""
     command = ["-m", "benchmarks.gpu", "--out", tmp_path, "--only", "pooling"]
@@ -236,3 +243,87 @@ def test_all_parts_of_a_machine(tmp_path: Path) -> None:
     done = run_command("-m", "benchmarks.gpu", "--out", tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert "failed" not in (tmp_path / "table.md").read_text()
+
+
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks' trainings start at once."""
+    fork = Namespace(run=lambda command, **_: run_command(*command[1:]))
+    monkeypatch.setattr(measure, "subprocess", fork)
+
+
+def test_tiles_beside_the_whole_image(monkeypatch, capsys) -> None:
+    flags = "--device cpu --size 70x40 --tile 16 --ngf 1 --repeat 1"
+    told = result(tiling.main, f"{flags} --compare", monkeypatch, capsys)
+    assert told["most_grey_levels_apart"] <= 1 and told["share_of_values_that_differ"] < 0.01
+    assert [row["way"] for row in told["rows"]] == ["whole", "tiles"]
+    assert [row["way"] for row in result(tiling.main, flags, monkeypatch, capsys)["rows"]] == [
+        "tiles"
+    ]
+
+
+def test_times_of_the_editor(toy_data: Path, tmp_path: Path, call, monkeypatch, capsys) -> None:
+    write_run(tmp_path, "run", dataroot=str(toy_data), label_nc=35)
+    monkeypatch.setattr(editor, "REPEAT", 2)
+    call(editor.main, "--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1)
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.startswith("64x32 on cpu")
+    assert [row.split(":")[0] for row in rows] == [
+        *("select", "paint, without generating", "paint and generate"),
+        *("style and generate", "gallery of 10 styles"),
+    ]
+
+
+def test_control_by_styles(toy_data: Path, tmp_path: Path, call, monkeypatch, capsys) -> None:
+    """With random weights, which steer nothing."""
+    write_run(tmp_path, "run", dataroot=str(toy_data), label_nc=35)
+    write_run(tmp_path, "plain", dataroot=str(toy_data), label_nc=35, instance_feat=False)
+    flags = ["--name", "run", "--labels_name", "plain", "--checkpoints_dir", tmp_path]
+    call(style_control.main, *flags, "--results_dir", tmp_path / "results", "--gpu_ids", -1)
+    folder = tmp_path / "results" / "run" / "style_control"
+    found = json.loads((folder / "style_control.json").read_text())
+    things = cars = 0
+    for path in (toy_data / "test_inst").iterdir():
+        ids = np.unique(np.asarray(Image.open(path)))
+        things += (ids >= 1000).sum()
+        cars += (ids // 1000 == 26).sum()
+    assert found["scenes"] == 2 and found["things"] == things
+    assert found["cars_times_styles"] == 5 * cars > 0
+    assert 0 <= found["style_hit_share"] <= 1 and found["colour_error_labels_only"] > 0
+    assert "(c) pixels outside the car change by" in capsys.readouterr().out
+    assert (folder / "index.html").exists()
+
+
+def test_gains_where_scenes_are_few(
+    toy_data: Path, tmp_path: Path, call, monkeypatch, capsys
+) -> None:
+    forked(monkeypatch)
+    monkeypatch.setattr(few_images, "FLAGS", [*few_images.FLAGS, "--ngf", "4", "--ndf", "4"])
+    few = [few_images.main, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--seeds", "1"]
+    call(*few, "--epochs", 5, "--base_epochs", 1)
+    row = capsys.readouterr().out.splitlines()[-1]
+    plain, augmented, gain, tuned = row.split("|")[2:6]
+    values = [
+        read_rows(tmp_path / f"{name}-1" / "validation.jsonl")[-1]["l1"]
+        for name in ("plain", "augmented", "fine-tuned")
+    ]
+    assert [float(v) for v in (plain, augmented, tuned)] == [round(v, 1) for v in values]
+    assert gain.strip() == f"{1 - values[1] / values[0]:.0%}"
+    first = sorted((toy_data / "train_label").iterdir())[0]
+    renumbered = np.asarray(Image.open(tmp_path / "renumbered" / "train_label" / first.name))
+    assert np.array_equal(renumbered, 34 - np.asarray(Image.open(first)))
+
+
+def test_the_table_of_recipes(toy_data: Path, tmp_path: Path, call, monkeypatch, capsys) -> None:
+    pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
+    segmenter = tmp_path / "net.pt"
+    made = ["--dataroot", toy_data, "--out", segmenter, "--width", 32, "--steps", 2, "--batch", 2]
+    assert run_command("-m", "benchmarks.toy_segmenter", *made).returncode == 0
+    monkeypatch.setattr(recipes, "VARIANTS", {"paper": []})
+    forked(monkeypatch)
+    flags = ["--dataroot", toy_data, "--segmenter", segmenter, "--seeds", "1,2", "--epochs", 1]
+    call(recipes.main, *flags, "--checkpoints_dir", tmp_path / "runs")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 3 and lines[2].startswith("| paper |")
+    rows = [read_rows(tmp_path / "runs" / f"paper-{n}" / "validation.jsonl")[-1] for n in (1, 2)]
+    values = [row["l1"] for row in rows]
+    assert f"| {np.mean(values):.1f} ± {np.std(values):.1f} |" in lines[2]

@@ -37,6 +37,7 @@ from util.errors import UserError
 from util.files import lock_folder
 
 BOX = np.ones((2, 3, 4))
+ONCE = ["--niter", 1, "--niter_decay", 0, "--no_html"]
 FEATURES = ["--instance_feat", "--nef", "4", "--n_downsample_E", "1"]
 
 
@@ -46,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Path:
     folder = tmp_path_factory.mktemp("features")
     shutil.copytree(toy_data, folder / "data")
     commands = [
-        ["train.py", *TINY, *FEATURES, "--niter", 1, "--niter_decay", 0, "--loadSize", 32],
+        ["train.py", *TINY, *FEATURES, *ONCE, "--loadSize", 32],
         ["encode_features.py", "--nThreads", 0],
         ["precompute_feature_maps.py", "--nThreads", 0],
     ]
@@ -424,7 +425,7 @@ def test_lr_zero_keeps_pretrained_tensors(run: Path, tmp_path: Path) -> None:
         *("train.py", "--name", "still", "--checkpoints_dir", tmp_path),
         *("--dataroot", run / "data", *TINY, *FEATURES, "--netG", "local", "--ngf", 2),
         *("--n_blocks_local", 1, "--load_features", "--load_pretrain", run / "ck" / "feat"),
-        *("--lr", 0, "--niter", 1, "--niter_decay", 0, "--no_html", "--max_dataset_size", 1),
+        *("--lr", 0, *ONCE, "--max_dataset_size", 1),
     )
     assert done.returncode == 0, done.stderr
     below = torch.load(run / "ck" / "feat" / "latest_net_G.pth", weights_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import further
 from torch import Tensor, nn
 
 from models.layers import instance_average, reflect_by_index, reflect_channels_last
@@ -304,7 +305,7 @@ def test_encoder_alone_is_the_networks_output_averaged() -> None:
         np.testing.assert_allclose(net(image, inst), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize("pictures", [3, *further(1)])
 @pytest.mark.parametrize("affine", [False, True])
 def test_instance_norm_keeps_channels_last(pictures: int, affine: bool) -> None:
     """torch's own values and gradients, without a change of layout; also when compiled."""
@@ -356,7 +357,7 @@ def test_reflection_as_gpus_compute_it(shape: tuple[int, ...], reflect: Callable
 
 @pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.parametrize("upsample", ["transpose", "nearest"])
-@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("amp", [True, *further(False)])
 def test_what_is_computed_again_changes_no_bit(name: str, upsample: str, amp: bool, monkeypatch):
     """Outputs and gradients are those of plain layers, also if a graph is gone through twice."""
     net = define_G(

@@ -175,7 +175,9 @@ def test_a_start_that_fails_leaves_the_earlier_run(toy_data, tmp_path):
     assert "continuing" in train(tmp_path / "run", *flags, "--niter", 2, "--continue_train")
 
 
-@pytest.mark.parametrize("problem", ["a folder among images", "a class too many", "web is a file"])
+@pytest.mark.parametrize(
+    "problem", ["a folder among images", *further("a class too many", "web is a file")]
+)
 def test_a_start_that_fails_late_leaves_the_earlier_run(problem, own_data, tmp_path):
     flags = ["--dataroot", own_data, *ALL, "--niter_decay", 0, "--niter", 1]
     run = tmp_path / "run"
@@ -266,7 +268,11 @@ def test_a_fix_global_that_is_raised_counts(toy_data, tmp_path):
 
 @pytest.mark.parametrize(
     "position",
-    [{"epoch": "x"}, {"epoch": -1}, {"epoch": 2.5}, {"batch": 99}, {"step": None}, {"best": "x"}],
+    [
+        {"epoch": "x"},
+        {"batch": 99},
+        *further({"epoch": -1}, {"epoch": 2.5}, {"step": None}, {"best": "x"}),
+    ],
 )
 def test_an_impossible_position_is_refused(position, run_of_one, toy_data, tmp_path):
     shutil.copytree(run_of_one, tmp_path / "run")

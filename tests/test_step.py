@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import further
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -502,11 +501,12 @@ def test_half_precision_input_gives_the_same_step(more: str) -> None:
             assert torch.equal(a, b)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "flags",
     [
         "--instance_feat --checkpoint_activations --lambda_L1 10",
-        *further("--loss_weights --no_lsgan --ignore_label 5 --instance_noise 2 --lambda_latent 3"),
+        "--loss_weights --no_lsgan --ignore_label 5 --instance_noise 2 --lambda_latent 3",
     ],
 )
 def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,8 @@ def test_half_precision(tmp_path: Path) -> None:
     assert np.abs(G(label, label) - whole).mean() < 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *further(signal.SIGKILL)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_file_remains_of_a_killed_process(number: int, tmp_path: Path) -> None:
     program = f"""
 import time, torch

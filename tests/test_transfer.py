@@ -97,7 +97,7 @@ def test_fewer_classes_by_name_and_new_ones_from_the_mean(
     torch.testing.assert_close(new[:, 30], old[:, :35].mean(1))
 
 
-@pytest.mark.parametrize("flags", [[], ["--no_ganFeat_loss"]])
+@pytest.mark.parametrize("flags", [[], *further(["--no_ganFeat_loss"])])
 def test_every_scale_of_the_discriminator_sees_the_classes_in_order(
     classes: tuple[Path, Path], flags: list
 ) -> None:
@@ -394,8 +394,10 @@ def test_augmented_trainings_resume(toy_data: Path, tmp_path: Path) -> None:
         (TWO_BLOCKS, ["--n_blocks_local", 2], "; --n_blocks_global was 2, now 1: give"),
         (TWO_BLOCKS, [*TWO_BLOCKS, "--use_dropout"], "; --use_dropout was False, now True: give"),
         ([], ["--netG", "local"], "; --ngf was 4, which --netG local continues with --ngf 2"),
-        (["--netG", "local"], [], "; --netG was local, now global: give"),
-        (["--no_ganFeat_loss"], [], "; --no_ganFeat_loss was True, now False: give"),
+        *further(
+            (["--netG", "local"], [], "; --netG was local, now global: give"),
+            (["--no_ganFeat_loss"], [], "; --no_ganFeat_loss was True, now False: give"),
+        ),
     ],
 )
 def test_flags_that_give_other_layers_are_named(

@@ -112,6 +112,8 @@ def test_the_other_benchmarks(monkeypatch, capsys) -> None:
     told = result(inference.main, flags, monkeypatch, capsys)
     assert told["mean_grey_levels_apart"] < 0.5 and told["TFLOP"] > 0
 
+    precisions = {name: correctness.PRECISIONS[name] for name in ("float64", "float32", "bf16")}
+    monkeypatch.setattr(correctness, "PRECISIONS", precisions)
     told = result(correctness.main, "--device cpu --width 32 --height 32", monkeypatch, capsys)
     exact = [row for row in told["rows"] if row["precision"] in ("float64", "float32")]
     assert len(exact) == 12 and all(row["losses"] < 1e-3 for row in exact)

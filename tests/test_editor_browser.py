@@ -556,6 +556,7 @@ def label_map(stage: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address))))
 
 
+@pytest.mark.thorough
 def test_reset_is_there_when_the_first_edits_can_no_longer_be_undone(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,19 +57,18 @@ def generated(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 CASES = {
     "labels": pytest.param({}, marks=pytest.mark.slow),  # the commands' test has such a run
-    "batch norm, noise": pytest.param(
-        {"norm": "batch", "ignore_label": 255, "instance_noise": 3, "upsample": "nearest"},
-        marks=pytest.mark.thorough,
-    ),
-    "local, features": pytest.param(
-        {"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True}
-        | {"norm": "channel", "fit_features": True},
-        marks=pytest.mark.thorough,
-    ),
+    "batch norm, noise": {
+        **{"norm": "batch", "ignore_label": 255, "instance_noise": 3, "upsample": "nearest"}
+    },
+    "local, features": {
+        **{"netG": "local", "instance_feat": True, "feat_num": 5, "use_dropout": True},
+        **{"norm": "channel", "fit_features": True},
+    },
     "RGB, no instances": {"label_nc": 0, "no_instance": True},
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("flags", CASES.values(), ids=CASES)
 def test_the_graph_generates_what_pytorch_does_at_any_size(tmp_path: Path, flags: dict) -> None:
     opt = save_run(tmp_path / "run", **flags)

@@ -397,6 +397,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.thorough
 def test_a_full_disk(whole, toy_data, small_disk):
     """Pictures, logs and saves all fail; what was there stays, and room lets training go on."""
     flags = ["--dataroot", toy_data, *FLAGS]

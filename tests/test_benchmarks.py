@@ -295,6 +295,7 @@ def test_control_by_styles(toy_data: Path, tmp_path: Path, call, monkeypatch, ca
     assert (folder / "index.html").exists()
 
 
+@pytest.mark.thorough
 def test_gains_where_scenes_are_few(
     toy_data: Path, tmp_path: Path, call, monkeypatch, capsys
 ) -> None:

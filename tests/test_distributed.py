@@ -188,7 +188,8 @@ def test_a_restart_does_not_see_the_processes_before_it(monkeypatch: pytest.Monk
     assert seen == [False, False]
 
 
-@pytest.mark.parametrize("number", [SIGNALS[0], *further(*SIGNALS[1:])])
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", SIGNALS)
 def test_ctrl_c_while_waiting_for_the_others(
     number: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

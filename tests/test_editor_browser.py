@@ -358,6 +358,7 @@ def test_two_windows_do_not_see_each_others_edits(browser, url: str, project: Pa
     two.close()
 
 
+@pytest.mark.thorough
 def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_path: Path) -> None:
     label, inst = scene_maps(project)
     page = window.page
@@ -628,6 +629,7 @@ def test_an_empty_name_for_replay_is_refused(flags: str, project: Path) -> None:
         EditOptions().parse(["--name", "tiny", "--checkpoints_dir", checkpoints, *flags.split()])
 
 
+@pytest.mark.thorough
 def test_a_port_that_is_taken_is_refused_in_one_line(url: str, project: Path, refused) -> None:
     import edit
 

@@ -186,7 +186,8 @@ def test_other_architecture_is_refused(toy_data: Path, tmp_path: Path) -> None:
 
 
 def test_missing_weights(toy_data: Path, tmp_path: Path) -> None:
-    done = run_command("test.py", "--name", "none", "--checkpoints_dir", tmp_path, "--gpu_ids", -1)
+    where = ["--name", "none", "--checkpoints_dir", tmp_path]
+    done = run_command("test.py", *where, "--gpu_ids", -1, "--ngf", 4)
     assert "latest_net_G.pth" in one_line(done)
 
 

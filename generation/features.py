@@ -101,7 +101,7 @@ def style_of_instance(
     ids = np.stack([inst, regions]).astype(np.int64) & 0xFFFFFFFF  # from 2**31 on negative
     places = np.argwhere(ids == int(number))
     if not len(places):
-        raise UserError(f"--style_from {request}: no instance {number} in {batch['path'][0]}")
+        raise UserError(f"--style_from {request}: that scene has no instance {number}")
     _, y, x = places[0]
     label = batch["label"][0, 0].numpy() if opt.label_nc else None
     feature = model.encode_batch(batch)[0, :, y, x].cpu().numpy()

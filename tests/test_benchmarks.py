@@ -141,6 +141,7 @@ def test_files_and_memory_give_the_same_images(
     assert (told["images"], told["different"]) == (2 * 5, 0)
 
 
+@pytest.mark.thorough
 def test_memory_of_the_full_networks(monkeypatch, capsys) -> None:
     """Computed on shapes alone; the figures that the project promises."""
     told = result(memory.main, "--device cpu --stage 512p", monkeypatch, capsys)

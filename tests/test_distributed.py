@@ -223,6 +223,7 @@ def check_one_error(processes: int, what: str, data: Path, out: Path) -> None:
     assert done.returncode and "terminate" not in done.stderr, done.stderr
 
 
+@pytest.mark.thorough
 def test_the_launcher_prints_an_error_once_and_ends_all(data: Path, tmp_path: Path) -> None:
     check_one_error(1, "start:error_in_collective", data, tmp_path)
 

@@ -467,7 +467,7 @@ def test_recomputation_changes_memory_alone(net: str, vgg_file: Path) -> None:
     assert peaks[1] < 0.9 * peaks[0]
 
 
-@pytest.mark.parametrize(("amp", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+@pytest.mark.parametrize(("amp", "tolerance"), [*further(("bf16", 0.05)), ("fp16", 0.01)])
 def test_half_precision_stays_close(amp: str, tolerance: float, vgg_file: Path) -> None:
     # (VGG in fp16 takes a CPU long)
     vgg = "--no_vgg_loss" if amp == "fp16" else f"--vgg_weights {vgg_file}"

@@ -71,6 +71,7 @@ def test_every_thing_shows_its_own_palette_colour():
         assert read_styles(scene.photo, scene.instance) == scene.styles
 
 
+@pytest.mark.thorough
 def test_palettes_are_well_separated_and_all_used():
     for colours in PALETTES.values():
         assert 5 <= len(colours) <= 6

@@ -113,6 +113,7 @@ def test_every_scale_of_the_discriminator_sees_the_classes_in_order(
         assert torch.equal(new[name][:, :35], old[name][:, :35].flip(1)), name
 
 
+@pytest.mark.thorough
 def test_labels_in_place_of_images_start_afresh(classes: tuple[Path, Path]) -> None:
     """And the reverse; what reads them would otherwise be zero, or see no difference, for ever."""
     ids, _ = classes
@@ -143,6 +144,7 @@ def test_upsampling_that_computes_something_else_is_named(classes: tuple[Path, P
     assert "--upsample transpose" not in train(ids, "same", *pretrained)
 
 
+@pytest.mark.thorough
 def test_normalization_that_computes_something_else_is_named(classes: tuple[Path, Path]) -> None:
     """Batch and channel normalization have weights of the same names and shapes."""
     ids, _ = classes
@@ -228,6 +230,7 @@ def test_the_image_of_a_grey_run_starts_as_the_mean(classes: tuple[Path, Path]) 
     torch.testing.assert_close(new, old.mean(0, keepdim=True))
 
 
+@pytest.mark.thorough
 def test_frozen_parts_stay_as_they_were(toy_data: Path, tmp_path: Path) -> None:
     where = ["--dataroot", toy_data, "--checkpoints_dir", tmp_path]
     features = ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]
@@ -313,6 +316,7 @@ def test_a_first_save_that_was_cut_off_is_loaded_whole(classes: tuple[Path, Path
     assert "starts fresh" not in train(ids, "next", "--load_pretrain", base)
 
 
+@pytest.mark.thorough
 def test_parts_without_residual_blocks(toy_data: Path, tmp_path: Path) -> None:
     """Upsampling is "up" all the same; where nothing is left to train, that is one line."""
     flags = ["--n_blocks_global", 0, "--name", "run"]

@@ -243,6 +243,7 @@ def test_out_of_memory_is_one_line_and_the_scene_goes_on(ui: UIModel, monkeypatc
         ui.undo() and ui.picture()
 
 
+@pytest.mark.thorough
 def test_the_page_says_that_memory_ran_out(ui: UIModel, monkeypatch) -> None:
     pytest.importorskip("gradio")
     from editor.page import Page
@@ -279,6 +280,7 @@ def editing(ui: UIModel, files: object) -> tuple:
     return session, lambda: Page(ui, files, []).generate_gallery(session)
 
 
+@pytest.mark.thorough
 def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     """And those of an object that is no longer selected are given up."""
     session, _ = editing(ui, SimpleNamespace(names=[], photos={}))
@@ -311,6 +313,7 @@ def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     assert not session.generate_gallery()  # it is there
 
 
+@pytest.mark.thorough
 def test_a_photograph_that_is_refused_leaves_the_one_of_before(ui: UIModel) -> None:
     def load(name: str) -> tuple:
         if name == "bad":

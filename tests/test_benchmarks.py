@@ -141,6 +141,13 @@ def test_files_and_memory_give_the_same_images(
     assert (told["images"], told["different"]) == (2 * 5, 0)
 
 
+def test_memory_of_small_networks(monkeypatch, capsys) -> None:
+    small = "--ngf 4 --ndf 4 --n_downsample_global 1 --n_blocks_global 2"
+    monkeypatch.setattr(memory, "STAGES", {"small": (small, 64, 32)})
+    base, project, least = result(memory.main, "--device cpu", monkeypatch, capsys)["rows"]
+    assert base["ratio"] == 1 and least["ratio"] < project["ratio"] < 1
+
+
 @pytest.mark.thorough
 def test_memory_of_the_full_networks(monkeypatch, capsys) -> None:
     """Computed on shapes alone; the figures that the project promises."""

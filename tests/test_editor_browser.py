@@ -358,7 +358,6 @@ def test_two_windows_do_not_see_each_others_edits(browser, url: str, project: Pa
     two.close()
 
 
-@pytest.mark.thorough
 def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_path: Path) -> None:
     label, inst = scene_maps(project)
     page = window.page

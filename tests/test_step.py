@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from conftest import further
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from benchmarks.measure import SavedBytes
@@ -439,6 +440,33 @@ def test_pictures_of_any_size_are_padded_and_cropped() -> None:
     losses = model.step(batch)
     assert model.fake.shape == (2, 3, 27, 45)
     assert all(value.isfinite() for value in losses.values())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--instance_noise 2 --lambda_latent 3 --instance_mean_D --lambda_L1 5 --loss_weights",
+        "--recipe plus --instance_feat --output_nc 1 --ignore_label 5",
+        "--instance_feat --load_features --fit_features --pool_size 2 --cond_nc 3",
+        "--label_feat --no_instance --norm batch --no_lsgan",
+        "--netG local --niter_fix_global 1 --norm channel --checkpoint_activations --use_dropout",
+    ],
+)
+def test_a_step_stays_on_its_device(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes alone, on a device that stands for a GPU: a step mixes no tensors of two devices, and
+    brings no value to the host."""
+    monkeypatch.setattr(nn.Module, "to", lambda module, *_, **__: module)  # made where they belong
+    device, opt = torch.device("meta"), options(f"--no_vgg_loss {flags}")
+    shape = 2, 3, HEIGHT, WIDTH
+    batch = make_batch() | {"cond": torch.zeros(shape), "loss_weight": torch.zeros(shape)[:, :1]}
+    batch["image"] = torch.zeros(shape, dtype=torch.uint8)[:, : opt.output_nc]
+    unused = {"inst": opt.no_instance, "cond": not opt.cond_nc, "feat": not opt.load_features}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with device:
+            model = Pix2PixHDModel(opt, device)
+        for _ in range(2):
+            losses = model.step({k: value for k, value in batch.items() if not unused.get(k)})
+    assert {loss.device.type for loss in losses.values()} == {"meta"}
 
 
 @pytest.mark.parametrize(

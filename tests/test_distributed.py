@@ -140,9 +140,9 @@ def same_handlers() -> Iterator[None]:
 @pytest.mark.parametrize(
     "variables, told",
     [
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE 'two'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'"),
-        ({"RANK": "1"}, "WORLD_SIZE '1'"),
+        ({"RANK": "1"}, "WORLD_SIZE is '1'"),
         ({"WORLD_SIZE": "2"}, "variable RANK expected"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "variable MASTER_ADDR expected"),
     ],
@@ -276,7 +276,7 @@ def test_a_measure_that_one_lacks_is_that_of_none(metric: str, data: Path, tmp_p
     all_done = run_ranks(2, WORK, "one_lacks_weights", data, tmp_path, *flags)
     assert [done.returncode for done in all_done] == [0, 0], all_done
     told = "".join(done.stdout for done in all_done)
-    failed = "no more validation, as it failed: lpips: alexnet-owt-7be5be79.pth is not there"
+    failed = "validation failed and is turned off: lpips: alexnet-owt-7be5be79.pth is not there"
     assert (failed in told) == (metric == "lpips") and "done: weights in" in told
 
 
@@ -286,7 +286,7 @@ def test_a_validation_that_one_cannot_do_ends_for_all(data: Path, tmp_path: Path
     all_done = run_ranks(2, WORK, "one_cannot_validate", data, tmp_path, *flags)
     assert [done.returncode for done in all_done] == [0, 0]
     told = "".join(done.stdout for done in all_done)
-    assert told.count("no more validation") == 1 and "no memory for the segmenter" in told
+    assert told.count("validation failed") == 1 and "no memory for the segmenter" in told
     assert "done: weights in" in told
 
 
@@ -414,7 +414,7 @@ def test_a_killed_process_is_told_of_without_a_traceback(data: Path, tmp_path: P
     assert status == 128 + signal.SIGKILL
     lines = set(session.stderr().splitlines())
     gone = {line for line in lines if line.startswith("error: another process is gone")}
-    assert lines - gone == {"error: process 1 was ended by signal 9, mostly for lack of memory"}
+    assert lines - gone == {"error: process 1 was killed by signal 9, usually for lack of memory"}
 
 
 @pytest.mark.thorough
@@ -432,7 +432,7 @@ def test_processes_end_with_a_killed_launcher(data: Path, tmp_path: Path) -> Non
             pytest.fail("processes go on without their launcher")
     told = session.stderr()  # PyTorch may have warned of the lost connection
     (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert "the launcher of these processes is gone" in line and "Traceback" not in told
+    assert "the launcher of these processes was killed" in line and "Traceback" not in told
 
 
 def test_a_process_whose_launcher_is_gone_waits_for_nobody(monkeypatch, capsys) -> None:
@@ -444,7 +444,7 @@ def test_a_process_whose_launcher_is_gone_waits_for_nobody(monkeypatch, capsys) 
     monkeypatch.setattr(distributed, "exit_on_signals", lambda: None)
     with pytest.raises(SystemExit, match="1"):
         distributed.launch(print, Namespace(gpu_ids=[]))
-    assert "launcher of these processes is gone" in capsys.readouterr().err
+    assert "launcher of these processes was killed" in capsys.readouterr().err
 
 
 @pytest.mark.thorough
@@ -508,7 +508,7 @@ def test_fewer_processes_than_named_gpus_are_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     gpu_of_process("1,2,3", 0, 2, monkeypatch)
-    assert "warning: 2 of the 3 GPUs of --gpu_ids are used" in capsys.readouterr().out
+    assert "warning: only 2 of the 3 GPUs in --gpu_ids are used" in capsys.readouterr().out
     gpu_of_process("1,2", 0, 2, monkeypatch)
     assert not capsys.readouterr().out
 

@@ -381,7 +381,7 @@ def test_stopping_without_room_tells_where_it_goes_on(toy_data, tmp_path):
     training.wait_for("warning: saving after")
     os.kill(training.process.pid, signal.SIGTERM)
     assert training.end() == 143
-    assert "goes on from the last checkpoint" in training.told().splitlines()[-1]
+    assert "resumes from the last checkpoint" in training.told().splitlines()[-1]
     assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 1
 
 

@@ -224,7 +224,7 @@ def test_a_kill_while_a_run_is_put_aside(number, toy_data, tmp_path):
     )
     assert killed.end() == -signal.SIGKILL, killed.told()
     told = train(tmp_path / "run", *flags, "--continue_train")
-    assert "but for the run that this one replaced" in told
+    assert "except by the run it replaced" in told
     whole, run = (torch.load(tmp_path / name / "latest_net_G.pth") for name in ("whole", "run"))
     assert all(torch.equal(whole[name], run[name]) for name in whole)
 
@@ -239,7 +239,7 @@ def test_a_damaged_image_costs_no_step(workers, own_data, tmp_path):
     training = Training(tmp_path / "run", "--dataroot", own_data, *flags)
     assert training.end() == 2
     told = training.told().splitlines()[-1]
-    assert last.name in told and "--continue_train goes on from here" in told
+    assert last.name in told and "--continue_train resumes from here" in told
     last.write_bytes(content)
     told = train(tmp_path / "run", "--dataroot", own_data, *flags, "--continue_train")
     assert "continuing" in told and "after 3 images" in told
@@ -281,7 +281,7 @@ def test_an_impossible_position_is_refused(position, run_of_one, toy_data, tmp_p
     torch.save(state, tmp_path / "run" / "latest_state.pth")
     flags = ["--dataroot", toy_data, "--niter", 2, "--niter_decay", 0, "--continue_train"]
     training = Training(tmp_path / "run", *flags)
-    assert training.end() == 2 and "not the state of such a run" in training.told()
+    assert training.end() == 2 and "not the state of a training run" in training.told()
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +430,7 @@ def test_asked_to_stop_saves_and_logs_one_line(number, status, workers, toy_data
     os.kill(training.process.pid, number)
     assert training.end() == status, training.told()
     last = training.told().splitlines()[-1]
-    assert last.startswith("stopped ") and last.endswith("--continue_train goes on from here")
+    assert last.startswith("stopped ") and last.endswith("--continue_train resumes from here")
     assert "Traceback" not in training.told()
     state = load_file(tmp_path / "run" / "latest_state.pth")
     assert state["position"]["step"] == len((tmp_path / "run" / "metrics.jsonl").open().readlines())

@@ -401,7 +401,7 @@ def test_a_run_that_replaces_another_keeps_its_own_epochs(
     trained("--niter", 3, *flags, "--keep_checkpoints", 2)
     capsys.readouterr()
     run = trained("--niter", 1, *flags, "--keep_checkpoints", 1, "--seed", 1)
-    assert "its epochs 2, 3 stay until training reaches them" in capsys.readouterr().out
+    assert "its weights of epochs 2, 3 stay until training reaches these" in capsys.readouterr().out
     assert {path.name for path in run.glob("*_net_G.pth")} == {
         *("latest_net_G.pth", "1_net_G.pth", "2_net_G.pth", "3_net_G.pth", "replaced_net_G.pth"),
     }

@@ -105,7 +105,7 @@ def test_a_bad_scene_ends_validation_and_not_training(own_data: Path, tmp_path: 
     last = sorted((own_data / "test_label").iterdir())[-1]
     save_png(last, np.full((32, 64), 99, np.uint8))
     log = train(tmp_path / "run", "--dataroot", own_data, *SHORT)
-    assert "warning: no more validation" in log and "label 99" in log and "done: weights" in log
+    assert "warning: validation failed" in log and "label 99" in log and "done: weights" in log
     (own_data / "test_inst" / last.name.replace("labelIds", "instanceIds")).unlink()
     log = train(tmp_path / "other", "--dataroot", own_data, *SHORT)
     assert "no validation on test:" in log and "done: weights" in log
@@ -148,7 +148,7 @@ def test_too_little_memory_ends_validation_and_not_training(
     training = Training(tmp_path / "run", "--dataroot", toy_data, *SHORT, prepare=without)
     assert training.end() == 0
     told = training.told()
-    assert told.count(f"no more validation, as it failed: {error}") == 1
+    assert told.count(f"validation failed and is turned off: {error}") == 1
     assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["epoch"] == 5
 
 
@@ -195,7 +195,7 @@ def test_weights_that_cannot_be_used_are_no_reason_to_end_training(
     more = ["--weights_dir", tmp_path, "--niter", 1, "--niter_decay", 0]
     log = train(tmp_path / "run", "--dataroot", toy_data, *more)
     assert "the best by lpips is kept" in log
-    assert "warning: no more validation, as it failed: lpips" in log and "done: weights" in log
+    assert "warning: validation failed and is turned off: lpips" in log and "done: weights" in log
 
 
 def test_a_package_that_is_missing_leaves_measures_out(
@@ -225,18 +225,18 @@ def measured(data: Path, *flags: str) -> list[str]:
 def test_judging_by_hand(more: bool) -> None:
     at = Position(epoch=2)
     sign = 1 if more else -1
-    at.judge_by("ssim")
-    assert at.judge(sign * 0.5, more) and at.best_epoch == 1
+    at.set_metric("ssim")
+    assert at.add_validation(sign * 0.5, more) and at.best_epoch == 1
     at.epoch = 3
-    assert not at.judge(sign * 0.5, more) and at.worse == 1  # no better than the first
-    assert not at.judge(float("nan"), more) and at.worse == 2
-    assert at.judge(sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
-    at.judge_by("l1")  # another metric starts anew
-    assert at.judge(9.0, False) and at.best == 9.0
-    at.judge_by("l1", "4 scenes")  # an older state does not say of what
-    assert not at.judge(9.5, False)
-    at.judge_by("l1", "2 scenes")
-    assert at.judge(9.7, False) and at.best == 9.7
+    assert not at.add_validation(sign * 0.5, more) and at.worse == 1  # no better than the first
+    assert not at.add_validation(float("nan"), more) and at.worse == 2
+    assert at.add_validation(sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
+    at.set_metric("l1")  # another metric starts anew
+    assert at.add_validation(9.0, False) and at.best == 9.0
+    at.set_metric("l1", "4 scenes")  # an older state does not say of what
+    assert not at.add_validation(9.5, False)
+    at.set_metric("l1", "2 scenes")
+    assert at.add_validation(9.7, False) and at.best == 9.7
 
 
 def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_pages(validated: Path, tmp_path: Path) -> None:
         assert len(list((web / "validation").glob(f"{step['prefix']}*.jpg"))) == 2
 
     where = ["--checkpoints_dir", validated.parent]
-    assert "one name" in one_line(run_command("-m", "util.compare", "a/run", "b/run", *where))
+    assert "the same name" in one_line(run_command("-m", "util.compare", "a/run", "b/run", *where))
     assert "NAME" in one_line(run_command("-m", "util.compare"))
     done = run_command("-m", "util.compare", "run", "run", *where)
     assert done.returncode == 0, done.stderr

@@ -1,9 +1,8 @@
-"""What the commands share and what knows no model: runs on disk, pages, processes, errors."""
+"""Shared by all commands, independent of the models: runs on disk, pages, processes, errors."""
 
 import os
 
-# For GNU OpenMP, which reads it when torch is imported: how long a thread that has nothing to do
-# holds its core before it sleeps. The default, about a millisecond, is taken from whoever else
-# could work: another program, the training that runs beside this one, the threads that read its
-# data. docs/performance.md has figures.
+# How long an idle GNU OpenMP thread spins on its core before it sleeps; read when torch is
+# imported. The default, about a millisecond, keeps the core from whatever else could run: another
+# program, a second training, the threads that read data. docs/performance.md has figures.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

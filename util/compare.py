@@ -1,10 +1,10 @@
-"""Compare runs on one page: their curves over one another, their last images side by side.
+"""Compare runs on one page: their curves overlaid, their last images side by side.
 
     python -m util.compare label2city_512p label2city_512p_plus
 
 writes checkpoints/compare/index.html: tables of the last validations and of the flags that differ,
-a panel for each figure with a curve for each run, and for each scene that was validated in all runs
-a row of images.
+a panel for each figure with a curve for each run, and a row of images for each scene that all runs
+validated.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from util.run.checkpoints import saved_options
 from util.run.page import NAMES, figure_names
 from util.run.visualizer import read_rows
 
-UNTOLD = {"name", "command_line", "versions", "git_commit", "checkpoints_dir"}
+NOT_COMPARED = {"name", "command_line", "versions", "git_commit", "checkpoints_dir"}
 
 
 def compare(folders: list[Path], out: Path) -> Path:
@@ -27,7 +27,7 @@ def compare(folders: list[Path], out: Path) -> Path:
     folders = list(dict.fromkeys(folders))
     runs = {folder.name: folder for folder in folders}
     if len(runs) < len(folders):
-        raise UserError("runs whose folders have one name cannot be compared; rename one of them")
+        raise UserError("runs whose folders have the same name cannot be compared; rename one")
     losses = {name: read_rows(folder / "metrics.jsonl") for name, folder in runs.items()}
     validations = {name: read_rows(folder / "validation.jsonl") for name, folder in runs.items()}
     for name, folder in runs.items():
@@ -67,7 +67,7 @@ def _text(value: float | None) -> str:
 def different_flags(runs: dict[str, Path]) -> list[list[str]]:
     """A row for each flag whose values differ."""
     options = [saved_options(folder) for folder in runs.values()]
-    names = sorted(set().union(*options) - UNTOLD)
+    names = sorted(set().union(*options) - NOT_COMPARED)
     table = [[f"--{name}", *(str(one.get(name, "")) for one in options)] for name in names]
     return [row for row in table if len(set(row[1:])) > 1]
 
@@ -95,7 +95,7 @@ def common_scenes(
         images |= {name: own[scene] for name, own in last.items()}
         images[NAMES[2]] = first / f"{NAMES[2]}_{scene}.jpg"
         if not all(path.is_file() for path in images.values()):
-            continue  # a first validation that is being written, or was cut off
+            continue  # a first validation that is still being written, or was interrupted
         rows[scene] = [Picture(f"images/{name}_{scene}.jpg", name) for name in images]
         for picture, path in zip(rows[scene], images.values()):
             write_bytes(out / picture.path, path.read_bytes())
@@ -103,7 +103,7 @@ def common_scenes(
 
 
 def last_images(folder: Path, validations: list[dict]) -> dict[str, Path]:
-    """scene -> image of the last validation that has some."""
+    """scene -> image, from the last validation that has any."""
     for row in reversed(validations):
         prefix = f"epoch{row['epoch']:04d}_"
         paths = folder.glob(f"{prefix}*.jpg")

@@ -1,4 +1,4 @@
-"""Several processes, one for each GPU: the only place that knows what "distributed" means."""
+"""Several processes, one per GPU: everything that involves torch.distributed."""
 
 import inspect
 import math
@@ -24,16 +24,16 @@ from util.errors import UserError, brief, first_line, print_error
 from util.progress import log_main
 from util.run.stop import PARENT, SIGNALS, Stop, exit_on_signals, leave
 
-LAST_SECONDS = 4.0  # that processes have to end after the first one has ended
+GRACE_SECONDS = 4.0  # for the other processes to end once one has ended
 
 
 def rank() -> int:
-    """This process's number over all machines; 0 writes files and prints."""
+    """This process's number across all machines; process 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """The number of processes over all machines."""
+    """The number of processes across all machines."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -48,7 +48,7 @@ def wait_for_all() -> None:
 
 @contextmanager
 def one_process_first() -> Iterator[None]:
-    """Let one process of each machine go first: what it downloads, the others then find."""
+    """Let one process per machine go first, so that the others find what it has downloaded."""
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not first:
         wait_for_all()
@@ -72,30 +72,30 @@ def total(values: Tensor) -> Tensor:
 
 
 class LastMaximum:
-    """The largest of a number over the processes, one call late: each call sends this process's
-    number and returns what the call before has found, so that none waits for the others."""
+    """The maximum of a number over the processes, one call late: each call sends this process's
+    number and returns the previous call's result, so that no process waits for the others."""
 
     def __init__(self) -> None:
         self._work, self._highest = None, torch.tensor(0)
 
     def __call__(self, value: int) -> int:
-        """All processes call it together. The first call returns 0."""
+        """All processes must call it. The first call returns 0."""
         if not dist.is_initialized():
             return value
         before = self.finish()
-        self._highest = torch.tensor(value)  # on the CPU, so that a GPU is not waited for
+        self._highest = torch.tensor(value)  # on the CPU, to avoid waiting for a GPU
         self._work = dist.all_reduce(self._highest, dist.ReduceOp.MAX, async_op=True)
         return before
 
     def finish(self) -> int:
-        """What the last call has found."""
+        """The result of the last call."""
         if self._work:
             self._work.wait()
         return int(self._highest)
 
 
 def gather(value: object, to_main: bool = False) -> list | None:
-    """One object of each process, in order of rank; with to_main None in all but the main one."""
+    """One object from each process, in order of rank; with to_main, only in the main process."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world() if is_main() or not to_main else None
@@ -107,72 +107,72 @@ def gather(value: object, to_main: bool = False) -> list | None:
 
 
 def agree(mine: str, problem: str, remedy: str) -> None:
-    """Raise UserError in all processes unless they call it with the same words; machines read disks
-    of their own. problem: what the processes do otherwise; remedy: what mends it."""
+    """Raise UserError in all processes unless they all pass the same text: each machine reads its
+    own disk. problem: what the processes would do; remedy: how to fix it."""
     found = gather(mine)
     if len(set(found)) > 1:
-        listed = [f"process {found.index(words)}: {words}" for words in dict.fromkeys(found)]
+        listed = [f"process {found.index(text)}: {text}" for text in dict.fromkeys(found)]
         raise UserError(f"the processes {problem}: {brief(listed)}; {remedy}")
 
 
 def launch(work: Callable, opt) -> object:
-    """Call work(opt, device) in this process, or in one process for each of several GPUs.
+    """Call work(opt, device) in this process or, with several GPUs, in one process per GPU.
 
-    Under torchrun this process is one of them. --gpu_ids 0,1 in a process that is alone, also where
-    a launcher has started it, runs the command line once for each GPU. A UserError of any process
-    ends all of them and is printed once.
+    Under torchrun this process is one of them. --gpu_ids 0,1 in a single process, even one that a
+    launcher has started, runs the command line once for each GPU. A UserError in any process ends
+    all of them and is printed once.
     """
-    if _several():
+    if _is_one_of_several():
         return _work_together(work, opt)
     if len(opt.gpu_ids) > 1:
         return start(len(opt.gpu_ids))
     return work(opt, _device(opt))
 
 
-def _several() -> bool:
-    """Whether torchrun, a job's script or start has started several processes."""
+def _is_one_of_several() -> bool:
+    """Whether torchrun, a job script or start() has started several processes."""
     number, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise UserError(
-            f"the environment's RANK is {number!r} and its WORLD_SIZE {count!r}, but they must be "
-            "a process's number, from 0 on, and their count; unset both for one process alone"
+            f"RANK is {number!r} and WORLD_SIZE is {count!r} in the environment; expected a "
+            "process's number, from 0, and the number of processes; unset both for one process"
         )
     return int(count) > 1
 
 
 def _device(opt) -> torch.device:
-    """The device of this process: the CPU, or a GPU that no other process of this machine has."""
+    """The device of this process: the CPU, or a GPU that no other process on this machine uses."""
     if not opt.gpu_ids:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", opt.local_rank))
-    if _several() and opt.gpu_ids == [0]:
+    if _is_one_of_several() and opt.gpu_ids == [0]:
         index = local  # torchrun without --gpu_ids: the machine's GPUs in order
     else:
         index = opt.gpu_ids[local] if local < len(opt.gpu_ids) else torch.cuda.device_count()
     if index >= torch.cuda.device_count():
         raise UserError(
-            f"process {local} of this machine has no GPU of its own: start as many processes "
-            "as there are GPUs, or in --gpu_ids"
+            f"process {local} on this machine has no GPU of its own: start only as many processes "
+            "as there are GPUs, or as --gpu_ids lists"
         )
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", len(opt.gpu_ids)))
     if local == 0 and processes < len(opt.gpu_ids):
         log_main(
-            f"warning: {processes} of the {len(opt.gpu_ids)} GPUs of --gpu_ids are used, one by "
-            "each process: start as many (torchrun --nproc_per_node)"
+            f"warning: only {processes} of the {len(opt.gpu_ids)} GPUs in --gpu_ids are used, one "
+            "per process: start more processes (torchrun --nproc_per_node)"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
 def start(processes: int) -> int:
-    """Run this command line in so many processes of this machine, as torchrun would.
+    """Run this command line in several processes on this machine, as torchrun would.
 
     Returns 0, or the exit status of the process that failed. SIGINT and SIGTERM are passed on
     once: training saves and ends with 128 + the signal's number. (torch's own launcher, run from
     Python, waits for 30 s after a signal.)
     """
     stop = Stop()
-    # kept here, so that it outlives every process; port 0: any that is free
+    # hosted here, so that it outlives every process; port 0: any free port
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     env = {"OMP_NUM_THREADS": "1", **os.environ, "WORLD_SIZE": str(processes)}
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
@@ -180,7 +180,7 @@ def start(processes: int) -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
     started: list[subprocess.Popen] = []
     try:
-        # what arrives from here on, the new processes get once they can handle it
+        # signals from here on reach the new processes once they can handle them
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for rank in map(str, range(processes)):
             own = {"RANK": rank, "LOCAL_RANK": rank}
@@ -194,22 +194,22 @@ def start(processes: int) -> int:
 
 
 def _wait(processes: list[subprocess.Popen], stop: Stop) -> int:
-    """Wait for all; the highest exit status. When one has ended, the work is done or has failed,
-    and the others have LAST_SECONDS to end, too."""
-    status, passed_on, until = 0, False, math.inf
+    """Wait for all and return the highest exit status. Once one has ended, the work is done or has
+    failed, and the others have GRACE_SECONDS to end as well."""
+    status, passed_on, deadline = 0, False, math.inf
     running = processes
-    while running and time.monotonic() < until:
+    while running and time.monotonic() < deadline:
         time.sleep(0.05)
         for process in running:
             if process.poll() is not None:
-                until = min(until, time.monotonic() + LAST_SECONDS)
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
                 code = process.returncode
                 status = max(status, code if code >= 0 else 128 - code)
                 if code < 0 and not stop.signal:
-                    told = f"process {processes.index(process)} was ended by signal {-code}"
+                    message = f"process {processes.index(process)} was killed by signal {-code}"
                     if -code == signal.SIGKILL:
-                        told += ", mostly for lack of memory"
-                    print(f"error: {told}", file=sys.stderr, flush=True)
+                        message += ", usually for lack of memory"
+                    print(f"error: {message}", file=sys.stderr, flush=True)
         running = [process for process in running if process.returncode is None]
         if stop.signal and not passed_on:
             passed_on = True
@@ -219,53 +219,53 @@ def _wait(processes: list[subprocess.Popen], stop: Stop) -> int:
 
 
 def _work_together(work: Callable, opt) -> object:
-    """Do the work as one of several processes."""
+    """Call work as one of several processes."""
     exit_on_signals()
-    _end_without_launcher()  # nobody would answer for minutes
+    _exit_without_launcher()  # connecting would hang for minutes
     store, number, count = _meet()
     alarm = _Alarm(number)
     try:
         device = _device(opt)
         on_gpus = device.type == "cuda"
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # what is on a CPU stays there
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",  # CPU tensors stay on the CPU
             store=store,
             rank=number,
             world_size=count,
             device_id=device if on_gpus else None,
             timeout=timedelta(hours=2),  # while one clusters or downloads, the others wait
         )
-        wait_for_all()  # a process that ended at once would break the others' connecting
-        if opt.is_train and opt.batchSize % count:  # at test time it is each process's own
+        wait_for_all()  # a process that ended at once would disturb the others as they connect
+        if opt.is_train and opt.batchSize % count:  # in testing it is the batch of each process
             raise UserError(
                 f"--batchSize {opt.batchSize} is the batch of all {count} processes together "
                 "and must be a multiple of their number"
             )
-        answer = work(opt, device)
+        result = work(opt, device)
         wait_for_all()
     except BaseException as error:
         alarm.ring(error)
     alarm.switch_off()
-    # PyTorch 2.6's threads need Python for a moment to drop their tensors. Destroying the group
-    # does not let go of it, and would wait for them for ever.
+    # PyTorch 2.6's threads briefly need the GIL to release their tensors. Destroying the group
+    # holds the GIL, and would wait for them forever.
     time.sleep(0.1)
     dist.destroy_process_group()
-    return answer
+    return result
 
 
 def _meet() -> tuple[dist.Store, int, int]:
-    """The store that all processes share, this process's number, and their count."""
+    """The store that all processes share, this process's number, and the number of processes."""
     for number in SIGNALS:  # Python's handlers do not run while torch's C++ waits for the others
         signal.signal(number, signal.SIG_DFL)
     try:
         store, number, count = next(dist.rendezvous("env://"))
-        # torchrun keeps its store: none must look for a process of the attempt that failed
+        # torchrun keeps its store across restarts: hide the keys of the attempt that failed
         return dist.PrefixStore(_attempt(), store), number, count
     except (ValueError, dist.DistError) as error:
         raise UserError(
-            f"this process cannot meet the others: {first_line(error)}; start it with torchrun, or "
-            "with RANK, WORLD_SIZE and LOCAL_RANK of its own, and MASTER_ADDR and a free "
-            "MASTER_PORT of the first process in the environment"
+            f"this process cannot connect to the others: {first_line(error)}; start it with "
+            "torchrun, or set its RANK, WORLD_SIZE and LOCAL_RANK in the environment, and the "
+            "first process's MASTER_ADDR and a free MASTER_PORT there"
         ) from error
     finally:
         exit_on_signals()
@@ -277,35 +277,36 @@ def _attempt() -> str:
 
 
 def _launcher_has_store() -> bool:
-    """Whether the store that all processes share is in torchrun or in start, not in process 0."""
+    """Whether torchrun or start() hosts the store that all processes share, not process 0."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _end_without_launcher() -> None:
-    """End this process if its launcher is gone, and the store with it. Launchers without a store
-    may end before their processes."""
+def _exit_without_launcher() -> None:
+    """Exit if the launcher is gone, and the store with it. A launcher that hosts no store may end
+    before its processes."""
     if _launcher_has_store() and os.getppid() != PARENT:
         if os.environ.get("LOCAL_RANK") == "0":
-            told = "the launcher of these processes is gone: it was killed; start it again"
-            print(f"error: {told}, a training with --continue_train", file=sys.stderr, flush=True)
+            message = "the launcher of these processes was killed; start it again (to resume a "
+            message += "training, with --continue_train)"
+            print(f"error: {message}", file=sys.stderr, flush=True)
         leave(1)
 
 
 class _Alarm:
-    """Ends all processes when one has failed, whatever they are doing.
+    """Ends all processes when one fails, whatever they are doing.
 
-    A process inside a collective would wait for the others for ever, or die of a lost connection
-    with a traceback of its own. So the first to fail notes it in the store that all share, prints
-    its error and ends with that error's status; a thread of each other process sees the note and
-    ends it with status 1, the lowest of all.
+    A process inside a collective would wait for the others forever, or lose its connection and
+    crash with a traceback of its own. So the first to fail sets a key in the shared store, prints
+    its error and exits with that error's status; in every other process a thread sees the key and
+    exits with status 1, the lowest of all.
     """
 
-    INTERVAL = 0.2  # seconds between two looks at the store
+    INTERVAL = 0.2  # seconds between two checks of the store
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._key = f"failed in {_attempt()}"
-        # a connection of its own: the other one is busy while the processes join
+        # a separate connection: the other one is busy while the processes join
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)
         self._hosts_store = number == 0 and not _launcher_has_store()
@@ -315,19 +316,19 @@ class _Alarm:
 
     def _watch(self) -> None:
         while not self._off.wait(self.INTERVAL):
-            _end_without_launcher()
+            _exit_without_launcher()
             try:
                 failed = self._store.check([self._key])
             except RuntimeError:  # the store is gone, and with it the launcher or process 0
-                time.sleep(self.INTERVAL)  # a launcher that is killed is gone a moment later
-                _end_without_launcher()
+                time.sleep(self.INTERVAL)  # a killed launcher takes a moment to disappear
+                _exit_without_launcher()
                 failed = True
             if failed and not self._off.is_set():
                 self._leave(1)
 
     def _leave(self, status: int) -> NoReturn:
-        """End this process; with the store in it, once the others have had time to read the note.
-        They would report a lost connection."""
+        """Exit. A process that hosts the store first gives the others time to read the key, as
+        they would report a lost connection."""
         if self._hosts_store:
             time.sleep(3 * self.INTERVAL)
         leave(status)
@@ -337,13 +338,13 @@ class _Alarm:
         self._watcher.join()
 
     def ring(self, error: BaseException) -> NoReturn:
-        """End this process for an error, and so all; only the first one's error is printed."""
+        """Exit because of an error and make the others exit; only the first error is printed."""
         self._off.set()  # the watcher must not end this process before its error is printed
         mine = f"process {self._number}"
         try:
             first = self._store.compare_set(self._key, "", mine).decode() == mine
-        except RuntimeError:  # no store: the launcher is gone, or process 0 has failed before
-            _end_without_launcher()
+        except RuntimeError:  # no store: the launcher is gone, or process 0 failed earlier
+            _exit_without_launcher()
             first = False
         if not first:
             self._leave(1)
@@ -354,16 +355,16 @@ class _Alarm:
         self._leave(status if isinstance(status, int) else 1)
 
 
-# whether each forward pass copies the first process's buffers; the name before PyTorch 2.15
+# whether each forward pass copies the first process's buffers; renamed in PyTorch 2.15
 _BUFFERS = "forward_sync_buffers"
 if _BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
     _BUFFERS = "broadcast_buffers"
 
 
 def wrap(net: nn.Module, device: torch.device, in_bf16: bool = False) -> nn.Module:
-    """Let the gradients of a network be averaged over the processes, if there are several.
+    """Average a network's gradients over the processes, if there are several.
 
-    in_bf16: they travel in bfloat16, half the bytes.
+    in_bf16: send them in bfloat16, half the bytes.
     """
     if world() == 1 or not any(p.requires_grad for p in net.parameters()):
         return net
@@ -372,18 +373,18 @@ def wrap(net: nn.Module, device: torch.device, in_bf16: bool = False) -> nn.Modu
         net, device_ids=devices, gradient_as_bucket_view=True, **{_BUFFERS: False}
     )
     if in_bf16:
-        wrapped.register_comm_hook(None, _travel_in_bf16)
+        wrapped.register_comm_hook(None, _send_in_bf16)
     return wrapped
 
 
-def _travel_in_bf16(group: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """torch's hook by another name: by its own, DDP refuses it where there is no NCCL, which gloo
-    does not need."""
+def _send_in_bf16(group: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """torch's hook under another name: under its own, DDP refuses it without NCCL, which gloo does
+    not need."""
     return bf16_compress_hook(group, bucket)
 
 
 def unsynced(net: nn.Module):
-    """A context in which a wrapped network's backward keeps its gradients to this process."""
+    """A context in which a wrapped network's backward does not average the gradients."""
     if isinstance(net, DistributedDataParallel):
         return net.no_sync()
     return nullcontext()

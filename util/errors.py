@@ -7,30 +7,30 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from typing import NoReturn
 
-# a full disk, a missing right: no mistake of the program
+# a full disk, missing permissions: not a bug
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
 )
 _PATH_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST)
-# what torch's messages hold when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
+# in torch's messages when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
 _MEMORY_ERRORS = (
     *("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"),
     *("can't allocate memory", "not enough memory"),
 )
-# what torch says where a convolution has no memory for any of cuDNN's algorithms; rarely, where
+# in torch's messages when a convolution lacks memory for all of cuDNN's algorithms or, rarely, when
 # cuDNN has none for it
 _NO_ALGORITHM = ("find an engine to execute", "find a valid cuDNN algorithm")
 
-# what PyTorch says of a GPU that it is not built for, that another program holds, or whose driver
-# is old
+# in torch's messages about a GPU that it is not built for, that another program occupies, or whose
+# driver is old
 _UNUSABLE_GPU = (
     "no kernel image is available",
     "busy or unavailable",
     "driver on your system is too old",
 )
 
-# what torch.compile says where it has no compiler, or none for this GPU
+# in torch.compile's messages when it has no compiler, or none for this GPU
 _NO_COMPILER = (
     "No working C++ compiler",
     "Failed to find C compiler",
@@ -38,7 +38,7 @@ _NO_COMPILER = (
     "too old to be supported by the triton",
 )
 
-# what Gloo's and NCCL's messages hold when another process of the training is gone
+# in Gloo's and NCCL's messages when another process of the training is gone
 _LOST_PROCESS = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
 
 _NONDETERMINISTIC = " does not have a deterministic implementation"  # in torch's message
@@ -53,15 +53,15 @@ class UserError(Exception):
 
 
 def fail(message: str) -> NoReturn:
-    """Raise a UserError: as a parser's error function it says in one line what argparse says in
-    many."""
+    """Raise a UserError. As a parser's error function it prints one line where argparse would print
+    its usage too."""
     raise UserError(message)
 
 
 def run(main: Callable[[], object]) -> None:
     """Call a command's main function; an integer that it returns becomes the exit status.
 
-    Errors that a user can mend (see print_error) end in one line and exit status 2.
+    Errors that a user can fix (see print_error) end in one line and exit status 2.
     """
     try:
         status = main()
@@ -73,11 +73,11 @@ def run(main: Callable[[], object]) -> None:
 
 
 def print_error(error: BaseException) -> int | None:
-    """Print an error that the user can mend as one line, and return the exit status.
+    """Print an error that the user can fix as one line, and return the exit status.
 
-    These are UserErrors, a full disk or missing rights, memory that has run out, other processes
-    that were killed, operations that --deterministic rules out, a GPU that PyTorch cannot use, and
-    a compiler that is missing. Prints nothing and returns None for all others.
+    These are UserErrors, a full disk, missing permissions, a lack of memory, other processes that
+    were killed, operations that --deterministic rules out, a GPU that PyTorch cannot use, and a
+    missing compiler. Prints nothing and returns None for all others.
     """
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
@@ -91,23 +91,23 @@ def print_error(error: BaseException) -> int | None:
             tried = f", or cuDNN does not work here ({first_line(error)})"
         message = (
             f"out of memory{tried}; use smaller images (--loadSize, --fineSize), a smaller "
-            "--batchSize, --amp bf16 or, in training, --checkpoint_activations, or end other "
-            "programs that use the memory"
+            "--batchSize, --amp bf16 or, in training, --checkpoint_activations, or close other "
+            "programs that use memory"
         )
     elif isinstance(error, BrokenProcessPool) or str(error).startswith("DataLoader worker"):
         message = (
-            "a process that reads images was ended by the system, mostly for lack of memory; use "
-            "fewer (--nThreads or --workers, 0: none), --cache disk, or end other programs that "
-            "use the memory"
+            "a process that reads images was killed by the system, usually for lack of memory; use "
+            "fewer (--nThreads or --workers, 0: none), --cache disk, or close other programs that "
+            "use memory"
         )
     elif _line_with(_LOST_PROCESS, error):
         message = (
-            "another process is gone: it was killed, mostly for lack of memory, or its machine "
-            "failed; mend that and start again, a training with --continue_train"
+            "another process is gone: it was killed, usually for lack of memory, or its machine "
+            "failed; fix that and start again (to resume a training, with --continue_train)"
         )
     elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename
-        message = f"{where}: {error.strerror}; make room or give rights there"
+        message = f"{where}: {error.strerror}; free space or fix the permissions there"
     elif isinstance(error, OSError) and error.errno in _PATH_ERRORS:
         message = f"{error.filename}: {error.strerror}; check the path that was given"
     elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
@@ -118,13 +118,13 @@ def print_error(error: BaseException) -> int | None:
             f"--deterministic: {operation}{_NONDETERMINISTIC}; leave --deterministic out, or run "
             "on a CPU (--gpu_ids -1)"
         )
-    elif told := _line_with(_UNUSABLE_GPU, error):
+    elif reason := _line_with(_UNUSABLE_GPU, error):
         message = (
-            f"the GPU cannot be used ({told}); install a PyTorch and a driver for it, end the "
-            "program that holds it, or compute on the CPU (--gpu_ids -1)"
+            f"the GPU cannot be used ({reason}); install a PyTorch and a driver that support it, "
+            "close the program that occupies it, or compute on the CPU (--gpu_ids -1)"
         )
-    elif told := _line_with(_NO_COMPILER, error):
-        message = f"--compile: {told}; install what it needs, or leave --compile out"
+    elif reason := _line_with(_NO_COMPILER, error):
+        message = f"--compile: {reason}; install what it needs, or leave --compile out"
     else:
         return None
     print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
@@ -132,28 +132,28 @@ def print_error(error: BaseException) -> int | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, a GPU's or the machine's."""
-    told = _line_with(_MEMORY_ERRORS + _NO_ALGORITHM, error)  # torch.OutOfMemoryError, too
-    return bool(told) or isinstance(error, MemoryError)
+    """Whether an error means that memory ran out, the GPU's or the machine's."""
+    line = _line_with(_MEMORY_ERRORS + _NO_ALGORITHM, error)  # torch.OutOfMemoryError, too
+    return bool(line) or isinstance(error, MemoryError)
 
 
-def _line_with(words: tuple[str, ...], error: BaseException) -> str:
-    """The line of one of PyTorch's errors that holds any of the words, or ""."""
+def _line_with(phrases: tuple[str, ...], error: BaseException) -> str:
+    """The line of one of PyTorch's errors that contains any of the phrases, or ""."""
     lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
-    return next((line.strip() for line in lines if any(some in line for some in words)), "")
+    return next((line.strip() for line in lines if any(some in line for some in phrases)), "")
 
 
 def one_line(message: object) -> str:
-    """The message without line breaks: a file's name may hold some."""
+    """The message without line breaks, which a file's name may contain."""
     return str(message).replace("\r", "\\r").replace("\n", "\\n")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or, where it has none, its kind."""
+    """The first line of an error's text or, if it has none, the error's type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def brief(names: list[str], most: int = 5) -> str:
-    """Join names for a one-line message: all of a few, the first ones and a count of many."""
-    shown = ", ".join(map(str, names[:most]))
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+def brief(names: list[str], limit: int = 5) -> str:
+    """Join names for a one-line message: all if they are few, else the first and a count."""
+    shown = ", ".join(map(str, names[:limit]))
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -17,8 +17,8 @@ try:
 except ImportError:  # Windows: no locks
     fcntl = None
 
-ABANDONED = 3600  # seconds after which an unfinished file is that of a killed process
-TRAINING = "another training is writing there; wait for its end, or give this one another --name"
+ABANDONED = 3600  # seconds after which an unfinished file counts as left by a killed process
+TRAINING = "another training is writing there; wait for it to end, or give this one another --name"
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -34,10 +34,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Lend a temporary name beside path; what is written there becomes path, at once and whole.
+    """Yield a temporary path in path's folder; the file written there replaces path atomically.
 
-    If the block raises, path stays as it was. The name is short, as path's may be as long as names
-    can be, and no one else's: of several processes that write path at once, the last one counts.
+    If the block raises, path stays as it was. The temporary name is short, as path's own may have
+    the maximum length, and unique: of several processes that write path at once, the last one wins.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -54,8 +54,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have begun to write in a folder: replacing's files that are
-    older than an hour, as others may be at work there."""
+    """Remove the temporary files that killed processes left in a folder: those older than an hour,
+    as other processes may be writing there."""
     for path in folder.glob(".*.tmp"):
         with suppress(FileNotFoundError):  # another process was faster
             if path.stat().st_mtime < time.time() - ABANDONED:
@@ -69,19 +69,19 @@ def write_flushed(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        path.unlink(missing_ok=True)  # a full disk needs the room
+        path.unlink(missing_ok=True)  # frees space on a full disk
         _name_file(error, path)
         raise
 
 
 def _name_file(error: OSError, path: Path) -> None:
-    """Tell an error of the system which file it is about: a failed write does not know."""
+    """Add the file's name to an OSError: that of a failed write does not have it."""
     if error.errno and not error.filename:
         error.filename = str(path)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, at once: a hard link, or a copy where links are not possible."""
+    """Give a file a second name, atomically: a hard link, or a copy where links are impossible."""
     partial = target.with_name(target.name + ".part")
     partial.unlink(missing_ok=True)
     try:
@@ -92,8 +92,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def make_folder(folder: Path, flags: str) -> Path:
-    """Make a folder for results and try to write there. Raises UserError where that cannot be,
-    before hours are spent; flags: those that choose another folder."""
+    """Make a folder for results and check that it can be written to, before hours are spent. Raises
+    UserError if not; flags: those that choose another folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -103,20 +103,20 @@ def make_folder(folder: Path, flags: str) -> Path:
 
 
 def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
-    """The error for a folder that lacks room or rights."""
+    """The error for a folder that lacks space or permissions."""
     return UserError(
-        f"{folder}: cannot be written to ({error.strerror or error}); make room or give rights "
-        f"there, or choose another {flags}"
+        f"{folder}: cannot be written to ({error.strerror or error}); free space or fix the "
+        f"permissions there, or choose another {flags}"
     )
 
 
 def lock_folder(folder: Path, busy: str = TRAINING) -> IO | None:
-    """Keep a second process from mixing its files in a folder (or one of several names in it) with
-    this one's: lock it until this process ends, however it does, or closes what is returned.
+    """Keep a second process from writing to a folder (or to one of several names in it): lock it
+    until this process ends, in whatever way, or closes the file that is returned.
 
-    For processes of this user on this machine: what is locked is a file in the temporary folder,
-    so that the folder stays as it is. Raises UserError, which says busy, if another process has
-    locked it. None where files cannot be locked.
+    Works among this user's processes on this machine: the locked file is in the temporary folder,
+    so that the folder itself does not change. Raises UserError with the text busy if another
+    process holds the lock. Returns None where files cannot be locked.
     """
     if not fcntl:
         return None
@@ -127,10 +127,10 @@ def lock_folder(folder: Path, busy: str = TRAINING) -> IO | None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it
     except BlockingIOError as error:
         raise UserError(f"{folder}: {busy}") from error
-    except OSError:  # no temporary folder, or none for locks
+    except OSError:  # no temporary folder, or no locks in it
         return None
     with suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
     file.close()
-    return lock_folder(folder, busy)  # its last owner has removed the file meanwhile
+    return lock_folder(folder, busy)  # its last owner removed the file meanwhile

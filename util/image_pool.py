@@ -1,4 +1,4 @@
-"""A pool of earlier generated images, shown to the discriminator instead of the newest."""
+"""A pool of earlier generated images, shown to the discriminator in place of the newest ones."""
 
 import random
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ImagePool:
-    """Keeps up to size images (Shrivastava et al. 2017). size 0: gives back what it gets."""
+    """Keeps up to size images (Shrivastava et al. 2017). size 0: returns its input unchanged."""
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self.size = size
@@ -15,7 +15,7 @@ class ImagePool:
         self.rng = random.Random(seed)
 
     def query(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape: each image, or with chance 1/2 an older one."""
+        """(B, C, H, W) -> the same shape: each image or, with probability 1/2, an older one."""
         if self.size == 0:
             return images
         return torch.stack([self._exchange(image) for image in images.detach()])

@@ -17,20 +17,20 @@ except ImportError:  # Windows
 
 
 def log(message: str) -> None:
-    """Print a line, above a progress bar if there is one. Work goes on where nobody can read it: on
-    a full disk, or after the program that it was piped to."""
-    encoding = sys.stdout.encoding or "utf-8"  # a file's name may be no text in it
+    """Print a line, above a progress bar if there is one. Work continues if that fails: on a full
+    disk, or when the program that reads the output has ended."""
+    encoding = sys.stdout.encoding or "utf-8"  # may be unable to represent a file's name
     try:
         tqdm.write(message.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:  # for good; Python would complain at its end
+    except BrokenPipeError:  # for good; Python would complain on exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError:
         pass
 
 
 def log_main(message: str) -> None:
-    """Print a line in the main process alone."""
+    """Print a line, in the main process only."""
     if _is_main():
         log(message)
 
@@ -41,21 +41,21 @@ def _is_main() -> bool:
 
 @contextmanager
 def warn_if_unwritable(what: str) -> Iterator[None]:
-    """Let a full disk or a lost right end in a warning: what could not be written."""
+    """Turn an OSError, e.g. from a full disk, into a warning of what could not be written."""
     try:
         yield
     except OSError as error:
-        log(f"warning: {what} could not be written ({error.strerror or error}); going on")
+        log(f"warning: {what} could not be written ({error.strerror or error}); continuing")
 
 
 def bar(iterable=None, **options) -> tqdm:
-    """A progress bar of the first process on a terminal, nothing otherwise."""
+    """A progress bar, shown by the main process and only on a terminal."""
     hidden = not sys.stderr.isatty() or not _is_main()
     return tqdm(iterable, disable=hidden, dynamic_ncols=True, **options)
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory in use so far, in GB: of the device, or of this process on a CPU."""
+    """Peak memory so far, in GB: the GPU's, or on a CPU this process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     if resource is None:
@@ -65,23 +65,23 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Pace:
-    """Seconds per image, and of these waiting for data, since the last look."""
+    """Seconds per image, and how many of these were spent waiting for data, since the last lap."""
 
     def __init__(self, total: int, done: int) -> None:
-        """total: the images of the whole run; done: of these, before now."""
+        """total: the images of the whole run; done: how many of them are done already."""
         self.total = total
         self._start, self._done, self._waited = time.perf_counter(), done, 0.0
 
     def timed(self, batches: Iterator[dict]) -> Iterator[dict]:
-        """The batches, noting how long each is waited for."""
+        """The batches, measuring the wait for each."""
         start = time.perf_counter()
         for batch in batches:
             self._waited += time.perf_counter() - start
             yield batch
             start = time.perf_counter()
 
-    def look(self, done: int) -> tuple[float, float, timedelta]:
-        """(seconds per image, of these waiting for data, time left); starts over."""
+    def lap(self, done: int) -> tuple[float, float, timedelta]:
+        """(seconds per image, of these waiting for data, time left); starts a new lap."""
         now, count = time.perf_counter(), max(1, done - self._done)
         seconds, waited = (now - self._start) / count, self._waited / count
         self._start, self._done, self._waited = now, done, 0.0

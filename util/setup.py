@@ -1,4 +1,4 @@
-"""What is set once, before anything else runs: random seeds, torch's switches, the device."""
+"""Set once, before anything else runs: random seeds, torch's settings, the device."""
 
 import argparse
 import ctypes
@@ -21,11 +21,11 @@ def set_up_torch(deterministic: bool, tf32: bool, one_size: bool = True) -> None
     """Choose between the fastest and the reproducible algorithms, and whether TF32 may be used.
 
     deterministic: an operation without a deterministic algorithm raises a RuntimeError, which
-    util.errors.run prints in one line. one_size: images have one size; cudnn's search for the
-    fastest algorithm takes seconds for each new one.
+    util.errors.run prints in one line. one_size: all images have one size; cuDNN's search for the
+    fastest algorithm takes seconds for each new size.
     """
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not deterministic and one_size
     torch.backends.cudnn.allow_tf32 = tf32
@@ -34,31 +34,31 @@ def set_up_torch(deterministic: bool, tf32: bool, one_size: bool = True) -> None
 
 
 def first_device(opt: argparse.Namespace) -> torch.device:
-    """The first GPU of --gpu_ids, or the CPU: for a command of one process."""
+    """The first GPU of --gpu_ids, or the CPU: for commands that run in one process."""
     return torch.device("cuda", opt.gpu_ids[0]) if opt.gpu_ids else torch.device("cpu")
 
 
 def keep_freed_memory() -> None:
     """Let glibc keep up to 1 GiB of freed memory for what is allocated next.
 
-    It gives large blocks back to the system at once, which then has to clear each page again for
-    the next step's maps: 2500 pages and 7% of the time of a small training step on one CPU core.
+    By default it returns large blocks to the system at once, which then clears every page for the
+    next step's maps: 2500 pages and 7% of the time of a small training step on one CPU core.
     """
     if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # names of mallopt(3)
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc takes
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # glibc's maximum
         libc.mallopt(trim_threshold, 2**30)
 
 
 def set_up_compiler() -> None:
-    """What torch.compile must know of the training step.
+    """Configure torch.compile for the training step.
 
-    D's graph of the generated image is gone through twice, so that its memory may not be reused
-    in the first pass; and a network is not cut in pieces for DistributedDataParallel, which not all
-    of our layers allow.
+    D's graph of the generated image is traversed twice, so the first backward pass must not reuse
+    its memory; and graphs are not split for DistributedDataParallel, which not all of our layers
+    support.
     """
-    import torch._dynamo  # seconds to import, and only here needed
+    import torch._dynamo  # takes seconds, and is needed only here
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False
@@ -79,7 +79,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Go on with the random numbers that follow a random_state()."""
+    """Restore a random_state()."""
     random.setstate(state["python"])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -1,1 +1,1 @@
-"""What a person looks at: pages of images, colours of label maps."""
+"""Output for people to look at: pages of images, plots, colours of label maps."""

@@ -46,7 +46,7 @@ def palette(label_nc: int) -> np.ndarray:
 
 
 def _voc_palette(count: int) -> np.ndarray:
-    """VOC's palette, (count, 3) uint8: the id's bits are dealt to r, g and b in turn.
+    """VOC's palette, (count, 3) uint8: the id's bits go to r, g and b in turn.
 
     The lowest bits of an id become the highest bits of its colour, so near ids look far apart
     and no two ids below 2**24 share a colour.
@@ -70,8 +70,8 @@ def colour_label(label: np.ndarray, label_nc: int) -> np.ndarray:
 def label_picture(
     label: torch.Tensor, label_nc: int, ignore_label: int | None = None
 ) -> np.ndarray:
-    """What a network is given, as an image HxWx3 uint8: a label map (1, H, W) in colours, ignored
-    pixels black, or with label_nc 0 the input image (3, H, W) in [-1, 1]."""
+    """A network's input as an image HxWx3 uint8: a label map (1, H, W) in colours, ignored pixels
+    black, or with label_nc 0 the input image (3, H, W) in [-1, 1]."""
     if label_nc == 0:
         return to_image(label)
     classes = label[0].cpu().numpy().astype(np.int64)
@@ -93,7 +93,7 @@ def scene_images(
 
 
 def class_name(label: int, label_nc: int) -> str:
-    """What a class is called: its name where there are Cityscapes' 35, else "class 7"."""
+    """A class's name if the classes are Cityscapes' 35, else e.g. "class 7"."""
     has_name = label_nc == len(CITYSCAPES_NAMES) > label >= 0
     return CITYSCAPES_NAMES[label] if has_name else f"class {label}"
 
@@ -101,7 +101,7 @@ def class_name(label: int, label_nc: int) -> str:
 def class_id(name_or_id: str, label_nc: int) -> int:
     """The class that a user means by its number or, for Cityscapes, its name ('traffic_light').
 
-    With label_nc 0, where instance maps alone tell classes, any number.
+    With label_nc 0, where only instance maps give classes, any number.
     """
     text = str(name_or_id).strip().lower().replace("_", " ")
     if text.isdecimal() and (label_nc == 0 or int(text) < label_nc):
@@ -118,7 +118,7 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
     """An image to look at: (C, H, W) float in [-1, 1] -> (H, W, 3) uint8: the first three channels,
     or with one or two the first as grey.
 
-    Values outside are clipped. Grey levels are cut off, not rounded, as in the reference.
+    Values outside are clipped. Grey levels are truncated, not rounded, as in the reference.
     """
     if tensor.ndim != 3:
         raise ValueError(f"expected an image (C, H, W), got {tuple(tensor.shape)}")
@@ -129,14 +129,14 @@ def to_image(tensor: torch.Tensor) -> np.ndarray:
 
 
 def save_image(array: np.ndarray, path: str | Path, quality: int = 95) -> None:
-    """Write (H, W, 3) or (H, W) uint8 as PNG or JPEG, by the suffix; a kill leaves no half file."""
+    """Write (H, W, 3) or (H, W) uint8, whole or not at all, as PNG or JPEG by the suffix."""
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"{path}: expected one of {', '.join(_FORMATS)}")
-    with replacing(path) as temporary:  # PNG takes no notice of a quality
-        # PNG: the least compression takes half the time of Pillow's default, for at most a sixth
+    with replacing(path) as temporary:  # PNG ignores the quality
+        # PNG: the lowest compression takes half the time of Pillow's default, for at most a sixth
         # more bytes; the cores that write also generate the next images
         options = {"quality": quality, "compress_level": 1}
-        content = io.BytesIO()  # Pillow does not notice a disk that takes half of a JPEG
+        content = io.BytesIO()  # Pillow does not notice if a full disk cuts a JPEG short
         Image.fromarray(array).save(content, _FORMATS[path.suffix.lower()], **options)
         temporary.write_bytes(content.getbuffer())

@@ -20,8 +20,8 @@ _CSS = Path(__file__).with_name("page.css").read_text()
 class Picture:
     """An image on a page. Paths are relative to the page's folder; a click opens link.
 
-    Without a link the click opens the image itself, at full size. data: its data-... attributes,
-    for scripts.
+    Without a link the click opens the image itself, at full size. data: its data-* attributes, for
+    scripts.
     """
 
     path: str | Path
@@ -36,7 +36,7 @@ class Page:
     def __init__(
         self, folder: str | Path, title: str, *, refresh: int | None = None, name="index.html"
     ) -> None:
-        """refresh: seconds after which an open page loads itself anew; None for never."""
+        """refresh: seconds after which an open page reloads itself; None for never."""
         self.folder, self.name = Path(folder), name
         self._document = document(title=title, lang="en")
         with self._document.head:
@@ -52,7 +52,7 @@ class Page:
         self.add(tags.p(text))
 
     def add(self, *elements: tags.html_tag) -> None:
-        """Add elements of HTML."""
+        """Add HTML elements."""
         self._document.body.add(*elements)
 
     def table(self, head: list[str], rows: list[list[str]]) -> None:
@@ -62,7 +62,7 @@ class Page:
         self.add(tags.section(tags.table(titles, tags.tbody(*body))))
 
     def row(self, pictures: list[Picture], *, heading: str = "", width: int = 512) -> None:
-        """Add images side by side, each shown width pixels wide, less where the window is."""
+        """Add images side by side, each shown width pixels wide, or less in a narrow window."""
         style = f"--columns: {len(pictures)}; --width: {width}px"
         figures = [self._figure(picture, width) for picture in pictures]
         title = [tags.h2(heading)] if heading else []
@@ -80,11 +80,11 @@ class Page:
 
     def _figure(self, picture: Picture, width: int) -> tags.figure:
         source = self._url(picture.path)
-        # With the size known beforehand, unloaded images hold their place: lazy loading works
+        # With a known size, images that are not loaded yet keep their place: lazy loading works
         # and a page that refreshes itself does not jump.
         size = {}
         file = self.folder / picture.path
-        # a damaged file is shown as the browser can
+        # a damaged file is shown as well as the browser can
         with suppress(Image.DecompressionBombError, OSError), Image.open(file) as image:
             size = {"width": image.width, "height": image.height}
         data = {f"data-{key}": value for key, value in picture.data.items()}
@@ -96,7 +96,7 @@ class Page:
         return tags.figure(tags.a(shown, href=link), *caption)
 
     def _url(self, path: str | Path) -> str:
-        """The path as a relative URL, any character of a file name allowed."""
+        """The path as a relative URL; file names may contain any character."""
         if not (self.folder / path).is_file():
             problem = f"{self.folder / path}: a page may only refer to existing files"
             raise FileNotFoundError(problem)

@@ -12,7 +12,7 @@ from util.files import replacing
 
 WIDTH, HEIGHT = 3.6, 2.3  # inches of a panel
 DPI = 200  # twice what the page shows, for sharp screens
-MOST_SHOWN = 60  # classes of a confusion matrix
+MAX_CLASSES = 60  # shown in a confusion matrix
 STYLE = {
     **{"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False},
     **{"axes.titlesize": "medium", "font.size": 9, "grid.alpha": 0.3, "legend.frameon": False},
@@ -26,16 +26,16 @@ Panels = Mapping[str, Mapping[str, Series]]  # title -> label -> curve
 def require_matplotlib() -> type:
     """matplotlib's Figure. Raises UserError, which says what to do, if it cannot be imported."""
     try:
-        from matplotlib.figure import Figure  # takes half a second: only where plots are drawn
+        from matplotlib.figure import Figure  # takes half a second: only if needed
     except ImportError as error:
         raise UserError(
-            f"plots need matplotlib ({error}): pip install matplotlib (training: or --no_html)"
+            f"plots need matplotlib ({error}): pip install matplotlib (or train with --no_html)"
         ) from error
     return Figure
 
 
 def shown_width(path: Path) -> int:
-    """Pixels of width at which a page shows a saved plot."""
+    """The width in pixels at which a page shows a saved plot."""
     with Image.open(path) as image:
         return image.width // 2
 
@@ -53,8 +53,8 @@ def save_curves(
 ) -> None:
     """Save one image with a panel for each title, and in it a curve for each label.
 
-    marks: label -> step of a vertical line through all panels. smooth: show values pale, and dark
-    their running mean.
+    marks: label -> step of a vertical line through all panels. smooth: show the values pale
+    and their running mean dark.
     """
     Figure = require_matplotlib()
     from matplotlib import rc_context
@@ -93,8 +93,8 @@ def _set_margins(figure, columns: int, lines: int) -> None:
 def save_matrix(
     path: Path, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]
 ) -> None:
-    """Save a matrix of counts (rows, columns) as an image: each row in percent of its sum. Of many
-    classes it shows some, see most_frequent."""
+    """Save a matrix of counts (rows, columns) as an image: each row in percent of its sum. If there
+    are many classes, it shows only some (see most_frequent)."""
     Figure = require_matplotlib()
     matrix, rows, columns = most_frequent(matrix, rows, columns)
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -116,17 +116,17 @@ def save_matrix(
 def most_frequent(
     matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]
 ) -> tuple[np.ndarray, Sequence[str], Sequence[str]]:
-    """Of more than MOST_SHOWN classes the most frequent ones that occur, the rest summed as one.
+    """Reduce more than MAX_CLASSES classes to the most frequent ones, the rest summed as one.
 
     matrix (N, M) of counts, M >= N; rows: its N classes; columns: the same, then M - N others.
-    Returns the three for what is left, in the same order. An image of 1700 classes would take
-    18 GB.
+    Returns all three for the classes that are left, in the same order. An image of 1700 classes
+    would take 18 GB.
     """
     count = len(rows)
-    if count <= MOST_SHOWN:
+    if count <= MAX_CLASSES:
         return matrix, rows, columns
     pixels = matrix.sum(1) + matrix[:, :count].sum(0)
-    most = min(MOST_SHOWN, max(1, np.count_nonzero(pixels)))
+    most = min(MAX_CLASSES, max(1, np.count_nonzero(pixels)))
     order = np.argsort(-pixels, kind="stable")
     shown, rest = np.sort(order[:most]), order[most:]
     groups, names = [[i] for i in shown], [rows[i] for i in shown]
@@ -164,7 +164,7 @@ def _draw_panel(axes, title: str, curves: Mapping[str, Series], smooth: bool) ->
 
 
 def _value_range(values: np.ndarray) -> tuple[float, float]:
-    """The vertical axis: all of a few values; of many, not the rare spikes that flatten all."""
+    """The range of the vertical axis: all of a few values; many without their rare spikes."""
     rare = 0.5 if len(values) >= 100 else 0
     low, high = np.percentile(values, [rare, 100 - rare])
     if high - low <= 1e-9 * max(abs(low), abs(high)):

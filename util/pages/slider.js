@@ -1,4 +1,4 @@
-// Shows the epoch of "rows" that the slider stands at, in every image of a scene.
+// Shows every scene's image of the epoch that the slider selects in "rows".
 const slider = document.getElementById("validation");
 const shown = document.getElementById("shown");
 function show() {

@@ -31,11 +31,11 @@ def save_set(
 ) -> None:
     """Save files that belong together: name -> text, or anything that torch.save takes.
 
-    copies: further name -> the name in files whose content it gets. Raises OSError (no space, no
+    copies: additional name -> the name in files whose content it gets. Raises OSError (no space, no
     permission) with the old set untouched.
     """
     recover(folder)
-    for abandoned in folder.glob(f"*{_NEW}"):  # by a kill
+    for abandoned in folder.glob(f"*{_NEW}"):  # left by a killed process
         abandoned.unlink(missing_ok=True)
     names = [*files, *(copies or {})]
     try:
@@ -49,7 +49,7 @@ def save_set(
         for name in names:
             (folder / (name + _NEW)).unlink(missing_ok=True)
         raise
-    recover(folder)  # the new set counts from the marker on
+    recover(folder)  # from the marker on, the new set is the valid one
 
 
 def _serialized(content: object) -> bytes | memoryview:
@@ -61,8 +61,8 @@ def _serialized(content: object) -> bytes | memoryview:
 
 
 def rename_set(folder: Path, renames: Mapping[str, str]) -> None:
-    """Rename files of a folder, old name -> new name: all of them, if need be by the recover() that
-    follows a kill."""
+    """Rename files of a folder, old name -> new name, all together: after a kill the next recover()
+    renames the rest."""
     recover(folder)
     _mark(folder, renames)
     recover(folder)
@@ -73,7 +73,7 @@ def _mark(folder: Path, renames: Mapping[str, str]) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Finish a save or a renaming that was cut off after its marker; do nothing otherwise.
+    """Finish a save or a renaming that was interrupted after its marker; otherwise do nothing.
 
     Only the process that writes to the folder may call this; readers use newest().
     """
@@ -90,7 +90,7 @@ def recover(folder: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Let the folder's names reach the disk before what follows: a power cut may come, too."""
+    """Flush the folder's entries to disk before what follows, in case of a power cut."""
     if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -101,7 +101,7 @@ def _flush_names(folder: Path) -> None:
 
 
 def newest(path: Path) -> Path:
-    """The file that holds path's content: itself, or a finished save's that was cut off."""
+    """The file with path's content: itself, or the new one of a save cut off while renaming."""
     new = path.with_name(path.name + _NEW)
     try:
         renames = (path.parent / _MARKER).read_text(errors="replace").splitlines()
@@ -111,7 +111,7 @@ def newest(path: Path) -> Path:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether load_file() finds a file, also while another process is saving."""
+    """Whether load_file() finds a file, even while another process is saving."""
     return newest(path).is_file() or path.is_file()
 
 
@@ -122,7 +122,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def load_file(path: Path) -> dict:
-    """Read a checkpoint file to the CPU without running any code that it may hold.
+    """Load a checkpoint file to the CPU without running any code that it may contain.
 
     Raises UserError if it is missing, damaged or not a checkpoint.
     """
@@ -139,8 +139,8 @@ def load_file(path: Path) -> dict:
         if out_of_memory(error):
             raise
         reason = first_line(error)
-        if "weights_only" in str(error):  # torch's message advises to run the code
-            reason = "damaged, or more than tensors and plain values, which could run code"
+        if "weights_only" in str(error):  # torch's message advises running the code
+            reason = "damaged, or it holds more than tensors and plain values and could run code"
         raise UserError(
             f"{path}: not a readable checkpoint ({reason}); "
             "restore it from a copy or use another file or epoch"
@@ -152,7 +152,7 @@ def load_file(path: Path) -> dict:
 
 def verify_checksums(file: BinaryIO | str) -> None:
     """Raise ValueError if a part of a file that torch has saved is damaged: torch.load and
-    torch.jit.load look at no checksums. Files of the format before PyTorch 1.6 have none."""
+    torch.jit.load check no checksums. Files in the format before PyTorch 1.6 have none."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if damaged := archive.testzip():
@@ -160,7 +160,7 @@ def verify_checksums(file: BinaryIO | str) -> None:
 
 
 def saved_options(folder: Path) -> dict:
-    """What a run's opt.json holds; empty if there is none. Raises UserError if it is damaged,
+    """The contents of a run's opt.json; empty if there is none. Raises UserError if it is damaged,
     OSError if it cannot be read."""
     path = folder / "opt.json"
     if not path.exists():
@@ -168,7 +168,7 @@ def saved_options(folder: Path) -> dict:
     try:
         options = json.loads(path.read_text())
         if not isinstance(options, dict):
-            raise ValueError(f"but {options!r:.40}")
+            raise ValueError(f"found {options!r:.40}")
     except ValueError as error:
         raise UserError(f"{path}: not the options of a run ({error}); delete it") from error
     return {**BEFORE, **options}
@@ -197,11 +197,11 @@ def load_network(net: nn.Module, path: Path) -> None:
 def load_pretrained(
     net: nn.Module, path: Path, adapt: Callable[[dict, dict], dict], differences: str = ""
 ) -> list[str]:
-    """Load the weights that a file has for a network that may be larger (coarse to fine).
+    """Load a file's weights into a network that may be larger (coarse to fine).
 
-    adapt: from the file's state dict and the network's to one that fits other classes or channels.
-    differences: of the flags, which the error tells.
-    Returns the names of the parameters that the file does not have: they keep what they hold.
+    adapt: turns the file's state dict, given the network's, into one for other classes or channels.
+    differences: those of the flags, for the error message.
+    Returns the names of the parameters that the file does not have: they keep their values.
     Raises UserError if a parameter has another shape, or the file has layers that the network
     does not: only the coarse generator's last layer, which made its image, may be left over.
     """
@@ -226,7 +226,7 @@ def _network_state(path: Path, own: Mapping) -> dict[str, torch.Tensor]:
     state = load_file(path)
     # checkpoints of DataParallel carry a prefix
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    # before PyTorch 0.4 instance normalization kept statistics as well, and batches went uncounted
+    # before PyTorch 0.4 instance normalization kept statistics too, and batches were not counted
     statistics = (".running_mean", ".running_var", ".num_batches_tracked")
     state = {n: value for n, value in state.items() if n in own or not n.endswith(statistics)}
     for name in own:

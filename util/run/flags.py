@@ -1,8 +1,8 @@
-"""What train.py's flags mean to a run that is continued, and to runs older than a flag; and how a
-run notes its flags.
+"""What train.py's flags mean for a run that is continued and for runs older than a flag; and how a
+run records its flags.
 
-A new flag that changes networks or training stands here twice: in one of the two lists, and in
-BEFORE. tests/test_options.py tells which one was forgotten.
+A new flag that changes networks or training has two entries here: in one of the two lists, and in
+BEFORE. tests/test_options.py reports a missing one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 
 from util.files import write_text
 
-# A resumed run must train the networks of the run that it continues ...
+# A resumed run must train the same networks as the run that it continues ...
 NETWORK_FLAGS = (
     *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
     *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
@@ -27,7 +27,7 @@ NETWORK_FLAGS = (
     *("instance_noise", "lambda_latent", "fit_features"),
     *("ndf", "n_layers_D", "num_D", "instance_mean_D", "no_ganFeat_loss", "freeze"),
 )
-# ... and says when one of these has changed, which is allowed.
+# ... but these may change, which it reports.
 TRAINING_FLAGS = (
     *("niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed"),
     *("lambda_feat", "lambda_L1", "no_vgg_loss", "no_lsgan"),
@@ -38,7 +38,7 @@ TRAINING_FLAGS = (
     *("val_phase", "val_freq", "val_max", "patience", "segmenter"),
 )
 
-# What runs did before these flags existed: their files do not name them.
+# The behaviour of runs from before these flags existed, whose files do not contain them.
 BEFORE = {
     **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0, "lambda_latent": 0.0},
     **{"instance_noise": 0, "fit_features": False, "instance_mean_D": False},
@@ -50,7 +50,7 @@ BEFORE = {
 
 
 def write_options(folder: Path, opt: argparse.Namespace) -> None:
-    """Write opt.txt for people and opt.json for test.py and the like into the run's folder."""
+    """Write opt.txt, for people, and opt.json, for test.py etc., into the run's folder."""
     values = dict(sorted(vars(opt).items()))
     lines = [f"{flag}: {value}" for flag, value in values.items()]
     head, foot = "------------ Options -------------", "-------------- End -------------"

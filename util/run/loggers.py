@@ -1,11 +1,10 @@
-"""Where the figures of a run go besides its own files: TensorBoard, Weights & Biases, MLflow.
+"""Where a run's figures go besides its own files: TensorBoard, Weights & Biases, MLflow.
 
 A logger has scalars(step, values), images(step, images) for (H, W, 3) uint8 by name,
-forget_after(step), which drops what a killed run logged after its last save, start_anew(), after
-which an earlier run of the same folder is no longer gone on with, and close(). Their packages are
-optional and imported only where they are asked for. None of them needs a network:
-WANDB_MODE=offline keeps Weights & Biases' files in the run's folder, and MLflow writes there unless
-MLFLOW_TRACKING_URI names a server.
+forget_after(step), which drops what a killed run logged after its last save, start_anew(), which
+replaces an earlier run in the same folder, and close(). Their packages are optional and imported
+only on request. None of them needs network access: WANDB_MODE=offline keeps Weights & Biases' files
+in the run's folder, and MLflow writes there unless MLFLOW_TRACKING_URI names a server.
 """
 
 import argparse
@@ -48,8 +47,8 @@ class TensorBoard:
 
 
 class _Service:
-    """Keeps the service's id of this run beside it, so that a resumed run goes on under it. A new
-    run writes its own where an earlier one's was, once it has begun."""
+    """Keeps the service's id for this run in its folder, so that a resumed run continues under it.
+    A new run, once it has begun, replaces an earlier run's id with its own."""
 
     def __init__(self, path: Path, resume: bool, create: Callable[[], str]) -> None:
         self._path = path
@@ -62,8 +61,8 @@ class _Service:
         write_text(self._path, self._id)
 
     def forget_after(self, step: int) -> None:
-        """What is logged cannot be taken back. Steps that are repeated stay in Weights & Biases as
-        they were first logged; MLflow logs them once more."""
+        """Do nothing: logged values cannot be removed. Weights & Biases keeps the first values of
+        steps that are repeated; MLflow logs them once more."""
 
 
 class WeightsAndBiases(_Service):
@@ -97,7 +96,7 @@ class MLflow(_Service):
 
         folder = folder.resolve()
         uri = os.environ.get("MLFLOW_TRACKING_URI")
-        place = None if uri else str(folder / "mlartifacts")  # else ./mlruns, wherever that is
+        place = None if uri else str(folder / "mlartifacts")  # not ./mlruns, wherever that is
         self._client = client = MlflowClient(uri or f"sqlite:///{folder / 'mlflow.db'}")
 
         def new_run() -> str:
@@ -124,7 +123,7 @@ class MLflow(_Service):
 
 
 Logger = TensorBoard | WeightsAndBiases | MLflow
-# the flag that asks for a logger -> it, and the package that it needs
+# flag -> the logger that it asks for, and the package that this needs
 LOGGERS: dict[str, tuple[type, str]] = {
     "tf_log": (TensorBoard, "tensorboard"),
     "wandb": (WeightsAndBiases, "wandb"),
@@ -144,7 +143,7 @@ def create_loggers(opt: argparse.Namespace, folder: Path, resume: bool) -> list[
             raise UserError(
                 f"--{flag} needs a package ({error}): run `pip install {package}`, or leave it out"
             ) from error
-        except Exception as error:  # each service has its own kinds
+        except Exception as error:  # each service has its own error types
             line = first_line(error)
             raise UserError(f"--{flag}: cannot be started ({line}); leave it out") from error
     return loggers

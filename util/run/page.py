@@ -1,5 +1,5 @@
 """The pages of a run: web/index.html (figures, curves, images), web/validation.html (fixed scenes
-through time)."""
+over time)."""
 
 import json
 import os
@@ -28,14 +28,14 @@ Table, Facts = Sequence[Mapping], Mapping[str, str]
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_pictures")
 REFRESH_SECONDS = 30
 NAMES = ("input_label", "synthesized_image", "real_image")
-_PICTURE = re.compile(r"epoch(\d+)_(.+)\.(?:png|jpg)")  # jpg: of the 2018 code
+_PICTURE = re.compile(r"epoch(\d+)_(.+)\.(?:png|jpg)")  # jpg: from the 2018 code
 
 _SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
 
 
 class RunPage:
-    """Writes the pages from what is on disk and the rows of figures, so that a resumed run shows
-    all of it."""
+    """Writes the pages from the files on disk and the rows of figures, so that a resumed run shows
+    everything."""
 
     def __init__(self, run_dir: Path, display_winsize: int) -> None:
         """display_winsize: width in pixels at which a page shows an image. Raises UserError if
@@ -46,10 +46,10 @@ class RunPage:
             folder.mkdir(parents=True, exist_ok=True)
             remove_abandoned(folder)
         self._curves_due = 0.0
-        self._drawn: dict[str, object] = {}  # by file of curves: what it shows
+        self._drawn: dict[str, object] = {}  # plot's file -> what it shows
 
     def start_anew(self) -> None:
-        """Drop what an earlier run of the same name has left."""
+        """Delete what an earlier run of the same name has left."""
         for path in [*self._pictures().values(), *(self.web / "validation").iterdir()]:
             if path.is_file():
                 path.unlink()
@@ -57,7 +57,7 @@ class RunPage:
             (self.web / name).unlink(missing_ok=True)
 
     def forget_after(self, epoch: int) -> None:
-        """Drop the images of later epochs, which a killed run had begun but not saved."""
+        """Delete the images of later epochs, which a killed run had begun but not saved."""
         for (its_epoch, _), path in self._pictures().items():
             if its_epoch > epoch:
                 path.unlink()
@@ -76,16 +76,16 @@ class RunPage:
                 save_image(image, path, quality=90)
 
     def write(self, rows: Table, validations: Table, facts: Facts, last: bool = False) -> None:
-        """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: what
-        the run is and how far, by name. last: with curves that show all of the rows."""
+        """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: on
+        the run and its progress, by name. last: redraw the curves, so that they show all rows."""
         if (rows or validations) and (last or time.monotonic() >= self._curves_due):
             self._draw_curves(rows, validations, facts)
         page = Page(self.web, f"Training: {self.run_dir.name}", refresh=REFRESH_SECONDS)
         options = {}
-        with suppress(UserError):  # damaged meanwhile: training is worth more
+        with suppress(UserError):  # damaged meanwhile, which is no reason to stop training
             options = saved_options(self.run_dir)
-        told = {"command": options.get("command_line"), "code": options.get("git_commit")}
-        page.table([], [[name, text] for name, text in (facts | told).items() if text])
+        origin = {"command": options.get("command_line"), "code": options.get("git_commit")}
+        page.table([], [[name, text] for name, text in (facts | origin).items() if text])
         if validations:
             page.add(tags.p(tags.a("the validated scenes, epoch by epoch", href="validation.html")))
             self._write_scenes(validations, facts)
@@ -101,8 +101,8 @@ class RunPage:
         page.save()
 
     def _draw_curves(self, rows: Table, validations: Table, facts: Facts) -> None:
-        """Draw a panel for each figure, where there are new ones. It takes about a second: not more
-        often than pages reload."""
+        """Plot a panel for each figure if there are new values. This takes about a second, so it is
+        done no more often than pages reload."""
         best = [row["step"] for row in validations if str(row["epoch"]) == facts.get("best")]
         marks = {"best": best[0]} if best else {}
         for name, table in (("loss_curves", rows), ("validation_curves", validations)):
@@ -120,20 +120,20 @@ class RunPage:
         return {(int(match[1]), match[2]): path for match, path in found}
 
     def _write_scenes(self, validations: Table, facts: Facts) -> None:
-        """The page of fixed scenes: a row for each, and one slider that moves all of them."""
+        """The page of fixed scenes: a row for each, and one slider that controls all of them."""
         files = {path.stem for path in (self.web / "validation").iterdir()}
         scenes = [name.removeprefix("real_image_") for name in files if name.startswith("real_")]
         shown = {
             row["epoch"]: {s for s in scenes if f"epoch{row['epoch']:04d}_{s}" in files}
             for row in validations
         }
-        # those of the newest: a resumed run may validate on others than before
+        # those of the newest validation: a resumed run may use other scenes than before
         scenes = next((found for found in reversed(shown.values()) if found), set())
         if not scenes:
             return
         kept = [row for row in validations if scenes <= shown[row["epoch"]]]
         steps = [
-            {"prefix": f"epoch{row['epoch']:04d}_", "text": _told(row, facts.get("best"))}
+            {"prefix": f"epoch{row['epoch']:04d}_", "text": _summary(row, facts.get("best"))}
             for row in kept
         ]
         last = len(kept) - 1
@@ -143,7 +143,7 @@ class RunPage:
         for scene in sorted(scenes):
             label = Picture(f"validation/input_label_{scene}.jpg", "input_label")
             newest = f"validation/{steps[-1]['prefix']}{scene}.jpg"
-            quoted = quote(os.fsencode(scene))  # here, by the bytes: names need not be Unicode
+            quoted = quote(os.fsencode(scene))  # here, from bytes: names need not be Unicode
             generated = Picture(newest, "synthesized_image", data={"scene": quoted})
             real = Picture(f"validation/real_image_{scene}.jpg", "real_image")
             page.row([label, generated, real], heading=scene, width=self.display_winsize)
@@ -152,15 +152,15 @@ class RunPage:
 
 
 def figure_names(tables: Iterable[Table]) -> list[str]:
-    """The columns of tables of rows that are figures of their own."""
+    """The columns of tables that get a panel of their own."""
     names = dict.fromkeys(key for rows in tables for row in rows for key in row)
-    beside = ("oracle_", "ratio_")  # what was measured of the photographs
-    return [name for name in names if name not in BOOKKEEPING and not name.startswith(beside)]
+    of_photos = ("oracle_", "ratio_")  # measured on the photographs, or relative to them
+    return [name for name in names if name not in BOOKKEEPING and not name.startswith(of_photos)]
 
 
 def curve_panels(table: Table) -> dict[str, dict[str, Series]]:
-    """A panel for each figure of the rows that has values: title -> label -> curve. What was
-    measured of the photographs, too, stands beside that."""
+    """A panel for each figure of the rows that has values: title -> label -> curve. If it was also
+    measured on the photographs, the panel shows both."""
     panels = {}
     for name in figure_names([table]):
         curve, real = series(table, name), series(table, f"oracle_{name}")
@@ -170,7 +170,7 @@ def curve_panels(table: Table) -> dict[str, dict[str, Series]]:
     return panels
 
 
-def _told(row: Mapping, best: str | None) -> str:
+def _summary(row: Mapping, best: str | None) -> str:
     """A validation in one line."""
     names = ("mean_iou", "lpips", "ssim", "psnr", "l1")
     figures = [f"{name} {row[name]:.4g}" for name in names if row.get(name) is not None]

@@ -1,21 +1,21 @@
-"""Where training is, and how a run is saved, resumed, or started from another run's weights.
+"""The position of training, and how a run is saved, resumed, or started from another run's weights.
 
-Why a resumed run gives the same bits as one that never stopped: between two steps, what follows
-depends on nothing but
+A resumed run gives the same bits as one that never stopped because, between two steps, everything
+that follows depends only on
 
-- the weights, averaged ones (--ema) included, the state of both optimizers and of the gradient
+- the weights, including the averaged ones (--ema), the state of both optimizers and of the gradient
   scaler, and whether the global generator is still fixed (latest_net_*.pth; "model" in
   latest_state.pth),
-- the position: epoch and batch. From the epoch follow the learning rate
+- the position: epoch and batch. The epoch determines the learning rate
   (Pix2PixHDModel.set_learning_rate) and, with --seed, the order of the scenes
   (data.loader.EpochSampler) and each scene's crop and flip (AlignedDataset), whichever process
-  reads it ("position"; the best validation is noted there, too),
+  reads it ("position", which also holds the best validation),
 - each process's random generators (dropout) and pool of older images ("processes").
 
-snapshot() copies all of it; save() writes the copy, while training goes on, as one set, whole or
+snapshot() copies all of it; save() writes the copy, while training continues, as one set, whole or
 not at all (util.run.checkpoints); load() reads it and checks that all processes agree;
-Visualizer.truncate_after() takes back what was logged after the save. tests/test_resume.py
-compares every bit; on a GPU that takes --deterministic (docs/reliability.md).
+Visualizer.truncate_after() removes what was logged after the save. tests/test_resume.py compares
+every bit; on a GPU this needs --deterministic (docs/reliability.md).
 """
 
 import argparse
@@ -38,12 +38,12 @@ from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
 from util.run.watch import NonFinite
 from util.setup import random_state, set_random_state
 
-FOLDER_FLAGS = "--checkpoints_dir or --name"  # where a run is kept
+FOLDER_FLAGS = "--checkpoints_dir or --name"  # choose a run's folder
 
 
 @dataclass
 class Position:
-    """How far training is: the epoch (from 1), what is done of it, images in all; and the
+    """How far training has come: the epoch (from 1), what is done of it, all images so far; and the
     results of validation."""
 
     epoch: int = 1
@@ -51,30 +51,30 @@ class Position:
     pictures: int = 0  # images done in this epoch
     step: int = 0  # images since the run began
     newest: int = 0  # images of the newest batch
-    best_metric: str = ""  # what best_net_*.pth is the best by
-    best_on: str = ""  # the scenes and segmenter that it was measured on; "" in older states
+    best_metric: str = ""  # by which best_net_*.pth is the best
+    best_on: str = ""  # the scenes and segmenter that it was measured with; "" in older states
     best: float | None = None  # its value; None before the first validation
     best_epoch: int = 0
-    worse: int = 0  # validations since then
+    worse: int = 0  # validations since the best
 
     def check(self, batches: int) -> None:
-        """Raise ValueError or TypeError unless this is where a training may be, with so many
-        batches in an epoch."""
+        """Raise ValueError or TypeError unless training can be at this position, given the number
+        of batches in an epoch."""
         counts = self.batch, self.pictures, self.step, self.newest, self.best_epoch, self.worse
         whole = all(isinstance(count, int) and count >= 0 for count in (self.epoch - 1, *counts))
         if not whole or self.batch >= batches or not isinstance(self.best, float | int | None):
-            raise ValueError(f"no position in a training: {self}")
+            raise ValueError(f"impossible position: {self}")
 
-    def judge_by(self, metric: str, on: str = "") -> None:
-        """Begin to look for the best by a metric. Another one than before, or one that is measured
-        on something else, starts anew."""
+    def set_metric(self, metric: str, on: str = "") -> None:
+        """Choose the metric that decides which validation is the best. The search for the best
+        starts over if the metric, or what it is measured on, differs from before."""
         if metric != self.best_metric or self.best_on not in ("", on):
             self.best_metric, self.best, self.best_epoch, self.worse = metric, None, 0, 0
         self.best_on = on
 
-    def judge(self, value: float, more_is_better: bool) -> bool:
-        """Note a validation by the metric of judge_by; returns whether it is the best so far. A
-        value that is not finite is never the best."""
+    def add_validation(self, value: float, more_is_better: bool) -> bool:
+        """Record a validation's value of the metric; returns whether it is the best so far. A value
+        that is not finite is never the best."""
         sign = 1 if more_is_better else -1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_epoch, self.worse = value, self.epoch - 1, 0
@@ -83,7 +83,7 @@ class Position:
         return False
 
     def advance(self, pictures: int) -> None:
-        """Note a batch of so many images."""
+        """Count a batch with this number of images."""
         self.batch, self.newest = self.batch + 1, pictures
         self.pictures, self.step = self.pictures + pictures, self.step + pictures
 
@@ -91,18 +91,18 @@ class Position:
         self.epoch, self.batch, self.pictures = self.epoch + 1, 0, 0
 
     def passed(self, every: int) -> bool:
-        """Whether the newest batch reached a multiple of every."""
+        """Whether the newest batch reached a multiple of `every` images."""
         return self.step // every > (self.step - self.newest) // every
 
 
 def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
-    """Load what --continue_train or --load_pretrain ask for; returns where training starts.
+    """Load what --continue_train or --load_pretrain asks for; returns where training starts.
 
-    opt keeps naming the run whose features this one was trained on (load_pretrain, which_epoch),
-    also where this one is continued or starts from weights of its own. Raises UserError if files
-    are damaged or do not fit, or if the processes do not agree.
+    opt.load_pretrain and opt.which_epoch keep naming the run whose features this one was trained
+    on, even if it is continued or starts from weights of its own. Raises UserError if files are
+    damaged or do not fit, or if the processes do not agree.
     """
-    if opt.load_pretrain:  # as opt.json is read from other working directories
+    if opt.load_pretrain:  # absolute, as opt.json is read from other working directories too
         opt.load_pretrain = os.path.abspath(opt.load_pretrain)
     given = opt.load_pretrain
     at = _continue(model, opt, folder, scenes) if opt.continue_train else None
@@ -130,9 +130,9 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
 
 
 def put_aside(folder: Path) -> None:
-    """Rename what an earlier run of this name saved last and found best, and its styles, so that
-    nothing of it is taken for the new run's, which may be killed before its first save. For the
-    main process alone, after all that may fail at the start."""
+    """Rename the latest and best weights of an earlier run of this name, and its styles, so that
+    they are not taken for the new run's, which may be killed before its first save. Called by the
+    main process alone, after everything that may fail at the start."""
     recover(folder)
     renames, kept = {}, []
     for old, new in (("latest", "replaced"), ("best", "replaced_best")):
@@ -142,21 +142,21 @@ def put_aside(folder: Path) -> None:
         renames |= {name: new + name.removeprefix(old) for name in files}
         kept += [new] if files else []
     if kept:
-        others = "features*.npy", "object_library.npz", "iter.txt"  # of that encoder
+        others = "features*.npy", "object_library.npz", "iter.txt"  # from that run's encoder
         found = [path.name for pattern in others for path in folder.glob(pattern)]
         renames |= {name: f"replaced_{name}" for name in found}
         rename_set(folder, renames)
         names = " and ".join(kept)
         log_main(
             f"note: this run replaces the one in {folder}, as --continue_train was not given; its "
-            f"weights stay as --which_epoch {names}"
+            f"weights stay available as --which_epoch {names}"
         )
     if epochs := ", ".join(map(str, sorted(_numbered_networks(folder)))):
-        log_main(f"note: its epochs {epochs} stay until training reaches them")
+        log_main(f"note: its weights of epochs {epochs} stay until training reaches these")
 
 
 def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position | None:
-    """Load what the run has saved, if there is something."""
+    """Load what the run has saved, if anything."""
     if distributed.is_main():
         recover(folder)
     distributed.wait_for_all()
@@ -166,12 +166,12 @@ def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Posi
         model.load_networks(folder)
         log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
         return Position(epoch=_reference_epoch(folder))
-    earlier = ", but for the run that this one replaced" if any(folder.glob("replaced_*")) else ""
+    earlier = ", except by the run it replaced" if any(folder.glob("replaced_*")) else ""
     if not (earlier or opt.load_pretrain) and (epochs := sorted(_numbered_networks(folder))):
         raise UserError(
             f"{folder} has weights of epochs {', '.join(map(str, epochs))}, but no "
             f"latest_net_G.pth to continue from: copy {epochs[-1]}_net_*.pth to latest_net_*.pth, "
-            f"and write the epoch to go on with ({epochs[-1] + 1}) to iter.txt"
+            f"and write the epoch to continue with ({epochs[-1] + 1}) to iter.txt"
         )
     log_main(f"nothing is saved in {folder} yet{earlier}: training starts from the beginning")
     return None
@@ -189,7 +189,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
         _compare_flags(folder, old, opt)
         model.load_networks(folder)
         model.load_training_state(state["model"])
-        if distributed.rank() < len(processes):  # else one more than before: it has its own
+        if distributed.rank() < len(processes):  # else an additional process keeps its own
             mine = processes[distributed.rank()]
             model.pool.load_state_dict(mine["pool"], model.device)
             set_random_state(mine["random"])
@@ -199,7 +199,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Positi
         if out_of_memory(error):  # the state is not to blame
             raise
         raise UserError(
-            f"{path}: not the state of such a run ({type(error).__name__}: {error}); "
+            f"{path}: not the state of a training run ({type(error).__name__}: {error}); "
             "restore it from a copy, or start from the weights with --load_pretrain"
         ) from error
     if len(processes) != distributed.world():
@@ -247,7 +247,7 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
 
 
 def _reference_epoch(folder: Path) -> int:
-    """The epoch in an iter.txt of the 2018 code (two lines: epoch, images of it), or 1."""
+    """The epoch in an iter.txt of the 2018 code (two lines: epoch, images done in it), or 1."""
     try:
         return max(1, int((folder / "iter.txt").read_text().split()[0]))
     except (OSError, ValueError, IndexError):
@@ -256,7 +256,7 @@ def _reference_epoch(folder: Path) -> int:
 
 def snapshot(model, opt: argparse.Namespace, at: Position, scenes: int) -> dict[str, object] | None:
     """What a save writes, as copies in main memory: file name -> text, or anything that torch.save
-    takes. All processes call it together; it is None for all but the main one.
+    takes. All processes call it together; all but the main one get None.
 
     Raises NonFinite if a weight is not finite.
     """
@@ -265,7 +265,7 @@ def snapshot(model, opt: argparse.Namespace, at: Position, scenes: int) -> dict[
     if broken:
         raise NonFinite(
             f"step {at.step}: weights of {' and '.join(broken)} are not finite; the last "
-            "checkpoint is kept: lower --lr, or leave --amp"
+            "checkpoint is kept: lower --lr, or leave --amp out"
         )
     mine = {"random": random_state(), "pool": model.pool.state_dict()}
     processes = distributed.gather(mine, to_main=True)
@@ -284,15 +284,15 @@ def snapshot(model, opt: argparse.Namespace, at: Position, scenes: int) -> dict[
 
 
 def _copied(value: object) -> object:
-    """A tensor as any machine loads it: in main memory, in the usual layout."""
+    """A copy of a tensor that any machine can load: in main memory, in the usual layout."""
     if not isinstance(value, torch.Tensor):
         return value
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int | None) -> bool:
-    """Write a snapshot: networks and state as "latest", the networks under other names as well, and
-    of numbered epochs only the newest `keep`.
+    """Write a snapshot: networks and state as "latest", the networks under `names` as well. Of the
+    numbered epochs only the newest `keep` are kept.
 
     A save that fails leaves the old files, is reported, and returns False.
     """
@@ -312,7 +312,7 @@ def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int
 
 def _drop_old(folder: Path, keep: int, ended: int) -> None:
     """Delete the networks of all but the newest `keep` epochs; latest is never touched. ended: the
-    last complete epoch; later ones are those of a run that this one replaces."""
+    last complete epoch; later ones belong to a run that this one replaces."""
     networks = _numbered_networks(folder)
     epochs = sorted(epoch for epoch in networks if epoch <= ended)
     for epoch in epochs[:-keep]:

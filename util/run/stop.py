@@ -1,5 +1,5 @@
-"""How a run ends when a person or a scheduler asks for it. Imports no torch, which takes seconds:
-train.py calls exit_on_signals before it imports anything else.
+"""How a run ends when a person or a scheduler asks for it. Does not import torch, which takes
+seconds: train.py calls exit_on_signals before it imports anything else.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ PARENT = os.getppid()  # what started this process; it may be gone before torch 
 def exit_on_signals() -> None:
     """Let SIGINT and SIGTERM end the program with status 128 + their number and no traceback.
 
-    For the time before there is something to save. Signals that were blocked arrive now.
+    For the time before there is anything to save. Signals that were blocked arrive now.
     """
     for number in SIGNALS:
         signal.signal(number, lambda number, _: leave(128 + number))
@@ -24,18 +24,18 @@ def exit_on_signals() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the program and the processes that read for it, at once: an exception would not get
-    through torch's C++, nor end threads that are inside collectives."""
+    """End the program and its data-loading processes at once: an exception would not get through
+    torch's C++ code, nor end threads that are inside collectives."""
     for reader in multiprocessing.active_children():
         reader.kill()
     os._exit(status)
 
 
 class Stop:
-    """Once created, notes SIGINT and SIGTERM in `signal` (0: none yet) instead of obeying them.
+    """Once created, records SIGINT and SIGTERM in `signal` (0: none yet) instead of exiting.
 
     One Ctrl-C may arrive several times: from the terminal, from the launcher, from torchrun. So
-    repeats are ignored for REPEATS seconds; a Ctrl-C after that ends the program on the spot.
+    repeats are ignored for REPEATS seconds; a Ctrl-C after that ends the program at once.
     """
 
     REPEATS = 5.0

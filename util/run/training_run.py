@@ -1,4 +1,4 @@
-"""The bookkeeping of one training: where it is, what it logs, when it saves and when it stops."""
+"""The bookkeeping of a training run: its position, what it logs, when it saves and stops."""
 
 import argparse
 import time
@@ -22,21 +22,21 @@ from util.run.stop import Stop
 from util.run.visualizer import Visualizer
 from util.run.watch import Watch
 
-LONG_AGO = 10  # validations in a row without a better one, before a warning
+WARN_AFTER = 10  # validations in a row without a better one
 
 
 class TrainingRun:
     """A run that is new, continued, or starts from other weights, as the flags say.
 
-    All processes have one and call its methods together; the main process alone writes and prints.
+    All processes have one and call its methods together; only the main process writes and prints.
     at: the Position of training. visualizer: the run's logs and page, None in other processes.
     """
 
     def __init__(
         self, opt: argparse.Namespace, folder: Path, model, loader, validation=None
     ) -> None:
-        """Load what the run starts from, then open its logs. What an earlier run of this name has
-        left is replaced only after the first step: a start that fails leaves it whole.
+        """Load what the run starts from, then open its logs. An earlier run of this name is
+        replaced only after the first step: a start that fails leaves it intact.
 
         model: a Pix2PixHDModel; loader: a data.loader.Loader; validation: an
         evaluation.validation.Validation, if there is one.
@@ -47,11 +47,11 @@ class TrainingRun:
         self.epochs = opt.niter + opt.niter_decay
         self._lock = lock_folder(folder) if distributed.is_main() else None
         self.at = load(model, opt, folder, self.scenes)
-        if validation:  # --patience counts what compares
-            self.at.judge_by(validation.metric, validation.measured_on)
+        if validation:  # --patience counts comparable validations only
+            self.at.set_metric(validation.metric, validation.measured_on)
         self._continues = self.at.step > 0 or self.at.epoch > 1
         self.visualizer = self._open_logs() if distributed.is_main() else None
-        self._tell_start()
+        self._log_start()
         self._has_begun = False
         self._watch, self._stop = Watch(), Stop()
         self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
@@ -59,9 +59,9 @@ class TrainingRun:
         left = (self.epochs - self.at.epoch + 1) * self.scenes
         self._pace = Pace(total=begun + left, done=self.at.step)
         self._writer = Writer()
-        self._saving: tuple[Future | None, list[str]] | None = None  # what is written, its names
+        self._saving: tuple[Future | None, list[str]] | None = None  # in progress, and its names
         self._saved = True
-        self._is_best = False  # the last validation, until it is saved
+        self._is_best = False  # the last validation, until that is saved
 
     def _open_logs(self) -> Visualizer:
         opt, at = self.opt, self.at
@@ -76,8 +76,8 @@ class TrainingRun:
         return visualizer
 
     def _begin(self) -> None:
-        """After the first step: note the flags, and replace what an earlier run has left, or take
-        back what a continued one has logged of the steps that are made again."""
+        """After the first step: record the flags, and either replace an earlier run or remove what
+        a continued one has logged about steps that are repeated."""
         self._has_begun = True
         if not self.visualizer:
             return
@@ -95,7 +95,7 @@ class TrainingRun:
         except OSError as error:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
 
-    def _tell_start(self) -> None:
+    def _log_start(self) -> None:
         at, device = f"epoch {self.at.epoch} of {self.epochs}", self.model.device
         if self._out_of_patience():
             at = f"ended after epoch {self.at.epoch - 1} (--patience {self.opt.patience})"
@@ -115,7 +115,7 @@ class TrainingRun:
 
     def batches(self) -> Iterator[dict]:
         """The rest of the epoch's batches, with a progress bar. Raises UserError for a file that
-        cannot be read; a single process saves what was trained first."""
+        cannot be read; a single process first saves what was trained."""
         at = self.at
         batches = self._pace.timed(self.loader.epoch(at.epoch, start=at.batch))
         description = f"epoch {at.epoch}/{self.epochs}"
@@ -129,8 +129,8 @@ class TrainingRun:
             raise UserError(f"{error}; then {self._how_to_continue()}") from error
 
     def advance(self, batch: dict, losses: dict[str, torch.Tensor]) -> None:
-        """Note a step. Raises NonFinite if a loss or gradient was not finite; on a GPU, where
-        looking would mean waiting for it, only before losses are logged and networks saved."""
+        """Record a step. Raises NonFinite if a loss or gradient was not finite; on a GPU, which the
+        check would have to wait for, only before losses are logged and networks saved."""
         self.at.advance(batch["pictures"])
         self._watch.add(self.model.finite, self.at.step, losses, batch["path"])
         if self.model.device.type == "cpu":
@@ -139,9 +139,9 @@ class TrainingRun:
             self._begin()
 
     def log_losses(self, losses: dict[str, torch.Tensor], weight: float, rate: float) -> None:
-        """Log the losses, averaged over the images of all processes, and warn of what looks wrong.
+        """Log the losses, averaged over the images of all processes, and warn if they look wrong.
 
-        weight: what this process's losses count in the mean; rate: the learning rate.
+        weight: of this process's losses in the mean; rate: the learning rate.
         """
         mean = distributed.mean(weight * torch.stack(list(losses.values()))).tolist()
         values = dict(zip(losses, mean))
@@ -149,7 +149,7 @@ class TrainingRun:
         if not self.visualizer:
             return
         at = self.at
-        seconds, waited, left = self._pace.look(at.step)
+        seconds, waited, left = self._pace.lap(at.step)
         memory = f"{peak_memory(self.model.device):.1f} GB"
         row = {"epoch": at.epoch, "iters": at.pictures, "step": at.step, "time": seconds}
         with warn_if_unwritable("the logs"):
@@ -162,7 +162,7 @@ class TrainingRun:
 
     def show(self, images: Callable[[], dict[str, np.ndarray]]) -> None:
         """Put images (H, W, 3) uint8 on the run's page. images: a function that makes them, called
-        while training goes on."""
+        while training continues."""
         if not self.visualizer:
             return
         epoch, step = self.at.epoch, self.at.step
@@ -171,7 +171,7 @@ class TrainingRun:
             with warn_if_unwritable("the images"):
                 self.visualizer.display(images(), epoch, step)
 
-        if self.visualizer.loggers:  # which take the steps in order alone
+        if self.visualizer.loggers:  # which accept steps only in order
             display()
         else:
             self._writer.submit(display)
@@ -187,27 +187,27 @@ class TrainingRun:
         start = time.perf_counter()
         try:
             figures, images = self.validation.measure()
-        except UserError as error:  # training is worth more than what is said of it
-            log_main(f"warning: no more validation, as it failed: {error}")
+        except UserError as error:  # no reason to stop training
+            log_main(f"warning: validation failed and is turned off: {error}")
             self.validation = None
             return
         metric = self.validation.metric
         value = figures[metric]
-        self._is_best = at.judge(value, self.validation.more_is_better)
+        self._is_best = at.add_validation(value, self.validation.more_is_better)
         if not self.visualizer:
             return
         with warn_if_unwritable("the validation"):
-            self._writer.finish()  # what shows earlier steps
+            self._writer.finish()  # the images of earlier steps
             self.visualizer.show_validation(ended, at.step, figures, images, at.best_epoch)
         best = "the best" if self._is_best else f"best: epoch {at.best_epoch}"
         seconds = time.perf_counter() - start
         log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
         if warning := self._watch.gap_warning(figures["l1"]):
             log_main(warning)
-        if at.worse == LONG_AGO:
+        if at.worse == WARN_AFTER:
             log_main(
                 f"warning: no validation was better than that of epoch {at.best_epoch} for "
-                f"{LONG_AGO} validations; D may know the training images by heart: take "
+                f"{WARN_AFTER} validations; D may have memorized the training images: use "
                 "--which_epoch best, or see docs/validation.md"
             )
         if self._out_of_patience() and ended < self.epochs:
@@ -217,7 +217,7 @@ class TrainingRun:
             )
 
     def stop_requested(self) -> bool:
-        """Whether a signal asks any process to stop. The end of training needs no stop."""
+        """Whether a signal has asked any process to stop before the end of training."""
         self._stopped_by = self._highest_signal(self._stop.signal)
         return self._stopped_by > 0 and not self.is_over()
 
@@ -235,7 +235,7 @@ class TrainingRun:
         self._wait_for_save()  # so that there is one copy at a time
         files = snapshot(self.model, self.opt, self.at, self.scenes)
         writing = None
-        if files is not None:  # of the main process; written while training goes on
+        if files is not None:  # in the main process; written while training continues
             keep = self.opt.keep_checkpoints
             writing = self._writer.submit(save, files, self.folder, names, keep)
         self._saving = writing, names
@@ -250,7 +250,7 @@ class TrainingRun:
             self.at.best, self.at.best_epoch = None, 0  # not on disk: the next one is the best
 
     def stop(self) -> int:
-        """Tell where the run stopped and how it goes on; the exit status for the signal."""
+        """Log where the run stopped and how to continue it; returns the signal's exit status."""
         self._close()
         at = self.at
         where = f"at step {at.step}" if at.batch else f"after epoch {at.epoch - 1}"
@@ -258,7 +258,7 @@ class TrainingRun:
         return 128 + self._stopped_by
 
     def finish(self) -> int:
-        """Tell where the results are; the exit status. Raises UserError if they are not saved."""
+        """Log where the results are; returns the exit status. UserError if they are not saved."""
         self._close()
         if not self._saved:
             raise UserError(
@@ -269,11 +269,11 @@ class TrainingRun:
         return 0
 
     def _how_to_continue(self) -> str:
-        return f"--continue_train goes on from {'here' if self._saved else 'the last checkpoint'}"
+        return f"--continue_train resumes from {'here' if self._saved else 'the last checkpoint'}"
 
     def _close(self) -> None:
-        """Let the last save, the page and loggers' last rows reach the disk, and messages their
-        receivers."""
+        """Wait until the last save, the page and the loggers' last rows are written, and the last
+        message between processes has arrived."""
         self._wait_for_save()
         self._highest_signal.finish()
         self._writer.finish()

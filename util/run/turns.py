@@ -1,9 +1,9 @@
 """Trainings side by side on one CPU take turns, step by step.
 
 Two trainings that both use every core slow each other down 4 to 15 times: a step has thousands of
-short parallel loops, each ends when its last thread has, and a thread whose core is taken by the
-other training makes all wait for the scheduler. One after the other, each takes twice its time.
-`python -m benchmarks.side_by_side` measures it.
+short parallel loops, each of which ends with its last thread, and a thread whose core is taken by
+the other training keeps all others waiting for the scheduler. In turns, each only takes twice its
+time. `python -m benchmarks.side_by_side` measures it.
 """
 
 import os
@@ -28,12 +28,12 @@ _QUEUE, _TURN = 0, 1  # bytes of the lock file
 class Turn:
     """A context for one step: on a CPU, no other training of this user runs a step meanwhile.
 
-    Trainings with fewer threads than cores (OMP_NUM_THREADS), of several processes or on a GPU do
-    not wait. Nobody waits longer than four of its own steps: the other one may be suspended, or its
-    steps far longer.
+    Trainings with fewer threads than cores (OMP_NUM_THREADS), with several processes or on a GPU do
+    not wait. No training waits longer than four of its own steps: the other may be suspended, or
+    its steps may be far longer.
     """
 
-    PATIENCE = 4  # own steps
+    PATIENCE = 4  # steps of its own
 
     def __init__(self, device: torch.device) -> None:
         self._file = None
@@ -45,7 +45,7 @@ class Turn:
 
     def __enter__(self) -> None:
         if self._file:
-            # whoever has waited holds the queue, so that nobody gets two turns before it
+            # the training that waits holds the queue, so that no other gets two turns before it
             until = time.monotonic() + self.PATIENCE * self._seconds
             if self._lock(_QUEUE, until):
                 self._lock(_TURN, until)
@@ -58,7 +58,7 @@ class Turn:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _TURN)
 
     def _lock(self, byte: int, until: float) -> bool:
-        """Whether the lock could be had until then."""
+        """Try to get the lock until that time; returns whether it did."""
         while True:
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)

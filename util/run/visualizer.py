@@ -1,5 +1,5 @@
-"""What a training run records of itself: loss_log.txt, metrics.jsonl, validation.jsonl, its page,
-and what loggers send elsewhere."""
+"""The record of a training run: loss_log.txt, metrics.jsonl, validation.jsonl, its page, and what
+loggers send elsewhere."""
 
 import errno
 import json
@@ -26,10 +26,10 @@ _HEADER = "================ Training Loss ({}) ================"
 
 
 class Rows:
-    """The rows of figures in a file, one JSON object a line."""
+    """The rows of figures in a file, one JSON object per line."""
 
     def __init__(self, path: Path, resume: bool) -> None:
-        """resume: go on with the rows of the file, else as if it were empty."""
+        """resume: continue the rows of the file; else start as if it were empty."""
         self.path, self.rows = path, read_rows(path) if resume else []
 
     def append(self, row: Figures) -> None:
@@ -50,17 +50,17 @@ class Visualizer:
     def __init__(
         self, run_dir: Path, page: RunPage | None, resume: bool, loggers: Sequence[Logger] = ()
     ) -> None:
-        """page: None for none. resume: go on with the files found. loggers: services that get the
-        figures as well."""
+        """page: None for no page. resume: continue the existing files. loggers: services that get
+        the figures as well."""
         self.loggers, self.page = [*loggers], page
-        self.facts: dict[str, str] = {}  # what the page says of the run, by name
+        self.facts: dict[str, str] = {}  # what the page says about the run, by name
         run_dir.mkdir(parents=True, exist_ok=True)
         self._text_log = run_dir / "loss_log.txt"
         self._losses = Rows(run_dir / "metrics.jsonl", resume)
         self._validations = Rows(run_dir / "validation.jsonl", resume)
 
     def start_anew(self) -> None:
-        """Clear the metrics and images of an earlier run; loss_log.txt keeps its lines above."""
+        """Clear the metrics and images of an earlier run; loss_log.txt keeps its old lines."""
         header = _HEADER.format(time.strftime("%c"))
         _rewrite(self._text_log, [*_whole_lines(self._text_log), header])
         _rewrite(self._losses.path, [])
@@ -93,7 +93,7 @@ class Visualizer:
 
     def _write_page(self, where: str) -> None:
         self.facts["epoch"] = f"{where}, {time.strftime('%Y-%m-%d %H:%M')}"
-        # copies: training goes on to log while a page is written
+        # copies: training continues to log while a page is written
         self.page.write([*self._losses.rows], [*self._validations.rows], dict(self.facts))
 
     def log(self, at: Figures, losses: Figures) -> str:
@@ -112,14 +112,14 @@ class Visualizer:
         return line
 
     def _send(self, call: Callable[[Logger], None]) -> None:
-        """Give something to all loggers. One that fails is warned of and gets no more."""
+        """Make a call to every logger. One that fails is dropped with a warning."""
         for logger in [*self.loggers]:
             try:
                 call(logger)
-            except Exception as error:  # each service has its own kinds
+            except Exception as error:  # each service has its own error types
                 self.loggers.remove(logger)
                 name = type(logger).__name__
-                log(f"warning: {name} failed ({first_line(error)}) and gets no more; going on")
+                log(f"warning: {name} failed ({first_line(error)}); continuing without it")
 
     def truncate_after(self, step: int) -> None:
         """Forget what was logged beyond step.
@@ -135,10 +135,10 @@ class Visualizer:
         self._send(lambda logger: logger.forget_after(step))
 
     def close(self) -> None:
-        """Write out what is still held back: the last curves, the loggers' rows."""
+        """Write what is still pending: the last curves, the loggers' rows."""
         rows = [*self._losses.rows, *self._validations.rows]
         if self.page and rows:
-            last = max(rows, key=itemgetter("step"))  # a kill may have been before its page
+            last = max(rows, key=itemgetter("step"))  # a kill may have prevented its page
             self.facts.setdefault("epoch", f"{last['epoch']}, step {last['step']}")
             self.page.write(self._losses.rows, self._validations.rows, self.facts, last=True)
         self._send(lambda logger: logger.close())
@@ -148,7 +148,7 @@ class Visualizer:
         lines = _whole_lines(self._text_log)
         start = max((n for n, line in enumerate(lines, 1) if line.startswith("=====")), default=0)
         row = self._losses.rows[-1] if self._losses.rows else {"epoch": 0}
-        iters = row.get("iters")  # not there in a row that others wrote: the whole epoch stays
+        iters = row.get("iters")  # may be missing if not written by us: keep the whole epoch
         last = row["epoch"], math.inf if iters is None else iters
 
         def stays(line: str) -> bool:
@@ -172,7 +172,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
                 raise ValueError("expected numbers by name, with step and epoch")
         except ValueError as error:
             raise UserError(
-                f"{path}: line {number} is not JSON, or no row ({error}): delete that line or the "
+                f"{path}: line {number} is not a row in JSON ({error}): delete that line or the "
                 "file"
             ) from error
     return rows
@@ -186,7 +186,7 @@ def _is_row(row: object) -> bool:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines that end in a newline; none of a file that is not there."""
+    """The lines that end in a newline; none if there is no file."""
     if not path.exists():
         return []
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]

@@ -11,8 +11,8 @@ class NonFinite(UserError):
 
 
 COLLAPSED = (
-    "warning: the discriminator's loss has been near 0 for long, so that G learns little from it; "
-    "try a lower --lr or another --num_D (docs/validation.md)"
+    "warning: the discriminator's loss has been near 0 for a long time, so G learns little from "
+    "it; try a lower --lr or another --num_D (docs/validation.md)"
 )
 SATURATED = (
     "warning: nearly every pixel of the generated images is at its limit: G is saturated; try a "
@@ -21,22 +21,22 @@ SATURATED = (
 
 
 class Watch:
-    """Collects for each step whether all was finite; check() looks at it.
+    """Collects whether the values of each step were finite, for check() to look at.
 
     The flags stay on the device, so that add() never waits for a GPU.
     """
 
     PATIENCE = 20  # logged losses in a row before a warning
-    GAP = 1.5  # validation's difference to the photographs, in training's, before a warning
+    GAP = 1.5  # ratio of the L1 of validation to that of training, before a warning
 
     def __init__(self) -> None:
         self._training_l1: list[float] = []  # of logged steps since the last validation
-        self._told_of_gap = False
+        self._warned_of_gap = False
         self._steps: list[tuple[Tensor, int, dict[str, Tensor], list[str]]] = []
         self._in_a_row = {COLLAPSED: 0, SATURATED: 0}  # logged losses
 
     def add(self, finite: Tensor, step: int, losses: dict[str, Tensor], paths: list[str]) -> None:
-        """Note a step: finite is a scalar bool on any device."""
+        """Record a step: finite is a scalar bool on any device."""
         self._steps.append((finite, step, losses, paths))
 
     def check(self) -> None:
@@ -50,35 +50,35 @@ class Watch:
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
                 raise NonFinite(
                     f"step {step}: a loss or gradient is not finite ({values}) in {brief(paths)}; "
-                    "the last checkpoint is kept: look at these files, lower --lr, or leave --amp"
+                    "the last checkpoint is kept: check these files, lower --lr or leave --amp out"
                 )
 
     def warnings(self, losses: dict[str, float], image: Tensor, real: Tensor) -> list[str]:
-        """What looks wrong in logged losses and generated images in [-1, 1], beside their
-        photographs; each comes once."""
+        """Warnings about logged losses and about generated images in [-1, 1] compared with their
+        photographs; each is given once."""
         self._training_l1.append((image - real).abs().mean().item() * 127.5)
-        collapsed = losses["D_real"] + losses["D_fake"] < 0.02  # of least squares
+        collapsed = losses["D_real"] + losses["D_fake"] < 0.02  # with least squares
         saturated = (image.abs() > 0.999).float().mean().item() > 0.9
         found = []
         for warning, wrong in ((COLLAPSED, collapsed), (SATURATED, saturated)):
             count = self._in_a_row[warning]
-            if count < self.PATIENCE:  # else it was given
+            if count < self.PATIENCE:  # else it was given already
                 self._in_a_row[warning] = count + 1 if wrong else 0
                 found += [warning] if self._in_a_row[warning] == self.PATIENCE else []
         return found
 
     def gap_warning(self, validation_l1: float) -> str | None:
-        """A warning, once, if the images of validation differ from their photographs much more than
-        those of training since the last one; in grey levels of 255."""
+        """A warning, given once, if the validation images differ from their photographs much more
+        than the training images since the last validation; in grey levels of 255."""
         values, self._training_l1 = self._training_l1, []
-        if len(values) < 5 or self._told_of_gap:
+        if len(values) < 5 or self._warned_of_gap:
             return None
         training = sum(values) / len(values)
         if validation_l1 < self.GAP * training:
             return None
-        self._told_of_gap = True
+        self._warned_of_gap = True
         return (
             f"warning: the validation images differ by {validation_l1:.1f} grey levels from their "
-            f"photographs, those of training by {training:.1f}: the training scenes are being "
-            "learnt by heart; more scenes or --augment help (docs/validation.md)"
+            f"photographs, the training images by {training:.1f}: the training scenes are being "
+            "memorized; more scenes or --augment help (docs/validation.md)"
         )

@@ -3,10 +3,10 @@
 Images are (H, W, 3) uint8, or (H, W, C) of any numbers with their range scaled to 0 .. 255.
 
 A pair measure is a function (generated, real) -> float. A property is a function (image, instance
-map) -> float that is measured of both; the ratio tells how far the generated ones are from real. Of
-both the mean over the images is reported. A set measure is a metric of torchmetrics that looks at
-all pairs. To add one, write it and enter it in PAIR_MEASURES, PROPERTIES or SET_MEASURES.
-Definitions with formulas: docs/evaluation.md.
+map) -> float that is measured on both images; the ratio shows how far the generated ones are from
+real. Both are reported as means over the images. A set measure is a torchmetrics metric over all
+pairs. To add one, write it and enter it in PAIR_MEASURES, PROPERTIES or SET_MEASURES. Definitions
+with formulas: docs/evaluation.md.
 """
 
 import importlib
@@ -43,8 +43,8 @@ def psnr(generated: np.ndarray, real: np.ndarray) -> float:
 def ssim(generated: np.ndarray, real: np.ndarray) -> float:
     """Structural similarity (Wang et al., 2004); 1 if the images are equal.
 
-    A Gaussian window of 11x11 pixels, sigma 1.5, that sees the image mirrored at its border; the
-    mean over all pixels and channels.
+    A Gaussian window of 11x11 pixels, sigma 1.5, over the image mirrored at its border; the mean
+    over all pixels and channels.
     """
     a, b = generated / 255.0, real / 255.0
 
@@ -62,17 +62,17 @@ def ssim(generated: np.ndarray, real: np.ndarray) -> float:
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """Brightness as video defines it (Rec. 601), (H, W) float64 in 0 .. 255; where there are other
-    than three channels, their mean."""
+    """Brightness (luma, Rec. 601), (H, W) float64 in 0 .. 255; the mean of the channels if there
+    are not three."""
     if image.shape[2] != 3:
         return image.mean(2, dtype=np.float64)
     return image @ np.array([0.299, 0.587, 0.114])
 
 
 def grid_energy(image: np.ndarray, inst: np.ndarray | None = None) -> float:
-    """The share of the spectrum at the highest vertical and the highest horizontal frequency, in
-    all but the mean: what the grid of transposed convolutions raises. 1 for a checkerboard of even
-    sides; NaN for an image of one colour."""
+    """The share of the spectrum's energy, without the mean, at the highest vertical or horizontal
+    frequency, which the checkerboard pattern of transposed convolutions raises. 1 for a
+    checkerboard with even sides; NaN for an image of one colour."""
     values = grey(image)
     if np.ptp(values) < 1e-6 or min(values.shape) < 2:
         return math.nan
@@ -95,16 +95,16 @@ def sharpness(image: np.ndarray, inst: np.ndarray | None = None) -> float:
 def hue_variance(image: np.ndarray, inst: np.ndarray | None = None) -> float:
     """How much colour varies inside a thing: the variance of chroma, a vector in the plane of hues
     (its angle is the hue, its length the saturation times the brightness, 0 .. 1), mean over things
-    of at least THING_PIXELS; NaN if there are none, or no colours."""
+    of at least THING_PIXELS pixels; NaN if there are none, or no colour channels."""
     if image.shape[2] != 3:
         return math.nan
     return _variance_inside_things(_chroma(image), inst)
 
 
 def hue_mixture(image: np.ndarray, inst: np.ndarray | None = None) -> float:
-    """How much the hues inside things differ, whatever is grey: the share of chroma (see
+    """How much the hues inside things differ, grey parts aside: the share of chroma (see
     hue_variance) that cancels out. 0 for a red thing with grey parts, 0.5 for one that is half red
-    and half green, 1 for red and cyan; NaN where hue_variance is, and without chroma.
+    and half green, 1 for red and cyan; NaN where hue_variance is NaN, and without chroma.
 
     It is the circular variance of hue, weighted by chroma (Mardia and Jupp, "Directional
     Statistics", 2000).
@@ -121,7 +121,7 @@ def hue_mixture(image: np.ndarray, inst: np.ndarray | None = None) -> float:
 
 
 def brightness_variance(image: np.ndarray, inst: np.ndarray | None = None) -> float:
-    """The same of brightness, the largest of red, green and blue, 0 .. 1."""
+    """The variance inside things of brightness, the largest of red, green and blue, 0 .. 1."""
     return _variance_inside_things([image.max(-1) / 255.0], inst)
 
 
@@ -134,9 +134,9 @@ def _chroma(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _things(inst: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(the number of each pixel's instance (H * W), the pixels of each, whether it is a thing of at
-    least THING_PIXELS), None without any. inst: ids, things from 1000; from 2**31 on they are
-    negative (data.kinds)."""
+    """(each pixel's instance index (H * W), each instance's pixel count, whether it is a thing of
+    at least THING_PIXELS), or None if no instance is. inst: ids, things from 1000; from 2**31 on
+    they are negative (data.kinds)."""
     if inst is None:
         return None
     ids, index, counts = np.unique(inst, return_inverse=True, return_counts=True)
@@ -145,7 +145,7 @@ def _things(inst: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _variance_inside_things(values: Sequence[np.ndarray], inst: np.ndarray | None) -> float:
-    """values: maps (H, W), whose variances are added up."""
+    """The mean over things; values: maps (H, W), whose variances are added."""
     things = _things(inst)
     if things is None:
         return math.nan
@@ -195,8 +195,8 @@ SET_MEASURES = {"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (IN
 
 _PACKAGES = {ALEXNET: ["torchmetrics"], INCEPTION: ["torchmetrics", "torch_fidelity"]}
 
-LPIPS_LEAST = 31  # pixels, of both sides: AlexNet sees nothing in less
-TOO_SMALL = f"images have less than {LPIPS_LEAST} pixels in height or width"
+LPIPS_MIN_SIDE = 31  # pixels; AlexNet needs that much in height and width
+TOO_SMALL = f"images have less than {LPIPS_MIN_SIDE} pixels in height or width"
 
 # The measures that --best_metric may name -> whether more is better
 BETTER_IS_MORE = {
@@ -206,7 +206,7 @@ BETTER_IS_MORE = {
 
 
 class Measures:
-    """All measures of a set of images, as far as their packages and weights are there.
+    """All measures of a set of images whose packages and weights are available.
 
     reasons: by name, why a measure is missing. Leaves torch's random state as it was.
     """
@@ -214,17 +214,17 @@ class Measures:
     def __init__(
         self, count: int, weights_dir: Path | None, device: torch.device, fetch=True, rgb=True
     ) -> None:
-        """count: number of pairs to come. weights_dir: None for torch's cache. fetch: download
-        weights that are not there. rgb: images are 8-bit RGB, which the set measures need."""
+        """count: the number of pairs to expect. weights_dir: None for torch's cache. fetch:
+        download missing weights. rgb: images are 8-bit RGB, which the set measures need."""
         self.device = device
         self.sets: dict[str, torch.nn.Module] = {}
         self.reasons: dict[str, str] = {}
         if not rgb:
-            self.reasons = dict.fromkeys(SET_MEASURES, "its network sees 8-bit RGB images alone")
+            self.reasons = dict.fromkeys(SET_MEASURES, "its network needs 8-bit RGB images")
             return
-        failed: dict[str, str] = {}  # weights -> why they are missing: not fetched twice
+        failed: dict[str, str] = {}  # weights -> why they are missing; none is tried twice
         with _hub_folder(weights_dir), _repeatable(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchmetrics on the memory of KID
+            warnings.simplefilter("ignore")  # torchmetrics about KID's memory
             for name, (weights, create) in SET_MEASURES.items():
                 try:
                     if weights not in failed:
@@ -236,14 +236,14 @@ class Measures:
                     self.reasons[name] = failed[weights]
 
     def add(self, generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None) -> dict:
-        """Take one pair of a size, and its instance map (H, W), None if there is none; returns its
-        row: pair measures and properties by name, those of the real image as "oracle_..."."""
+        """Add a pair of images of one size, and its instance map (H, W) or None; returns its row:
+        pair measures and properties by name, the real image's properties as "oracle_..."."""
         self.add_to_sets(generated, real)
         return measure_pair(generated, real, inst)
 
     def add_to_sets(self, generated: np.ndarray, real: np.ndarray) -> None:
-        """Let the set measures alone see a pair."""
-        if min(generated.shape[:2]) < LPIPS_LEAST:
+        """Add a pair to the set measures only."""
+        if min(generated.shape[:2]) < LPIPS_MIN_SIDE:
             self.leave_out("lpips", TOO_SMALL)
         for name, metric in self.sets.items():
             a, b = (_batch(image, self.device) for image in (generated, real))
@@ -254,7 +254,7 @@ class Measures:
                 metric.update(b, real=True)
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Without a measure from here on. Several processes leave it out together."""
+        """Drop a measure. If there are several processes, all must drop it."""
         if self.sets.pop(name, None):
             self.reasons[name] = reason
 
@@ -262,13 +262,13 @@ class Measures:
         """The set measures by name; None for those in reasons."""
         with _repeatable():
             found = {name: metric.compute() for name, metric in self.sets.items()}
-        # KID is a mean and a deviation
+        # KID gives a mean and a deviation
         values = {name: float(v[0] if name == "kid" else v) for name, v in found.items()}
         return {name: values.get(name) for name in SET_MEASURES}
 
 
 def measure_pair(generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None) -> dict:
-    """The pair measures and properties of an image and its photograph, of one size."""
+    """The pair measures and properties of an image and its photograph, which have one size."""
     row = {name: measure(generated, real) for name, measure in PAIR_MEASURES.items()}
     for name, measure in PROPERTIES.items():
         row |= {name: measure(generated, inst), f"oracle_{name}": measure(real, inst)}
@@ -278,9 +278,9 @@ def measure_pair(generated: np.ndarray, real: np.ndarray, inst: np.ndarray | Non
 def mean_measures(rows: list[dict]) -> dict[str, object]:
     """Pair measures and properties over all images: the mean of what measure_pair returned.
 
-    Equal images have an infinite PSNR: they are left out unless there are no others. What an image
-    does not have (NaN) is left out too. "oracle" and "of_oracle" hold the properties of the real
-    images, and the ratios.
+    Equal images have an infinite PSNR: they are left out unless all pairs are equal. NaN, a missing
+    property, is left out too. "oracle" and "of_oracle" hold the real images' properties and the
+    ratios.
     """
     means = {}
     for name in (*PAIR_MEASURES, *PROPERTIES, *(f"oracle_{name}" for name in PROPERTIES)):
@@ -303,7 +303,7 @@ def _batch(image: np.ndarray, device: torch.device) -> torch.Tensor:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """Random choices (KID's subsets) from seed 0; torch's random state is restored."""
+    """Make random choices (KID's subsets) with seed 0, and restore torch's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         yield
@@ -311,7 +311,7 @@ def _repeatable() -> Iterator[None]:
 
 @contextmanager
 def _hub_folder(weights_dir: Path | None) -> Iterator[None]:
-    """Let torch's hub find weights in that folder, and fetch into it what is missing."""
+    """Let torch's hub find weights in that folder, and download missing ones into it."""
     if weights_dir is None:
         yield
         return
@@ -326,30 +326,30 @@ def _hub_folder(weights_dir: Path | None) -> Iterator[None]:
 
 
 def _reason(error: Exception, weights: str) -> str:
-    """Why a measure cannot be had, in one line; too little memory is an error."""
+    """Why a measure is not available, in one line. Raises the error if memory ran out."""
     if out_of_memory(error):
         raise error
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ImportError):
         return f"{error}; pip install -r requirements-eval.txt"
-    told = first_line(error)
-    return f"{weights} could not be fetched or used ({told}); put it into --weights_dir"
+    line = first_line(error)
+    return f"{weights} could not be downloaded or used ({line}); put it into --weights_dir"
 
 
 def _check_weights(file: str, fetch: bool) -> None:
-    """Refuse weights that are missing and not to be fetched, or that are more than tensors: the
-    libraries would execute what they hold."""
+    """Refuse weights that are missing and may not be downloaded, or whose file holds more than
+    tensors: the libraries would execute it."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if path.is_file():
         load_file(path)
     elif not fetch:
-        raise UserError(f"{file} is not there")
+        raise UserError(f"{file} is missing")
 
 
 def why_missing(name: str, weights_dir: Path | None) -> str | None:
-    """Why a set measure cannot be had without a download: its weights are not there or damaged, or
-    a package is missing. None if it can be had."""
+    """Why a set measure is not available without a download: its weights are missing or damaged, or
+    a package is missing. None if it is available."""
     weights = SET_MEASURES[name][0]
     with _hub_folder(weights_dir):
         try:

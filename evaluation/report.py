@@ -24,7 +24,7 @@ TITLES = {
     **{"l1": "mean difference", "psnr": "PSNR (dB)", "ssim": "SSIM"},
     **{"lpips": "LPIPS", "fid": "FID", "kid": "KID", "segmenter_kid": "KID (segmenter)"},
     **{"pixel_accuracy": "pixel accuracy", "mean_iou": "mean IoU"},
-}  # of others the name says it
+}  # the others' names are their titles
 HEAD = ["", "pictures", "oracle", "ratio"]
 
 
@@ -32,8 +32,8 @@ def protocol(
     opt: argparse.Namespace, sizes: Counter, resized: int, evaluator: Evaluator | None
 ) -> dict[str, str]:
     """What the figures were measured on, and how. sizes: (width, height) -> number of images;
-    resized: number of photographs of another size than their image."""
-    told = {
+    resized: number of photographs whose size differs from their image's."""
+    described = {
         "pictures": f"{sizes.total()} of {opt.images}",
         "compared_with": f"photographs and label maps of {opt.dataroot}, {opt.phase}",
         "sizes": ", ".join(f"{width}x{height}" for width, height in sorted(sizes)),
@@ -46,18 +46,18 @@ def protocol(
         width = opt.segmenter_width
         occurring = int(evaluator.real.any(1).sum())
         size = f"scaled to a width of {width}" if width else "at their own size"
-        told |= {
+        described |= {
             "segmenter": opt.segmenter,
             "segmenter_input": f"images {size}",
             "segmenter_classes": opt.segmenter_classes,
             "mean_iou": f"over the {occurring} of {len(evaluator.classes.names)} evaluation "
             "classes that occur in the label maps, all images counted together",
         }
-    return told
+    return described
 
 
 def numbers(opt: argparse.Namespace) -> str:
-    """What the images consist of."""
+    """The kind of numbers that the images consist of."""
     values = side_values(opt, "output")
     if values.is_rgb8:
         return "8-bit RGB"
@@ -87,7 +87,7 @@ def table(metrics: dict) -> list[list[str]]:
 
 
 def figure(value: float) -> str:
-    """Four decimals, or four digits of what is smaller than a hundredth."""
+    """Four decimals, or four digits if it is smaller than a hundredth."""
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3e}"
 
 
@@ -96,7 +96,7 @@ def title(name: str) -> str:
 
 
 def print_table(metrics: dict, files: str) -> None:
-    """Print the protocol, the table and where the results are."""
+    """Print the protocol, the table, and where the results are."""
     for key, value in metrics["protocol"].items():
         log(f"{key.replace('_', ' ')}: {value}")
     for row in [HEAD, *table(metrics)]:
@@ -105,7 +105,7 @@ def print_table(metrics: dict, files: str) -> None:
 
 
 def comparison(results: dict[str, dict]) -> list[list[str]]:
-    """One table of several runs: run -> what metrics.json holds. The first row is the head."""
+    """One table of several runs; results: run -> its metrics.json. The first row is the header."""
     found = {n for one in results.values() for n, value in one.items() if value is not None}
     names = [n for n in (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid") if n in found]
     ratios = list(dict.fromkeys(n for one in results.values() for n in one["of_oracle"]))
@@ -118,7 +118,7 @@ def comparison(results: dict[str, dict]) -> list[list[str]]:
 
 
 def write_json(metrics: dict, path: Path) -> None:
-    """Write metrics.json. What JSON does not know: infinity is "inf", not-a-number null."""
+    """Write metrics.json. Values that JSON lacks: infinity becomes "inf", NaN null."""
     spelled = {"NaN": None, "Infinity": "inf", "-Infinity": "-inf"}
     plain = json.loads(json.dumps(metrics), parse_constant=spelled.get)
     write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
@@ -142,7 +142,7 @@ def write_page(
         ):
             plots.append(Picture(f"images/{name}.png", caption))
             save_matrix(opt.out / plots[-1].path, matrix, names, [*names, "none of these"])
-        heading = "What is found (columns) in pixels of a class (rows), in percent"
+        heading = "Predicted class (columns) of the pixels of each class (rows), in percent"
         page.row(plots, heading=heading, width=700)
 
     measure = "pixel_accuracy" if evaluator else "ssim"
@@ -155,7 +155,7 @@ def write_page(
 
 
 def viewed(image: np.ndarray) -> np.ndarray:
-    """Numbers in 0 .. 255 (H, W, C) to look at, see to_image: (H, W, 3) uint8."""
+    """Numbers in 0 .. 255 (H, W, C) as an image to look at (see to_image): (H, W, 3) uint8."""
     if image.dtype == np.uint8 and image.shape[2] == 3:
         return image
     return to_image(torch.from_numpy(image / 127.5 - 1).movedim(-1, 0))
@@ -169,8 +169,8 @@ def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None
         colour = partial(evaluator.colour, label_nc=opt.label_nc)
         images |= {
             "label": ("label map", colour(evaluator.classes.of_labels(label))),
-            "found": ("found in generated", colour(evaluator.find(generated))),
-            "found_real": ("found in real", colour(evaluator.find(real))),
+            "found": ("segmentation of generated", colour(evaluator.find(generated))),
+            "found_real": ("segmentation of real", colour(evaluator.find(real))),
         }
     row = []
     for kind, (caption, image) in images.items():

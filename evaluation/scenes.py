@@ -28,7 +28,7 @@ class Scene:
     def read(self, opt: argparse.Namespace) -> tuple[np.ndarray | None, ...]:
         """The generated image and the photograph (H, W, C), the label map (H, W) (None with
         --label_nc 0) and the instance map (H, W) (None if there is none), all scaled to the
-        generated image's size. Numbers other than 8-bit RGB have their range as 0 .. 255."""
+        generated image's size. Numbers other than 8-bit RGB are scaled to 0 .. 255."""
         values = side_values(opt, "output")
         images = image_kind(values, "output")
         generated = images.load(self.generated)
@@ -40,7 +40,7 @@ class Scene:
         return values.scaled(generated), values.scaled(real), label, inst
 
     def is_resized(self, generated: np.ndarray, opt: argparse.Namespace) -> bool:
-        """Whether the photograph has another size than the generated image."""
+        """Whether the photograph's size differs from the generated image's."""
         size = image_kind(side_values(opt, "output"), "output").size(self.real)
         return size != generated.shape[1::-1]
 
@@ -55,7 +55,7 @@ def check_images(opt: argparse.Namespace) -> None:
 
 def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
-    check_images(opt)  # before the data set: a run of a mistyped name has the default one
+    check_images(opt)  # before the data set: for a mistyped --name that is the default one
     has_instances = (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)
     names = picture_names(files["label"])
@@ -74,8 +74,8 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
 
 
 def warn_of_other_runs(folder: Path, images: Collection[Path]) -> None:
-    """Say so where images are not those of test.py's last whole run, which writes a page beside
-    their folder at its end: an earlier one may have had more scenes, a later one was cut off."""
+    """Warn of images that are not from test.py's last complete run, which writes a page beside
+    their folder at its end: an earlier run may have had more scenes, a later one been cut off."""
     page = folder.parent / "index.html"
     if folder.name != "images" or not page.is_file():
         return
@@ -83,17 +83,17 @@ def warn_of_other_runs(folder: Path, images: Collection[Path]) -> None:
     older = [path for path in images if f"/{path.stem}" not in text]
     newer = [path for path in images if path.stat().st_mtime_ns > page.stat().st_mtime_ns]
     if older:
-        log(f"warning: {len(older)} images, e.g. {older[0]}, are of an earlier run of test.py")
+        log(f"warning: {len(older)} images, e.g. {older[0]}, are from an earlier run of test.py")
     elif newer:
         log(
             f"warning: {len(newer)} of {len(images)} images, e.g. {newer[0]}, are newer than their "
-            "page: a run of test.py was cut off, and the others are of an earlier one; run it again"
+            "page: a run of test.py was cut off, and the rest are from an earlier one; run it again"
         )
 
 
 def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:
-    """The generated image of every scene that has one: as test.py names them, or, in any other
-    folder, by scene. names: scene key -> name."""
+    """The generated image of every scene that has one: named as by test.py or, in any other folder,
+    by scene. names: scene key -> name."""
     found = {}
     for scene, name in names.items():
         paths = [folder / f"{name}_synthesized_image.{end}" for end in ("png", "jpg", "tif", "npy")]

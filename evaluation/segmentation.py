@@ -21,7 +21,7 @@ class Classes:
     """The classes that are evaluated, numbered from 0, by label id and name.
 
     of_label: label -> class, -1 for labels that are not evaluated. of_output: a segmenter's
-    output -> class, len(names) for all that is none of them.
+    output -> class, len(names) for everything else.
     """
 
     ids: list[int]
@@ -38,7 +38,7 @@ class Classes:
 def evaluation_classes(label_nc: int, ignore_label: int | None, outputs: str) -> Classes:
     """Cityscapes' 19 evaluation classes for its 35 labels, else all labels; never ignore_label.
 
-    outputs: what a segmenter's outputs mean, "trainIds" or "ids" (the same but for Cityscapes).
+    outputs: what a segmenter's outputs mean, "trainIds" or "ids" (which only differ in Cityscapes).
     Raises UserError if no class is left.
     """
     known = [(i, i, str(i)) for i in range(label_nc)]
@@ -66,7 +66,7 @@ def confusion(truth: np.ndarray, found: np.ndarray, count: int) -> np.ndarray:
     """Pixels by true class (rows) and found class (columns): (count, count + 1) int64.
 
     truth (H, W): 0 .. count-1, or -1 for pixels that are not evaluated. found (H, W): 0 .. count,
-    where count stands for all that is none of the classes.
+    where count stands for everything that is none of the classes.
     """
     evaluated = truth >= 0
     pairs = truth[evaluated].astype(np.int64) * (count + 1) + found[evaluated]
@@ -74,7 +74,7 @@ def confusion(truth: np.ndarray, found: np.ndarray, count: int) -> np.ndarray:
 
 
 def pixel_accuracy(matrix: np.ndarray) -> float:
-    """The part of the evaluated pixels whose class was found; NaN if there are none."""
+    """The share of the evaluated pixels that have the right class; NaN if there are none."""
     return ratio(int(np.diagonal(matrix).sum()), int(matrix.sum()))
 
 
@@ -107,7 +107,7 @@ class Evaluator:
     """
 
     def __init__(self, segmenter: Segmenter, classes: Classes, width: int | None = None) -> None:
-        """width: images are scaled to it for the segmenter; None for their own."""
+        """width: images are scaled to it for the segmenter; None for their own width."""
         self.segmenter, self.classes, self.width = segmenter, classes, width
         self.start()
 
@@ -117,8 +117,8 @@ class Evaluator:
         self.generated, self.real = (np.zeros((count, count + 1), np.int64) for _ in range(2))
         self.features: list[tuple[np.ndarray, np.ndarray]] = []  # of generated and real cells
 
-    def try_on(self, size: tuple[int, int]) -> None:
-        """Raise the UserError now that images of this (width, height) would end in."""
+    def try_size(self, size: tuple[int, int]) -> None:
+        """Raise now the UserError that images of this (width, height) would cause."""
         black = np.zeros((size[1], size[0], 3), np.uint8)
         self.add(black, black, black[..., 0])
         self.start()
@@ -159,8 +159,8 @@ class Evaluator:
         return F.adaptive_avg_pool2d(maps, (2, 4)).flatten(1).T.cpu().numpy()
 
     def compute(self) -> dict[str, object]:
-        """The scores of the generated images, of the oracle, and their ratio; the distance of the
-        segmenter's features, where it gives them. Processes call it together."""
+        """The scores of the generated images and of the oracle, and their ratio; the distance
+        between the segmenter's features, if it has any. Processes call it together."""
         parts = distributed.gather((self.generated, self.real, self.features))
         generated, real, features = (sum(part[1:], part[0]) for part in zip(*parts))
         scores, oracle = self._scores(generated), self._scores(real)
@@ -180,13 +180,13 @@ class Evaluator:
         }
 
     def colour(self, classes: np.ndarray, label_nc: int) -> np.ndarray:
-        """Classes (H, W) in the colours of their labels; what is none of them, -1 too, is black."""
+        """Classes (H, W) in the colours of their labels; everything else, also -1, is black."""
         colours = np.append(palette(label_nc)[self.classes.ids], [[0, 0, 0]], 0).astype(np.uint8)
         return colours[classes]
 
 
 def create_evaluator(opt: argparse.Namespace, device: torch.device) -> Evaluator:
-    """What counts the classes that --segmenter finds."""
+    """The evaluator that --segmenter and its flags ask for."""
     classes = evaluation_classes(opt.label_nc, opt.ignore_label, opt.segmenter_classes)
     segmenter = load_segmenter(opt.segmenter, device)
     return Evaluator(segmenter, classes, opt.segmenter_width)

@@ -1,4 +1,4 @@
-"""Segmentation networks, to find out what can be recognized in an image.
+"""Segmentation networks, to measure what can be recognized in an image.
 
     hf:NAME_OR_DIR      a semantic segmentation model of the transformers library
     torchscript:FILE    a torch.jit module
@@ -6,7 +6,7 @@
 
 A torchscript or onnx network takes (1, 3, H, W) float32, RGB in [0, 1] (its own normalization is
 inside it), and returns scores (1, classes, h, w) or classes (1, H, W) as integers; scores of
-another size are scaled to the image's, bilinearly. A torchscript module may have a method
+another size are scaled bilinearly to the image's. A torchscript module may have a method
 features(x) -> (1, C, h, w) of floats, its deepest maps, for KID. Load only files that you trust.
 """
 
@@ -29,9 +29,9 @@ _Network = Callable[[np.ndarray], object]  # (H, W, 3) uint8 -> scores or classe
 
 
 class Segmenter:
-    """What a network finds in images (H, W, 3) uint8.
+    """A segmentation network for images (H, W, 3) uint8.
 
-    features(image): its deepest feature maps (C, h, w), None if it does not give them.
+    features(image): its deepest feature maps (C, h, w); None if it does not offer them.
     """
 
     def __init__(self, spec: str, network: _Network, features: _Network | None = None) -> None:
@@ -42,7 +42,7 @@ class Segmenter:
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The classes of an image's pixels, (H, W) integers from 0 to 65535. Raises UserError for
-        whatever the network cannot do."""
+        any failure of the network."""
         height, width = image.shape[:2]
         classes = output = self._run(self.network, image)
         has_scores = output.is_floating_point() and output.ndim == 4 and output.shape[1] > 1
@@ -52,14 +52,14 @@ class Segmenter:
             if not at_size:
                 output = F.interpolate(output.float(), (height, width), mode="bilinear")
             highest, classes = output.max(1)
-            if highest.isnan().any():  # it would count as the first class
+            if highest.isnan().any():  # would count as the first class
                 raise self._error("returns scores that are not a number")
         not_integers = classes.dtype.is_floating_point or classes.dtype == torch.bool
         if classes.shape != (1, height, width) or not_integers:
             found = f"{output.dtype} {tuple(output.shape)} for an image of {width}x{height}"
             expected = "expected scores (1, classes, h, w) or integers (1, H, W)"
             raise self._error(f"returns {found}, {expected}")
-        classes = classes.long()  # of uint16 and the like torch knows no extremes
+        classes = classes.long()  # aminmax does not support uint16 and the like
         low, high = (int(end) for end in classes.aminmax())
         if low < 0 or high >= MOST_CLASSES:
             expected = f"expected 0 to {MOST_CLASSES - 1}"
@@ -68,7 +68,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def _deepest(self, features: _Network, image: np.ndarray) -> Tensor:
-        """What the network's features are of an image, (C, h, w)."""
+        """The network's features of an image, (C, h, w)."""
         maps = self._run(features, image)
         if maps.ndim != 4 or len(maps) != 1 or not maps.is_floating_point():
             found = f"{maps.dtype} {tuple(maps.shape)}"
@@ -81,7 +81,7 @@ class Segmenter:
             output = function(image)
         except UserError:
             raise
-        except Exception as error:  # each library has its own kinds; the last line says what
+        except Exception as error:  # each library has its own types; the last line is the reason
             line = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise self._error(f"an image of {width}x{height}: {line}") from error
         if not isinstance(output, Tensor):
@@ -111,7 +111,7 @@ def load_segmenter(spec: str, device: torch.device) -> Segmenter:
         ) from error
     except UserError:
         raise
-    except Exception as error:  # each library has its own kinds
+    except Exception as error:  # each library has its own error types
         raise UserError(f"--segmenter {spec}: cannot be loaded ({first_line(error)})") from error
     return Segmenter(spec, *networks)
 
@@ -130,7 +130,7 @@ def _from_torchscript(file: str, device: torch.device) -> tuple[_Network, ...]:
 
 
 def _takes_a_tensor(method: object) -> bool:
-    """Whether this is a method of a TorchScript module, not a part of it, and takes a tensor."""
+    """Whether this is a method of a TorchScript module, not a submodule, and takes a tensor."""
     if not isinstance(method, torch.ScriptMethod):
         return False
     _, *arguments = method.schema.arguments  # self
@@ -142,7 +142,7 @@ def _from_onnx(file: str, device: torch.device) -> tuple[_Network, ...]:
 
     from models.export import open_session
 
-    # many have the package that runs on CPUs alone
+    # many have the package that only runs on CPUs
     known = onnxruntime.get_available_providers()
     on_gpu = device.type == "cuda" and "CUDAExecutionProvider" in known
     session = open_session(Path(file), "cuda" if on_gpu else "cpu", device.index or 0)
@@ -178,11 +178,11 @@ def _from_transformers(name: str, device: torch.device) -> tuple[_Network, ...]:
     net = net.to(device).eval()
 
     def network(image: np.ndarray) -> Tensor:
-        # at the image's own size, not at the one that the network was trained with
+        # at the image's own size, not at the network's training size
         whole = {"do_resize": False, "do_center_crop": False}
         inputs = processor(Image.fromarray(image), **whole, return_tensors="pt")
         (height, width), seen = image.shape[:2], tuple(inputs["pixel_values"].shape[-2:])
-        if seen != (height, width):  # it would be found elsewhere than it is
+        if seen != (height, width):  # classes would be misplaced
             raise UserError(
                 f"--segmenter hf:{name}: its preprocessing makes {seen[1]}x{seen[0]} of an image "
                 f"of {width}x{height}, so its classes would be misplaced; turn that off in its "

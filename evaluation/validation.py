@@ -1,4 +1,4 @@
-"""Validation: how good the generator in training is on fixed scenes that it is not trained on."""
+"""Validation: how good the generator is, during training, on scenes that it is not trained on."""
 
 import argparse
 from concurrent.futures import Future
@@ -13,7 +13,7 @@ from data.loader import of_all_scenes, own_batches
 from data.values import side_values
 from evaluation.measures import (
     BETTER_IS_MORE,
-    LPIPS_LEAST,
+    LPIPS_MIN_SIDE,
     SET_MEASURES,
     TOO_SMALL,
     Measures,
@@ -50,10 +50,10 @@ class Validation:
             raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
         self.evaluator = create_evaluator(self.opt, model.device) if opt.segmenter else None
         sizes = [self.dataset.geometry.final(self.dataset.sizes[s]) for s in self.dataset.scenes]
-        if self.evaluator:  # a wrong one is told before training, at these images' own size
-            self.evaluator.try_on(sizes[0])
+        if self.evaluator:  # report an unsuitable one before training starts
+            self.evaluator.try_size(sizes[0])
         self.left_out: dict[str, str] = {}  # measure -> why
-        if min(min(size) for size in sizes) < LPIPS_LEAST:
+        if min(min(size) for size in sizes) < LPIPS_MIN_SIDE:
             self.left_out["lpips"] = TOO_SMALL
         if len(self.dataset) < distributed.world():
             self.left_out["kid"] = "there are fewer scenes than processes"
@@ -70,13 +70,13 @@ class Validation:
                 f"there are {', '.join(measured)} "
                 "(more with --segmenter and --weights_dir)"
             )
-        # figures of other scenes or segmenters do not compare; folders may have moved
+        # figures of other scenes or segmenters cannot be compared; folders may have moved
         self.measured_on = f"{len(self.names)} of {opt.val_phase}, {self.names[0]} {sizes[0]}"
         if self.metric in ("mean_iou", "pixel_accuracy", "segmenter_kid"):
             self.measured_on += f", {Path(opt.segmenter.partition(':')[2]).name}"
 
     def _measured(self) -> list[str]:
-        """The measures that can be had, of those that --best_metric may name."""
+        """The measures that are available, of those that --best_metric may name."""
         names = ["lpips", "fid", "kid"] if len(self.dataset) > 1 else ["lpips"]
         names = [n for n in names if self.values.is_rgb8 and n not in self.left_out]
         sets = [name for name in names if not why_missing(name, self.opt.weights_dir)]
@@ -91,8 +91,8 @@ class Validation:
         of them if one cannot read or measure a scene, has too little memory for it, or lacks the
         measure by which the best is chosen.
 
-        figures: those of evaluate.py's metrics.json; what there is in "oracle" and "of_oracle" is
-        called oracle_NAME and ratio_NAME. images: scene -> "input_label", "synthesized_image" or
+        figures: those of evaluate.py's metrics.json; the contents of "oracle" and "of_oracle" are
+        named oracle_NAME and ratio_NAME. images: scene -> "input_label", "synthesized_image" or
         "real_image" -> (H, W, 3) uint8.
         """
         device, folder = self.networks.device, self.opt.weights_dir
@@ -109,17 +109,17 @@ class Validation:
             problem = first_line(error)
         if problems := [one for one in distributed.gather(problem) if one]:
             raise UserError(problems[0])
-        for reasons in distributed.gather(measures.reasons):  # what one lacks, the others leave out
+        for reasons in distributed.gather(measures.reasons):  # missing in one: left out in all
             for name, reason in reasons.items():
                 measures.leave_out(name, reason)
         rows, shown = of_all_scenes(rows), of_all_scenes(shown)
         figures = flat(summary(list(rows.values()), measures, self.evaluator))
-        if self.metric not in figures:  # its weights have gone since the start, say
+        if self.metric not in figures:  # e.g. its weights were deleted since the start
             raise UserError(f"{self.metric}: {measures.reasons[self.metric]}")
         return figures, {self.names[index]: images for index, images in shown.items()}
 
     def _measure_own(self, measures: Measures) -> tuple[dict[int, dict], dict[int, dict]]:
-        """What was measured of this process's scenes, and images of some, by number."""
+        """The rows of this process's scenes, and images of some of them, by number."""
         if self.evaluator:
             self.evaluator.start()
         measured: dict[int, Future] = {}
@@ -140,7 +140,7 @@ class Validation:
         return {i: row.result() | seen.get(i, {}) for i, row in measured.items()}, shown
 
     def _generate(self, batch: dict) -> torch.Tensor:
-        """The image (output_nc, H, W) of a batch of one, with the features of its photograph."""
+        """The image (output_nc, H, W) for a batch of one, with the features of its photograph."""
         feat = batch.get("feat")
         if self.networks.netE is not None:
             feat = self.networks.encode_batch(batch)
@@ -148,8 +148,8 @@ class Validation:
         return self.networks.generate(batch["label"], inst, feat, cond)[0]
 
     def _numbers(self, image: torch.Tensor, exact: bool = False) -> np.ndarray:
-        """What is measured: the numbers of a written file, their range as 0 .. 255. exact: of an
-        image that was read, not generated: 8-bit numbers are rounded instead of cut off."""
+        """The numbers that are measured: those of a written file, scaled to 0 .. 255. exact: for an
+        image that was read, not generated: 8-bit numbers are rounded instead of truncated."""
         if self.values.is_rgb8 and not exact:
             return self.networks.to_arrays(image[None])[0]
         return self.values.scaled(self.values.to_array(image))
@@ -158,14 +158,14 @@ class Validation:
 def create_validation(
     opt: argparse.Namespace, model: Pix2PixHDModel
 ) -> tuple[Validation | None, str]:
-    """The validation that the flags and the data set allow, and what it is or why there is none.
-    Raises UserError where that differs between the processes, which would wait for each other."""
+    """The validation that the flags and the data set allow, and a message: what it is, or why there
+    is none. Raises UserError if processes differ, as they would wait for each other."""
     validation, message = _create_validation(opt, model)
     measured = f"; {validation.measured_on}, {validation._measured()}" if validation else ""
     distributed.agree(
         message + measured,
         "would validate differently",
-        "give all the same files or --val_phase none",
+        "give all of them the same files, or --val_phase none",
     )
     return validation, message
 
@@ -198,7 +198,7 @@ def _create_validation(
 
 
 def default_phase(opt: argparse.Namespace) -> str:
-    """val or else test, if it has all that validation reads; "none" if neither has."""
+    """val, else test, if it has all files that validation reads; "none" if neither does."""
     for phase in ("val", "test"):
         own = argparse.Namespace(**{**vars(opt), "phase": phase})
         features = Path(opt.dataroot) / f"{phase}_feat"
@@ -216,7 +216,7 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
 
 
 def summary(rows: list[dict], measures: Measures, evaluator: Evaluator | None) -> dict[str, object]:
-    """All figures of a set of images by name; rows: what was measured of each."""
+    """All figures of a set of images by name; rows: the measures of each image."""
     figures = mean_measures(rows) | measures.compute() | {"reasons": measures.reasons}
     figures["identical_pictures"] = sum(row["psnr"] == np.inf for row in rows)
     if evaluator:
@@ -226,7 +226,7 @@ def summary(rows: list[dict], measures: Measures, evaluator: Evaluator | None) -
 
 
 def flat(figures: dict[str, object]) -> dict[str, float]:
-    """The numbers among them, those of the oracle and the ratios under names of their own."""
+    """The numbers among the figures; the oracle's and the ratios get a prefix."""
     named = dict(figures)
     for key, prefix in (("oracle", "oracle_"), ("of_oracle", "ratio_")):
         named |= {prefix + name: value for name, value in figures[key].items()}

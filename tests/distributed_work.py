@@ -247,7 +247,7 @@ def one_lacks_weights(opt: argparse.Namespace, device: torch.device) -> int:
 
     def check(file: str, fetch: bool) -> None:
         if file != measures.ALEXNET or distributed.rank() == 1:
-            raise UserError(f"{file} is not there")
+            raise UserError(f"{file} is missing")
 
     measures.SET_MEASURES["lpips"] = measures.ALEXNET, lambda count, others: Distance()
     measures._check_weights = check

@@ -276,7 +276,7 @@ def test_a_measure_that_one_lacks_is_that_of_none(metric: str, data: Path, tmp_p
     all_done = run_ranks(2, WORK, "one_lacks_weights", data, tmp_path, *flags)
     assert [done.returncode for done in all_done] == [0, 0], all_done
     told = "".join(done.stdout for done in all_done)
-    failed = "validation failed and is turned off: lpips: alexnet-owt-7be5be79.pth is not there"
+    failed = "validation failed and is turned off: lpips: alexnet-owt-7be5be79.pth is missing"
     assert (failed in told) == (metric == "lpips") and "done: weights in" in told
 
 

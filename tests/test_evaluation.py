@@ -284,7 +284,7 @@ def test_figures_by_hand(measure: Callable, scenes: Path, capsys: pytest.Capture
     for name in ("lpips", "fid", "kid"):
         assert found[name] is None and found["reasons"][name]
     shown = capsys.readouterr().out
-    assert "mean IoU" in shown and "could not be fetched or used (no network here)" in shown
+    assert "mean IoU" in shown and "could not be downloaded or used (no network here)" in shown
 
     page = (scenes / "out" / "index.html").read_text()
     assert "<table>" in page and "mean IoU" in page and "confusion_oracle.png" in page
@@ -784,9 +784,9 @@ def test_images_of_an_earlier_run_are_told(tmp_path: Path, capsys) -> None:
     page = Page(tmp_path, "test")
     page.row([Picture(Path("images") / path.name, caption="image") for path in images[:2]])
     page.save()
-    assert f"1 images, e.g. {images[2]}, are of an earlier run" in told()
+    assert f"1 images, e.g. {images[2]}, are from an earlier run" in told()
     (tmp_path / "index.html").write_bytes(b"\xff damaged")
-    assert f"3 images, e.g. {images[0]}, are of an earlier run" in told()
+    assert f"3 images, e.g. {images[0]}, are from an earlier run" in told()
 
 
 def test_images_of_a_run_that_was_cut_off_are_told(tmp_path: Path, capsys) -> None:

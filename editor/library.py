@@ -2,7 +2,7 @@
 
     python -m editor.library --name NAME
 
-Writes checkpoints/NAME/object_library.npz; edit.py offers what it holds.
+Writes checkpoints/NAME/object_library.npz, whose objects edit.py offers.
 """
 
 import argparse
@@ -34,17 +34,17 @@ from util.setup import first_device, seed_everything, set_up_torch
 
 FILE = "object_library.npz"
 THUMBNAIL = 64  # pixels each way
-LEAST, MOST = 1 / 2000, 1 / 6  # of the image's area
-LEAST_PIXELS = 24
-# Cityscapes: poles, lights, signs, trees and things; a piece of road or wall is no object
+MIN_SHARE, MAX_SHARE = 1 / 2000, 1 / 6  # of the image's area
+MIN_PIXELS = 24
+# Cityscapes: poles, lights, signs, trees and things; a piece of road or wall is not an object
 _CITYSCAPES_OBJECTS = {17, 18, 19, 20, 21, *range(24, 34)}
-WHOLE = 0.9  # of an instance must be in one piece: no car behind a pole
+MIN_PIECE = 0.9  # share of an instance that must be in one piece: excludes a car behind a pole
 
 
 @dataclass
 class LibraryObject:
-    """label: its class; mask (h, w) bool; feature (feat_num,) float32, or None for a model without;
-    thumbnail (64, 64, 4) uint8, transparent around the object."""
+    """label: its class; mask (h, w) bool; feature (feat_num,) float32, None for a model without
+    features; thumbnail (64, 64, 4) uint8, transparent around the object."""
 
     label: int
     mask: np.ndarray
@@ -53,7 +53,7 @@ class LibraryObject:
 
 
 def build(opt: argparse.Namespace, device: torch.device) -> list[LibraryObject]:
-    """At most opt.per_class objects of every class, drawn evenly from all scenes."""
+    """At most opt.per_class objects of every class, sampled uniformly from all scenes."""
     encoder = create_encoder(opt, device, run_dir(opt)) if uses_features(opt) else None
     dataset = create_dataset(opt, training=False, load_photos=bool(photographs(opt)))
     rng = random.Random(opt.seed)
@@ -66,7 +66,7 @@ def build(opt: argparse.Namespace, device: torch.device) -> list[LibraryObject]:
             if len(of_class) < opt.per_class:
                 of_class.append(found)
             elif (place := rng.randrange(seen[found.label])) < opt.per_class:
-                of_class[place] = found  # each of all seen is kept with the same chance
+                of_class[place] = found  # keeps all seen with equal probability
     return [one for label in sorted(kept) for one in kept[label]]
 
 
@@ -97,12 +97,12 @@ def objects_of(
 def whole_objects(
     label: np.ndarray, inst: np.ndarray | None
 ) -> list[tuple[tuple[slice, slice], np.ndarray]]:
-    """Where the objects of a scene are, with their masks: connected, inside the image, and if
-    they are numbered instances, (nearly) all that is seen of one."""
+    """Where the objects of a scene are, with their masks: connected, clear of the image's border
+    and, for numbered instances, (nearly) all that is visible of one."""
     ids = label if inst is None else inst
     pieces = components(ids)
     height, width = pieces.shape
-    least, most = max(LEAST_PIXELS, LEAST * height * width), MOST * height * width
+    smallest, largest = max(MIN_PIXELS, MIN_SHARE * height * width), MAX_SHARE * height * width
     areas = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True))))
     found = []
     for number, place in enumerate(ndimage.find_objects(pieces), start=1):
@@ -111,8 +111,8 @@ def whole_objects(
         mask = pieces[place] == number
         area = int(mask.sum())
         own = int(ids[place][mask][0])
-        whole = inst is None or own < 1000 or area >= WHOLE * areas[own]
-        if inside and whole and least <= area <= most:
+        whole = inst is None or own < 1000 or area >= MIN_PIECE * areas[own]
+        if inside and whole and smallest <= area <= largest:
             found.append((place, mask))
     return found
 
@@ -124,14 +124,14 @@ def thumbnail(colours: np.ndarray, mask: np.ndarray) -> np.ndarray:
     width, height = (max(1, round(side * scale)) for side in cut.size)
     picture = Image.new("RGBA", (THUMBNAIL, THUMBNAIL))
     corner = (THUMBNAIL - width) // 2, (THUMBNAIL - height) // 2
-    # with colours multiplied by their opacity: what surrounded the object must not bleed in
+    # with premultiplied alpha: what surrounded the object must not bleed in
     small = cut.convert("RGBa").resize((width, height), Image.Resampling.BICUBIC)
     picture.paste(small.convert("RGBA"), corner)
     return np.asarray(picture)
 
 
 def write_library(path: Path, objects: list[LibraryObject]) -> None:
-    """Keep objects as an .npz file: an array of each field, and one of each mask."""
+    """Write objects as an .npz file: an array for each field, and one for each mask."""
     features = [() if one.feature is None else one.feature for one in objects]
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -145,7 +145,7 @@ def write_library(path: Path, objects: list[LibraryObject]) -> None:
 
 
 def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject]:
-    """Read objects back; none if the file is not there. feat_num: 0 for a model without features.
+    """Read objects back; none if there is no file. feat_num: 0 for a model without features.
 
     Raises UserError for a damaged file, or one made with another model.
     """
@@ -162,16 +162,16 @@ def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject
         as_written &= count > 0 and (label.shape, pictures.shape) == shapes
         as_written &= all(mask.dtype == bool and mask.ndim == 2 and mask.any() for mask in masks)
         if not as_written or not np.isfinite(feature).all():
-            raise ValueError("its arrays do not belong together")
+            raise ValueError("its arrays do not fit together")
     except Exception as error:  # a damaged file fails in many ways
         text = first_line(error)
         raise UserError(
-            f"{path}: not an object library ({text}); make it anew with python -m editor.library"
+            f"{path}: not an object library ({text}); make a new one with python -m editor.library"
         ) from error
     if feature.shape != (count, feat_num) or not 0 <= label.min() <= label.max() < label_nc:
         raise UserError(
-            f"{path}: features {feature.shape} and classes to {label.max()} of another model; "
-            "make it anew with python -m editor.library"
+            f"{path}: features {feature.shape} and classes up to {label.max()} of another model; "
+            "make a new one with python -m editor.library"
         )
     features = feature if feat_num else [None] * count
     return [LibraryObject(*one) for one in zip(label.tolist(), masks, features, pictures)]
@@ -189,7 +189,7 @@ def main() -> None:
     if not objects:
         raise UserError(
             f"{opt.dataroot}: no object of --phase {opt.phase} is whole, inside its image, and "
-            f"between {LEAST:.2%} and {MOST:.0%} of its area"
+            f"between {MIN_SHARE:.2%} and {MAX_SHARE:.0%} of its area"
         )
     path = run_dir(opt) / FILE
     write_library(path, objects)

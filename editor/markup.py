@@ -1,4 +1,4 @@
-"""The page's parts as HTML, from a session. What comes from users' files is escaped."""
+"""The page's parts as HTML, from a session. Text from users' files is escaped."""
 
 import base64
 import io
@@ -13,14 +13,14 @@ from util.pages.colours import palette
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """(H, W, 3 or 4) uint8 as a PNG inside an address: nothing to serve, nothing to clear away."""
+    """(H, W, 3 or 4) uint8 as a PNG in a data URL: no file to serve or to delete."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def stage(session: Session, pictures: tuple[str, str]) -> str:
-    """The photograph and the label map (their addresses) side by side, the selection outlined."""
+    """The photograph and the label map (URLs) side by side, the selection outlined."""
     if not session.is_open:
         text = "No scene is open. Choose one above, or open your own maps."
         return f'<div data-turn="{session.turn}">{note(text)}</div>'
@@ -38,12 +38,12 @@ def stage(session: Session, pictures: tuple[str, str]) -> str:
     )
 
 
-def _picture(kind: str, title: str, address: str, width: int, height: int, selected: str) -> str:
+def _picture(kind: str, title: str, url: str, width: int, height: int, selected: str) -> str:
     size = f"max-width: calc(80vh * {width} / {height})"  # a tall image fits the window too
     return (
         f'<figure class="{kind}"><figcaption>{title}</figcaption><div class="canvas" '
         f'style="{size}">'
-        f'<img src="{address}" alt="{title}" draggable="false">'
+        f'<img src="{url}" alt="{title}" draggable="false">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
         f'<path class="under" d="{selected}"></path><path class="over" d="{selected}"></path>'
         '<path class="live" d=""></path></svg></div></figure>'
@@ -65,7 +65,7 @@ def hint(session: Session) -> str:
 
 
 def gallery(session: Session) -> str:
-    """The styles of the selected object as buttons, or what stands in their place."""
+    """The styles of the selected object as buttons, or a note on why there are none."""
     if not session.ui.has_features:
         return note("This model has no styles: it was trained without --instance_feat.")
     if session.selected is None:
@@ -99,12 +99,12 @@ def classes(session: Session) -> str:
 
 
 def library(session: Session, thumbnails: list[str]) -> str:
-    """The objects to add, by class. thumbnails: their images' addresses."""
+    """The objects to add, by class. thumbnails: their images' URLs."""
     if not session.objects:
         name = escape(session.ui.networks.folder.name)
         return note(
             "There are no objects to add yet. Cut some from the training scenes with "
-            f"<code>python -m editor.library --name {name}</code>, then start the editor again."
+            f"<code>python -m editor.library --name {name}</code>, then restart the editor."
         )
     tiles: dict[int, list[str]] = {}
     for k, one in enumerate(session.objects):
@@ -134,7 +134,7 @@ def _tile(kind: str, number: int, chosen: int | None, title: str, content: str) 
 def photo(session: Session) -> str:
     """The photograph to take a style from."""
     if session.photo is None:
-        return note("Choose a scene's photograph, or upload one; then click in it.")
+        return note("Choose a scene's photograph or upload one, then click in it.")
     height, width = session.photo.shape[:2]
     return (
         f'<div class="canvas" data-width="{width}" data-height="{height}">'

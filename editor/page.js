@@ -1,12 +1,12 @@
-// The page's pictures and tiles. Each function is handed to a component of the page, with its
-// element, trigger (to send an event) and watch (to hear of new content).
+// The page's pictures and tiles. Each function is attached to a component of the page, and gets its
+// element, trigger (to send an event) and watch (to be notified of new content).
 
-// A pointer's place in a picture as [y, x] in pixels; the first pixel's centre is [0, 0].
-function place(event, image, width, height) {
+// A pointer's position in a picture as [y, x] in pixels; the first pixel's centre is [0, 0].
+function position(event, image, width, height) {
   const box = image.getBoundingClientRect();
   const x = ((event.clientX - box.left) / box.width) * width - 0.5;
   const y = ((event.clientY - box.top) / box.height) * height - 0.5;
-  const inside = (value, most) => Math.min(Math.max(value, -0.49), most - 0.51);
+  const inside = (value, limit) => Math.min(Math.max(value, -0.49), limit - 0.51);
   return [inside(y, height), inside(x, width)].map((value) => Math.round(value * 100) / 100);
 }
 
@@ -14,15 +14,15 @@ function place(event, image, width, height) {
 function stage(element, trigger, watch) {
   let points = null; // of the stroke that is being drawn
   let target = null;
-  let turn = 0; // of the answer that is shown
-  const sheet = () => element.querySelector(".pictures");
-  // as chosen: the server's answer to that may come after the stroke
+  let turn = 0; // of the response that is shown
+  const pictures = () => element.querySelector(".pictures");
+  // as chosen here: the server's response to the choice may come after the stroke
   const tool = () => document.querySelector("#tools input:checked").value;
   const radius = () => document.querySelector("#radius input[type=range]").value;
-  const size = () => [Number(sheet().dataset.width), Number(sheet().dataset.height)];
+  const size = () => [Number(pictures().dataset.width), Number(pictures().dataset.height)];
 
   function show() {
-    if (tool() !== sheet().dataset.tool) return; // colour and radius come with the answer
+    if (tool() !== pictures().dataset.tool) return; // colour and radius come with the response
     const drawn = tool() === "Move" ? [points[0], points[points.length - 1]] : points;
     const path = drawn.map(([y, x]) => `${x + 0.5} ${y + 0.5}`).join("L");
     element.querySelectorAll(".live").forEach((live) => {
@@ -44,14 +44,14 @@ function stage(element, trigger, watch) {
     target = event.target.closest(".canvas");
     if (!target || event.button !== 0) return;
     event.preventDefault();
-    document.activeElement.blur(); // a number box takes its value, within its range, when left
+    document.activeElement.blur(); // a number field commits its value, within its range, on blur
     target.setPointerCapture(event.pointerId);
-    points = [place(event, target.querySelector("img"), ...size())];
+    points = [position(event, target.querySelector("img"), ...size())];
     if (["Paint", "Move"].includes(tool())) show();
   });
   element.addEventListener("pointermove", (event) => {
     if (!points || !["Paint", "Move"].includes(tool())) return;
-    points.push(place(event, target.querySelector("img"), ...size()));
+    points.push(position(event, target.querySelector("img"), ...size()));
     show();
   });
   element.addEventListener("pointerup", () => {
@@ -67,11 +67,11 @@ function stage(element, trigger, watch) {
     element.querySelectorAll(".under, .over").forEach((one) => one.removeAttribute("transform"));
     const before = turn;
     turn = Number(element.querySelector("[data-turn]").dataset.turn);
-    if (turn < before) trigger("stale"); // Gradio shows quick answers in any order: ask anew
+    if (turn < before) trigger("stale"); // Gradio may show quick responses out of order: ask again
   });
 }
 
-// Ctrl+Z undoes; Ctrl+Shift+Z and Ctrl+Y redo. In a box with text the browser undoes typing.
+// Ctrl+Z undoes; Ctrl+Shift+Z and Ctrl+Y redo. In text fields the browser handles them.
 function shortcuts() {
   document.addEventListener("keydown", (event) => {
     const typing = "textarea, input:not([type=radio], [type=checkbox], [type=range])";
@@ -91,22 +91,22 @@ function tiles(element, trigger) {
   });
 }
 
-// A photograph in which one place is clicked.
+// A photograph to click in.
 function photograph(element, trigger) {
   element.addEventListener("click", (event) => {
     const canvas = event.target.closest(".canvas");
     if (!canvas) return;
     const size = [Number(canvas.dataset.width), Number(canvas.dataset.height)];
-    trigger("draw", { points: [place(event, canvas.querySelector("img"), ...size)] });
+    trigger("draw", { points: [position(event, canvas.querySelector("img"), ...size)] });
   });
 }
 
-// Saves what arrives: a name, a type and base64.
+// Saves each file that arrives: its name, type and content in base64.
 function download(props, watch) {
   watch("value", () => {
     const file = props.value;
     if (!file) return;
-    const bytes = Uint8Array.from(atob(file.content), (sign) => sign.charCodeAt(0));
+    const bytes = Uint8Array.from(atob(file.content), (char) => char.charCodeAt(0));
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([bytes], { type: file.type }));
     link.download = file.name;

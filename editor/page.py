@@ -20,19 +20,19 @@ from starlette.middleware import Middleware
 
 from editor import markup
 from editor.library import LibraryObject
-from editor.scenes import MOST_BYTES, Scenes
+from editor.scenes import MAX_BYTES, Scenes
 from editor.session import DOWNLOADS, HINTS, NEEDS_CLASS, Session
 from models.ui_model import UIModel
 from util.errors import UserError
 from util.progress import log
 
 HERE = Path(__file__).parent
-MOST_SESSIONS = 64  # scenes in memory; the least recently used is dropped
-MOST_RADIUS = 32  # of the brush, in pixels
-ENCODED = 4  # windows whose images are kept as PNG addresses too
-ENDED = "This session has ended; reload the page to begin again."
+MAX_SESSIONS = 64  # scenes in memory; the least recently used is dropped
+MAX_RADIUS = 32  # of the brush, in pixels
+ENCODED = 4  # windows whose images are also kept as data URLs
+ENDED = "This session has ended; reload the page to start again."
 
-# The browser itself refuses to send anything anywhere else
+# The browser itself refuses to send anything to another server
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -48,7 +48,7 @@ class Page:
         self.scenes = scenes
         self.objects = objects
         self.thumbnails = [markup.data_uri(one.thumbnail) for one in objects]
-        self._addresses = lru_cache(ENCODED)(_addresses)
+        self._urls = lru_cache(ENCODED)(_urls)
         self.has_encoder = ui.has_features
         if self.has_encoder:
             try:
@@ -82,7 +82,7 @@ class Page:
 
         tiles = "tiles(element, trigger);"
         with gr.Row(elem_id="bar"):
-            title = f"Steer single objects of a scene · {escape(name)}"
+            title = f"Control single objects of a scene · {escape(name)}"
             part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
             self.scene = gr.Dropdown(
                 self.scenes.names,
@@ -156,7 +156,7 @@ class Page:
             with gr.Row():
                 self.radius = gr.Slider(
                     0,
-                    MOST_RADIUS,
+                    MAX_RADIUS,
                     value=3,
                     step=0.5,
                     label="Brush radius in pixels",
@@ -184,7 +184,7 @@ class Page:
             *(self.style_panel, self.class_panel, self.add_panel, self.file),
         ]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        # one queue for all actions: from queues of their own Gradio takes them in any order
+        # one queue for all actions: with several, Gradio takes them in any order
         ordered = {"concurrency_id": "actions", "concurrency_limit": 1, "trigger_mode": "multiple"}
 
         def on(
@@ -193,9 +193,9 @@ class Page:
             *inputs: gr.components.Component,
             sent: Callable[[gr.EventData], object] | None = None,
         ) -> None:
-            """Let an event carry out an action of the session, with what the event itself sent and
-            with the inputs' values, then generate missing previews. The page may show two answers
-            in either order, and then asks for what holds: a gesture sends one event."""
+            """Let an event carry out an action of the session, given what the event itself sent and
+            the inputs' values, then generate missing previews. A gesture sends a single event; the
+            page may show two responses out of order, and then asks for the current state."""
 
             def handler(session: Session | None, event: gr.EventData, *values: object) -> dict:
                 def work() -> str:
@@ -205,8 +205,8 @@ class Page:
                 return self._act(session, work)
 
             handler.__name__ = action.__name__  # what the server calls it
-            answered = event(handler, [self.session, *inputs], view, **ordered, **quiet)
-            answered.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
+            done = event(handler, [self.session, *inputs], view, **ordered, **quiet)
+            done.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
 
         app.load(self.begin, None, [self.session, *view], **quiet)
         on(self.scene.input, Session.open_scene, self.scene)
@@ -215,12 +215,12 @@ class Page:
         on(self.undo.click, Session.undo)
         on(self.redo.click, Session.redo)
         on(self.reset.click, Session.reset)
-        on(self.like.click, Session.ask_for_model)
+        on(self.like.click, Session.start_copying)
         on(self.stage.draw, Session.pointer, self.radius, self.scale, sent=_points)
         on(self.gallery.choose, Session.choose_style, self.whole_class, sent=_number)
         on(self.classes.choose, Session.choose_label, sent=_number)
         on(self.library.choose, Session.choose_object, sent=_number)
-        on(self.stage.stale, Session.show_again)
+        on(self.stage.stale, Session.refresh)
         on(self.photo_scene.input, Session.open_photo, self.photo_scene)
         on(self.photo_file.upload, Session.upload_photo, self.photo_file)
         on(self.all_styles.click, Session.take_all_styles)
@@ -234,7 +234,7 @@ class Page:
         return {self.session: session, **self._act(session, session.begin)}
 
     def generate_gallery(self, session: Session | None) -> object:
-        """Replace the waiting tiles by previews. Beside actions, which wait for one preview."""
+        """Replace the waiting tiles with previews. Actions may run in between."""
         try:
             if session is None or not session.generate_gallery():
                 return gr.skip()
@@ -252,7 +252,7 @@ class Page:
             before = session.ui.last_picture
             try:
                 text = work()
-                # where this fails the edit stays, and the last image is shown
+                # if this fails, the edit stays and the last image is shown
                 if session.is_open and session.ui.picture() is not before:
                     text += f" Generated in {time.perf_counter() - start:.2f} s."
             except (UserError, MemoryError) as problem:
@@ -264,7 +264,7 @@ class Page:
         ui = session.ui
         pictures = ("", "")
         if session.is_open:
-            pictures = self._addresses(ui, ui.version, ui.picture_version)
+            pictures = self._urls(ui, ui.version, ui.picture_version)
         can_undo = session.is_open and ui.can_undo
         view = {
             self.hint: markup.hint(session),
@@ -273,7 +273,7 @@ class Page:
             self.classes: markup.classes(session),
             self.undo: gr.Button(interactive=can_undo),
             self.redo: gr.Button(interactive=session.is_open and ui.can_redo),
-            # also where the first edits can no longer be undone
+            # even if the first edits can no longer be undone
             self.reset: gr.Button(interactive=session.is_open and bool(ui.edits)),
             self.radius: gr.Slider(visible=session.tool == "Paint"),
             self.like: gr.Button(visible=session.tool == "Change class"),
@@ -281,7 +281,7 @@ class Page:
             self.class_panel: gr.Column(visible=session.tool in NEEDS_CLASS),
             self.add_panel: gr.Column(visible=session.tool == "Add"),
         }
-        # these hold many images, and seldom change
+        # these contain many images and rarely change
         for part, content, render in (
             (self.library, session.object, partial(markup.library, session, self.thumbnails)),
             (self.photo, session.photo, partial(markup.photo, session)),
@@ -298,10 +298,10 @@ class Page:
         return view
 
 
-def _addresses(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:
-    """The last image and the label map of a scene in a state that the numbers identify.
+def _urls(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:
+    """The last image and the label map of a scene as data URLs; the numbers identify its state.
 
-    Before any image could be generated, the label map stands for both.
+    Until an image has been generated, both are the label map.
     """
     label = markup.data_uri(ui.label_picture())
     return label if ui.last_picture is None else markup.data_uri(ui.last_picture), label
@@ -312,11 +312,11 @@ def _message(problem: UserError | MemoryError) -> str:
 
 
 def serve(page: Page, host: str, port: int) -> None:
-    """Answer on host:port until interrupted. Raises UserError if that cannot be had."""
+    """Serve on host:port until interrupted. Raises UserError if the address is not available."""
     check_address(host, port)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the block below is left
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the block below exits
     with tempfile.TemporaryDirectory(prefix="editor_") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # what is uploaded goes with the server
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads are deleted with it
         app = page.build()
         app.queue(default_concurrency_limit=8, max_size=256, api_open=False)
         _, address, _ = app.launch(
@@ -325,11 +325,11 @@ def serve(page: Page, host: str, port: int) -> None:
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=MOST_BYTES,
-            state_session_capacity=MOST_SESSIONS,
+            max_file_size=MAX_BYTES,
+            state_session_capacity=MAX_SESSIONS,
             ssr_mode=False,
             footer_links=[],
-            theme=gr.themes.Default(  # with the system's own fonts: none is fetched
+            theme=gr.themes.Default(  # with the system's fonts: none is downloaded
                 primary_hue="blue",
                 font=["system-ui", "sans-serif"],
                 font_mono=["ui-monospace", "monospace"],
@@ -337,7 +337,7 @@ def serve(page: Page, host: str, port: int) -> None:
             css_paths=HERE / "page.css",
             app_kwargs={"middleware": [Middleware(Headers)]},
         )
-        log(f"the editor is open at {address} (Ctrl+C ends it)")
+        log(f"the editor is open at {address} (Ctrl+C stops it)")
         try:
             app.block_thread()
         finally:
@@ -351,13 +351,13 @@ def check_address(host: str, port: int) -> None:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise UserError(
-            f"--host {host} --port {port}: cannot be listened on ({error.strerror}); --port 0 "
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); --port 0 "
             "takes any free port"
         ) from error
 
 
 class Headers:
-    """Middleware that adds the page's policy to every answer."""
+    """Middleware that adds the page's content security policy to every response."""
 
     def __init__(self, app: Callable) -> None:
         self.app = app
@@ -373,7 +373,7 @@ class Headers:
 
 
 def _points(event: gr.EventData) -> list[tuple[float, float]]:
-    """The points of an event; what a browser sends may be anything."""
+    """The points of an event; a browser may send anything."""
     try:
         points = np.array(event._data["points"], float)
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Edit lists: a scene as it was opened and every edit since, as JSON; and rendering them again."""
+"""Edit lists: a scene as it was opened and every edit since, as JSON; and replaying them."""
 
 import base64
 import io
@@ -17,13 +17,13 @@ from util.pages.colours import class_name
 from util.progress import log
 
 FORMAT = "pix2pixHD edit list 1"
-MOST_BYTES = 256 << 20  # of an edit list's file
-MOST_PIXELS = 64 << 20
-NOT_A_LIST = "not an edit list; give SCENE_edits.json as the editor has saved it"
+MAX_BYTES = 256 << 20  # of an edit list's file
+MAX_PIXELS = 64 << 20
+NOT_A_LIST = "not an edit list; give a SCENE_edits.json that the editor has saved"
 
 
 def edit_list(ui: UIModel) -> dict:
-    """All that replay needs besides the network: maps and features at first, and the edits."""
+    """All that replay needs besides the network: the original maps and features, and the edits."""
     label, inst, features = ui.first
     return {
         "format": FORMAT,
@@ -69,11 +69,11 @@ def replay(ui: UIModel, record: dict) -> None:
 
 
 def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
-    """Render an edit list's file into a folder: the photograph, both maps, the map in colours.
-    Returns the files."""
+    """Render an edit list's file into a folder: the photograph, both maps, the label map in
+    colours. Returns the files."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MB: {NOT_A_LIST}")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MB: {NOT_A_LIST}")
         record = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"--replay {path}: {error.strerror}") from error
@@ -93,7 +93,7 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
 
 
 def pictures(ui: UIModel) -> dict[str, Callable[[], np.ndarray]]:
-    """What can be taken away, and how it is made."""
+    """The images that can be saved, with functions that make them."""
     found = {
         **{"photograph": ui.picture, "label": lambda: ui.label, "inst": lambda: ui.inst},
         "label_colours": ui.label_picture,
@@ -110,8 +110,8 @@ def download(ui: UIModel, kind: str) -> tuple[str, str, bytes]:
 
 
 def encoded(array: np.ndarray) -> tuple[str, str, bytes]:
-    """An image (H, W, 3) uint8 or a map (H, W) as a file: its ending, media type and bytes. PNG;
-    npy for a map with numbers that a PNG does not hold (--ignore_label -1)."""
+    """An image (H, W, 3) uint8 or a map (H, W) as a file: its extension, media type and bytes. PNG,
+    or npy for a map with numbers that a PNG cannot hold (--ignore_label -1)."""
     buffer = io.BytesIO()
     low, high = array.min(), array.max()
     if low < 0 or high > 65535:
@@ -122,22 +122,22 @@ def encoded(array: np.ndarray) -> tuple[str, str, bytes]:
 
 
 def packed(array: np.ndarray) -> dict:
-    """A map (H, W) for JSON, exactly."""
+    """A map (H, W) for JSON, without loss."""
     data = zlib.compress(array.astype("<i4").tobytes(), 9)
     return {"shape": list(array.shape), "int32": base64.b64encode(data).decode()}
 
 
 def unpacked(content: object, what: str) -> np.ndarray:
-    """The reverse of packed. Raises UserError; nothing larger than it should be is unpacked."""
+    """The inverse of packed. Raises UserError; never unpacks more than the stated size."""
     try:
         height, width = (int(side) for side in content["shape"])
-        if min(height, width) < 1 or height * width > MOST_PIXELS:
+        if min(height, width) < 1 or height * width > MAX_PIXELS:
             raise ValueError(f"{width}x{height} pixels")
-        bytes_there = 4 * height * width
+        expected = 4 * height * width
         data = zlib.decompressobj().decompress(
-            base64.b64decode(content["int32"], validate=True), bytes_there + 1
+            base64.b64decode(content["int32"], validate=True), expected + 1
         )
-        if len(data) != bytes_there:
+        if len(data) != expected:
             raise ValueError(f"not {height}x{width} values")
     except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
         raise UserError(f"{what}: not a map of an edit list ({error})") from error

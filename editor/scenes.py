@@ -13,19 +13,19 @@ from data.files import image_size
 from data.kinds import scene_kinds
 from util.errors import UserError
 
-MOST_PIXELS = 4096 * 2048  # of an uploaded image
-MOST_BYTES = 32 << 20  # of an uploaded file
+MAX_PIXELS = 4096 * 2048  # of an uploaded image
+MAX_BYTES = 32 << 20  # of an uploaded file
 
 
 class Scenes:
     """The data set of opt.dataroot and opt.phase, if there is one, and its photographs.
 
-    names     the scenes; empty, with missing saying why, where there is no data set
+    names     the scenes; empty without a data set, and missing says why
     photos    the scenes that have a photograph
     """
 
     def __init__(self, opt: argparse.Namespace) -> None:
-        """Raises UserError for a data set that is there but wrong."""
+        """Raises UserError for a data set that exists but is wrong."""
         self.opt = opt
         self.geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
         self.names: list[str] = []
@@ -56,7 +56,7 @@ class Scenes:
     def photo(self, name: str) -> np.ndarray:
         """The photograph of a scene at the size of its maps, (H, W, 3) uint8."""
         if name not in self._photos:
-            raise UserError(f"scene {name!r}: it has no photograph")
+            raise UserError(f"scene {name!r} has no photograph")
         size = self.geometry.scaled(self.dataset.sizes[name])
         return self._kinds["image"].load(self._photos[name], size)
 
@@ -74,34 +74,34 @@ class Scenes:
         if self.opt.no_instance:
             return label, None, label_path.stem
         if inst_path is None:
-            raise UserError("no instance map: this model needs one beside the label map")
+            raise UserError("no instance map: this model needs one as well as the label map")
         with upload(inst_path):
             (width, height), (width0, height0) = image_size(inst_path), image_size(label_path)
             if (width, height) != (width0, height0):
                 raise UserError(
                     f"{inst_path.name} is {width}x{height}, but {label_path.name} is "
-                    f"{width0}x{height0}: they must have one size"
+                    f"{width0}x{height0}: they must have the same size"
                 )
             return label, self._load("inst", inst_path), label_path.stem
 
     def _load(self, kind: str, path: Path) -> np.ndarray:
-        """A user's file, read and scaled as those of the data set are."""
+        """A user's file, read and scaled like those of the data set."""
         width, height = self.geometry.scaled(image_size(path))
-        if width * height > MOST_PIXELS:
-            raise UserError(f"{path}: would be scaled to {width}x{height}, too large")
+        if width * height > MAX_PIXELS:
+            raise UserError(f"{path}: would be scaled to {width}x{height}, which is too large")
         return self._kinds[kind].load(path, (width, height))
 
 
 @contextmanager
 def upload(path: Path) -> Iterator[None]:
-    """Refuse an uploaded file that is too large, before it is decoded; and let messages name it as
-    its owner does, not by the folder it was put into."""
+    """Refuse an uploaded file that is too large, before it is decoded; and let messages give its
+    name without the folder that it was put into."""
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise UserError(f"{path}: {size >> 20} MB; at most {MOST_BYTES >> 20}")
+        if size > MAX_BYTES:
+            raise UserError(f"{path}: {size >> 20} MB; at most {MAX_BYTES >> 20}")
         width, height = image_size(path)
-        if width * height > MOST_PIXELS:
+        if width * height > MAX_PIXELS:
             raise UserError(f"{path}: {width}x{height} pixels; at most 4096x2048")
         yield
     except UserError as error:

@@ -1,6 +1,6 @@
-"""One user's session: a scene, a tool, a selection, and what to say after each action.
+"""One user's session: a scene, a tool, a selection, and the message after each action.
 
-It knows nothing of the page; every action returns one line for the status, or raises UserError.
+It does not depend on the page; every action returns one line for the status, or raises UserError.
 """
 
 import base64
@@ -44,7 +44,7 @@ DOWNLOADS = {
 
 @dataclass
 class Session:
-    """What one user sees and has chosen. lock: hold it during an action, generating included."""
+    """What one user sees and has chosen. lock: hold it during an action, including generation."""
 
     ui: UIModel
     scenes: Scenes
@@ -60,12 +60,12 @@ class Session:
     gallery: list[np.ndarray] | None = None  # images of the selected object in its class's styles
     photo: np.ndarray | None = None  # to take styles from, (H, W, 3) uint8
     photo_inst: np.ndarray | None = None
-    turn: int = 0  # counts what the page was sent
-    status: str = ""  # the line that the page was sent last
-    shown: dict[object, object] = field(default_factory=dict)  # what the page has, by part
+    turn: int = 0  # number of responses sent to the page
+    status: str = ""  # the status line that was last sent to the page
+    shown: dict[object, object] = field(default_factory=dict)  # what the page shows, by part
     file: dict[str, str] | None = None  # to be downloaded: its name, type and content in base64
-    _generating: tuple[Selection, int] | None = None  # of whom a gallery is made, at which version
-    wants_model: bool = False  # the next click selects the object whose class and style are copied
+    _generating: tuple[Selection, int] | None = None  # gallery in progress: of whom, which version
+    copying: bool = False  # the next click selects the object whose class and style are copied
 
     @property
     def is_open(self) -> bool:
@@ -104,7 +104,7 @@ class Session:
         fresh = self.ui.another()  # the old scene stays if this one is refused
         fresh.open(label, inst, name)
         self.ui = fresh
-        if not self.label:  # nothing chosen yet, and class 0 is seldom what one paints
+        if not self.label:  # nothing chosen yet, and class 0 is rarely painted
             known = fresh.label[fresh.label != fresh.networks.opt.ignore_label]
             self.label = int(np.bincount(known).argmax()) if known.size else 0
         self._select(None)
@@ -118,13 +118,13 @@ class Session:
     def choose_tool(self, tool: str) -> str:
         if tool not in HINTS:
             raise UserError(f"tool {tool!r}: expected one of {', '.join(HINTS)}")
-        self.tool, self.wants_model = tool, False
+        self.tool, self.copying = tool, False
         return ""
 
     def choose_label(self, label: int) -> str:
         """A click on the palette: the class to paint with, or for the selected object."""
         if not 0 <= label < self.ui.networks.opt.label_nc:
-            raise UserError(f"class {label}: the model does not know it")
+            raise UserError(f"class {label}: the model does not have it")
         if self.tool == "Change class" and self.selected is None:
             raise UserError("click an object first, then its new class")
         self.label = label
@@ -138,11 +138,11 @@ class Session:
         self.object = number
         return f"Click where to put the {self.name_of(self.objects[number].label)}."
 
-    def ask_for_model(self) -> str:
+    def start_copying(self) -> str:
         if self.selected is None:
             raise UserError("click an object first, then the one to copy class and style from")
-        self.wants_model = True
-        return f"Click the object whose class and style {self.name_of_selected()} gets."
+        self.copying = True
+        return f"Click the object whose class and style {self.name_of_selected()} should get."
 
     def pointer(self, points: list[Point], radius: float, scale: float) -> str:
         """What the pointer drew on an image, (y, x) in pixels: a click is a single point."""
@@ -165,14 +165,14 @@ class Session:
         return self.ui.select(*pixel(point, self.ui.shape))
 
     def _select(self, selection: Selection | None) -> None:
-        self.selected, self.gallery, self.wants_model = selection, None, False
+        self.selected, self.gallery, self.copying = selection, None, False
 
     def _click(self, points: list[Point]) -> str:
         self._select(self._at(points[-1]))
         return f"Selected {self.name_of_selected()}."
 
     def _click_to_change(self, points: list[Point]) -> str:
-        if self.wants_model:
+        if self.copying:
             return self._change_class(like=self._at(points[-1]).instance)
         return self._click(points)
 
@@ -181,13 +181,13 @@ class Session:
         where = np.argwhere(self.selected.mask)[0]
         changed = self.ui.set_class(self.selected.instance, **target)
         self._select(self.ui.select(*map(int, where)))
-        return f"{old} became {self.name_of_selected()}." if changed else "It is one already."
+        return f"{old} became {self.name_of_selected()}." if changed else "Nothing to change."
 
     def _paint(self, points: list[Point]) -> str:
         changed = self.ui.paint([list(point) for point in points], self.label, self.radius)
         self._select(None)
         name = self.name_of(self.label)
-        return f"Painted {name}." if changed else f"There was {name} already."
+        return f"Painted {name}." if changed else f"{name} was there already."
 
     def _add(self, points: list[Point]) -> str:
         if self.object is None:
@@ -197,7 +197,7 @@ class Session:
         feature = None if one.feature is None else one.feature.tolist()
         before = set(np.unique(self.ui.inst).tolist())
         self.ui.add(shape_rows(one.mask), one.label, y, x, self.scale, feature)
-        new = set(np.unique(self.ui.inst).tolist()) - before  # none where stuff joins its like
+        new = set(np.unique(self.ui.inst).tolist()) - before  # none if stuff joins the same stuff
         self._select(self.ui.selection(new.pop()) if new else self._at(points[-1]))
         return f"Added a {self.name_of(one.label)}."
 
@@ -224,12 +224,12 @@ class Session:
 
     @property
     def wants_gallery(self) -> bool:
-        """Whether previews of the selected object's styles are to be generated."""
+        """Whether previews of the selected object's styles have yet to be generated."""
         return self.gallery is None and self.has_styles
 
     def generate_gallery(self) -> bool:
-        """Generate cut-outs of the selected object in every style of its class, where they are
-        wanted. Actions come between two of them; False if one has made them out of date."""
+        """Generate cut-outs of the selected object in every style of its class, if they are wanted.
+        Actions may run between two of them; returns False if one has made them out of date."""
         with self.lock:
             wanted = self.selected, self.ui.version
             if not self.wants_gallery or wanted == self._generating:
@@ -244,7 +244,7 @@ class Session:
                         return False
                     (picture,) = self.ui.previews(wanted[0].instance, vector[None])
                 pictures.append(thumbnail(picture[box]))
-                time.sleep(0.005)  # or this thread takes the lock again before one that waits
+                time.sleep(0.005)  # else this thread takes the lock again before one that waits
             with self.lock:
                 if wanted != (self.selected, self.ui.version):
                     return False
@@ -267,22 +267,22 @@ class Session:
         vector = style(self.ui.styles, self.selected.label, number, name)
         self.ui.set_style(self.selected.instance, vector, whole_class)
         who = f"Every {self.name_of(self.selected.label)}" if whole_class else name
-        return f"{who} has style {number} now."
+        return f"{who} now has style {number}."
 
     def open_photo(self, name: str) -> str:
         photo, (_, inst, _) = self.scenes.photo(name), self.scenes.load(name)
         self.photo, self.photo_inst = photo, inst
-        return f"Click in the photograph of {name} where {self._receiver()} takes its style from."
+        return f"Click in the photograph of {name}: {self._target()} gets the style at that place."
 
     def upload_photo(self, path: str) -> str:
         self.photo, self.photo_inst = self.scenes.uploaded_photo(Path(path)), None
-        return f"Click in your photograph where {self._receiver()} takes its style from."
+        return f"Click in your photograph: {self._target()} gets the style at that place."
 
-    def _receiver(self) -> str:
+    def _target(self) -> str:
         return "the selected object" if self.selected is None else self.name_of_selected()
 
     def take_style(self, points: list[Point]) -> str:
-        """A click on the photograph: its style there goes to the selected object."""
+        """A click on the photograph: give its style at that place to the selected object."""
         if self.selected is None:
             raise UserError("select an object in the scene first, then click in the photograph")
         if self.photo is None:
@@ -290,7 +290,7 @@ class Session:
         y, x = pixel(points[0], self.photo.shape[:2])
         feature = self.ui.photo_feature(self.photo, y, x, self.photo_inst)
         self.ui.set_style(self.selected.instance, feature)
-        return f"{self.name_of_selected()} has the style of the photograph there now."
+        return f"{self.name_of_selected()} now has the photograph's style at that place."
 
     def take_all_styles(self) -> str:
         self._needs_scene()
@@ -298,11 +298,11 @@ class Session:
             raise UserError("this scene has no photograph")
         photo = self.scenes.photo(self.scene)
         if not self.ui.set_styles(self.ui.photo_features(photo)):
-            return "They have it already."
-        return "Every object has its style from the photograph."
+            return "The objects have these styles already."
+        return "Every object now has its style from the photograph."
 
-    def show_again(self) -> str:
-        """Send the whole page: it shows an older answer."""
+    def refresh(self) -> str:
+        """Send the whole page again, as it shows an older response."""
         self.shown.clear()
         return ""
 
@@ -325,7 +325,7 @@ class Session:
         self._needs_scene()
         changed = self.ui.reset()
         self._reselect()
-        return "The scene is as it was opened." if changed else "Nothing was changed."
+        return "The scene is as it was opened." if changed else "There was nothing to reset."
 
     def _stepped(self, step: Callable[[], dict | None], done: str, nothing: str) -> str:
         self._needs_scene()
@@ -361,14 +361,14 @@ def pixel(point: Point, shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def thumbnail(picture: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 at most PREVIEW_WIDTH wide: a preview needs no more."""
+    """(h, w, 3) uint8, scaled down to at most PREVIEW_WIDTH, which is enough for a preview."""
     image = Image.fromarray(picture)
     image.thumbnail((PREVIEW_WIDTH, PREVIEW_WIDTH), Image.Resampling.LANCZOS)
-    return np.array(image)  # a copy: the whole image can go
+    return np.array(image)  # a copy, so that the whole image can be freed
 
 
 def surroundings(mask: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns of a cut-out around a mask (H, W), of 2:1 if it fits."""
+    """The rows and columns of a cut-out around a mask (H, W), with a ratio of 2:1 if it fits."""
     box = box_of(mask)
     high, wide = (side.stop - side.start for side in box)
     height = min(max(1.5 * high, 0.75 * wide, mask.shape[0] / 4), mask.shape[0])

@@ -171,7 +171,7 @@ def test_another_style_changes_the_car_and_hardly_anything_else(window, project:
     expect(window.page.locator("#gallery .style img")).to_have_count(5)
     other = window.page.locator("#gallery button:not(.chosen)").first
     window.after(other.click)
-    window.says(r"^Car \d+ has style \d now\. Generated in \d+\.\d\d s\.$")
+    window.says(r"^Car \d+ now has style \d\. Generated in \d+\.\d\d s\.$")
     change = np.abs(window.picture().astype(int) - before).mean(2)
     assert change[mask].mean() > 10
     assert change[far_from(mask)].mean() < change[mask].mean() / 5
@@ -437,10 +437,10 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     window.after(lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5))
-    window.says(rf"Car {number} has the style of the photograph there now\.")
+    window.says(rf"Car {number} now has the photograph's style at that place\.")
     assert not np.array_equal(window.picture(), before)
     window.press("All styles from this scene's photograph")
-    window.says(r"Every object has its style from the photograph\.")
+    window.says(r"Every object now has its style from the photograph\.")
 
 
 @pytest.mark.thorough
@@ -491,7 +491,7 @@ def test_garbage_from_a_browser_is_refused_and_the_session_goes_on(url: str) -> 
         answer = client.call("pointer", 3, 1, event=event)
         assert "the page sent something" in answer["status"] and "error" in answer["status"]
     answer = client.call("choose_label", event={"number": 99})
-    assert "the model does not know it" in answer["status"]
+    assert "the model does not have it" in answer["status"]
     answer = client.call("pointer", 3, 1, event={"points": [[1, 2]]})
     assert "Selected" in answer["status"]
 

@@ -94,7 +94,7 @@ def test_a_library_of_other_arrays_is_refused(tmp_path: Path) -> None:
         {"mask1": whole["mask1"] & False},
     ):
         np.savez(path, **{**whole, **wrong})
-        with pytest.raises(UserError, match="do not belong together"):
+        with pytest.raises(UserError, match="do not fit together"):
             load_library(path, 35, 3)
 
 

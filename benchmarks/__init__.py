@@ -1,1 +1,1 @@
-"""What the project costs beside the plain way to write it: python -m benchmarks.NAME --help."""
+"""The project's cost compared with a plain implementation: python -m benchmarks.NAME --help."""

@@ -1,7 +1,7 @@
-"""The plain way: the paper's method as one would first write it, to compare the project with.
+"""The baseline: a straightforward implementation of the paper's method, to compare with.
 
-Float32, three passes of D, gradients of D's weights computed with G's loss and thrown away, a
-loop over instances, maps sent as float32, images decoded and scaled anew in every epoch.
+Float32, three passes through D, gradients of G's loss computed for D's weights and discarded, a
+loop over instances, maps sent as float32, images decoded and scaled again in every epoch.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def labels_and_edges(label: Tensor, inst: Tensor, label_nc: int) -> Tensor:
 def plain_generate(
     net: nn.Module, label: Tensor, inst: Tensor, label_nc: int, device: torch.device
 ) -> np.ndarray:
-    """Float maps to 8-bit images (B, H, W, 3), in float32, scaled on the CPU."""
+    """From float maps to 8-bit images (B, H, W, 3), in float32, scaled on the CPU."""
     with torch.no_grad():
         picture = net(labels_and_edges(label.to(device), inst.to(device), label_nc))
     pixels = np.transpose(picture.cpu().float().numpy(), (0, 2, 3, 1))
@@ -59,12 +59,12 @@ def plain_layers(net: nn.Module) -> nn.Module:
     own = {InstanceNorm2d: nn.InstanceNorm2d, BatchNorm2d: nn.BatchNorm2d}
     own |= {ReflectionPad2d: nn.ReflectionPad2d, Sequential: nn.Sequential}
     for layer in net.modules():
-        layer.__class__ = own.get(type(layer), type(layer))  # the same state, another forward
+        layer.__class__ = own.get(type(layer), type(layer))  # same state, different forward
     return net
 
 
 class TrainStep(nn.Module):
-    """One update of all networks. Takes a batch of float32 maps; gives the losses by name."""
+    """One update of all networks. Takes a batch of float32 maps; returns the losses by name."""
 
     def __init__(self, opt: argparse.Namespace, device: torch.device) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class TrainStep(nn.Module):
         return total
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(what D sees beside an image, what G sees)"""
+        """(what D sees with an image, what G sees)"""
         inst = batch["inst"].to(self.device)
         x = labels_and_edges(batch["label"].to(self.device), inst, self.opt.label_nc)
         if self.netE is None:
@@ -116,7 +116,7 @@ class TrainStep(nn.Module):
         return x, torch.cat([x, instance_average(features, inst)], 1)
 
     def step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Update all networks once; the losses by name."""
+        """Update all networks once; returns the losses by name."""
         real = batch["image"].to(self.device)
         x, into_G = self.inputs(batch)
         fake = self.netG(into_G)
@@ -142,7 +142,7 @@ class TrainStep(nn.Module):
 
 
 def float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch as the plain way sends it: every map in float32."""
+    """The batch as the baseline sends it: every map in float32."""
     return {kind: value.float() for kind, value in batch.items()}
 
 

@@ -1,4 +1,4 @@
-"""A training step on a device beside the same step in float64 on the CPU.
+"""A training step on a device compared with the same step in float64 on the CPU.
 
     python -m benchmarks.correctness --device cuda
 
@@ -41,7 +41,7 @@ PRECISIONS = {
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Everything that is computed meanwhile, in float64."""
+    """Compute everything in float64 meanwhile."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -52,7 +52,7 @@ def double_precision() -> Iterator[None]:
 
 
 def first_weights(flags: str) -> dict[str, Tensor]:
-    """What every precision starts from: the weights as float32 draws them."""
+    """The weights that every precision starts from: those initialized in float32."""
     torch.manual_seed(0)
     model = Pix2PixHDModel(scene.options("cpu", [*SMALL.split(), *flags.split()]), CPU)
     return model.state_dict()
@@ -61,11 +61,11 @@ def first_weights(flags: str) -> dict[str, Tensor]:
 def step(
     flags: str, device: torch.device, batch: dict[str, Tensor], weights: dict[str, Tensor]
 ) -> tuple[dict, Tensor]:
-    """The losses of two steps from these weights, and the last image."""
+    """The losses of two steps that start from these weights, and the last image."""
     opt = scene.options(device.type, [*SMALL.split(), *flags.split()])
     set_up_torch(deterministic=False, tf32=opt.tf32)
     model = Pix2PixHDModel(opt, device)
-    if opt.amp == "fp16":  # no step is skipped to find the scale
+    if opt.amp == "fp16":  # so that no step is skipped to find the scale
         model.scaler = torch.amp.GradScaler(device.type, init_scale=128.0)
     model.load_state_dict(weights)
     batch = {**batch, "image": batch["image"].to(torch.get_default_dtype())}
@@ -88,10 +88,10 @@ def main() -> None:
         for precision, more in PRECISIONS.items():
             with double_precision() if precision == "float64" else nullcontext():
                 losses, fake = step(f"{flags} {more}", device, batch, weights)
-            apart = max(abs(losses[n] - v) / abs(v) for n, v in exact.items())
+            error = max(abs(losses[n] - v) / abs(v) for n, v in exact.items())
             largest = (fake - image).abs().max().item()
             rows.append(
-                {"network": network, "precision": precision, "losses": apart, "image": largest}
+                {"network": network, "precision": precision, "losses": error, "image": largest}
             )
     report("correctness", rows, given, size=f"{size[0]}x{size[1]}")
 

@@ -54,10 +54,10 @@ def main() -> None:
 
 
 def report(what: str, work: Callable[[], object]) -> None:
-    """Print the median and the slowest of REPEAT calls, and the processor time of one on average.
+    """Print the median and the longest time of REPEAT calls, and the mean processor time of a call.
 
-    The images come back to the host, so a GPU has finished by then. On a machine with other work,
-    processor time on one thread (OMP_NUM_THREADS=1) tells more than the clock.
+    The images are copied to the host, so a GPU has finished by then. On a busy machine, processor
+    time on one thread (OMP_NUM_THREADS=1) says more than the clock.
     """
     work()
     times = []

@@ -3,8 +3,8 @@
     python -m benchmarks.editor_memory
 
 Random weights of the 1024p architecture (--netG local, --ngf 32, features) and 2048x1024 maps with
-20 objects, on the CPU of a Linux machine. --windows skips the images: each window then holds a
-random one.
+20 objects, on the CPU of a Linux machine. --windows skips generation: each window then holds a
+random image.
 """
 
 import time
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def maps() -> tuple[np.ndarray, np.ndarray]:
-    """Sky over road, and 20 cars."""
+    """Sky above road, and 20 cars."""
     label = np.full((HEIGHT, WIDTH), 23, np.uint8)
     label[HEIGHT // 2 :] = 7
     inst = label.astype(np.int32)
@@ -59,7 +59,7 @@ def opened(ui: UIModel) -> tuple[UIModel, object]:
 
 
 def report(what: str, work: Callable[[], object], before: int) -> None:
-    """Call work; print the largest resident memory so far, above that of before."""
+    """Call work; print the peak resident memory so far, minus before."""
     start = time.perf_counter()
     work()
     seconds = time.perf_counter() - start
@@ -67,7 +67,7 @@ def report(what: str, work: Callable[[], object], before: int) -> None:
 
 
 def resident(key: str = "VmRSS") -> int:
-    """Resident memory of this process in MB, as Linux tells it; VmHWM: the largest so far."""
+    """Resident memory of this process in MB, as reported by Linux; VmHWM: its peak so far."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition(f"{key}:")[2].split()[0]) // 1024
 

@@ -1,16 +1,16 @@
-"""What augmentation and other people's weights gain where scenes are few, on toy scenes.
+"""How much augmentation and pretrained weights gain if there are few scenes, on toy scenes.
 
     python -m benchmarks.few_images --dataroot datasets/toy
 
-trains on the same 20 scenes with several seeds: as they are, with --augment, and from the weights
-of a run on all scenes whose classes have other numbers, so that every column of the first layers
-has to find its place. Prints the mean difference to the photographs of the test scenes, in grey
+trains on the same 20 scenes with several seeds: plain, with --augment, and from the weights of a
+run on all scenes whose classes are numbered differently, so that every input channel of the first
+layers has to be remapped. Prints the mean difference to the photographs of the test scenes, in grey
 levels, and after how many epochs the fine-tuned run is as good as the plain one at its end.
 
     python -m benchmarks.few_images --dataroot datasets/toy --reverse
 
-trains the other way, from photographs to label maps in colours, where what is to be found can be
-seen: plain and with --augment.
+trains in the other direction, from photographs to coloured label maps, which the photographs
+determine: plain and with --augment.
 """
 
 import argparse
@@ -33,7 +33,7 @@ FLAGS = [
     *("--nThreads", "0", "--print_freq", "1000", "--ignore_label", "255"),
     *("--save_latest_freq", "1000000", "--niter_decay", "0", "--val_max", "20"),
 ]
-REVERSED = [  # smaller and longer, so that the plain run learns its scenes by heart
+REVERSED = [  # smaller and longer, so that the plain run overfits
     *("--label_nc", "0", "--no_instance", "--loadSize", "64", "--num_D", "2"),
     *("--n_downsample_global", "2", "--niter", "150", "--niter_decay", "150", "--val_freq", "60"),
 ]
@@ -42,7 +42,7 @@ MAPPING = ",".join(f"{CLASSES - 1 - label}={label}" for label in range(CLASSES))
 
 
 def renumber(dataroot: Path, out: Path) -> Path:
-    """A copy of a data set whose class k is called 34 - k."""
+    """A copy of a data set with class k renumbered as 34 - k."""
     for path in dataroot.rglob("*.png"):
         copy = out / path.relative_to(dataroot)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def renumber(dataroot: Path, out: Path) -> Path:
 
 
 def reverse(dataroot: Path, out: Path) -> Path:
-    """A data set that goes from this one's photographs to its label maps in colours."""
+    """A data set from this one's photographs to its coloured label maps."""
     for path in dataroot.rglob("*.png"):
         if path.parent.name.endswith("_img"):
             copy = out / path.parent.name.replace("_img", "_A") / path.name
@@ -70,7 +70,7 @@ def reverse(dataroot: Path, out: Path) -> Path:
 
 
 def train(opt: argparse.Namespace, name: str, dataroot: Path, *flags: str) -> list[float]:
-    """Train a run, unless that is done; the mean difference at each validation."""
+    """Train a run, unless that is done; returns the mean difference at each validation."""
     flags = *FLAGS, *flags, "--dataroot", str(dataroot)
     folder = trained(name, opt.checkpoints_dir, flags)
     return [row["l1"] for row in read_rows(folder / "validation.jsonl")]
@@ -89,14 +89,14 @@ def measure_reversed(opt: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = Parser(description="Measure what helps where scenes are few.")
+    parser = Parser(description="Measure what helps if there are few scenes.")
     parser.add_argument("--dataroot", type=Path, default=Path("datasets/toy"))
     parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints/few_images"))
     parser.add_argument("--seeds", default="1,2,3", help="of the trainings")
-    parser.add_argument("--epochs", type=integer(5), default=100, help="on the few scenes")
-    parser.add_argument("--base_epochs", type=integer(1), default=12, help="on all of them")
-    parser.add_argument("--augment", default="scale,shift", help="what train.py takes")
-    parser.add_argument("--reverse", action="store_true", help="photographs to label maps")
+    parser.add_argument("--epochs", type=integer(5), default=100, help="on the 20 scenes")
+    parser.add_argument("--base_epochs", type=integer(1), default=12, help="on all scenes")
+    parser.add_argument("--augment", default="scale,shift", help="as for train.py")
+    parser.add_argument("--reverse", action="store_true", help="from photographs to label maps")
     opt = parser.parse_args()
     if not opt.dataroot.is_dir():
         raise UserError(f"--dataroot {opt.dataroot}: no such folder")

@@ -1,10 +1,10 @@
-"""Images a second from files to files by test.py --input, beside maps in memory.
+"""Images a second of test.py --input, from files to files, compared with maps in memory.
 
     python -m benchmarks.files --name NAME --input maps --input_inst instances
 
-Further flags are test.py's. Both ways have the weights of that run and generate the images of the
-same maps, in turns: "files" reads them and writes PNGs, "memory" has read them and drops the
-images. Prints how many of the written images differ from those in memory.
+Further flags are test.py's. Both ways use the weights of that run and generate images from the same
+maps, in turns: "files" reads the maps and writes PNGs; "memory" has the maps in memory and discards
+the images. Prints how many of the written images differ from those in memory.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""One command that measures a machine with a GPU: the other benchmarks in order of worth.
+"""One command that measures a machine with a GPU: the other benchmarks, most important first.
 
     python -m benchmarks.gpu --minutes 20
     python -m benchmarks.gpu --only training
 
-Writes machine.json (everything) and table.md (ready for docs/performance.md) into --out, anew after
-each part, so that what is measured is kept whatever happens. A part that fails or takes too long
-is noted, and the next one begins. On a machine without a GPU, sizes and networks are tiny.
+Writes machine.json (everything) and table.md (ready for docs/performance.md) into --out again after
+each command, so that no result is lost. A command that fails or takes too long is noted, and the
+next one starts. On a machine without a GPU, sizes and networks are tiny.
 """
 
 import json
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 P512 = "--width 1024 --height 512 --ngf 64"
 P1024 = "--width 2048 --height 1024 --ngf 32 --netG local --num_D 3"
 STEP, INFER = "train_step --repeat 3", "inference --repeat 3"
-PARTS: dict[str, list[str]] = {  # part -> commands, both in order of worth
+PARTS: dict[str, list[str]] = {  # part -> commands, both most important first
     "correctness": ["correctness"],
     "training": [
         *(f"{STEP} {P512} --amp bf16 {more}" for more in ("", "--compile", "--compile --batch 4")),
@@ -62,7 +62,7 @@ PARTS: dict[str, list[str]] = {  # part -> commands, both in order of worth
     "pooling": ["instance_pooling"],
     "loading": ["loader --workers 4", "loader"],
 }
-TINY = {  # what stands in for the sizes on a CPU
+TINY = {  # replacements on a CPU
     P512: "--width 64 --height 32 --ngf 4",
     P1024: "--width 64 --height 64 --ngf 4",
     "memory": "memory --stage 512p",
@@ -79,7 +79,7 @@ NETWORKS = "--n_blocks_global 1 --n_downsample_global 1 --ndf 4"
 
 
 def shrunk(command: str) -> str:
-    """A command at a size that a CPU does in a second or two."""
+    """A command at a size that takes a CPU a second or two."""
     for part, small in TINY.items():
         command = command.replace(part, small)
     if command.startswith("train_step"):
@@ -90,7 +90,7 @@ def shrunk(command: str) -> str:
 
 
 def measure(command: str, limit: float) -> dict:
-    """Run a benchmark for at most so many seconds: its JSON, or why there is none."""
+    """Run a benchmark for at most limit seconds; returns its JSON, or why there is none."""
     start = time.monotonic()
     row: dict = {"command": f"python -m benchmarks.{command}"}
     try:
@@ -111,7 +111,7 @@ def measure(command: str, limit: float) -> dict:
 
 
 def facts(device: torch.device) -> dict[str, object]:
-    """What was measured: device, driver, versions, date."""
+    """Where it was measured: device, driver, versions, date."""
     found = {**machine(device), "python": platform.python_version(), "cuda": torch.version.cuda}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -149,7 +149,7 @@ def markdown(found: dict, parts: dict[str, list[dict]]) -> str:
 
 def main() -> None:
     parser = Parser(description="Measure this machine.")
-    parser.add_argument("--minutes", type=number(0.01, 1e4), default=20.0, help="at most about")
+    parser.add_argument("--minutes", type=number(0.01, 1e4), default=20.0, help="approximate limit")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"))
     parser.add_argument("--limit", type=integer(1), default=300, help="seconds for one command")

@@ -1,4 +1,4 @@
-"""Images a second from label maps in memory to 8-bit images in memory, beside the plain way.
+"""Images a second from label maps to 8-bit images, both in memory, compared with the baseline.
 
     python -m benchmarks.inference --width 512 --height 256
     python -m benchmarks.inference --device cuda --amp bf16 --compile
@@ -31,13 +31,13 @@ def main() -> None:
     flags = f"--netG {given.netG} --ngf {given.ngf} --amp {given.amp}"
     flags += " --compile" * given.compile
     model = scene.random_generator(device, flags)
-    if given.cuda_graphs:  # one launch an image: what the kernels alone would take
+    if given.cuda_graphs:  # one launch per image: the time of the kernels alone
         model._generator = torch.compile(model.netG, mode="reduce-overhead")
         flags += " --cuda_graphs"
     least, multiple = model.least, model.multiple
     if min(given.width, given.height) < least or given.width % multiple or given.height % multiple:
         raise UserError(
-            f"--width {given.width} --height {given.height}: the plain way needs multiples of "
+            f"--width {given.width} --height {given.height}: the baseline needs multiples of "
             f"{multiple}, at least {least}"
         )
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
-"""The encoder's instance-wise average pooling, forward and backward, beside a loop; and whether its
-time grows with the number of instances.
+"""The encoder's instance-wise average pooling, forward and backward, compared with a loop; and
+whether its time grows with the number of instances.
 
 python -m benchmarks.instance_pooling
 python -m benchmarks.instance_pooling --device cuda
@@ -16,7 +16,7 @@ from util.errors import run
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, size=(2048, 1024), batch=2, repeat=3)  # the loop takes long
+    parser = benchmark_parser(__doc__, size=(2048, 1024), batch=2, repeat=3)  # the loop is slow
     parser.add_argument("--instances", type=integer(1), default=60)
     parser.add_argument("--channels", type=integer(1), default=3)
     given = parser.parse_args()

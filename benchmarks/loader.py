@@ -1,4 +1,4 @@
-"""Reading scenes: the plain data set, the project's, and the project's caches.
+"""Reading scenes: the baseline's data set, the project's, and the project's caches.
 
     python -m benchmarks.loader
     python -m benchmarks.loader --workers 4 --scenes 32

@@ -1,4 +1,4 @@
-"""Measuring time, memory and arithmetic: two ways in one process, alternating."""
+"""Measuring time, memory and operations: two ways in one process, alternating."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ Work = Callable[[], object]
 
 PEAK_SIZE = {"cuda": 8192, "cpu": 1536}  # side of the matrices that matmul_peak multiplies
 
-# of trainings on toy scenes at the quickstart's size
+# flags for training on toy scenes at the quickstart's size
 TOY = [
     *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
     *("--n_downsample_global", "1", "--n_layers_D", "2"),
@@ -46,8 +46,8 @@ def benchmark_parser(
     device: bool = True,
     amp: bool = False,
 ) -> argparse.ArgumentParser:
-    """A parser of --json, of --device and --amp, and with these defaults of --width and --height,
-    --batch and --repeat. doc: the module's, whose first paragraph --help shows."""
+    """A parser of --json, --device and --amp and, with these defaults, of --width and --height,
+    --batch and --repeat. doc: the module's docstring, whose first paragraph --help shows."""
     parser = Parser(description=doc.split("\n\n")[0].replace("\n", " "))
     add = parser.add_argument
     if device:
@@ -75,8 +75,8 @@ def _device(name: str) -> torch.device:
 
 
 def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) -> Path:
-    """The folder of a run of train.py with TOY and these flags, which is trained unless that is
-    done. env: more environment variables. Raises UserError if the training fails."""
+    """Train a run with TOY and these flags, unless that is done; returns its folder. env:
+    additional environment variables. Raises UserError if the training fails."""
     folder = checkpoints_dir / name
     command = [sys.executable, "train.py", "--name", name, *TOY, *flags, "--continue_train"]
     command += ["--checkpoints_dir", str(checkpoints_dir)]
@@ -89,7 +89,7 @@ def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) 
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -97,9 +97,9 @@ def synchronize(device: torch.device) -> None:
 def alternate(
     ways: dict[str, Work], device: torch.device, repeat: int, warm_up: int = 1, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of a call of each way, in turns, so that a busy machine is equally hard on all.
+    """Seconds per call of each way, in turns, so that other load on the machine affects all alike.
 
-    calls: how many times each turn calls it, for work that a GPU overlaps from call to call.
+    calls: how many calls each turn makes, for work whose calls overlap on a GPU.
     """
     for _ in range(warm_up):
         for work in ways.values():
@@ -123,10 +123,10 @@ def summary(times: list[float]) -> dict[str, float]:
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """A context that counts the bytes kept for backward, now and at most, on any device.
+    """A context that counts the bytes saved for backward, now and at the peak, on any device.
 
-    Memory that several operations keep counts once; parameters do not count, as they are there
-    anyway. What is detached from every graph is not seen.
+    Memory that several operations save counts once; parameters do not count, as they exist anyway.
+    Tensors that are detached from every graph are not counted.
     """
 
     def __init__(self, parameters: list[Tensor]) -> None:
@@ -140,7 +140,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return self
 
     def _pack(self, tensor: Tensor) -> "_Kept":
-        kept = _Kept(tensor.detach())  # as long as the graph holds it
+        kept = _Kept(tensor.detach())  # lives as long as the graph holds it
         storage = tensor.untyped_storage()
         identity, size = storage._cdata, storage.nbytes()  # on the meta device it has no address
         if identity not in self._free:
@@ -163,7 +163,7 @@ class _Kept:
 
 
 def peak_saved_bytes(work: Work, parameters: list[Tensor]) -> int:
-    """The most bytes that stand saved for backward at once while work runs."""
+    """The most bytes that are saved for backward at any time while work runs."""
     with SavedBytes(parameters) as saved:
         work()
     return saved.peak
@@ -172,23 +172,23 @@ def peak_saved_bytes(work: Work, parameters: list[Tensor]) -> int:
 def flops(work: Work) -> int:
     """Floating point operations of the matrix products and convolutions in work, backward too."""
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # its own refuses autograd.grad on a leaf, as our step has
+    counter.mod_tracker = _NoModules()  # the default fails on our step's autograd.grad of a leaf
     with counter:
         work()
     return counter.get_total_flops()
 
 
 class _NoModules(nullcontext):
-    """For FlopCounterMode: no counts by module, only the sum."""
+    """For FlopCounterMode: only the total, no counts per module."""
 
     parents = frozenset({"Global"})
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second that a large square matrix product reaches here.
+    """Operations per second of a large square matrix product on this device.
 
-    The better of torch's own and of the same product as a 1x1 convolution: on a CPU these come from
-    two libraries, one of which may not know the processor.
+    The faster of torch's product and the same as a 1x1 convolution: on a CPU these come from two
+    libraries, one of which may not be optimized for the processor.
     """
     n = PEAK_SIZE[device.type]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
@@ -203,11 +203,11 @@ def compare_to_peak(
     operations: dict[str, int],
     given: argparse.Namespace,
 ) -> list[dict]:
-    """compare's rows of "baseline", in float32, and "project", in what --amp says, with the share
-    of the machine's peak that each way reaches."""
+    """compare's rows of "baseline", in float32, and "project", in the precision of --amp, with the
+    share of the machine's peak that each way reaches."""
     dtypes = {"baseline": torch.float32, "project": AMP_TYPES.get(given.amp, torch.float32)}
     before = {way: matmul_peak(given.device, dtype) for way, dtype in dtypes.items()}
-    calls = 10 if given.device.type == "cuda" else 1  # as in training: nothing waits between steps
+    calls = 10 if given.device.type == "cuda" else 1  # as in training: no waiting between steps
     rows = compare(alternate(ways, given.device, given.repeat, calls=calls), "baseline")
     for row in rows:
         way = row["way"]
@@ -228,7 +228,7 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def report(title: str, rows: list[dict], given: argparse.Namespace, **more: object) -> None:
-    """Print rows (dicts of the same keys) as a table, and all of it as one line of JSON."""
+    """Print rows (dicts with the same keys) as a table, and everything as one line of JSON."""
     where = machine(given.device)
     print(f"{title}: " + ", ".join(f"{k} {v}" for k, v in where.items()))
     print(table(rows))
@@ -242,7 +242,7 @@ def report(title: str, rows: list[dict], given: argparse.Namespace, **more: obje
 
 
 def table(rows: list[dict]) -> str:
-    """Rows as text in columns, the first column to the left."""
+    """Rows as text in columns, the first one left-aligned."""
     columns: list[list[str]] = []
     for head in rows[0]:
         cells = [head, *(shown(row[head]) for row in rows)]
@@ -252,12 +252,12 @@ def table(rows: list[dict]) -> str:
 
 
 def shown(value: object) -> str:
-    """A figure in four digits; anything else as it is."""
+    """A float with four digits; anything else as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def compare(times: dict[str, list[float]], baseline: str) -> list[dict]:
-    """Table rows: each way's summary of seconds, and the ratio to the baseline's median."""
+    """Table rows: the summary of each way's seconds, and the ratio to the baseline's median."""
     base = statistics.median(times[baseline])
     rows = [{"way": name, **summary(values)} for name, values in times.items()]
     return [{**row, "ratio": row["median"] / base} for row in rows]

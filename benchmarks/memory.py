@@ -1,12 +1,12 @@
-"""Memory of a training step by stage, size and flag, beside the plain step.
+"""Memory of a training step by stage, size and flag, compared with the baseline's step.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --device cuda --amp bf16
 
 Bytes saved for backward depend on shapes alone, so on a CPU they are counted without computing
-anything (meta tensors), for the networks in their full size. On CUDA the step is run, and its
-peak of allocated memory is printed as well. Both ways average features as the project does, as a
-loop over instances needs their values; what the loop keeps is left out.
+anything (meta tensors), for the full-size networks. On CUDA the step is run, and its peak allocated
+memory is printed as well. Both ways average features as the project does, because the baseline's
+loop over instances needs real values; what that loop saves is left out.
 """
 
 import math
@@ -34,7 +34,7 @@ STAGES = {
 
 
 def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
-    """Of one way: GB saved for backward and, on CUDA, GiB allocated at most."""
+    """One way's GB saved for backward and, on CUDA, peak GiB allocated."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with torch.device(device):  # no weights are initialized where nothing is computed
@@ -56,7 +56,7 @@ def main() -> None:
         "--limit",
         type=number(0.1, 1e6),
         metavar="GIB",
-        help="use no more, as on a smaller GPU (cudnn takes what there is to be faster)",
+        help="use no more, as on a smaller GPU (cuDNN uses all memory that makes it faster)",
     )
     given = parser.parse_args()
     device = given.device if given.device.type == "cuda" else torch.device("meta")
@@ -65,10 +65,10 @@ def main() -> None:
     if given.limit is not None:
         if device.type == "meta":
             parser.error("--limit needs --device cuda")
-        there = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, given.limit * 2**30 / there))
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, given.limit * 2**30 / total))
 
-    set_up_torch(deterministic=False, tf32=False)  # cudnn chooses as it does in training
+    set_up_torch(deterministic=False, tf32=False)  # cuDNN chooses algorithms as in training
     rows = []
     recomputed = "--checkpoint_activations"
     ways = {

@@ -1,8 +1,8 @@
-"""Where a training step's time goes on a GPU: the kernels that take most, launches, idle time.
+"""Where a training step's time goes on a GPU: the slowest kernels, launches, idle time.
 
     python -m benchmarks.profile_step --device cuda --amp bf16 --compile
 
-Further flags are train.py's. On a CPU operators stand in for kernels.
+Further flags are train.py's. On a CPU, operators are listed instead of kernels.
 """
 
 import time
@@ -46,7 +46,7 @@ def main() -> None:
         return event.self_device_time_total if cuda else event.self_cpu_time_total
 
     events = [event for event in profiler.key_averages() if microseconds(event) > 0]
-    if cuda:  # kernels alone, without the operators that launched them and the spans they lie in
+    if cuda:  # kernels only, without the operators that launched them and the enclosing ranges
         events = [
             event
             for event in events

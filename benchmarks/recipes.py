@@ -1,11 +1,11 @@
-"""What each part of --recipe plus gains: trainings on the toy scenes with and without it.
+"""The gain from each part of --recipe plus: trainings on the toy scenes with and without it.
 
     python -m benchmarks.toy_segmenter --dataroot datasets/toy --steps 1000
     python -m benchmarks.recipes --dataroot datasets/toy --seeds 1,2,3
 
 Every variant is trained for the same number of steps with each seed, --jobs of them at a time with
-a thread each, and measured by the validation after its last epoch. Prints the table of
-docs/recipes.md, mean +- deviation over the seeds. What is trained already is not trained again.
+one thread each, and measured by the validation after its last epoch. Prints the table of
+docs/recipes.md, mean +- standard deviation over the seeds. Completed runs are not trained again.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TITLES = ["mean difference", "grid", "sharpness", "hue", "mixture", "brightness"
 
 
 def train(opt: argparse.Namespace, variant: str, seed: str) -> dict:
-    """Train a variant, unless that is done; its last validation and the seconds a step took."""
+    """Train a variant, unless that is done; returns its last validation and the time of a step."""
     name = f"{variant.replace(', ', '_').replace(' ', '_')}-{seed}"
     constant = opt.epochs * 2 // 5
     flags = ["--seed", seed, *FLAGS, "--dataroot", opt.dataroot]

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: options, street scenes of noise, VGG with random weights."""
+"""Inputs of the benchmarks: options, random street scenes, VGG with random weights."""
 
 import argparse
 import tempfile
@@ -25,7 +25,7 @@ def options(device: str, flags: Sequence[str]) -> argparse.Namespace:
 
 
 def batch(width: int, height: int, pictures: int, instances: int = 60) -> dict[str, Tensor]:
-    """A batch as the loader gives it: tiles, each of one of so many instances, and noise."""
+    """A batch like the loader's: maps of tiles, each of one of the instances, and noise images."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = (8, 32) if instances <= 100 else (32, 128)
     number = torch.randint(0, instances, (pictures, 1, rows, columns), generator=generator)
@@ -38,15 +38,15 @@ def batch(width: int, height: int, pictures: int, instances: int = 60) -> dict[s
 
 
 def pinned(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch as the loader gives it for that device: for a GPU in pinned memory."""
+    """The batch as the loader gives it for that device: in pinned memory for a GPU."""
     if device.type != "cuda":
         return batch
     return {kind: value.pin_memory() for kind, value in batch.items()}
 
 
 def vgg_flags(folder: str) -> list[str]:
-    """The flags for a perceptual loss with random weights (its cost is that of the real ones); the
-    classifier, never used, takes no room in the file."""
+    """The flags for a perceptual loss with random weights, at the same cost as with the real ones;
+    the classifier, which is not used, takes no space in the file."""
     with torch.device("meta"):
         net = torchvision.models.vgg19(weights=None)
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ def vgg_flags(folder: str) -> list[str]:
 
 
 def write_scenes(root: Path, count: int, width: int, height: int) -> None:
-    """PNGs of a train_label, train_inst and train_img, about as compressible as street scenes."""
+    """PNGs in train_label, train_inst and train_img, about as compressible as street scenes."""
     rng = np.random.default_rng(0)
     for kind in ("label", "inst", "img"):
         (root / f"train_{kind}").mkdir(parents=True)
@@ -86,7 +86,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
 
 
 def random_generator(device: torch.device, flags: str) -> InferenceModel:
-    """A generator of random weights, the same ones for the same flags of test.py."""
+    """A generator with random weights, the same for the same flags of test.py."""
     with temporary_folder() as folder:
         where = ["--checkpoints_dir", folder, "--gpu_ids", "0" if device.type == "cuda" else "-1"]
         opt = TestOptions().parse([*where, *flags.split()])

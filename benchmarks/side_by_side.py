@@ -1,10 +1,10 @@
-"""Two trainings at once beside one alone, by train.py on toy scenes at the quickstart's size.
+"""Two trainings at once compared with one alone, by train.py on scenes of the quickstart's size.
 
     python -m benchmarks.side_by_side
     python -m benchmarks.side_by_side --set OMP_NUM_THREADS=1
     python -m benchmarks.side_by_side --set GOMP_SPINCOUNT=300000
 
-Prints seconds per image and how many times as long one takes beside another training.
+Prints seconds per image, and how many times as long each of two trainings takes as one alone.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def train(root: Path, names: list[str], epochs: int, settings: dict[str, str]) -
 
 
 def seconds_per_image(folder: Path) -> float:
-    """The median over a run's logged paces but the first, in which it warms up."""
+    """The median of a run's logged times without the first, which includes the warm-up."""
     return statistics.median(row["time"] for row in read_rows(folder / "metrics.jsonl")[1:])
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=integer(2), default=8, help="of 20 scenes each")
     parser.add_argument(
         "--set", type=setting, action="append", default=[], metavar="NAME=VALUE",
-        help="an environment variable of the trainings (may be repeated)",
+        help="an environment variable for the trainings (may be repeated)",
     )  # fmt: skip
     given = parser.parse_args()
     settings = dict(given.set)

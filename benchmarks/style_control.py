@@ -1,10 +1,10 @@
-"""Do instance features steer single objects? Measured on the toy scenes, where the truth is known.
+"""Do instance features control single objects? Measured on the toy scenes with known colours.
 
     python -m benchmarks.style_control --name toy_features --labels_name toy_labels
 
 Prints, and writes to results/NAME/style_control/style_control.json:
-(a) the mean colour error inside things, with the features of the real photographs, beside that of
-    a model without features;
+(a) the mean colour error inside things, with the features of the real photographs and, to compare,
+    of a model without features;
 (b) how often a car that is set to style K gets a mean colour nearer to K's palette colour than to
     any other;
 (c) how much the pixels outside that car change on average, in grey levels.
@@ -111,7 +111,7 @@ def colour_errors(picture: np.ndarray, real: np.ndarray, ids: np.ndarray) -> lis
 def colours_of_styles(
     model: InferenceModel, opt: argparse.Namespace, centres: np.ndarray
 ) -> list[int]:
-    """The palette colour that most training cars nearest to a style's centre have in truth."""
+    """For each style, the true palette colour of most training cars nearest to its centre."""
     training = copy.copy(opt)
     training.phase = "train"
     dataset = create_dataset(training, training=False)

@@ -1,10 +1,10 @@
-"""Generation in tiles: its time beside that of the whole image, and memory.
+"""Generation in tiles: its memory, and its time compared with that of the whole image.
 
     python -m benchmarks.tiling --size 2048x1024 --ngf 16 --compare
     python -m benchmarks.tiling --size 8192x4096
 
 Without --compare only tiles are generated, once, so that the peak memory is theirs; with it, both
-in turns, and the difference of the images is printed in grey levels.
+are, in turns, and the difference between the images is printed in grey levels.
 """
 
 from pathlib import Path

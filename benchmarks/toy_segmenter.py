@@ -3,11 +3,11 @@
     python -m benchmarks.toy_segmenter --dataroot datasets/toy
     python evaluate.py --name toy_labels --segmenter torchscript:checkpoints/toy_segmenter.pt
 
-About a minute on two cores. It is taught on the real training photographs alone: blurred, noisy, in
-other brightness, and with things in other colours, so that it goes by what is in an image and not
-by its finest grain or by the colours that cars happened to have. The file is a torch.jit module:
-(B, 3, H, W) RGB in [0, 1] -> (B, 19, H, W) scores, in Cityscapes' train ids. With --steps 1000
-it is a stricter evaluator (docs/recipes.md).
+Takes about a minute on two cores. It is trained on the real training photographs alone, augmented
+with blur, noise, changes of brightness, and other colours for things, so that it relies on the
+content of an image and not on its finest texture or on the colours that cars happened to have. The
+file is a torch.jit module: (B, 3, H, W) RGB in [0, 1] -> (B, 19, H, W) scores, in Cityscapes' train
+ids. With --steps 1000 it is a stricter evaluator (docs/recipes.md).
 """
 
 import argparse
@@ -90,10 +90,10 @@ def train(opt: argparse.Namespace) -> None:
     weights = class_weights([scene.truth for scene in scenes])
     for _ in bar(range(opt.steps), desc="steps"):
         chosen = rng.choice(len(scenes), opt.batch)
-        cuts = [cut(scenes[k], opt.width, rng) for k in chosen]
-        pictures = spoil(torch.stack([picture for picture, _ in cuts]))
+        crops = [random_crop(scenes[k], opt.width, rng) for k in chosen]
+        pictures = degraded(torch.stack([picture for picture, _ in crops]))
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        truth = torch.stack([truth for _, truth in cuts])
+        truth = torch.stack([truth for _, truth in crops])
         loss = F.cross_entropy(net(pictures), truth, weights, ignore_index=IGNORED)
         optimizer.zero_grad()
         loss.backward()
@@ -119,8 +119,7 @@ class Scene:
 
 
 def read_scenes(dataroot: str) -> list[Scene]:
-    """The training scenes of a data set with instance maps. Raises UserError for what is wrong
-    with it."""
+    """The training scenes of a data set with instance maps. UserError if it is unsuitable."""
     classes = evaluation_classes(35, None, "trainIds")
     dataset = AlignedDataset(dataroot, "train", 35, Geometry("none"))
     scenes = []
@@ -139,7 +138,7 @@ def read_scenes(dataroot: str) -> list[Scene]:
 
 
 def class_weights(truths: list[Image.Image]) -> Tensor:
-    """Rare classes count more, by the square root of their rarity: (CLASSES,) of mean about 1."""
+    """Weights (CLASSES,), of mean about 1, that grow with the square root of a class's rarity."""
     all_pixels = np.concatenate([np.asarray(truth).ravel() for truth in truths])
     counts = np.bincount(all_pixels[all_pixels >= 0], minlength=CLASSES)
     rarity = np.sqrt(counts.sum() / np.maximum(counts, 1))
@@ -149,16 +148,16 @@ def class_weights(truths: list[Image.Image]) -> Tensor:
 
 
 def repainted(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The photograph with half of its things in other colours, shading kept, (H, W, 3) uint8."""
+    """The photograph, (H, W, 3) uint8, with half of its things in other colours, shading kept."""
     count = scene.things.max() + 1
     shifts = rng.uniform(-100, 100, (count, 3)) * (rng.random((count, 1)) < 0.5)
-    shifts[0] = 0  # what is no thing
+    shifts[0] = 0  # everything that is not a thing
     return np.clip(scene.photo + shifts[scene.things], 0, 255).astype(np.uint8)
 
 
-def cut(scene: Scene, width: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A random half-high part of a scene, width x width/2, at a random scale from the one at which
-    the scene just fills it up to twice that; flipped or not."""
+def random_crop(scene: Scene, width: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A random crop of a scene, width x width/2, at a random scale between the one at which the
+    scene just fills it and twice that; randomly flipped."""
     picture, truth = Image.fromarray(repainted(scene, rng)), scene.truth
     size = width, width // 2
     fits = max(size[0] / picture.width, size[1] / picture.height)
@@ -174,10 +173,9 @@ def cut(scene: Scene, width: int, rng: np.random.Generator) -> tuple[Tensor, Ten
     return chw, torch.from_numpy(classes.astype(np.int64))
 
 
-def spoil(pictures: Tensor) -> Tensor:
-    """What generated images do and photographs do not, at random for each (B, 3, H, W): another
-    brightness, detail lost, noise, patches of false colour, and the tiles that transposed
-    convolutions leave."""
+def degraded(pictures: Tensor) -> Tensor:
+    """Images (B, 3, H, W) with random defects of generated ones: wrong brightness, lost detail,
+    noise, patches of false colour, and the repeating pattern of transposed convolutions."""
     count, _, height, width = pictures.shape
 
     def uniform(low: float, high: float) -> Tensor:
@@ -204,7 +202,7 @@ def main() -> None:
     parser = Parser(description="Train a segmentation network on the toy photographs.")
     parser.add_argument("--dataroot", default="datasets/toy", help="train_img/ and train_label/")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/toy_segmenter.pt"))
-    parser.add_argument("--width", type=integer(16), default=128, help="of what it is trained on")
+    parser.add_argument("--width", type=integer(16), default=128, help="of the training crops")
     parser.add_argument("--steps", type=integer(1), default=500)
     parser.add_argument("--batch", type=integer(1), default=8)
     parser.add_argument("--seed", type=integer(0), default=0)

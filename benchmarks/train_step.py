@@ -1,4 +1,4 @@
-"""One training step beside the plain one: time, bytes saved for backward, operations.
+"""One training step compared with the baseline's: time, bytes saved for backward, operations.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --device cuda --width 1024 --height 512 --ngf 64 \\
@@ -27,10 +27,10 @@ def main() -> None:
     parser = benchmark_parser(__doc__, size=(512, 256), batch=1, amp=True)
     parser.add_argument("--ngf", type=integer(1), default=32)
     parser.add_argument("--no_feat", action="store_true", help="labels without features")
-    parser.add_argument("--no_vgg", action="store_true", help="leave VGG's loss out")
+    parser.add_argument("--no_vgg", action="store_true", help="leave the VGG loss out")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint_activations", action="store_true")
-    parser.add_argument("--contiguous", action="store_true", help="maps not channels-last")
+    parser.add_argument("--contiguous", action="store_true", help="no channels-last maps")
     given, more = parser.parse_known_args()
     device = given.device
     set_up_torch(deterministic="--deterministic" in more, tf32="--tf32" in more)
@@ -42,7 +42,7 @@ def main() -> None:
         flags += ["--compile"] * given.compile
         flags += ["--checkpoint_activations"] * given.checkpoint_activations
         opt = scene.options(device.type, flags)
-        base = baseline.TrainStep(opt, device)  # which takes no notice of the last three
+        base = baseline.TrainStep(opt, device)  # which ignores the last three
         model = Pix2PixHDModel(opt, device)
     if given.contiguous:
         model.layout = torch.contiguous_format
@@ -52,7 +52,7 @@ def main() -> None:
     batch = scene.pinned(batch, device)
     ways = {"baseline": lambda: base.step(floats), "project": lambda: model.step(batch)}
 
-    saved = {  # first, as a compiled network's graph is not seen by the hooks of a later call
+    saved = {  # first, as hooks set later would not see a compiled network's graph
         "baseline": peak_saved_bytes(ways["baseline"], list(base.parameters())),
         "project": peak_saved_bytes(ways["project"], list(model.parameters())),
     }

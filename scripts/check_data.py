@@ -2,8 +2,8 @@
 
     python -m data.check --dataroot datasets/cityscapes
 
-takes the flags that train.py takes, so that it looks for what that run would need. Exit status:
-0, all is well; 1, there are problems; 2, the command itself is wrong.
+takes train.py's flags, so that it checks what that run would need. Exit status: 0, no problems; 1,
+there are problems; 2, the command itself is wrong.
 """
 
 from data.check import check, summary
@@ -15,7 +15,7 @@ from util.progress import log
 
 
 class CheckOptions(TrainOptions):
-    description = "Report all problems that a data set has for a training with these flags."
+    description = "Report all problems of a data set for a training with these flags."
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Make the images of docs/editor.md from a running editor.
+"""Take the screenshots of docs/editor.md from a running editor.
 
     python -m scripts.editor_screenshots --name toy_features
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--scene", default=None, help="the scene to show; default: the first")
     arguments, others = parser.parse_known_args()
     if shutil.which("chromium") is None:
-        raise UserError("chromium is not installed: the images are taken with it")
+        raise UserError("chromium is not installed: the screenshots are taken with it")
     command = [sys.executable, "-u", "edit.py", "--name", arguments.name, "--port", "0", *others]
     arguments.out.mkdir(parents=True, exist_ok=True)
     editor = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def show_all(page: Page, out: Path, scene: str | None) -> None:
-    """Use each tool once and take an image of it."""
+    """Use each tool once and take a screenshot of it."""
     if scene:
         page.locator("#scene input").click()
         after(page, page.get_by_role("option", name=scene, exact=True).click)
@@ -103,7 +103,7 @@ def tool(page: Page, name: str) -> None:
 
 
 def after(page: Page, action) -> None:
-    """Do something and wait until the page has the answer."""
+    """Do something and wait until the page shows the response."""
     turn = page.locator(".pictures").get_attribute("data-turn")
     action()
     page.wait_for_function(
@@ -112,13 +112,13 @@ def after(page: Page, action) -> None:
 
 
 def on_page(page: Page, y: float, x: float) -> tuple[float, float]:
-    """Where a place of the photograph, each way from 0 to 1, is on the page."""
+    """Where a point of the photograph, with coordinates from 0 to 1, is on the page."""
     box = page.locator("figure.photograph .canvas").bounding_box()
     return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
 
 def middle_of(page: Page, colour: tuple[int, int, int]) -> tuple[float, float]:
-    """The place, each way from 0 to 1, that is deepest inside a colour of the label map."""
+    """The point, with coordinates from 0 to 1, that is deepest inside a colour of the label map."""
     address = page.locator("figure.map img").get_attribute("src")
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
     depth = ndimage.distance_transform_edt((picture == colour).all(2))
@@ -129,7 +129,7 @@ def middle_of(page: Page, colour: tuple[int, int, int]) -> tuple[float, float]:
 
 
 def save(page: Page, path: Path) -> None:
-    """The page as a PNG of few colours: small, and sharp where a page is."""
+    """Save the page as a PNG with 256 colours: small, and sharp as a page should be."""
     page.wait_for_function("() => !document.querySelector('.waiting')")
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     picture.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)

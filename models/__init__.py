@@ -37,7 +37,7 @@ def create_model(
 
 
 def create_encoder(opt: argparse.Namespace, device: torch.device, folder: Path) -> InferenceModel:
-    """The trained encoder in a folder, the run's own or another one's, without a generator."""
+    """The trained encoder in a folder, the run's own or another run's, without a generator."""
     own = Path(opt.checkpoints_dir) / opt.name
     model = InferenceModel(opt, device, own, with_generator=False)
     model.load_encoder(folder)
@@ -58,14 +58,14 @@ def load_generator(
 
     image = G(label, inst) is then (H, W, 3) uint8 for maps (H, W) as arrays, tensors or PIL images;
     see InferenceModel.forward. The architecture is read from the folder's opt.json; flags override
-    it, or tell it where there is none: load_generator(folder, ngf=32). data_type 16 computes in
-    half precision; torch's own settings (on a GPU, TF32) are left to the caller. Raises UserError
-    if weights, architecture or device are missing or do not agree, TypeError for an unknown flag.
+    it, or give it where there is none: load_generator(folder, ngf=32). data_type 16 computes in
+    half precision; torch's global settings (e.g. TF32) are left to the caller. Raises UserError if
+    weights, architecture or device are missing or do not match, TypeError for an unknown flag.
     """
     folder = Path(folder)
     unknown = sorted(set(flags) - set(DEFAULTS))
     if unknown:
-        raise TypeError(f"load_generator: no flag {unknown[0]}; there are {', '.join(DEFAULTS)}")
+        raise TypeError(f"load_generator: unknown flag {unknown[0]}; known: {', '.join(DEFAULTS)}")
     if data_type not in (16, 32):
         raise UserError(f"data_type {data_type}: expected 16 or 32")
     if not folder.is_dir():
@@ -73,7 +73,7 @@ def load_generator(
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # each kind of device has its own
+    except (AssertionError, RuntimeError) as error:  # which one depends on the device
         raise UserError(
             f'device {device}: {first_line(error)}; device="cpu" works everywhere'
         ) from error
@@ -95,8 +95,8 @@ def load_generator(
 
 
 def _same_kind(value: object, default: object) -> bool:
-    """Whether an option's value has the type of its default: numbers may be whole, and ranges and
-    what is None by default may be anything."""
+    """Whether an option's value has the type of its default. Integers may stand for floats, and
+    lists for text (ranges); options that are None by default may be anything."""
     if isinstance(default, bool) or isinstance(value, bool):
         return type(value) is type(default)
     if isinstance(default, (int, float)):
@@ -105,7 +105,7 @@ def _same_kind(value: object, default: object) -> bool:
 
 
 def _is_range(value: object) -> bool:
-    """Whether this is a range as opt.json has it: two numbers or a word ("auto" where unused)."""
+    """Whether this is a range as in opt.json: two numbers or a word ("auto" where unused)."""
     if isinstance(value, str):
         return value in ("type", "auto")
     numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
@@ -116,7 +116,7 @@ CHOICES = {
     **{"netG": ["global", "local"], "norm": list(NORMS), "upsample": UPSAMPLE},
     **{f"{side}_type": [None, *TYPES] for side in SIDES},
 }
-DEFAULTS = {  # of the flags that tell an architecture, for checkpoints of the 2018 code
+DEFAULTS = {  # of the flags that define an architecture, for checkpoints of the 2018 code
     **{"netG": "global", "ngf": 64, "n_downsample_global": 4, "n_blocks_global": 9},
     **{"n_blocks_local": 3, "n_local_enhancers": 1, "norm": "instance", "use_dropout": False},
     **{"upsample": "transpose", "ema": 0.0, "instance_noise": 0, "fit_features": False},

@@ -1,10 +1,10 @@
-"""Convolutions whose channels are not what tensor cores want.
+"""Convolutions whose channel counts do not suit tensor cores.
 
-In half precision, cudnn's fastest kernels take maps whose channels are multiples of 8. The paper's
-networks see 36 or 39 channels and give 3 or 1, so their first and last convolutions would run
-slower. With --compile they compute with further channels of zeros; parameters, and with them
-checkpoints, keep their shapes. Without it the copies are kernels of their own, and a step
-on an H100 was not faster for them (docs/performance.md).
+In half precision, cudnn's fastest kernels need channel counts that are multiples of 8. The paper's
+networks have 36 or 39 input channels and 3 or 1 output channels, so their first and last
+convolutions would run slower. With --compile they are padded with channels of zeros; parameters,
+and thus checkpoints, keep their shapes. Without it, the padding would run as separate kernels, and
+a step on an H100 was not faster for it (docs/performance.md).
 """
 
 import torch
@@ -18,25 +18,25 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Conv2d(nn.Conv2d):
-    """torch's own (with a bias, without groups); compiled for a GPU, with aligned channels."""
+    """torch's Conv2d (with a bias, without groups), with aligned channels if compiled for a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
-        more_in, more_out = -self.in_channels % MULTIPLE, -self.out_channels % MULTIPLE
+        extra_in, extra_out = -self.in_channels % MULTIPLE, -self.out_channels % MULTIPLE
         precision = half_precision(x) if is_compiling() else None
-        if precision is None or not (more_in or more_out):
+        if precision is None or not (extra_in or extra_out):
             return super().forward(x)
-        x = x.to(precision)  # before it is copied
-        if more_in:
-            x = F.pad(x, (0, 0, 0, 0, 0, more_in))
-        weight = F.pad(self.weight, (0, 0, 0, 0, 0, more_in, 0, more_out))
-        bias = F.pad(self.bias, (0, more_out))
+        x = x.to(precision)  # before padding copies it
+        if extra_in:
+            x = F.pad(x, (0, 0, 0, 0, 0, extra_in))
+        weight = F.pad(self.weight, (0, 0, 0, 0, 0, extra_in, 0, extra_out))
+        bias = F.pad(self.bias, (0, extra_out))
         y = F.conv2d(x, weight, bias, self.stride, self.padding)
         return y[:, : self.out_channels]
 
 
 def half_precision(x: Tensor) -> torch.dtype | None:
-    """The half precision in which a GPU would convolve x, by autocast or as x is; else None."""
+    """The half-precision type (autocast's or x's) in which a GPU would convolve x, else None."""
     device = x.device.type
     if device not in DEVICES:
         return None

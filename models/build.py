@@ -62,9 +62,9 @@ def build_discriminator(opt: argparse.Namespace) -> nn.Module:
 
 
 def build_latent_regressor(opt: argparse.Namespace) -> nn.Sequential:
-    """Q of --lambda_latent: reads an instance's --instance_noise back, pixel by pixel, from the
-    maps that D sees and the instance's mean colour: (B, C, H, W) -> (B, instance_noise, H, W). Its
-    fresh weights are torch's own.
+    """Q of --lambda_latent: predicts an instance's --instance_noise, pixel by pixel, from the maps
+    that D sees and the instance's mean colour: (B, C, H, W) -> (B, instance_noise, H, W). Its
+    weights are initialized by torch's defaults.
 
     Source: the Q of InfoGAN (Chen et al., NeurIPS 2016); latent regression in BicycleGAN (Zhu et
     al., NeurIPS 2017).
@@ -84,17 +84,17 @@ def size_multiple(opt: argparse.Namespace) -> int:
 
 
 def least_input_side(opt: argparse.Namespace) -> int:
-    """The fewest pixels, each way, of G's padded input: it reflects a pixel around its smallest
-    maps, and three around what the global generator sees, which the local one has halved."""
+    """The minimum height and width of G's padded input: reflection padding adds one pixel around
+    its smallest maps, and three around the global generator's input, which netG local halves."""
     halvings = opt.n_local_enhancers if opt.netG == "local" else 0
     return max(2 * size_multiple(opt), 4 * 2**halvings)
 
 
 def smallest_side(opt: argparse.Namespace) -> int:
-    """The fewest pixels, each way, of an image that the networks and losses can train on.
+    """The minimum height and width of an image that the networks and losses can train on.
 
-    G's input is padded to a multiple of its stride, and needs a least side then; D normalizes over
-    its smallest scale; VGG halves four times.
+    G's input is padded to a multiple of its stride and must then reach its minimum; D normalizes
+    over its smallest scale; VGG halves four times.
     """
     padded = least_input_side(opt)
     sides = [padded - size_multiple(opt) + 1, 4, 2 ** (opt.num_D - 1) + 1]
@@ -111,7 +111,7 @@ def autocast(opt: argparse.Namespace, device: torch.device) -> AbstractContextMa
 
 
 def convolution_layout(opt: argparse.Namespace, device: torch.device) -> torch.memory_format:
-    """How convolutions' weights lie in memory, and with them all maps: channels-last where that is
+    """The memory format of convolution weights, and thus of all maps: channels-last where that is
     faster, on CPUs and on the tensor cores of GPUs."""
     if device.type == "cpu" or opt.amp != "off" or opt.data_type == 16 or opt.tf32:
         return torch.channels_last

@@ -1,4 +1,4 @@
-"""Checks of what edits are given: by users, edit lists and browsers. All raise UserError."""
+"""Checks of edits' arguments, from users, edit lists and browsers. All raise UserError."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,9 @@ MOST_POINTS = 10_000  # of one brush stroke
 def argument_checks(
     opt: argparse.Namespace, size: tuple[int, int]
 ) -> dict[str, Callable[[object], object]]:
-    """By the name of an argument of an edit: from any value to what the edit takes.
+    """For each argument of an edit, by name: a function from any value to the checked value.
 
-    opt: of the model; size: (height, width) of the scene.
+    opt: the model's; size: (height, width) of the scene.
     """
     (height, width), longest = size, max(size)
     return {
@@ -31,14 +31,14 @@ def argument_checks(
         "scale": lambda v: number(v, "scale", 0.01, 2 * longest),
         "points": lambda v: _points(v, 2 * longest),
         "shape": shape_mask,
-        "whole_class": _truth,
+        "whole_class": _boolean,
         "feature": lambda v: feature_vector(v, opt),
         "features": lambda v: feature_vectors(v, opt),
     }
 
 
 def check_maps(label: np.ndarray, inst: np.ndarray | None, opt: argparse.Namespace) -> None:
-    """Whether a model of these options takes the maps, (H, W) integers each."""
+    """Check that a model with these options accepts the maps, (H, W) integers each."""
     if label.ndim != 2 or label.dtype.kind not in "iu" or not label.size:
         raise UserError(f"a label map of {label.dtype} {label.shape}: expected integers (H, W)")
     check_labels(label, opt)
@@ -48,17 +48,17 @@ def check_maps(label: np.ndarray, inst: np.ndarray | None, opt: argparse.Namespa
         raise UserError("no instance map: this model was trained with one for every label map")
     if inst.shape != label.shape or inst.dtype.kind not in "iu":
         raise UserError(
-            f"an instance map of {inst.dtype} {inst.shape} beside a label map of {label.shape}"
+            f"an instance map of {inst.dtype} {inst.shape} for a label map of {label.shape}"
         )
     if inst.min() < 0 or inst.max() > LARGEST_ID:
         raise UserError(
-            f"instance ids {inst.min()} to {inst.max()}: the editor takes 0 to {LARGEST_ID}, what "
-            "16-bit PNG files hold; number the instances anew"
+            f"instance ids {inst.min()} to {inst.max()}: the editor takes 0 to {LARGEST_ID}, as "
+            "16-bit PNG files do; renumber the instances"
         )
 
 
 def check_labels(label: np.ndarray, opt: argparse.Namespace) -> None:
-    """Whether a model knows the classes of label maps, integers of any shape."""
+    """Check that a model knows the classes of label maps, integers of any shape."""
     known = label[label != opt.ignore_label] if opt.ignore_label is not None else label
     if known.size and not 0 <= known.min() <= known.max() < opt.label_nc:
         raise UserError(
@@ -104,14 +104,14 @@ def number(value: object, what: str, low: float, high: float) -> float:
     return float(value)
 
 
-def _points(points: object, far: float) -> list[list[float]]:
-    """The points (y, x) of a brush stroke, at most so far away from the first pixel."""
+def _points(points: object, limit: float) -> list[list[float]]:
+    """The points (y, x) of a brush stroke, with coordinates in [-limit, limit]."""
     if not isinstance(points, Sequence) or not 1 <= len(points) <= MOST_POINTS:
-        raise UserError(f"points: expected 1 to {MOST_POINTS} of (y, x), found {points!r:.40}")
+        raise UserError(f"points: expected 1 to {MOST_POINTS} pairs (y, x), found {points!r:.40}")
     for point in points:
         if not isinstance(point, Sequence) or len(point) != 2:
             raise UserError(f"points: expected (y, x), found {point!r:.40}")
-    return [[number(v, "a point of the stroke", -far, far) for v in point] for point in points]
+    return [[number(v, "a point of the stroke", -limit, limit) for v in point] for point in points]
 
 
 def shape_mask(shape: object) -> np.ndarray:
@@ -122,11 +122,11 @@ def shape_mask(shape: object) -> np.ndarray:
         signs = np.zeros(0)
     known = signs.ndim == 2 and signs.dtype.kind == "U" and set(np.unique(signs)) <= {"#", "."}
     if not known or max(signs.shape) > 8192 or not (signs == "#").any():
-        raise UserError("shape: expected rows of one length, '#' where the object is, else '.'")
+        raise UserError("shape: expected rows of equal length, '#' where the object is, else '.'")
     return signs == "#"
 
 
-def _truth(value: object) -> bool:
+def _boolean(value: object) -> bool:
     if type(value) is not bool:
         raise UserError(f"whole_class: expected true or false, found {value!r}")
     return value

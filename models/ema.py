@@ -1,9 +1,9 @@
 """The exponential moving average of a network's weights, which generates steadier images than the
 weights of the last step.
 
-Source: Yazici et al., "The Unusual Effectiveness of Averaging in GAN Training", ICLR 2019. That the
-average begins short is TensorFlow's (ExponentialMovingAverage, num_updates): otherwise the weights
-from before training would keep a share, 0.14 after 1000 steps with a decay of 0.998.
+Source: Yazici et al., "The Unusual Effectiveness of Averaging in GAN Training", ICLR 2019. The
+smaller decay at the start follows TensorFlow (ExponentialMovingAverage, num_updates): otherwise the
+initial weights would keep a share of the average, 0.14 after 1000 steps with a decay of 0.998.
 """
 
 import copy
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def averaged(net: nn.Module) -> nn.Module:
-    """A copy of a network, to be the average of what it will be."""
+    """A copy of a network, in which to average its future weights."""
     return copy.deepcopy(net).requires_grad_(False)
 
 
@@ -21,10 +21,10 @@ def averaged(net: nn.Module) -> nn.Module:
 def update_average(average: nn.Module, net: nn.Module, decay: float, updates: int) -> None:
     """average = d * average + (1 - d) * net, d = min(decay, (1 + updates) / (10 + updates)).
 
-    updates: how many there have been before. Statistics of batch norm are copied.
+    updates: the number of earlier updates. Batch norm statistics are copied.
     """
     decay = min(decay, (1 + updates) / (10 + updates))
     weights = list(average.parameters()), list(net.parameters())
     torch._foreach_lerp_(*weights, 1 - decay)
-    for mine, its in zip(average.buffers(), net.buffers()):
-        mine.copy_(its)
+    for target, source in zip(average.buffers(), net.buffers()):
+        target.copy_(source)

@@ -1,7 +1,7 @@
 """The generator as one ONNX graph: exported, checked against PyTorch, run by ONNX Runtime.
 
 The graph takes a data set's maps and returns the image. One-hot labels, instance edges, and
-padding to the networks' multiple are inside; batch, height and width are free.
+padding to the networks' multiple are part of it; batch, height and width are dynamic.
 
     input   label    (B, 1, H, W) int32; with label_nc 0 (B, input_nc, H, W) float32 in [-1, 1]
             inst     (B, 1, H, W) int32                 unless no_instance
@@ -36,18 +36,18 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 _LARGEST_FILE = 2**31  # bytes that protobuf, and so a graph in one file, can hold
-_DESCRIPTION = "pix2pixHD"  # the key in the graph's metadata of what describe returns
-_WEIGHTS = ("which_epoch", "ema")  # which of the run's; older graphs do not tell
+_DESCRIPTION = "pix2pixHD"  # key of describe's result in the graph's metadata
+_WEIGHTS = ("which_epoch", "ema")  # which of the run's weights; older graphs do not say
 
 
 class OnnxModel(InferenceModel):
-    """An InferenceModel whose generator runs in ONNX Runtime. The encoder stays PyTorch's."""
+    """An InferenceModel whose generator runs in ONNX Runtime, and its encoder in PyTorch."""
 
     def __init__(
         self, opt: argparse.Namespace, device: torch.device, folder: Path, file: Path, provider: str
     ) -> None:
-        """folder: the run's, for its encoder and styles. Raises UserError if file is no graph of
-        a generator with opt's inputs, or provider (a key of PROVIDERS) is not available."""
+        """folder: the run's, for its encoder and styles. Raises UserError if file is not the graph
+        of a generator with opt's inputs, or provider (a key of PROVIDERS) is not available."""
         super().__init__(opt, device, folder, with_generator=False)
         self.session = open_session(file, provider, device.index or 0)
         _check_description(self.session, opt, file)
@@ -66,11 +66,11 @@ class OnnxModel(InferenceModel):
 
 
 def export_onnx(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]:
-    """Write a model's generator to path, whole or not at all, checked by ONNX Runtime.
+    """Write a model's generator to path, once it has been checked with ONNX Runtime.
 
-    Returns the sizes (B, H, W) of the check and by how many grey levels the images differed from
-    PyTorch's there: one at most. model: on the CPU, not compiled; one with data_type 16 gives
-    a graph in half precision, which may differ from float32 by one more than PyTorch's own does.
+    Returns for each size (B, H, W) checked by how many grey levels the images differ from
+    PyTorch's: one at most. model: on the CPU, not compiled; one with data_type 16 gives a graph
+    in half precision, which may differ from float32 by one more than PyTorch's own does.
     Raises UserError if a package or the folder is missing, the graph would be too large for one
     file, or the check fails.
     """
@@ -99,8 +99,8 @@ def open_session(path: Path, provider: str = "cpu", device_index: int = 0) -> ob
     remedy = "install onnxruntime-gpu with the CUDA (and TensorRT) that it asks for"
     available = ort.get_available_providers()
     if wanted not in available:
-        there = ", ".join(name for name, full in PROVIDERS.items() if full in available)
-        raise UserError(f"--ort_provider {provider}: this ONNX Runtime has {there}; {remedy}")
+        found = ", ".join(name for name, full in PROVIDERS.items() if full in available)
+        raise UserError(f"--ort_provider {provider}: this ONNX Runtime has {found}; {remedy}")
     chain = ["tensorrt", "cuda"] if provider == "tensorrt" else [provider]
     providers = [
         (PROVIDERS[name], {} if name == "cpu" else {"device_id": device_index}) for name in chain
@@ -113,7 +113,7 @@ def open_session(path: Path, provider: str = "cpu", device_index: int = 0) -> ob
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: not a graph that ONNX Runtime can run ({reason})") from error
     if session.get_providers()[0] != wanted:  # it falls back silently
-        raise UserError(f"--ort_provider {provider}: it cannot be started here; {remedy}")
+        raise UserError(f"--ort_provider {provider}: cannot be started here; {remedy}")
     return session
 
 
@@ -124,7 +124,7 @@ def graph_inputs(
     feat: Tensor | None,
     cond: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The graph's inputs by name, in its types, for maps as InferenceModel.generate takes them."""
+    """The graph's inputs by name, in its types, from maps as InferenceModel.generate takes them."""
     inputs = {"label": label.to(torch.int32) if opt.label_nc else label.float()}
     if not opt.no_instance:
         inputs["inst"] = inst.to(torch.int32)
@@ -149,7 +149,7 @@ def describe(opt: argparse.Namespace) -> dict[str, object]:
         "feat_num": opt.feat_num if uses_features(opt) else 0,
         "ignore_label": opt.ignore_label,
         **{name: getattr(opt, name) for name in _WEIGHTS},
-        # left out where off, as in graphs that are older than these flags
+        # left out if off, as in graphs that are older than these flags
         **({"cond_nc": opt.cond_nc} if opt.cond_nc else {}),
         **({"instance_noise": opt.instance_noise} if opt.instance_noise else {}),
     }
@@ -178,7 +178,7 @@ class _Graph(nn.Module):
 
 
 def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
-    # sizes that equal nothing else: an axis of size 1, or two of one size, would be taken as fixed
+    # distinct sizes: an axis of size 1, or two axes of the same size, would be taken as fixed
     inputs = _random_scene(model.opt, 2, 2 * model.least + 1, 3 * model.least + 2)
     dims = {0: "batch", 2: "height", 3: "width"}
     free = {axis: torch.export.Dim(name) for axis, name in dims.items()}
@@ -195,16 +195,16 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
             verbose=False,
         )
     for axis, name in dims.items():
-        program.model.graph.outputs[0].shape[axis] = name  # the exporter's are formulas
+        program.model.graph.outputs[0].shape[axis] = name  # the exporter writes formulas
     program.model.metadata_props[_DESCRIPTION] = json.dumps(describe(model.opt))
     return program
 
 
 def _check(model: InferenceModel, unchecked: Path, path: Path) -> dict[tuple[int, int, int], int]:
-    """Generate random scenes with both; the most grey levels between the images, by size. path:
-    the name that the file unchecked is to have."""
+    """Generate random scenes with both; returns the largest difference of their images in grey
+    levels, by size. path: the final name of the file unchecked."""
     session = open_session(unchecked)
-    exact = model  # two half precisions differ by the rounding of both: compare with float32
+    exact = model  # in half precision both results are rounded: compare each with float32
     if model.dtype != torch.float32:
         exact = copy.deepcopy(model).float()
         exact.dtype = torch.float32
@@ -212,7 +212,7 @@ def _check(model: InferenceModel, unchecked: Path, path: Path) -> dict[tuple[int
     differences = {}
     for size in [(1, least, 2 * least), (2, 2 * least, least), (3, least + 3, 2 * least - 1)]:
         inputs = _random_scene(model.opt, *size)
-        if "feat" in inputs:  # with --fit_features the graph is given fitted ones
+        if "feat" in inputs:  # with --fit_features the graph expects fitted ones
             feat = model.fitted(inputs["feat"], inputs["label"], inputs.get("inst"))
             inputs["feat"] = feat.cpu()
         maps = [inputs.get(name) for name in ("label", "inst", "feat", "cond")]
@@ -238,7 +238,7 @@ def _grey_levels(some: Tensor, others: Tensor) -> int:
 def _random_scene(
     opt: argparse.Namespace, batch: int, height: int, width: int
 ) -> dict[str, Tensor]:
-    """Random inputs in blocks of a few pixels, all labels and ignore_label among them."""
+    """Random inputs in blocks of a few pixels, from all labels and ignore_label."""
     generator = torch.Generator().manual_seed(height * width)
 
     def blocks(count: int, channels: int = 1) -> Tensor:
@@ -255,22 +255,22 @@ def _random_scene(
 
 def _check_description(session: object, opt: argparse.Namespace, path: Path) -> None:
     """Refuse a graph that was exported from a model with other inputs or weights."""
-    told = None
+    saved = None
     with suppress(ValueError):
-        told = json.loads(session.get_modelmeta().custom_metadata_map.get(_DESCRIPTION, ""))
-    ends = {one.name: one for one in (*session.get_inputs(), *session.get_outputs())}
-    if not (isinstance(told, dict) and {"label", "picture"} <= ends.keys()):
+        saved = json.loads(session.get_modelmeta().custom_metadata_map.get(_DESCRIPTION, ""))
+    ports = {port.name: port for port in (*session.get_inputs(), *session.get_outputs())}
+    if not (isinstance(saved, dict) and {"label", "picture"} <= ports.keys()):
         raise UserError(f"{path}: not a generator of this project; write one with --export_onnx")
     here = describe(opt)
-    keys = sorted({*told, *here} - {name for name in _WEIGHTS if name not in told})
+    keys = sorted({*saved, *here} - {name for name in _WEIGHTS if name not in saved})
     wrong = [
-        f"{k} {told.get(k)!r}, here {here.get(k)!r}" for k in keys if told.get(k) != here.get(k)
+        f"{k} {saved.get(k)!r}, here {here.get(k)!r}" for k in keys if saved.get(k) != here.get(k)
     ]
     expected = {"label": 1 if opt.label_nc else opt.input_nc, "picture": opt.output_nc}
     wrong += [
-        f"{ends[name].shape[1]} channels of the {name}, here {count}"
+        f"{ports[name].shape[1]} channels of the {name}, here {count}"
         for name, count in expected.items()
-        if ends[name].shape[1] != count
+        if ports[name].shape[1] != count
     ]
     if wrong:
         raise UserError(

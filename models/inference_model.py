@@ -35,11 +35,11 @@ from util.run.checkpoints import is_saved, load_network, saved_options, weights_
 
 
 class InferenceModel(nn.Module):
-    """G, and E where it is asked for, of a trained run.
+    """G, and on demand E, of a trained run.
 
     generate and encode take and return tensors on any device; calling the model itself takes maps
-    as users have them. Any image size is allowed: maps are padded to what the networks need and
-    the result is cropped. Nothing is kept for a backward pass.
+    in all forms that users have (see forward). Any image size is allowed: maps are padded to what
+    the networks need and the result is cropped. Nothing is kept for a backward pass.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class InferenceModel(nn.Module):
         """folder: the run's, with {opt.which_epoch}_net_G.pth, or with --ema _net_G_ema.pth.
 
         Raises UserError if the file is missing or does not fit opt's architecture. with_generator
-        False: only to encode."""
+        False: only for encoding."""
         super().__init__()
         self.opt = opt
         self.device = device
@@ -61,7 +61,7 @@ class InferenceModel(nn.Module):
         self.least = least_input_side(opt)
         self.netE: nn.Module | None = None
         self.dtype = torch.float16 if opt.data_type == 16 else torch.get_default_dtype()
-        self.tiling: Tiling | None = None  # how to generate images too large for the memory
+        self.tiling: Tiling | None = None  # for images that are too large for memory
         if with_generator:
             netG = build_generator(opt)
             load_network(netG, weights_file(folder, opt.which_epoch, "G", opt.ema))
@@ -70,8 +70,8 @@ class InferenceModel(nn.Module):
 
     @classmethod
     def in_training(cls, model: Pix2PixHDModel, opt: argparse.Namespace) -> "InferenceModel":
-        """The networks of a model in training, with --ema their averages, as they are at each call:
-        the weights are shared, and nothing about the model changes."""
+        """The networks of a model in training, or with --ema their averages. Weights are shared, so
+        each call uses the current ones; the model itself is left unchanged."""
         networks = cls(opt, model.device, Path(), with_generator=False)
         nets = model.networks() | model.averages
         networks.netG = networks._generator = _for_inference(nets["G"])
@@ -86,7 +86,7 @@ class InferenceModel(nn.Module):
         return net.to(self.device, memory_format=layout)
 
     def load_encoder(self, source: Path | None = None) -> None:
-        """Load E: of this run (or of the run in source), or of the run whose features it was
+        """Load E: from this run (or the run in source), else from the run whose features it was
         trained on.
 
         Raises UserError if neither has one.
@@ -102,12 +102,12 @@ class InferenceModel(nn.Module):
             path = weights_file(folder, epoch, "E", opt.ema)
             if is_saved(path):
                 break
-            epoch = saved_options(folder).get("which_epoch", "latest")  # what it was trained from
+            epoch = saved_options(folder).get("which_epoch", "latest")  # what it started from
         else:
             if folder != run and not folder.is_dir():
                 raise UserError(
                     f"{folder}: no such folder, and {run} was trained from its weights and "
-                    "features; put it back, or beside that run under its old name"
+                    "features; put it back, or next to that run under its old name"
                 )
             raise UserError(
                 f"{run}: no trained encoder ({self.opt.which_epoch}_net_E.pth); train with "
@@ -117,9 +117,9 @@ class InferenceModel(nn.Module):
         load_network(netE, path)
         self.netE = self._prepare(netE)
         self.encoder_multiple = 2**opt.n_downsample_E
-        # below the 1024p stage it saw smaller images
-        below = folder != self.folder and (folder != source or saved.get("netG") == "global")
-        shrinks = below and self.opt.netG == "local"
+        # before the 1024p stage the encoder saw smaller images
+        earlier = folder != self.folder and (folder != source or saved.get("netG") == "global")
+        shrinks = earlier and self.opt.netG == "local"
         self.encoder_shrink = 2**self.opt.n_local_enhancers if shrinks else 1
 
     @torch.inference_mode()
@@ -146,8 +146,8 @@ class InferenceModel(nn.Module):
         return images[..., :height, :width]
 
     def fitted(self, feat: Tensor | None, label: Tensor, inst: Tensor | None) -> Tensor | None:
-        """Feature maps, with --fit_features averaged over the instances (or classes): those that
-        were encoded at half the size are constant in blocks, across the edges of things."""
+        """Feature maps; with --fit_features averaged over the instances (or classes), as maps that
+        were encoded at half the size consist of blocks that reach across the edges of things."""
         if feat is None or not self.opt.fit_features:
             return feat
         return instance_average(feat.to(self.device), self.regions(label, inst).to(self.device))
@@ -176,17 +176,17 @@ class InferenceModel(nn.Module):
 
     @torch.inference_mode()
     def run_generator(self, x: Tensor) -> Tensor:
-        """The generator alone: what generator_input gives, (B, C, H, W), H and W multiples of
-        self.multiple, on the device -> (B, output_nc, H, W) float32 in [-1, 1]."""
+        """The generator alone: the output of generator_input, (B, C, H, W) on the device, H and W
+        multiples of self.multiple -> (B, output_nc, H, W) float32 in [-1, 1]."""
         with autocast(self.opt, self.device):
             return self._generator(x).float()
 
     def generator_input(
         self, label: Tensor, inst: Tensor | None, feat: Tensor | None, cond: Tensor | None = None
     ) -> Tensor:
-        """What the generator sees: the maps padded, labels one-hot, with edges, conditions and
-        features or noise, float32; float16 with --data_type 16, and with --amp, where they are
-        labels and edges alone, of its type."""
+        """What the generator sees: padded maps with one-hot labels, edges, conditions, and features
+        or noise, in float32, or float16 with --data_type 16. With --amp, labels and edges without
+        other maps have its type."""
         label, inst, feat, cond = self._padded_maps(label, inst, feat, cond)
         kept = AMP_TYPES.get(self.opt.amp)
         x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond, dtype=kept)
@@ -204,7 +204,7 @@ class InferenceModel(nn.Module):
         return [m if m is None else self._padded(m) for m in (label, inst, feat, cond)]
 
     def check_maps(self, feat: Tensor | None, cond: Tensor | None) -> None:
-        """Raise ValueError if the generator sees features or conditions and has none."""
+        """Raise ValueError if features or conditions that the generator needs are missing."""
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
         if self.opt.cond_nc and cond is None:
@@ -231,7 +231,7 @@ class InferenceModel(nn.Module):
             )
             regions = regions[..., rows[:, None], columns]
         small = image.shape[-2:]
-        padding = self.encoder_multiple, max(4, 2 * self.encoder_multiple)  # it reflects, as G does
+        padding = self.encoder_multiple, max(4, 2 * self.encoder_multiple)  # reflected, as in G
         image, regions = (pad_to_multiple(maps, *padding) for maps in (image, regions))
         with autocast(self.opt, self.device):
             feat = self.netE(image, regions)[..., : small[0], : small[1]]
@@ -258,9 +258,9 @@ class InferenceModel(nn.Module):
 
         label: (H, W) integers 0 .. label_nc-1; with label_nc 0 an image (H, W, input_nc) of the
         training images' type. inst: (H, W) integers, ignored by a --no_instance model.
-        feat: (feat_num, H, W) floats, for models with features. cond: (H, W, cond_nc) of the type
-        of training's. Each as array, tensor or PIL image, any H and W. Several at once: a leading
-        batch dimension (for integers also the data set's (B, 1, H, W)), or a list.
+        feat: (feat_num, H, W) floats, for models with features. cond: (H, W, cond_nc) of the same
+        type as in training. Each is an array, tensor or PIL image of any H and W. For several at
+        once: a leading batch dimension (integers may also be (B, 1, H, W)), or a list.
         Returns (H, W, output_nc) of the photographs' type, e.g. uint8, or (B, H, W, output_nc).
         Raises UserError for maps that do not fit.
         """
@@ -282,7 +282,7 @@ def _for_inference(net: nn.Module) -> nn.Module:
 
 
 def use_own_statistics(net: nn.Module) -> None:
-    """Replace batch by instance normalizations with the same parameters."""
+    """Replace batch normalization by instance normalization with the same parameters."""
     for parent in list(net.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, nn.BatchNorm2d):
@@ -298,16 +298,16 @@ def to_pictures(images: Tensor) -> np.ndarray:
 
 
 def run_and_pretrained(folder: Path) -> list[Path]:
-    """A run's folder and those of the runs that it was pretrained with, newest first: where they
-    were then or, if they moved along or the working directory is another, beside the run."""
+    """A run's folder and those of the runs it was pretrained from, newest first: in their original
+    place or, if they were moved together or the working directory has changed, next to the run."""
     folders = [folder]
     while True:
-        below = saved_options(folders[-1]).get("load_pretrain")
-        if not below:
+        source = saved_options(folders[-1]).get("load_pretrain")
+        if not source:
             return folders
-        path = Path(below)
-        if not path.is_dir() and (beside := folders[-1].parent / path.name).is_dir():
-            path = beside
+        path = Path(source)
+        if not path.is_dir() and (sibling := folders[-1].parent / path.name).is_dir():
+            path = sibling
         if path in folders:
             return folders
         folders.append(path)
@@ -315,13 +315,13 @@ def run_and_pretrained(folder: Path) -> list[Path]:
 
 def cluster_path(folder: Path, name: str) -> Path:
     """A run's cluster file: in its folder, in that of the run whose features it was trained on, or
-    else the name taken as a path."""
-    candidates = [below / name for below in run_and_pretrained(folder)]
+    else at the path name."""
+    candidates = [run / name for run in run_and_pretrained(folder)]
     return next((path for path in [*candidates, Path(name)] if path.is_file()), candidates[0])
 
 
 def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
-    """The styles of a run, with a warning if the encoder beside them was written since.
+    """The styles of a run, with a warning if its encoder is newer.
 
     Raises UserError as load_styles does."""
     path = cluster_path(folder, opt.cluster_path)

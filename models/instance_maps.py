@@ -28,7 +28,7 @@ def edges(inst: Tensor) -> Tensor:
 
     Both sides of a border are marked. (Paper section 3.3, the instance boundary map.)
     """
-    # bytes until the end: of booleans torch's compiler makes C++ that is not valid
+    # bytes until the end: for booleans torch's compiler generates invalid C++
     border = torch.zeros(inst.shape, dtype=torch.uint8, device=inst.device)
     across = (inst[..., :, 1:] != inst[..., :, :-1]).byte()
     down = (inst[..., 1:, :] != inst[..., :-1, :]).byte()
@@ -47,7 +47,7 @@ def pad_to_multiple(maps: Tensor, multiple: int, least: int = 1) -> Tensor:
     for dim in (-2, -1):
         side = maps.shape[dim]
         padded = torch.sym_max((side + multiple - 1) // multiple, -(-least // multiple)) * multiple
-        # an exported graph serves every size, so it must not depend on this one's
+        # an exported graph serves every size, so it must not depend on this one
         if torch.compiler.is_compiling() or padded != side:
             places = torch.arange(padded, device=maps.device).clamp(max=side - 1)
             maps = maps.index_select(dim, places)
@@ -55,24 +55,24 @@ def pad_to_multiple(maps: Tensor, multiple: int, least: int = 1) -> Tensor:
 
 
 def instance_class(inst_id: int) -> int:
-    """The class that a Cityscapes instance id tells: the id itself, or id // 1000 of a thing."""
+    """The class of a Cityscapes instance id: the id itself, or id // 1000 for a thing."""
     return inst_id if inst_id < 1000 else inst_id // 1000
 
 
 def instance_noise(inst: Tensor, count: int) -> Tensor:
-    """Numbers of each instance, constant inside it, as if random: what the label map does not tell
-    of a thing, e.g. a car's colour, can follow from them and is then one thing's, not each pixel's.
+    """Pseudo-random numbers for each instance, constant inside it. What the label map leaves open,
+    e.g. a car's colour, can depend on them, and is then decided for the thing, not for each pixel.
 
     inst (B, 1, H, W) integers -> (B, count, H, W) float32 in [-1, 1), the same for the same id
-    everywhere. They are multiples of 1/g, 1/g**2, ..., g**(count + 1) = g + 1, modulo 1, which fill
-    a cube evenly: things with neighbouring ids get numbers far apart.
+    everywhere. They are the id times 1/g, 1/g**2, ..., modulo 1, with g**(count + 1) = g + 1. These
+    fill a cube evenly: things with neighbouring ids get numbers far apart.
     """
     g = 1.5
     for _ in range(50):
         g = (g + 1) ** (1 / (count + 1))
     steps = [int(2**16 / g**k) | 1 for k in range(1, count + 1)]
     ids = inst.long()
-    numbers = torch.cat([ids * step % 2**16 for step in steps], 1)  # no copy a GPU would wait for
+    numbers = torch.cat([ids * step % 2**16 for step in steps], 1)  # no copy to wait for on a GPU
     return numbers.float() / 2**15 - 1
 
 
@@ -85,12 +85,12 @@ def network_input(
     dtype: torch.dtype | None = None,
     layout: torch.memory_format | None = None,
 ) -> Tensor:
-    """What both G and D see of a scene: one-hot label and, if they are there, edges and conditions.
+    """What both G and D see of a scene: one-hot labels and, if given, edges and conditions.
 
     label (B, 1, H, W) integers, or with label_nc 0 (B, input_nc, H, W) float; inst (B, 1, H, W)
     integers; cond (B, cond_nc, H, W) float -> (B, C, H, W) float32 with C = label_nc or input_nc,
     plus 1, plus cond_nc. dtype: a smaller one for labels and edges, whose 0 and 1 are exact in any;
-    beside floats they are float32 all the same. layout: how the result lies in memory.
+    joined to float maps they become float32 anyway. layout: the result's memory format.
     """
     x = one_hot(label, label_nc, ignore_label, dtype) if label_nc else label
     parts = [x] if inst is None else [x, edges(inst).to(x.dtype)]

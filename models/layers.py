@@ -1,9 +1,9 @@
-"""Padding and instance averages where torch's own lose layout, digits or time; fresh weights.
+"""Padding that keeps the memory layout, precise and fast instance averages, weight initialization.
 
 Padding on GPUs: torch copies channels-last maps to another layout and back; here they stay.
 
-Instance averages (paper, section 3.4): the time does not depend on the number of instances, 200
-times less than a loop over them takes at 1024x512 (docs/performance.md).
+Instance averages (paper, section 3.4): the time does not depend on the number of instances, and is
+200 times shorter than that of a loop over them at 1024x512 (docs/performance.md).
 
 Normalization and upsampling are in models/normalization.py and models/upsampling.py.
 """
@@ -16,20 +16,20 @@ from models.upsampling import SubpixelConv2d
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether (B, C, H, W) lies in memory as (B, H, W, C), and not in the usual order as well."""
+    """Whether (B, C, H, W) is stored as (B, H, W, C), and not contiguous in the usual order too."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-# -- Fresh weights -----------------------------------------------------------------------------
+# -- Initialization ----------------------------------------------------------------------------
 
 
 def init_weights(net: nn.Module) -> nn.Module:
-    """Sample the weights of convolutions from N(0, 0.02), of batch norms from N(1, 0.02)."""
+    """Sample the weights of convolutions from N(0, 0.02), and of batch norms from N(1, 0.02)."""
     for layer in net.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(layer.weight, 0.0, 0.02)
             if isinstance(layer, SubpixelConv2d):
-                layer.begin_as_nearest()
+                layer.init_as_nearest()
         elif isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.weight, 1.0, 0.02)
             nn.init.zeros_(layer.bias)
@@ -40,8 +40,8 @@ def init_weights(net: nn.Module) -> nn.Module:
 
 
 class ReflectionPad2d(nn.ReflectionPad2d):
-    """torch's own, but channels-last maps on a GPU stay so, and --deterministic is possible there:
-    torch's CUDA kernels for it have no deterministic backward."""
+    """torch's ReflectionPad2d, but on GPUs channels-last maps stay so, and --deterministic works:
+    torch's own CUDA kernels have no deterministic backward."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H + top + bottom, W + left + right) in the same layout."""
@@ -87,13 +87,13 @@ def instance_average(features: Tensor, inst: Tensor) -> Tensor:
 
 
 def _segments(inst: Tensor) -> tuple[Tensor, int]:
-    """Number the instances of each image: (B, 1, H, W) -> (B, H*W) int64 and an upper bound."""
+    """Number the instances of each image: (B, 1, H, W) -> (B, H*W) int64, all below a count."""
     ids = inst.flatten(1)  # (B, H*W)
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = ids.aminmax()
         if low >= 0 and high <= 0xFFFF:  # 16-bit files: the ids themselves are small enough
             return ids.long(), int(high) + 1
-    # Any integers, and no value is brought to the host, so a GPU never waits: rank the ids.
+    # Rank the ids: works for any integers, and copies no value to the host, so a GPU never waits.
     sorted_ids, order = ids.sort(dim=1)
     steps = torch.zeros_like(order)
     steps[:, 1:] = sorted_ids[:, 1:] != sorted_ids[:, :-1]
@@ -109,12 +109,12 @@ class _InstanceAverage(torch.autograd.Function):
         ctx.count = count
         batch, channels = features.shape[:2]
         index = segments[:, None].expand(-1, channels, -1)  # (B, C, H*W)
-        # float64: millions of float32 additions into one number lose the fourth digit; Macs' GPUs
-        # have none
+        # float64 (which Macs' GPUs lack): adding millions of float32 numbers into one loses the
+        # fourth digit
         kind = torch.float32 if features.device.type == "mps" else torch.float64
         sums = features.new_zeros(batch, channels, count, dtype=kind)
         sums.scatter_add_(2, index, features.flatten(2).to(kind))
-        areas = features.new_zeros(batch, count, dtype=kind)  # float32 counts up to 2^24 alone
+        areas = features.new_zeros(batch, count, dtype=kind)  # float32 counts only to 2^24
         ones = features.new_ones(1, 1, dtype=kind)
         areas.scatter_add_(1, segments, ones.expand(segments.shape))
         means = (sums / areas.clamp(min=1)[:, None]).to(features.dtype)

@@ -33,9 +33,8 @@ def feature_matching_loss(
 ) -> Tensor:
     """L1 distance of D's feature maps on fake and real, averaged over scales and stages.
 
-    The weight 4 / number of stages keeps the sum where it was with the default three-layer D,
-    whatever --n_layers_D says. Scores themselves (the last maps) are left out. pixel_weights: see
-    l1.
+    The weight 4 / number of stages keeps the loss at the scale of the default three-layer D for any
+    --n_layers_D. The scores themselves (the last maps) are left out. pixel_weights: see l1.
     """
     weight = 4.0 / (len(fake[0]) - 1) / len(fake)
     return weight * sum(
@@ -49,7 +48,7 @@ def l1(fake: Tensor, real: Tensor, pixel_weights: Tensor | None = None) -> Tenso
     """The mean of |fake - real| in float32 at least, of any shape; only fake gets a gradient.
 
     pixel_weights (B, 1, H, W): with fake and real (B, C, h, w), the mean of weight * |fake - real|;
-    for maps of another size the weights are averaged over each of their pixels' areas.
+    for maps of another size the weights are averaged over the area of each of their pixels.
     """
     if pixel_weights is not None and fake.shape[-2:] != pixel_weights.shape[-2:]:
         pixel_weights = F.adaptive_avg_pool2d(pixel_weights, fake.shape[-2:])
@@ -57,12 +56,12 @@ def l1(fake: Tensor, real: Tensor, pixel_weights: Tensor | None = None) -> Tenso
 
 
 class _L1(torch.autograd.Function):
-    """Keeps a byte for each element, the sign, where the usual one keeps both inputs."""
+    """Saves one byte per element, the sign, where torch's L1 loss saves both inputs."""
 
     @staticmethod
     def forward(ctx, fake: Tensor, real: Tensor, pixel_weights: Tensor | None) -> Tensor:
         kind = torch.promote_types(fake.dtype, torch.float32)
-        difference = fake.to(kind, copy=True).sub_(real)  # no other map beside it
+        difference = fake.to(kind, copy=True).sub_(real)  # in place: no further map
         sign = difference.sign().to(torch.int8)
         ctx.save_for_backward(sign, pixel_weights)
         ctx.dtype = fake.dtype
@@ -70,7 +69,7 @@ class _L1(torch.autograd.Function):
         if pixel_weights is not None:
             difference = difference.mul_(pixel_weights)
         if torch.compiler.is_compiling() and difference.dim() == 4:
-            # channels first, which lie side by side: else the compiler's kernel strides over them
+            # channels, adjacent in memory, first: else the compiler's kernel strides over them
             return difference.mean(1).mean()
         return difference.mean()
 
@@ -97,9 +96,9 @@ class GANLoss(nn.Module):
 class VGGLoss(nn.Module):
     """Perceptual distance: L1 between VGG19's relu1_1 .. relu5_1 of two images, weighted.
 
-    forward: fake and real (B, 3, H, W) or grey (B, 1, H, W) in [-1, 1], perhaps pixel weights
-    (B, 1, H, W) -> scalar. Images go into VGG as they are, without ImageNet's mean and deviation,
-    as in the reference.
+    forward: fake and real (B, 3, H, W) or grey (B, 1, H, W) in [-1, 1], optional pixel weights
+    (B, 1, H, W) -> scalar. As in the reference, VGG sees the images as they are, not normalized by
+    ImageNet's mean and standard deviation.
     """
 
     def __init__(self, weights_file: str = "") -> None:
@@ -113,7 +112,7 @@ class VGGLoss(nn.Module):
         if fake.shape[1] == 1:
             fake, real = fake.expand(-1, 3, -1, -1), real.expand(-1, 3, -1, -1)
         distances = []
-        for part in self.slices:  # both side by side, so that no map is kept longer than it need be
+        for part in self.slices:  # both images in step, so that no map is kept longer than needed
             with torch.no_grad():
                 real = part(real)
             keep_less = self.recompute and torch.is_grad_enabled()
@@ -123,7 +122,7 @@ class VGGLoss(nn.Module):
 
 
 def vgg19_slices(layers: nn.Sequential) -> list[nn.Sequential]:
-    """Cut VGG19's feature layers behind relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1."""
+    """Cut VGG19's feature layers after relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1."""
     ends = (0, 2, 7, 12, 21, 30)
     slices = [layers[start:end] for start, end in pairwise(ends)]
     for part in slices:
@@ -136,13 +135,13 @@ def vgg19_slices(layers: nn.Sequential) -> list[nn.Sequential]:
 def load_vgg19(weights_file: str = "") -> nn.Module:
     """VGG19 with the weights in a file (a torchvision vgg19 state dict) or ImageNet's.
 
-    Raises UserError if the file is not such a state dict, or without a file and a network.
+    Raises UserError if the file is not such a state dict, or if there is neither file nor network.
     """
     if not weights_file:
         return _download_vgg19()
     if not Path(weights_file).is_file():
         raise UserError(f"--vgg_weights {weights_file}: no such file")
-    from torchvision.models import vgg19  # takes seconds, and is needed here alone
+    from torchvision.models import vgg19  # takes seconds, and is needed only here
 
     with torch.device("meta"):
         net = vgg19(weights=None)
@@ -164,14 +163,14 @@ def _download_vgg19() -> nn.Module:
     weights = VGG19_Weights.IMAGENET1K_V1
     try:
         return vgg19(weights=weights)
-    except Exception as error:  # no network or space, a cut download; damage shows in many ways
+    except Exception as error:  # no network, a full disk, a partial file: of many types
         if out_of_memory(error):
             raise
         path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         problem, remedy = "VGG19's ImageNet weights cannot be downloaded", ""
         if path.is_file():
-            problem, remedy = f"{path}: damaged", "delete it, so that it is downloaded anew, "
+            problem, remedy = f"{path}: damaged", "delete it to download it again, "
         raise UserError(
             f"{problem} ({first_line(error)}): {remedy}give a torchvision vgg19 state dict with "
-            "--vgg_weights FILE, or train without this loss by --no_vgg_loss"
+            "--vgg_weights FILE, or train without this loss: --no_vgg_loss"
         ) from error

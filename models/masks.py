@@ -1,4 +1,4 @@
-"""Shapes in integer maps: brush strokes, scaled masks, connected pieces, outlines."""
+"""Shapes in integer maps: brush strokes, scaled masks, connected components, outlines."""
 
 import math
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ Point = tuple[float, float]  # (y, x) in pixels; the first pixel's centre is (0,
 
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
-    """The rows and columns around what is true in (H, W) bool, and so many more on each side."""
+    """The bounding box (rows, columns) of a mask (H, W) bool, with a margin on each side."""
     rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
     grow = (slice(max(0, side.start - margin), side.stop + margin) for side in (rows, columns))
     return tuple(grow)
 
 
 def is_inside(y: np.ndarray | int, x: np.ndarray | int, shape: tuple[int, int]) -> np.ndarray:
-    """Which pixels (y, x) an image of (height, width) has."""
+    """Which pixels (y, x) lie inside an image of this (height, width)."""
     return (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
 
 
 def stroke(points: Sequence[Point], radius: float, shape: tuple[int, int]) -> np.ndarray:
-    """What a round brush touches that is drawn along points: (height, width) bool.
+    """The pixels that a round brush covers along points: (height, width) bool.
 
     These are the pixels whose centre is at most radius away from the line, and those under a point.
     """
@@ -54,7 +54,7 @@ def scaled(mask: np.ndarray, scale: float) -> np.ndarray:
 
 
 def components(label: np.ndarray) -> np.ndarray:
-    """Number the connected pieces of one class each: (H, W) integers -> (H, W) int32 from 1 on."""
+    """Number each class's connected components: (H, W) integers -> (H, W) int32 from 1 on."""
     numbered = np.zeros(label.shape, np.int32)
     count = 0
     for value in np.unique(label):
@@ -78,6 +78,6 @@ def outline(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 
 def _runs(rows: np.ndarray) -> list[tuple[int, int, int]]:
-    """(row, start, end) of each run of true in each row."""
+    """(row, start, end) of each run of True in each row."""
     row, places = np.nonzero(np.diff(np.pad(rows, ((0, 0), (1, 1))), axis=1))
     return list(zip(row[::2].tolist(), places[::2].tolist(), places[1::2].tolist()))

@@ -2,12 +2,12 @@
 
 Source: Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation with Conditional
 GANs", CVPR 2018: section 3.2 (generators, discriminators), 3.4 (encoder), appendix (layers).
-Parameter names and shapes equal those of the released checkpoints, but for norm
+Parameter names and shapes equal those of the released checkpoints, except with norm
 "channel" and upsample "icnr".
 
 Layers that differ from torch's are in models/layers.py, normalization.py, upsampling.py and
-alignment.py; models/recompute.py has the Sequential that saves memory. With torch's own in their
-place the networks compute the same.
+alignment.py; models/recompute.py has the Sequential that saves memory. With torch's own layers in
+their place the networks compute the same.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ Norm = Callable[[int], nn.Module]  # channels -> normalization layer
 class ResnetBlock(nn.Module):
     """x + two 3x3 convolutions of x, (B, dim, H, W) to the same shape.
 
-    A variant subclasses it and keeps the name conv_block, which models/recompute.py looks for; the
-    sum is computed in models/tiling.py as well.
+    A variant should subclass it and keep the name conv_block, which models/recompute.py looks for;
+    models/tiling.py computes the sum as well.
     """
 
     def __init__(self, dim: int, norm: Norm, use_dropout: bool = False) -> None:
@@ -68,7 +68,7 @@ def _double(in_nc: int, norm: Norm, upsample: str) -> list[nn.Module]:
 
 
 def _downsample() -> nn.AvgPool2d:
-    """The image pyramid's step, of generators and discriminators alike."""
+    """One step of the image pyramid, in generators and discriminators alike."""
     return nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
 
 
@@ -108,9 +108,9 @@ class GlobalGenerator(nn.Module):
 class LocalEnhancer(nn.Module):
     """G2 of the paper: a global generator at low resolution, refined by enhancers around it.
 
-    Each enhancer doubles the resolution: it adds the feature map of the part below to its own,
-    halfway. (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]; H and W must be multiples of
-    2**(n_downsample_global + n_local_enhancers). ngf counts the channels at full resolution; the
+    Each enhancer doubles the resolution: halfway, it adds the feature map of the next coarser part
+    to its own. (B, input_nc, H, W) -> (B, output_nc, H, W) in [-1, 1]; H and W must be multiples
+    of 2**(n_downsample_global + n_local_enhancers). ngf counts the channels at full resolution; the
     global part then has ngf * 2**n_local_enhancers.
     """
 
@@ -192,7 +192,7 @@ class Encoder(nn.Module):
 def patch_discriminator(
     input_nc: int, ndf: int, n_layers: int, norm: Norm
 ) -> list[list[nn.Module]]:
-    """The layers of one PatchGAN discriminator in stages, one for each feature map that it gives.
+    """The layers of one PatchGAN discriminator in stages, one for each feature map that it returns.
 
     The last stage gives raw scores (B, 1, h, w), before any sigmoid.
     """
@@ -212,8 +212,8 @@ class MultiscaleDiscriminator(nn.Module):
 
     (B, input_nc, H, W) -> a list by scale, full resolution first, of lists of (B, C, h, w): with
     get_features the feature maps of all stages, else none of them; last the raw scores. Parameter
-    names count down: the highest number sees full resolution, as in the released checkpoints. Full
-    resolution does not see the last coarse_nc channels.
+    names count down: the highest number sees full resolution, as in the released checkpoints. That
+    discriminator does not see the last coarse_nc input channels.
     """
 
     def __init__(

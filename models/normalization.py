@@ -1,11 +1,11 @@
 """Normalization layers (--norm).
 
-On CPUs torch adds up channels-last maps naively, so that normalized maps are wrong by 1e-3 at
-2048x1024; its contiguous kernel is wrong by 7e-6 where the mean is 100 deviations. Here statistics
-are float64 rounded once: errors stay below 1e-6 in both layouts and at every size, in the time that
-torch takes for large maps (docs/fidelity.md).
+On CPUs torch sums channels-last maps naively, so that normalized maps are off by 1e-3 at 2048x1024;
+its contiguous kernel is off by 7e-6 where the mean is 100 standard deviations. Here statistics are
+computed in float64 and rounded once: errors stay below 1e-6 in both layouts and at every size, and
+large maps take the same time as in torch (docs/fidelity.md).
 
-Normalization of pixels (--norm channel) has neither the spikes nor the softness that come from
+Normalizing each pixel (--norm channel) avoids both the spikes and the softness that come from
 statistics of the whole image (docs/recipes.md).
 """
 
@@ -24,7 +24,7 @@ CHUNK = 2**20  # elements normalized at a time: intermediate results then stay i
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """torch's own, but exact on CPUs and without a change of layout on GPUs."""
+    """torch's InstanceNorm2d, but exact on CPUs and without a change of layout on GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape, dtype and layout."""
@@ -42,10 +42,10 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's own, but exact on CPUs, and over the images of all processes if there are several.
+    """torch's BatchNorm2d, but exact on CPUs, and over the images of all processes.
 
-    torch's SyncBatchNorm runs on CUDA alone, and counts the stand-in of a process that has no image
-    of a last batch; has_images = False leaves it out.
+    torch's SyncBatchNorm runs only on CUDA, and counts the placeholder of a process that has no
+    image of the last batch; has_images = False leaves it out.
     """
 
     has_images = True
@@ -71,9 +71,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 class ChannelNorm2d(nn.Module):
     """Normalization of each pixel over its channels; each channel has a learnt scale and offset.
 
-    Instance normalization divides out how strong a map is. A generator that needs to know puts a
-    spike into one place, which shows as stripes or dots in a single thing, and a discriminator does
-    not see that all edges are soft. Here no pixel depends on the strength of others (ChannelNorm of
+    Instance normalization removes the magnitude of a map. A generator that needs it puts a spike
+    into one place, which shows as stripes or dots in a single thing, and a discriminator cannot see
+    that all edges are soft. Here no pixel depends on the magnitude of others (ChannelNorm of
     Mentzer et al., "High-Fidelity Generative Image Compression", NeurIPS 2020).
     """
 
@@ -85,7 +85,7 @@ class ChannelNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape and dtype, channels-last."""
-        pixels = x.permute(0, 2, 3, 1)  # of channels-last maps without a copy
+        pixels = x.permute(0, 2, 3, 1)  # no copy for channels-last maps
         normalized = F.layer_norm(pixels, self.weight.shape, self.weight, self.bias, self.eps)
         return normalized.permute(0, 3, 1, 2).to(x.dtype)  # autocast gives float32
 
@@ -98,7 +98,7 @@ NORMS = {  # of --norm
 
 
 def count_statistics(net: nn.Module, has_images: bool) -> None:
-    """Say whether this process's next images count in batch normalization."""
+    """Set whether this process's next images count in batch normalization."""
     for layer in net.modules():
         if isinstance(layer, BatchNorm2d):
             layer.has_images = has_images
@@ -110,7 +110,7 @@ def normalize_in_one_kernel(
     """Instance normalization as a formula, for the compiler to fuse."""
     values = x.float()
     values = values - values.mean((2, 3), keepdim=True)
-    rest = values.mean((2, 3), keepdim=True)  # what the mean lacks, rounded to float32
+    rest = values.mean((2, 3), keepdim=True)  # the mean's rounding error
     variance = values.square().mean((2, 3), keepdim=True) - rest.square()
     y = (values - rest) * (variance + eps).rsqrt()
     if weight is not None:
@@ -125,8 +125,8 @@ class Normalize(torch.autograd.Function):
     The mean, rounded to float32, is subtracted first; sum and sum of squares of what remains are
     small, so that nothing cancels. Sums are pairwise within a chunk and float64 over chunks.
 
-    share: of this process in statistics over all processes (0: its images do not count); None:
-    there is but one process.
+    share: this process's weight in statistics over all processes (0: its images do not count);
+    None: there is only one process.
     """
 
     @staticmethod
@@ -146,7 +146,7 @@ class Normalize(torch.autograd.Function):
         mean = pixels.mean(axes, keepdim=True, dtype=kind)
         count = pixels.numel() // mean.numel()
         if share is not None:
-            # the count filled in there, as a copy would wait for the device
+            # the count is filled in on the device, as a copy would wait for it
             own = mean.new_full((1,), count, dtype=torch.float64)
             sums = torch.cat([mean.double().flatten() * count, own])
             *sums, count = distributed.total(sums * share).split([mean.numel(), 1])
@@ -208,9 +208,9 @@ class Normalize(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
 
 
-@torch._disable_dynamo  # as torch.compiler.disable, which would import the compiler here, does
+@torch._disable_dynamo  # like torch.compiler.disable, without importing the compiler here
 def _normalize_uncompiled(*args: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalize.apply, for statistics over processes: compiled, the gradient of the weight came out
+    """Normalize.apply, for statistics over processes: if compiled, the gradient of the weight is
     wrong (PyTorch 2.14 on CPUs)."""
     return Normalize.apply(*args)
 
@@ -222,14 +222,14 @@ def _sums(
     axis: int,
     axes: tuple[int, ...],
 ) -> list[Tensor]:
-    """The sums over axes of the two terms of chunks of maps, shaped like mean."""
+    """The sums over axes of the two terms, chunk by chunk of the maps; shaped like mean."""
     sums = [
         [term.sum(axes, keepdim=True, dtype=mean.dtype) for term in terms(*chunk)]
         for chunk in _chunks(maps, [mean], axis)
     ]
     if len(sums) == 1:
         return sums[0]
-    if axis == 2:  # each chunk has channels of its own
+    if axis == 2:  # each chunk has other channels
         return [torch.cat(parts, 1) for parts in zip(*sums)]
     return [torch.stack(parts).sum(0, dtype=torch.float64) for parts in zip(*sums)]
 
@@ -240,7 +240,7 @@ def _total(sums: list[Tensor], share: float) -> Tensor:
 
 
 def _flat_pixels(x: Tensor, axis: int | None = None) -> tuple[Tensor, int]:
-    """A view of dense maps (B, C, H, W) with one axis of pixels, and which it is: channels-last
+    """A view of dense maps (B, C, H, W) with one axis of pixels, and its index: channels-last
     (B, H*W, C) and 1, else (B, C, H*W) and 2."""
     if axis == 1 or (axis is None and is_channels_last(x)):
         return x.permute(0, 2, 3, 1).flatten(1, 2), 1
@@ -248,7 +248,7 @@ def _flat_pixels(x: Tensor, axis: int | None = None) -> tuple[Tensor, int]:
 
 
 def _like_sums(values: Tensor, axis: int) -> Tensor:
-    """Values of channels (C,) as they broadcast over maps from _flat_pixels."""
+    """Values of channels (C,), shaped to broadcast over maps from _flat_pixels."""
     return values.view(1, 1, -1) if axis == 1 else values.view(1, -1, 1)
 
 
@@ -267,9 +267,9 @@ def _chunks(
 
 
 def zero_bias_gradients_before_norms(net: nn.Module) -> None:
-    """Give the biases before normalizations, which subtract them again, a gradient of zero.
+    """Zero the gradients of biases before normalizations, which subtract them again.
 
-    What is computed for them is rounding error, which Adam scales up to full steps: a random walk
+    The computed gradients are rounding errors, which Adam scales up to full steps: a random walk
     that differs between machines and numbers of processes, and changes no image.
     """
     for layers in net.modules():

@@ -12,11 +12,11 @@ updates; tests/test_step.py runs them from here and compares:
     update(G, E, loss=G_GAN + G_GAN_Feat + G_VGG)
     update(D, loss=(D_fake + D_real) / 2)
 
-It runs D once on each of the two images, and computes no gradient only to discard it, because G's
+It runs D once on each of the two images, and computes no gradient just to discard it, because G's
 gradient arrives through the image. D and VGG see image = fake.detach(); the gradients of G's losses
 with respect to it are added up; fake.backward(gradient) then trains G and E. The graphs of VGG,
-D(real) and D(fake) are never in memory at the same time. All losses are those of the state before
-the update.
+D(real) and D(fake) are never in memory at the same time. All losses are computed before the
+update.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from models.instance_maps import instance_noise, network_input, pad_to_multiple
 from models.layers import instance_average
 from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.normalization import count_statistics, zero_bias_gradients_before_norms
-from models.optimizers import adam, adopt, learning_rate
+from models.optimizers import adam, adapt_state, learning_rate
 from models.recompute import recompute_blocks
 from models.transfer import adapt_weights, frozen_layers, map_classes, other_layers
 from util import distributed
@@ -70,7 +70,7 @@ class Pix2PixHDModel(nn.Module):
     def __init__(
         self, opt: argparse.Namespace, device: torch.device, one_size: bool = False
     ) -> None:
-        """one_size: all images have one size, so that --compile need not allow for others."""
+        """one_size: all images have the same size, so that --compile need not allow for others."""
         super().__init__()
         self.opt = opt
         self.one_size = one_size
@@ -112,7 +112,7 @@ class Pix2PixHDModel(nn.Module):
         return self.networks() | {f"{name}_ema": net for name, net in self.averages.items()}
 
     def start_stage(self, fix_global: bool) -> None:
-        """Begin to train all of G, or (fix_global) its outermost enhancer alone; E always.
+        """Start to train all of G, or (fix_global) only its outermost enhancer; E always.
 
         G gets a new optimizer, as its set of parameters changes.
         """
@@ -131,10 +131,10 @@ class Pix2PixHDModel(nn.Module):
         self.wrap()
 
     def wrap(self) -> None:
-        """Make the callables of a step: compiled and averaged over processes, where asked.
+        """Make the callables of a step: compiled, and averaged over processes, where requested.
 
-        They are kept in a dict, out of nn.Module's sight, so that netG, netD and netE remain the
-        plain networks that are saved.
+        They are kept in a dict, which nn.Module does not register, so that netG, netD and netE
+        remain the plain networks that are saved.
         """
         self.call = {}
         in_bf16 = self.opt.amp == "bf16"
@@ -143,7 +143,7 @@ class Pix2PixHDModel(nn.Module):
             self.call[name] = distributed.wrap(self._compiled(net), self.device, in_bf16)
         if self.vgg is not None:
             self.call["VGG"] = self._compiled(self.vgg)
-        # what stands between the networks: uncompiled, a kernel for each of its many operations
+        # the work between the networks: uncompiled, each of its many operations is a kernel
         for work in (network_input, instance_noise, gan_loss, feature_matching_loss, l1):
             self.call[work.__name__] = self._compiled(work)
 
@@ -152,7 +152,7 @@ class Pix2PixHDModel(nn.Module):
         if not self.opt.compile:
             return work
         set_up_compiler()
-        # dynamic: the first batch with fewer images would make all later ones slower
+        # not dynamic: after a first batch with fewer images, all later ones would be slower
         return torch.compile(work, dynamic=False if self.one_size else None)
 
     def set_learning_rate(self, epoch: int) -> float:
@@ -218,14 +218,14 @@ class Pix2PixHDModel(nn.Module):
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
             seen = with_maps(image.detach())
-            # weight 0: a stand-in for another process's image, which that one's pool has
+            # weight 0: a placeholder for another process's image, which is in that one's pool
             on_fake = self._run("D", self.pool.query(seen) if weight else seen)
         losses["D_fake"] = gan(on_fake, False)
         weights_D = list(self.netD.parameters())  # and not the image
         self.scaler.scale(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
 
-        on_real = on_fake = loss_G = None  # D's maps need not stand beside G's backward,
-        losses = {name: loss.detach() for name, loss in losses.items()}  # nor signs of L1
+        on_real = on_fake = loss_G = None  # before G's backward, free D's maps
+        losses = {name: loss.detach() for name, loss in losses.items()}  # and L1's signs
         fake.backward(gradient.to(fake.dtype))
         self._update(losses)
         self.fake, self.real = image.detach(), real
@@ -265,9 +265,9 @@ class Pix2PixHDModel(nn.Module):
 
     def _discriminator_input(self, x: Tensor, inst: Tensor | None, image: Tensor) -> Tensor:
         """What D sees: the maps x (B, C, H, W), an image (B, output_nc, H, W) and, with
-        --instance_mean_D, its mean over each instance (B, 1, H, W): a thing of several colours
-        differs from it. Full resolution does not see the means: all its channels then serve the
-        grain."""
+        --instance_mean_D, its mean over each instance (B, 1, H, W), from which a thing of several
+        colours differs. The full-resolution scale ignores the means: its channels are for texture.
+        """
         if not self.opt.instance_mean_D:
             return torch.cat([x, image], 1)
         return torch.cat([x, image, self._instance_means(image, inst)], 1)
@@ -276,9 +276,9 @@ class Pix2PixHDModel(nn.Module):
         return instance_average(image, inst).contiguous(memory_format=self.layout)
 
     def _latent_loss(self, x: Tensor, inst: Tensor, image: Tensor) -> Tensor:
-        """How far what Q reads from maps and mean colours of instances is from their noise: an
-        image where it can be read gives different noise different colours. A scalar; the arguments
-        are _discriminator_input's."""
+        """The error of Q in predicting the noise of instances from the maps and their mean colours:
+        it is low if different noise gives different colours. A scalar; the arguments are
+        _discriminator_input's."""
         seen = torch.cat([x, self._instance_means(image, inst)], 1)
         noise = self.call["instance_noise"](inst, self.opt.instance_noise)
         return F.mse_loss(self._run("Q", seen).float(), noise)
@@ -289,7 +289,7 @@ class Pix2PixHDModel(nn.Module):
             return self.call[name](*inputs)
 
     def _gradient(self, loss: Tensor, image: Tensor, keep_graph: bool = False) -> Tensor:
-        """d(loss)/d(image); no gradient of a weight is computed."""
+        """d(loss)/d(image); no gradients of weights are computed."""
         return torch.autograd.grad(self.scaler.scale(loss), image, retain_graph=keep_graph)[0]
 
     def _update(self, losses: dict[str, Tensor]) -> None:
@@ -304,8 +304,8 @@ class Pix2PixHDModel(nn.Module):
     def _all_finite(self, losses: dict[str, Tensor]) -> Tensor:
         """Whether losses and gradients are finite, as a scalar on the device.
 
-        With fp16 an overflow is the scaler's business: it skips the update and lowers the scale;
-        only a scale that has fallen below 1 tells that training is lost.
+        With fp16 the scaler handles overflow: it skips the update and lowers the scale; only a
+        scale that has fallen below 1 means that training has failed.
         """
         if self.scaler.is_enabled():
             scale = self.scaler._scale if self.scaler._scale is not None else torch.ones(())
@@ -317,14 +317,14 @@ class Pix2PixHDModel(nn.Module):
     # -- saving and loading -----------------------------------------------------------------
 
     def load_networks(self, folder: Path) -> None:
-        """Load the last weights of a run of this very architecture."""
+        """Load the latest weights of a run of exactly this architecture."""
         for name, net in self.saved_networks().items():
             load_network(net, folder / f"latest_net_{name}.pth")
 
     def load_pretrained_networks(self, folder: Path, epoch: str) -> list[str]:
         """Load what fits from another run, its classes and channels mapped to this run's; G's file
-        must be there. Returns what starts fresh, in one line for each network. Raises UserError
-        if --freeze would keep any of that so."""
+        must exist. Returns what is newly initialized, in one line for each network. Raises
+        UserError if --freeze would keep any of that from being trained."""
         fresh = [] if self.netQ is None else ["Q, which --lambda_latent trains"]
         saved = saved_options(folder)
         old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved})
@@ -343,15 +343,15 @@ class Pix2PixHDModel(nn.Module):
                     fresh.append(f"{name}: {brief(untrained)}")
             if any(id(p) in frozen for n, p in net.named_parameters() if n in untrained):
                 raise UserError(
-                    f"--freeze {','.join(self.opt.freeze)} would keep weights that nobody has "
-                    f"trained: {folder} lacks {fresh[-1]}; leave those parts out"
+                    f"--freeze {','.join(self.opt.freeze)} would keep weights that were "
+                    f"never trained: {folder} lacks {fresh[-1]}; leave those parts out"
                 )
         for name, average in self.averages.items():  # in place: validation shares its weights
             average.load_state_dict(self.networks()[name].state_dict())
         return fresh
 
     def training_state(self) -> dict:
-        """All but the networks that the next step depends on."""
+        """All that the next step depends on, except for the networks."""
         return {
             "optimizer_G": self.optimizer_G.state_dict(),
             "optimizer_D": self.optimizer_D.state_dict(),
@@ -367,9 +367,9 @@ class Pix2PixHDModel(nn.Module):
         for name in ("optimizer_G", "optimizer_D"):
             optimizer = getattr(self, name)
             optimizer.load_state_dict(state[name])
-            adopt(optimizer, self.opt, self.device)
+            adapt_state(optimizer, self.opt, self.device)
         if self.netQ is not None:
             self.netQ.load_state_dict(state["netQ"])
-        self.updates = state.get("updates", 10**9)  # older saves: no short averages
+        self.updates = state.get("updates", 10**9)  # older saves: full --ema decay
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -1,10 +1,10 @@
-"""Keep less for backward: compute again what is cheap, and on request whole blocks.
+"""Save less for backward: recompute what is cheap, and on request whole blocks.
 
-Normalization, ReLU and padding take a tenth of a generator's time and give more than half of the
-maps that it would keep. Sequential computes them again in backward: a training step then saves
-half of the plain way's bytes. --checkpoint_activations (recompute_blocks and VGGLoss.recompute)
-keeps only the inputs of residual blocks and of VGG's slices: under a third of the bytes, for a
-tenth more time (docs/performance.md).
+Normalization, ReLU and padding take a tenth of a generator's time, but produce more than half of
+the maps that it would save. Sequential recomputes them in backward: a training step then keeps half
+as many bytes. --checkpoint_activations (recompute_blocks and VGGLoss.recompute) keeps only the
+inputs of residual blocks and of VGG's slices: under a third of the bytes, for a tenth more time
+(docs/performance.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -23,11 +23,10 @@ SMALL = 2**18  # elements; recomputing smaller maps would cost time and save lit
 
 
 class Sequential(nn.Sequential):
-    """nn.Sequential that keeps for backward no more than what its convolutions give.
+    """nn.Sequential that keeps for backward no more than the outputs of its convolutions.
 
-    What follows an instance or channel normalization, up to the next convolution, is computed
-    again in backward, which ends where the last tensor that is needed, the convolution's input, is
-    there.
+    What follows an instance or channel normalization, up to the input of the next convolution, is
+    recomputed in backward.
     """
 
     recompute_all = False  # keep only the input
@@ -67,8 +66,8 @@ def _cut_at_norms(layers: nn.Sequential) -> Iterator[list[nn.Module]]:
 
 
 def _normalize_and_convolve(group: nn.Sequential, x: Tensor) -> Tensor:
-    """group(x), of which only x is kept: torch's checkpoint, at 0.1 ms of Python instead of 0.3,
-    which a GPU waits for."""
+    """group(x), keeping only x: as by torch's checkpoint, but a GPU waits for 0.1 ms of Python
+    instead of 0.3."""
     *layers, last = group
     convolves = isinstance(last, (nn.Conv2d, nn.ConvTranspose2d))
     if not convolves or any(isinstance(layer, nn.Dropout) for layer in layers):
@@ -85,22 +84,22 @@ def _normalize_and_convolve(group: nn.Sequential, x: Tensor) -> Tensor:
     def unpack(kept: Tensor | torch.dtype) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        node.again = node.run(node.saved_tensors[0])
-        return node.again[1].detach().to(kept)
+        node.rerun = node.run(node.saved_tensors[0])
+        return node.rerun[1].detach().to(kept)
 
     with saved_tensors_hooks(pack, unpack):
         return last(h)
 
 
 class _Recomputed(torch.autograd.Function):
-    """The layers' result, of which only their input is kept. The convolution that follows lets it
-    be computed again in backward, when it asks for its input; that run's graph gives the gradient
-    here."""
+    """The layers' output, for which only their input is kept. When the following convolution asks
+    for its input in backward, the layers run again; the graph of that run gives the gradient here.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, layers: list[nn.Module], *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
-        ctx.run, ctx.again = partial(_again, layers, _precision(x.device.type)), None
+        ctx.run, ctx.rerun = partial(_run, layers, _current_autocast(x.device.type)), None
         for layer in layers:
             x = layer(x)
         return x
@@ -109,55 +108,55 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        (x, h), ctx.again = ctx.again or ctx.run(x), None
+        (x, h), ctx.rerun = ctx.rerun or ctx.run(x), None
         wanted = [x, *(weight for weight in weights if weight.requires_grad)]
         found = iter(torch.autograd.grad(h, wanted, grad))
         of_x = next(found)
         return of_x, None, *(next(found) if w.requires_grad else None for w in weights)
 
 
-def _precision(device: str) -> Callable[[], AbstractContextManager]:
-    """Enters the autocast of now."""
+def _current_autocast(device: str) -> Callable[[], AbstractContextManager]:
+    """Makes contexts that restore the present autocast state."""
     if not torch.amp.is_autocast_available(device):  # meta
         return nullcontext
     on = torch.is_autocast_enabled(device)
     return partial(torch.autocast, device, torch.get_autocast_dtype(device), on)
 
 
-def _again(
-    layers: list[nn.Module], precision: Callable[[], AbstractContextManager], x: Tensor
+def _run(
+    layers: list[nn.Module], autocast: Callable[[], AbstractContextManager], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x as a leaf, and what the layers make of it under that autocast."""
+    """x as a leaf, and the layers' output for it under that autocast."""
     x = x.detach().requires_grad_()
     h = x
-    with torch.enable_grad(), precision():
+    with torch.enable_grad(), autocast():
         for layer in layers:
             h = layer(h)
     return x, h
 
 
 def recompute_blocks(net: nn.Module) -> None:
-    """Let backward compute again what lies inside a generator's residual blocks."""
+    """Make backward recompute the inside of a generator's residual blocks."""
     for name, module in net.named_modules():
         if name.endswith("conv_block"):
             module.recompute_all = True
 
 
 def recomputed(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """layers(x), of which only x is kept: backward runs the layers a second time.
+    """layers(x), keeping only x: backward runs the layers a second time.
 
-    Running statistics are updated by the first run alone, and dropout repeats its choice.
+    Running statistics are updated only by the first run, and dropout repeats its mask.
     """
     more = {}
     if any(isinstance(layer, nn.BatchNorm2d) for layer in layers):
         more["context_fn"] = lambda: (nullcontext(), _statistics_kept(layers))
-    draws = any(isinstance(layer, nn.Dropout) for layer in layers)
-    return checkpoint(layers, x, use_reentrant=False, preserve_rng_state=draws, **more)
+    random = any(isinstance(layer, nn.Dropout) for layer in layers)
+    return checkpoint(layers, x, use_reentrant=False, preserve_rng_state=random, **more)
 
 
 @contextmanager
 def _statistics_kept(layers: nn.Sequential) -> Iterator[None]:
-    """Batch normalizations in training normalize as before but leave their statistics alone."""
+    """Batch norms in training mode normalize as usual, but do not update their statistics."""
     norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

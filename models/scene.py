@@ -1,7 +1,7 @@
-"""A scene under edit: label map, instance map and features, changed object by object.
+"""A scene being edited: label map, instance map and features, changed object by object.
 
-No networks here: models/ui_model.py generates the image. Every edit can be undone and redone to
-the byte, and is recorded as a dictionary of plain values that apply() carries out again.
+No networks here: models/ui_model.py generates the image. Every edit can be undone and redone
+exactly, and is recorded as a dictionary of plain values from which apply() repeats it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ HISTORY_BYTES = 64 << 20  # of compressed undo steps; the oldest are dropped
 _CITYSCAPES_THINGS = range(24, 34)  # classes with numbered instances
 _CITYSCAPES_VOID = range(4)  # ego vehicle, image border: never used to fill a hole
 
-Features = dict[int, np.ndarray | None]  # region id -> (feat_num,) float32, or None for none
+Features = dict[int, np.ndarray | None]  # region id -> (feat_num,) float32, or None
 Outcome = tuple[np.ndarray, np.ndarray, Features]  # label, inst, and the features that change
 
 
@@ -89,7 +89,7 @@ class Scene:
     features    region id -> (feat_num,) float32; a region is an instance, or with --label_feat a
                 class. Empty for a model without features.
     edits   the edits since open(), as dictionaries that apply() takes
-    version counts the changes, open() among them
+    version counts the changes, including open()
     """
 
     def __init__(self, opt: argparse.Namespace, styles: Styles | None = None) -> None:
@@ -107,7 +107,7 @@ class Scene:
         name: str = "scene",
         features: Mapping[int, np.ndarray] | None = None,
     ) -> None:
-        """Begin with a scene; all earlier edits are forgotten.
+        """Open a scene; all earlier edits are discarded.
 
         label (H, W) integers 0 .. label_nc-1 (or ignore_label), inst (H, W) integers 0 .. 65535
         (needed unless --no_instance). Regions without features get a style of their class, chosen
@@ -132,7 +132,7 @@ class Scene:
             classes = instance_classes(self.regions, self.label)
             self.features = self._chooser.choose(classes, name)
             self.features |= feature_vectors(features or {}, opt)
-            self._chooser.missing.clear()  # from here on: of what edits make
+            self._chooser.missing.clear()  # from now on those of edits only
         self._opened = self._packed(self.label, self.inst), dict(self.features)
 
     @property
@@ -152,7 +152,7 @@ class Scene:
         return *self._unpacked(maps, self.shape), features
 
     def select(self, y: int, x: int) -> Selection:
-        """The instance at a pixel. Raises UserError outside of the image."""
+        """The instance at a pixel. Raises UserError outside the image."""
         height, width = self.shape
         y, x = integer(y, "y", 0, height - 1), integer(x, "x", 0, width - 1)
         return self.selection(int(self.inst[y, x]))
@@ -169,7 +169,7 @@ class Scene:
         return self.features.get(self._region(self.selection(instance)))
 
     def without_style(self) -> list[int]:
-        """The classes of regions that edits made without a feature and found no style for."""
+        """The classes of regions that edits created without a feature, as there was no style."""
         return sorted(self._chooser.missing)
 
     # -- edits: from checked arguments to new maps and features ------------------------------
@@ -205,9 +205,8 @@ class Scene:
     ) -> Outcome:
         """Turn an instance into one of another class.
 
-        Either of the class label, with feature or else a style of that class; or of the class of
-        the instance like, with its feature if it has one. Classes with numbered instances get a
-        new id.
+        The new class is label, with feature or else a style of that class; or that of the instance
+        like, with its feature if it has one. In classes with numbered instances it gets a new id.
         """
         chosen = self.selection(instance)
         if like is not None:
@@ -220,7 +219,7 @@ class Scene:
             raise UserError("set_class: expected a label, or an instance to be like")
         if chosen.label == label and not (label in self._things and like is not None):
             return self.label, self.inst, {}
-        return self._with(chosen.mask, label, new, feature)
+        return self._assigned(chosen.mask, label, new, feature)
 
     @edit
     def paint(
@@ -237,11 +236,11 @@ class Scene:
         """
         mask = stroke(points, radius, self.shape)
         if not mask.any():
-            raise UserError("paint: the stroke lies outside of the image")
+            raise UserError("paint: the stroke lies outside the image")
         y, x = map(round, points[0])
         under = int(self.inst[y, x]) if is_inside(y, x, self.shape) else None
         extends = under is not None and self._class_of(self.inst == under) == label
-        return self._with(mask, label, under if extends else self._id_for(label), feature)
+        return self._assigned(mask, label, under if extends else self._id_for(label), feature)
 
     @edit
     def add(
@@ -253,7 +252,7 @@ class Scene:
         scale: float = 1.0,
         feature: Sequence[float] | None = None,
     ) -> Outcome:
-        """Add an object, its centre at (y, x), at scale times its size.
+        """Add an object, centred at (y, x), at scale times its size.
 
         shape: its rows as text, "#" for the object, "." elsewhere. feature: its style, by
         default one of its class's.
@@ -267,8 +266,8 @@ class Scene:
         ys, xs = ys + top, xs + left
         inside = is_inside(ys, xs, self.shape)
         if not inside.any():
-            raise UserError("add: the object would lie outside of the image")
-        return self._with((ys[inside], xs[inside]), label, self._id_for(label), feature)
+            raise UserError("add: the object would lie outside the image")
+        return self._assigned((ys[inside], xs[inside]), label, self._id_for(label), feature)
 
     @edit
     def move(self, instance: int, dy: int, dx: int) -> Outcome:
@@ -283,7 +282,7 @@ class Scene:
             raise UserError("move: that would shift the object out of the image; delete it")
         if dy == dx == 0:
             return self.label, self.inst, {}
-        label, inst = self._without(mask)
+        label, inst = self._erased(mask)
         ys, xs = ys[inside], xs[inside]
         label[ys + dy, xs + dx], inst[ys + dy, xs + dx] = self.label[ys, xs], instance
         return label, inst, {}
@@ -291,7 +290,7 @@ class Scene:
     @edit
     def delete(self, instance: int) -> Outcome:
         """Remove an instance; the nearest background fills the hole."""
-        return *self._without(self.selection(instance).mask), {}
+        return *self._erased(self.selection(instance).mask), {}
 
     @edit
     def reset(self) -> Outcome:
@@ -300,11 +299,11 @@ class Scene:
         return label, inst, dict.fromkeys(self.features) | features
 
     def apply(self, edit: Mapping) -> bool:
-        """Carry out an edit as self.edits holds it. Raises UserError if it cannot be."""
+        """Carry out an edit in the form of self.edits. Raises UserError if that is impossible."""
         arguments = dict(edit) if isinstance(edit, Mapping) else {}
         tool = arguments.pop("tool", None)
         if tool not in EDITS:
-            raise UserError(f"edit {tool!r}: expected a tool of {', '.join(EDITS)}")
+            raise UserError(f"edit {tool!r}: expected one of {', '.join(EDITS)}")
         return getattr(self, tool)(**arguments)
 
     # -- undo and redo -----------------------------------------------------------------------
@@ -318,7 +317,7 @@ class Scene:
         return bool(self._undone)
 
     def undo(self) -> dict | None:
-        """Take the last edit back; returns it, or None if there is none."""
+        """Undo the last edit; returns it, or None if there is none."""
         if not self._done:
             return None
         edit = self.edits.pop()
@@ -326,7 +325,7 @@ class Scene:
         return edit
 
     def redo(self) -> dict | None:
-        """Carry out the edit that was taken back last; returns it, or None if there is none."""
+        """Redo the edit that was undone last; returns it, or None if there is none."""
         if not self._undone:
             return None
         edit, change = self._undone.pop()
@@ -338,7 +337,7 @@ class Scene:
         self, tool: str, arguments: dict, label: np.ndarray, inst: np.ndarray, features: Features
     ) -> bool:
         """Carry out and record an edit: new maps, new features of regions."""
-        # also those that a region of this id had before: it may have vanished since
+        # even if unchanged: features are kept when their region vanishes
         vectors = [vector for vector in features.values() if vector is not None]
         features = {
             i: v for i, v in features.items() if not np.array_equal(v, self.features.get(i))
@@ -381,15 +380,15 @@ class Scene:
 
     # -- maps, ids, classes, features ----------------------------------------------------------
 
-    def _with(
+    def _assigned(
         self,
         where: np.ndarray | tuple[np.ndarray, np.ndarray],
         label: int,
         inst: int,
         feature: np.ndarray | None,
     ) -> Outcome:
-        """The scene with a class and an instance at pixels, a mask or rows and columns. A new
-        region gets the feature, or else a style of its class; an existing one keeps its own."""
+        """The scene with a class and an instance assigned to pixels: a mask, or rows and columns. A
+        new region gets the feature, or else a style of its class; an existing one keeps its own."""
         region = label if self._opt.label_feat else inst
         features = {}
         if self.has_features and not (self.regions == region).any():
@@ -400,22 +399,22 @@ class Scene:
         labels[where], ids[where] = label, inst
         return labels, ids, features
 
-    def _without(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _erased(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The maps after an object is removed and the nearest pixels fill the hole.
 
         Only stuff fills it (road, not the next car), if there is any.
         """
         longest = max(side.stop - side.start for side in box_of(mask))
         near = box_of(mask, longest // 2 + 4)
-        barred = [*self._things]
+        unfit = [*self._things]
         if self._opt.label_nc == 35:
-            barred += _CITYSCAPES_VOID
+            unfit += _CITYSCAPES_VOID
         if self._opt.ignore_label is not None:
-            barred.append(self._opt.ignore_label)
+            unfit.append(self._opt.ignore_label)
         labels, ids = self.label.copy(), self.inst.copy()
-        for box, unfit in ((near, barred), (np.s_[:, :], barred), (np.s_[:, :], [])):
+        for box, excluded in ((near, unfit), (np.s_[:, :], unfit), (np.s_[:, :], [])):
             hole = mask[box]
-            source = ~hole & ~np.isin(labels[box], unfit)
+            source = ~hole & ~np.isin(labels[box], excluded)
             if source.any():
                 nearest = ndimage.distance_transform_edt(
                     ~source, return_distances=False, return_indices=True
@@ -423,7 +422,7 @@ class Scene:
                 for array in (labels[box], ids[box]):
                     array[hole] = array[tuple(nearest[:, hole])]
                 return labels, ids
-        raise UserError("the object covers the whole scene: nothing could fill its place")
+        raise UserError("the object covers the whole scene: nothing is left to fill its place")
 
     def _class_of(self, mask: np.ndarray) -> int:
         """The class that most of a mask's pixels have."""
@@ -455,7 +454,7 @@ class Scene:
         for start, stop in ((first, first + 1000), (1000, None)):
             if free[start:stop].any():
                 return start + int(free[start:stop].argmax())
-        if not self.has_instances:  # no file holds their numbers
+        if not self.has_instances:  # their numbers are in no file
             return len(free)
         raise UserError("the scene uses every instance id up to 65535: delete some objects")
 
@@ -469,7 +468,7 @@ def shape_rows(mask: np.ndarray) -> list[str]:
 
 
 def _plain(value: object) -> object:
-    """An argument of an edit as JSON holds it."""
+    """An argument of an edit as a JSON value."""
     if isinstance(value, dict):
         return {str(key): _plain(content) for key, content in value.items()}
     if isinstance(value, np.ndarray):

@@ -19,7 +19,7 @@ Styles = dict[int, np.ndarray]  # class -> (styles, feat_num) float32
 
 
 def instance_rows(features: np.ndarray, inst: np.ndarray, classes: Mapping[int, int]) -> np.ndarray:
-    """One row for each instance of a scene, by class and id: class, feature, area*32/(H*W).
+    """One row for each instance of a scene, sorted by class and id: class, feature, area*32/(H*W).
 
     features (C, H, W) constant inside instances, inst (H, W) -> (instances, 2 + C) float32.
     """
@@ -32,9 +32,9 @@ def instance_rows(features: np.ndarray, inst: np.ndarray, classes: Mapping[int, 
 
 
 def instance_classes(inst: np.ndarray, label: np.ndarray | None = None) -> dict[int, int]:
-    """The class of every instance id of a scene: what most of its pixels have in the label map.
+    """The class of every instance id of a scene: that of most of its pixels in the label map.
 
-    inst and label (H, W) integers. Without a label map the ids are taken for Cityscapes' own.
+    inst and label (H, W) integers. Without a label map the ids are read as Cityscapes' own.
     """
     if label is None:
         return {i: instance_class(i) for i in np.unique(inst).tolist()}
@@ -52,7 +52,7 @@ def cluster(rows: np.ndarray, n_clusters: int, seed: int = 0) -> Styles:
     rows as instance_rows gives them. A class gets at most n_clusters styles, the most frequent
     first, fewer if it has fewer different instances, none if it has no large instance.
     """
-    from sklearn.cluster import KMeans  # a second to import, and only here needed
+    from sklearn.cluster import KMeans  # takes a second, and is needed only here
 
     styles: Styles = {}
     large = rows[rows[:, -1] > 0.5]
@@ -66,7 +66,7 @@ def cluster(rows: np.ndarray, n_clusters: int, seed: int = 0) -> Styles:
 
 
 def styles_to_rows(styles: Styles) -> np.ndarray:
-    """As kept in features_clustered_010.npy: (styles, 1 + feat_num) float32: class, centre."""
+    """As stored in features_clustered_010.npy: (styles, 1 + feat_num) float32: class, centre."""
     return np.concatenate(
         [np.column_stack([np.full(len(v), c), v]) for c, v in sorted(styles.items())]
     ).astype(np.float32)
@@ -129,7 +129,7 @@ class _ArraysOnly(pickle.Unpickler):
         *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
         *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
         *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-        # how Python 2 and protocol 2 (numpy before 1.17) write an array's bytes, and no bytes
+        # how Python 2 and protocol 2 (numpy before 1.17) write an array's bytes, and empty bytes
         *(("_codecs", "encode"), ("__builtin__", "bytes")),
     }
 
@@ -156,15 +156,15 @@ def _load_array(path: Path) -> np.ndarray | dict:
         content = content.item() if isinstance(content, np.ndarray) else content
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected class to array")
-        return {_whole(label): _numbers(vectors) for label, vectors in content.items()}
-    except Exception as error:  # a foreign file fails in many ways
+        return {_class(label): _numbers(vectors) for label, vectors in content.items()}
+    except Exception as error:  # an invalid file fails in many ways
         text = first_line(error)
         raise UserError(
             f"{path}: not a readable feature file ({text}); encode again with --reencode"
         ) from error
 
 
-def _whole(label: object) -> int:
+def _class(label: object) -> int:
     if not isinstance(label, (int, np.integer)):
         raise ValueError(f"class {label!r:.40}: expected an integer")
     return int(label)
@@ -200,7 +200,7 @@ class StyleChooser:
     """Chooses a style for every instance of a scene: a fixed one for its class, or at random.
 
     fixed: class -> feature (feat_num,). Random choices depend on (seed, scene name, id) alone.
-    The classes that were met without any style are collected in missing.
+    Classes for which there was no style are collected in missing.
     """
 
     def __init__(self, styles: Styles, fixed: Mapping[int, np.ndarray], seed: int = 0) -> None:
@@ -224,7 +224,7 @@ class StyleChooser:
 
 
 def style(styles: Styles, label: int, number: int, name: str) -> np.ndarray:
-    """One style of a class. Raises UserError, for this name, if there is none of this number."""
+    """One style of a class, which a UserError calls name if there is no style of this number."""
     if label not in styles:
         raise UserError(f"{name} has no styles: no instance of it was large enough to be clustered")
     if not 0 <= number < len(styles[label]):

@@ -1,14 +1,14 @@
-"""Exact generation in tiles, for images whose feature maps exceed the memory.
+"""Exact generation in tiles, for images whose feature maps do not fit into memory.
 
 Instance normalization needs the statistics of the whole image: tiles that are generated one by one
 differ in colour and show seams. So here all tiles pass through the layers up to a normalization
-before any goes on; their statistics are added up in float64, and whoever reads the map normalizes
-it. Channel normalization has no statistics, but maps are kept before it all the same: so each
-group of layers has at most one padding, and reaches few pixels around a tile. Tiles are read with
-as many pixels around them as the convolutions reach, and padding happens at the borders of the
-image alone. The result is the network's own, up to rounding.
+before any tile continues; their statistics are added up in float64, and the map is normalized when
+it is read. Channel normalization has no such statistics, but maps are stored before it as well:
+each group of layers then has at most one padding, and reaches only a few pixels beyond a tile.
+Tiles are read with as many surrounding pixels as the convolutions reach, and padding is done only
+at the borders of the image. The result is that of the network itself, up to rounding.
 
-The maps between these groups of layers are kept whole: in memory, or on disk if they are large.
+The maps between these groups of layers are stored whole: in memory, or on disk if they are large.
 """
 
 import math
@@ -38,8 +38,8 @@ Read = Callable[[Region], Tensor]  # a region of a map as (1, C, h, w)
 
 @dataclass(frozen=True)
 class Map:
-    """A map before some layers, of this size and so many channels, of which source reads regions;
-    a region passes through the layers when it is read."""
+    """A map and the layers that its regions pass through when they are read. source reads regions
+    of it before the layers, where it has this size and number of channels."""
 
     source: Read
     size: Size
@@ -50,12 +50,12 @@ class Map:
         return replace(self, layers=(*self.layers, layer))
 
     def read(self, region: Region) -> Tensor:
-        """A region of what the layers give."""
+        """A region of the layers' output."""
         down, up, reach = geometry(self.layers)
         outer, inner, borders = [], [], []
         padding = sum(p.padding[0] for p in self.layers if isinstance(p, nn.ReflectionPad2d))
         for part, length in zip(region, self.size):
-            # from a multiple of the stride on, as layers step over the whole map
+            # start at a multiple of the stride, like the layers' steps over the whole map
             start = max(0, (part.start * down // up - reach) // down * down)
             stop = min(length, -(-(-(-part.stop * down // up) + reach) // down) * down)
             outer.append(slice(start, stop))
@@ -66,11 +66,11 @@ class Map:
         for layer in self.layers:
             if not isinstance(layer, nn.ReflectionPad2d):
                 x = layer(x)
-            elif any(borders):  # within the map the region has its neighbours around it
+            elif any(borders):  # inside the map a region includes its surroundings
                 x = F.pad(x, [padding * border for border in borders], mode="reflect")
         return x[(..., *inner)]
 
-    def outcome(self) -> tuple[Size, int]:
+    def output_size(self) -> tuple[Size, int]:
         """(H, W) and channels after the layers."""
         down, up, _ = geometry(self.layers)
         counts = [layer.out_channels for layer in self.layers if hasattr(layer, "out_channels")]
@@ -79,8 +79,8 @@ class Map:
 
 
 def geometry(layers: Iterable[nn.Module]) -> tuple[int, int, int]:
-    """By what layers divide and multiply a map's height and width, and how many pixels around its
-    own place in their input an output pixel depends on, at most."""
+    """The factors by which layers divide and multiply a map's height and width, and how many pixels
+    around its position in their input an output pixel depends on, at most."""
     down = up = 1
     reach = 0
     for layer in reversed(list(layers)):
@@ -94,7 +94,7 @@ def geometry(layers: Iterable[nn.Module]) -> tuple[int, int, int]:
             reach = reach * layer.stride + layer.kernel_size // 2
             down *= layer.stride
         elif not isinstance(layer, (nn.ReflectionPad2d, *POINTWISE)):
-            raise TypeError(f"{type(layer).__name__}: a layer that tiling does not know")
+            raise TypeError(f"{type(layer).__name__}: a layer that tiling does not support")
     return down, up, reach
 
 
@@ -102,9 +102,9 @@ def geometry(layers: Iterable[nn.Module]) -> tuple[int, int, int]:
 class Tiling:
     """Generating in tiles.
 
-    side: pixels, each way, of a tile of 64 channels; others have as many bytes. folder: for maps
-    on disk; default: the system's for temporary files. They have no names there, so that nothing
-    remains of them however the process ends.
+    side: height and width of a tile with 64 channels; others have as many bytes. folder: for maps
+    on disk; default: the system's for temporary files. These files have no names, so that nothing
+    is left of them however the process ends.
     """
 
     side: int
@@ -112,8 +112,8 @@ class Tiling:
 
     @torch.inference_mode()
     def generate(self, net: nn.Module, x: Map) -> Tensor:
-        """What a generator makes of its input, a map on the network's device: (1, output_nc, H, W)
-        on the CPU. Raises UserError if the maps do not fit on the disk."""
+        """A generator's output for x, a map on the network's device: (1, output_nc, H, W) on the
+        CPU. Raises UserError if the maps do not fit on the disk."""
         try:
             return self._forward(net, x)
         except OSError as error:
@@ -142,25 +142,25 @@ class Tiling:
             elif isinstance(layer, nn.InstanceNorm2d):
                 x = self._normalized(x, layer)
             elif isinstance(layer, ChannelNorm2d):
-                x = self._kept(x).then(layer)
+                x = self._evaluated(x).then(layer)
             else:
                 x = x.then(layer)
         return x
 
     def _sum(self, a: Map, b: Map) -> Map:
-        return self._kept(Map(lambda at: a.read(at) + b.read(at), *a.outcome()))
+        return self._evaluated(Map(lambda at: a.read(at) + b.read(at), *a.output_size()))
 
-    def _kept(self, x: Map) -> Map:
-        """x, computed up to here: what is read from it has no more layers to pass."""
+    def _evaluated(self, x: Map) -> Map:
+        """x with its layers computed and the result stored."""
         stored = self._compute(x)
-        return Map(lambda at: stored.read(at).clone(), *x.outcome())
+        return Map(lambda at: stored.read(at).clone(), *x.output_size())
 
     def _image(self, x: Map) -> Tensor:
         return self._compute(x, in_memory=True).whole()
 
     def _normalized(self, x: Map, norm: nn.InstanceNorm2d) -> Map:
-        """x after a normalization: computed up to there, and normalized when it is read."""
-        size, channels = x.outcome()
+        """x after a normalization: computed and stored before it, normalized when it is read."""
+        size, channels = x.output_size()
         sums = torch.zeros(2, channels, dtype=torch.float64)  # of values and of their squares
         stored = self._compute(x, sums)
         mean, squares = sums / math.prod(size)
@@ -169,7 +169,7 @@ class Tiling:
         if norm.weight is not None:
             scale, offset = scale * norm.weight.cpu(), offset + norm.bias.cpu()
         near = mean.to(torch.promote_types(stored.dtype, torch.float32))
-        offset -= (mean - near) * scale  # what the mean lacks, rounded
+        offset -= (mean - near) * scale  # the mean's rounding error
         factors = [v.to(near.dtype)[:, None, None] for v in (near, scale, offset)]
 
         def read(at: Region) -> Tensor:
@@ -181,14 +181,14 @@ class Tiling:
         return Map(read, size, channels)
 
     def _compute(self, x: Map, sums: Tensor | None = None, in_memory: bool = False) -> "Stored":
-        """x after its layers. sums (2, C): the values and their squares are added to them.
-        in_memory: however large it is."""
-        size, channels = x.outcome()
+        """x after its layers. sums (2, C): to add the values and their squares to. in_memory: even
+        if it is large."""
+        size, channels = x.output_size()
         side = self.side * math.sqrt(64 / max(x.channels, channels))
         stored = None
         for region in tiles(size, max(1, round(side))):
             tile = x.read(region)[0].permute(1, 2, 0)  # (h, w, C)
-            if tile.dtype == torch.bfloat16:  # numpy does not know it
+            if tile.dtype == torch.bfloat16:  # numpy does not have it
                 tile = tile.float()
             if stored is None:
                 large = math.prod(size) * channels * tile.itemsize > MOST_IN_MEMORY
@@ -202,7 +202,7 @@ class Tiling:
 
 
 def tiles(size: Size, side: int) -> Iterator[Region]:
-    """Cut a map into tiles of nearly one size, at most side pixels each way."""
+    """Cut a map into tiles of nearly equal size, at most side pixels high and wide."""
     cuts = []
     for length in size:
         count = -(-length // side)
@@ -214,8 +214,8 @@ def tiles(size: Size, side: int) -> Iterator[Region]:
 class Stored:
     """A map (H, W, C) in memory or on disk.
 
-    A file is read and written row by row: pages of a memory-mapped one would count as the process's
-    memory, and a full disk would kill it.
+    A file is read and written row by row: pages of a memory-mapped file would count as the
+    process's memory, and a full disk would kill the process.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """--load_pretrain from a run with other classes or channels: which weights of the first and last
-layers go where; and upsampling layers that become --upsample icnr. All other layers must have the
-same shapes."""
+layers go where; and upsampling layers that change to --upsample icnr. All other layers must have
+the same shapes."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ from util.errors import UserError
 from util.pages.colours import class_id
 from util.progress import log_main
 
-SHAPES = {  # the flags that tell a network's layers, but for what adapt_weights adapts
+SHAPES = {  # the flags that define a network's layers, except for what adapt_weights adapts
     "G": ("n_downsample_global", "n_blocks_global", "norm", "use_dropout", "upsample"),
     "D": ("ndf", "n_layers_D", "num_D", "norm", "no_ganFeat_loss"),
     "E": ("nef", "n_downsample_E", "feat_num", "norm", "upsample"),
@@ -26,9 +26,9 @@ Parts = list[tuple[str, int]]  # what the input channels of a layer are, in orde
 
 
 def map_classes(text: str, old: argparse.Namespace, new: argparse.Namespace) -> dict[int, int]:
-    """--map_classes OLD=NEW,... as new class -> old class; names of Cityscapes' classes where there
-    are 35. Without it classes keep their numbers, which needs equal counts; with images for labels
-    (--label_nc 0) on one side there are none to map."""
+    """--map_classes OLD=NEW,... as new class -> old class; of 35 classes, Cityscapes' names may be
+    given. Without the flag classes keep their numbers, which needs equal counts; if either run has
+    images instead of labels (--label_nc 0), there are none to map."""
     if not old.label_nc or not new.label_nc:
         if text:
             raise UserError(
@@ -40,7 +40,7 @@ def map_classes(text: str, old: argparse.Namespace, new: argparse.Namespace) -> 
         if old.label_nc != new.label_nc:
             raise UserError(
                 f"--load_pretrain: that run has --label_nc {old.label_nc}, this one "
-                f"{new.label_nc}; say which class becomes which by --map_classes OLD=NEW,..."
+                f"{new.label_nc}; say which class becomes which with --map_classes OLD=NEW,..."
             )
         return {label: label for label in range(new.label_nc)}
     mapping: dict[int, int] = {}
@@ -56,7 +56,7 @@ def map_classes(text: str, old: argparse.Namespace, new: argparse.Namespace) -> 
 
 
 def input_parts(opt: argparse.Namespace, network: str, layer: str) -> Parts:
-    """What a network's first layer sees: "G", "D" or "E". D has one for each scale."""
+    """What the first layer of network "G", "D" or "E" sees. D has one for each scale."""
     if network == "E":
         return [("image", opt.output_nc)]
     parts = [("class", opt.label_nc)] if opt.label_nc else [("input", opt.input_nc)]
@@ -70,9 +70,9 @@ def input_parts(opt: argparse.Namespace, network: str, layer: str) -> Parts:
 
 
 def other_layers(network: str, old: argparse.Namespace, new: argparse.Namespace) -> str:
-    """Which flags give a network other layers than that run's, and what to do; "" if none does."""
+    """Which flags give a network other layers than that run's, and what to do; "" if none do."""
     flags = SHAPES[network]
-    if network == "G" and (old.netG, new.netG) == ("global", "local"):  # the one inside the other
+    if network == "G" and (old.netG, new.netG) == ("global", "local"):  # which contains the first
         outer = old.ngf // 2**new.n_local_enhancers
         if new.ngf != outer:
             return f"--ngf was {old.ngf}, which --netG local continues with --ngf {outer}"
@@ -80,8 +80,8 @@ def other_layers(network: str, old: argparse.Namespace, new: argparse.Namespace)
         local = ("n_local_enhancers", "n_blocks_local") if new.netG == "local" else ()
         flags = ("netG", "ngf", *flags, *local)
     pairs = [(flag, getattr(old, flag), getattr(new, flag)) for flag in flags]
-    told = [f"--{flag} was {before}, now {now}" for flag, before, now in pairs if before != now]
-    return f"{', '.join(told)}: give the old flags" if told else ""
+    changes = [f"--{flag} was {before}, now {now}" for flag, before, now in pairs if before != now]
+    return f"{', '.join(changes)}: give the old flags" if changes else ""
 
 
 def adapt_weights(
@@ -94,15 +94,15 @@ def adapt_weights(
 ) -> dict[str, Tensor]:
     """state with first, last and upsampling layers as new's network has them.
 
-    New classes start from the mean of the old ones, new input and output channels too; new edges,
-    conditions, features, noise and means from zero, so that they change nothing at first; classes
-    in place of an image, or the reverse, afresh. classes: see map_classes. Raises UserError if
-    --freeze would keep them so.
+    New classes start from the mean of the old ones, as do new input and output channels. New edges,
+    conditions, features, noise and means start from zero, so that they change nothing at first.
+    Classes in place of an image, or the reverse, start from the initialization. classes: see
+    map_classes. Raises UserError if --freeze would prevent the last two from being trained.
     """
     if network == "G" and old.upsample != new.upsample != "icnr":
         log_main(
             f"  G: --upsample {old.upsample} -> {new.upsample}: the same weights compute something "
-            "else in upsampling layers; with --upsample icnr they go on as they were"
+            "else in upsampling layers; with --upsample icnr they compute the same as before"
         )
     if network == "G" and old.norm != new.norm:
         log_main(
@@ -148,8 +148,8 @@ def _becomes_subpixel(old: Tensor, new: Tensor, network: str) -> bool:
 def _input_weights(
     weight: Tensor, fresh: Tensor, before: Parts, after: Parts, classes: dict[int, int]
 ) -> Tensor:
-    """A convolution's weights (out, in, k, k) for other input channels. fresh: as they would be
-    without what is loaded."""
+    """A convolution's weights (out, in, k, k) for other input channels. fresh: their
+    initialization."""
     old = dict(zip((name for name, _ in before), weight.split([count for _, count in before], 1)))
     columns = []
     for (name, count), initial in zip(after, fresh.split([count for _, count in after], 1)):
@@ -170,7 +170,7 @@ def _input_weights(
 
 
 def _check_frozen_inputs(before: Parts, after: Parts) -> None:
-    """Raise UserError for inputs that _input_weights starts from zero or afresh."""
+    """Raise UserError for inputs that _input_weights starts from zero or the initialization."""
     old, averaged = dict(before), ("class", "input")
     unseen = [
         name

@@ -22,11 +22,11 @@ class UIModel(Scene):
 
     open() takes the maps, select() finds the instance at a pixel; the edits are those of Scene.
     Only integer maps, features and the last image are kept; the generator's input is built when
-    an image is generated, one at a time for all scenes that share the networks (see another).
-    A scene itself must not be used by two threads at once. Running out of memory is a UserError.
+    an image is generated, one at a time over all scenes that share the networks (see another).
+    A scene must not be used by two threads at once. Running out of memory is a UserError.
 
     last_picture    the last image; None at first
-    picture_version what version had when it was generated: less than version where that failed
+    picture_version the version that it shows: lower than version if generating failed since
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class UIModel(Scene):
     def photo_feature(
         self, photo: np.ndarray, y: int, x: int, inst: np.ndarray | None = None
     ) -> np.ndarray:
-        """The style of what a photograph shows at a pixel, (feat_num,) float32, by the encoder.
+        """The style that the encoder finds at a pixel of a photograph, (feat_num,) float32.
 
-        photo (H, W, 3) uint8; inst (H, W) its instances, else a disc around the pixel counts as
-        one, its radius a sixteenth of the height.
+        photo (H, W, 3) uint8; inst (H, W) its instances: without them, a disc around the pixel
+        counts as one, with a radius of a sixteenth of the height.
         """
         height, width = photo.shape[:2]
         y, x = integer(y, "y", 0, height - 1), integer(x, "x", 0, width - 1)
@@ -110,11 +110,11 @@ class UIModel(Scene):
                 height, width = self.shape
                 raise UserError(
                     f"out of memory on {self.networks.device} with an image of {width}x{height}: "
-                    "end other programs there, or open smaller maps (--loadSize)"
+                    "close other programs there, or open smaller maps (--loadSize)"
                 ) from None
 
     def _generate(self, features: dict[int, np.ndarray]) -> np.ndarray:
-        """The image with regions of these features, (H, W, 3) uint8."""
+        """The image with these features of its regions, (H, W, 3) uint8."""
         feat = None
         if self.has_features:
             feat = paint(self.regions, features, self._opt.feat_num)

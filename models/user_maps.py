@@ -1,4 +1,4 @@
-"""Maps as users have them (arrays, tensors, PIL images, lists of them) as tensors, checked."""
+"""From users' maps (arrays, tensors, PIL images, lists of them) to checked tensors."""
 
 import argparse
 
@@ -40,7 +40,7 @@ def to_tensors(
     else:
         inst = _integers(inst, "an instance map")
         if _shape(inst) != shape:
-            raise UserError(f"instance maps {_shape(inst)} beside label maps {shape}")
+            raise UserError(f"instance maps {_shape(inst)} for label maps {shape}")
     if feat is None and uses_features(opt):
         size = f"({opt.feat_num}, H, W)"
         raise UserError(f"this model needs a feature map {size}: G(label, inst, feat)")
@@ -54,7 +54,7 @@ def to_tensors(
         feat = feat[None] if feat.ndim == 3 else feat
         if feat.shape != (batch, opt.feat_num, height, width):
             raise UserError(
-                f"feature maps {_shape(feat)} beside label maps {shape}, expected {opt.feat_num} "
+                f"feature maps {_shape(feat)} for label maps {shape}, expected {opt.feat_num} "
                 "features"
             )
         _check_finite(feat.numpy(), "feature maps")
@@ -65,12 +65,12 @@ def to_tensors(
     if cond is not None:
         cond = _images(cond, side_values(opt, "cond"), "conditions")
         if _shape(cond) != shape:
-            raise UserError(f"conditions {_shape(cond)} beside label maps {shape}")
+            raise UserError(f"conditions {_shape(cond)} for label maps {shape}")
     return label, inst, feat, cond
 
 
 def is_single(label: Maps, label_nc: int) -> bool:
-    """Whether these are not several label maps (with label_nc 0, images) but one."""
+    """Whether this is a single label map (with label_nc 0, a single image)."""
     return not isinstance(label, (list, tuple)) and np.ndim(label) <= (2 if label_nc else 3)
 
 
@@ -95,7 +95,7 @@ def _images(images: Maps, values: Values, what: str = "input images") -> Tensor:
 
 def _check_finite(array: np.ndarray, what: str) -> None:
     if not np.isfinite(array).all():
-        raise UserError(f"{what}: NaN or infinite numbers are among them; replace them")
+        raise UserError(f"{what}: NaN or infinite numbers found; replace them")
 
 
 def _integers(maps: Maps, what: str) -> Tensor:
@@ -109,13 +109,13 @@ def _integers(maps: Maps, what: str) -> Tensor:
         array = array[:, 0]
     if colour or array.ndim not in (2, 3) or not array.size:
         raise UserError(f"{what} of shape {array.shape}: expected (H, W) or (B, H, W)")
-    if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch knows few unsigned types
+    if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch has few unsigned types
         array = array.astype(np.int64)
     return torch.from_numpy(array).reshape(-1, 1, *array.shape[-2:])
 
 
 def _array(maps: Maps) -> np.ndarray:
-    """Any maps as one writable array of a type that torch knows."""
+    """Any maps as one writable array of a type that torch has."""
     if isinstance(maps, (list, tuple)):
         arrays = [_array(one) for one in maps]
         if len({array.shape for array in arrays}) != 1:

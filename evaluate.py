@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from data.create import spread
+from data.create import evenly_spaced
 from data.values import side_values
 from evaluation import report
 from evaluation.measures import Measures
@@ -38,7 +38,7 @@ def evaluate(opt: argparse.Namespace) -> dict:
     """Measure opt.images, write metrics.json and the page, and return what metrics.json holds."""
     device = first_device(opt)
     set_up_torch(deterministic=False, tf32=False)
-    scenes = spread(find_scenes(opt), opt.val_max)
+    scenes = evenly_spaced(find_scenes(opt), opt.val_max)
     warn_if_older([scene.generated for scene in scenes], opt)
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
     if evaluator:

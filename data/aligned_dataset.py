@@ -14,14 +14,14 @@ from data.kinds import Size, files_of, scene_kinds
 from data.values import RGB8
 from util.errors import UserError, brief
 
-MOST_PIXELS = 2**28  # of a scaled image; a narrow strip scaled to a width can need far more
+MOST_PIXELS = 2**28  # of a scaled image; a narrow strip scaled in width can need far more
 
 
 @dataclass(frozen=True)
 class Geometry:
     """How images are resized, cropped and flipped: --resize_or_crop and its sizes.
 
-    smallest: pixels that a scaled and cropped image must have each way.
+    smallest: the minimum height and width of a scaled and cropped image.
     """
 
     mode: str = "scale_width"
@@ -50,7 +50,7 @@ class Geometry:
     def crops(self) -> bool:
         return "crop" in self.mode
 
-    def draw(self, size: Size, rng: random.Random) -> tuple[Size, bool]:
+    def sample(self, size: Size, rng: random.Random) -> tuple[Size, bool]:
         """Choose the crop's upper left corner (x, y) in a scaled image, and whether to flip."""
         width, height = size
         x = rng.randint(0, max(0, width - self.fine_size)) if self.crops else 0
@@ -66,7 +66,7 @@ class Geometry:
 
 
 class AlignedDataset(Dataset):
-    """The scenes of one phase ("train", "test", ...) of a data set folder, in order of name.
+    """The scenes of one phase ("train", "test", ...) of a data set folder, sorted by name.
 
     An item is a dict of
       label  (1, H, W) uint8 (int32 if a class or ignore_label needs it);
@@ -77,12 +77,12 @@ class AlignedDataset(Dataset):
       cond   (cond_nc, H, W) float in [-1, 1]
       loss_weight  (1, H, W) float, from 0 on
       path   the label map's file
-    and has those kinds that scene_kinds was asked for.
-    An item that cannot be had is the UserError that says why (raised by the loader: an exception
+    and has those kinds that were requested from scene_kinds.
+    An item that cannot be read is the UserError that says why (raised by the loader: an exception
     in a worker process would arrive wrapped in a traceback).
 
-    Ask for dataset[index], or dataset[epoch, index] to draw another crop and flip: an item's
-    randomness depends on (seed, epoch, index) alone, never on workers or order.
+    Use dataset[index], or dataset[epoch, index] for another random crop and flip: an item's
+    randomness depends only on (seed, epoch, index), never on workers or order.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class AlignedDataset(Dataset):
         self.augment = augment
         self.image_bytes = image_bytes and not augment
         self.kinds = scene_kinds(label_nc, **kinds)
-        self.read_by = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
+        self.flags = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
         self.files = files_of(self.kinds, dataroot, phase)
         problems = pairing_problems(self.files, label_nc)
         if problems:
@@ -130,7 +130,7 @@ class AlignedDataset(Dataset):
             return error
         height, width = maps["label"].shape[:2]
         rng = random.Random(f"{self.seed} {epoch} {index}")
-        corner, flip = self.geometry.draw((width, height), rng)
+        corner, flip = self.geometry.sample((width, height), rng)
         item = {
             kind: self._to_tensor(kind, self.geometry.cut(array, corner, flip))
             for kind, array in maps.items()
@@ -158,7 +158,7 @@ class AlignedDataset(Dataset):
     def scaled_maps(self, index: int) -> dict[str, np.ndarray]:
         """Read and scale the maps of a scene: what does not change from epoch to epoch.
 
-        (H, W), or of images (H, W, C), each of its Kind's dtype.
+        (H, W), or for images (H, W, C), each of its Kind's dtype.
         """
         size = self.scaled_size(index)
         return {
@@ -174,12 +174,12 @@ class AlignedDataset(Dataset):
         """The files of a scene by kind."""
         return {kind: paths[self.scenes[index]] for kind, paths in self.files.items()}
 
-    def reading(self, index: int) -> dict:
+    def settings(self, index: int) -> dict:
         """All that scaled_maps(index) depends on besides its files; values for JSON."""
-        return {"size": self.scaled_size(index), **self.read_by}
+        return {"size": self.scaled_size(index), **self.flags}
 
     def check_size(self, index: int) -> None:
-        """Note the size of a scene by its files' headers. Raises UserError where they differ, or
+        """Record the size of a scene from its files' headers. Raises UserError if they differ, or
         for a size that cannot be trained on."""
         files = self.sources(index)
         sizes = {kind: self.kinds[kind].size(path) for kind, path in files.items()}
@@ -192,7 +192,7 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
     """What is wrong with the sizes (by kind, as in the files) of one scene's files."""
     problems = []
     width, height = scaled = geometry.scaled(sizes["label"])
-    # precomputed features have about the size that the others are scaled to: twice a rounded half
+    # precomputed features have about the size that other maps are scaled to: twice a rounded half
     compared = {
         kind: size
         for kind, size in sizes.items()
@@ -200,10 +200,10 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
     }
     if len(set(compared.values())) > 1:
         listed = ", ".join(f"{files[kind]} is {w}x{h}" for kind, (w, h) in compared.items())
-        problems.append(f"the files of a scene must have one size, but {listed}")
+        problems.append(f"the files of a scene must have the same size, but {listed}")
     if width * height > MOST_PIXELS:
         problems.append(
-            f"{files['label']}: would be {width}x{height} when scaled, more than memory holds; "
+            f"{files['label']}: would be {width}x{height} when scaled, too large for memory; "
             "leave it out, or give another --resize_or_crop or --loadSize"
         )
     if geometry.crops and min(width, height) < geometry.fine_size < max(width, height):
@@ -223,8 +223,8 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
 def to_tensor(array: np.ndarray) -> torch.Tensor:
     """Integers (H, W) -> (1, H, W) of the same type; uint8 (H, W, C) -> (C, H, W) in [-1, 1].
 
-    A function of its own, in place of which the golden tests put one in float64.
+    A separate function, so that the golden tests can replace it by one in float64.
     """
     if array.ndim == 2:
-        return torch.from_numpy(np.array(array, order="C"))[None]  # its own memory
+        return torch.from_numpy(np.array(array, order="C"))[None]  # a copy
     return RGB8.to_tensor(array)

@@ -1,4 +1,4 @@
-"""Images of any number of channels and depth, as arrays (H, W, C) exactly as they are in the file.
+"""Images of any number of channels and depth, as arrays (H, W, C) exactly as stored in the file.
 
 PNG (8 and 16 bits), TIFF (bands or pages become channels), npy, npz, and the 8-bit formats. TIFF
 beyond what Pillow reads needs tifffile, 48-bit PNG needs imagecodecs: requirements-images.txt.
@@ -22,7 +22,7 @@ from util.files import replacing
 NUMPY = (".npy", ".npz")
 TIFF = (".tif", ".tiff")
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams,
-# GeoAsciiParams (GeoTIFF 1.1) and GDAL_METADATA's neighbour GDAL_NODATA
+# GeoAsciiParams (GeoTIFF 1.1) and GDAL_NODATA
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42113)
 _NEEDED_FOR = {"tifffile": "TIFF", "imagecodecs": "16-bit PNG"}
 MOST_NUMBERS = 2**31  # in one file
@@ -63,7 +63,7 @@ def read_integer_array(path: Path, what: str) -> np.ndarray:
     low, high = int(array.min()), int(array.max())
     unsigned = what == "instance" and low >= 0
     if low < -(2**31) or high >= (2**32 if unsigned else 2**31):
-        raise UserError(f"{path}: {what} map with {low} to {high}, beyond 32 bits; renumber it")
+        raise UserError(f"{path}: {what} values {low} to {high}, beyond 32 bits; renumber them")
     return array.astype(np.int32)
 
 
@@ -98,7 +98,7 @@ def file_size(path: Path) -> tuple[int, int]:
 
 def _read(path: Path) -> np.ndarray:
     """The numbers of a file, (H, W) or (H, W, C)."""
-    array_shape(path)  # refuses what memory cannot hold
+    array_shape(path)  # refuses what does not fit into memory
     suffix = path.suffix.lower()
     with reading(path):
         if suffix == ".npz":
@@ -111,7 +111,7 @@ def _read(path: Path) -> np.ndarray:
                 series, shape, order = _only_series(tiff, path)
                 array = series.asarray().transpose(order)
                 if changed := _not_samples(tiff.pages[0]):
-                    raise UserError(f"{path}: {changed}; save it anew")
+                    raise UserError(f"{path}: {changed}; convert it")
             return np.ascontiguousarray(array.reshape(shape))
         bits = png_bits(path)
         if bits == 16:
@@ -126,7 +126,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _not_samples(page: object) -> str | None:
-    """Why the numbers of a TIFF's page are not what its pixels mean, if they are not."""
+    """Why the numbers of a TIFF's page are not its pixels' values, if they are not."""
     if page.photometric == 0:
         return "inverted numbers (TIFF's WhiteIsZero)"
     if page.photometric == 3:
@@ -137,12 +137,12 @@ def _not_samples(page: object) -> str | None:
 
 
 def _only_series(tiff: object, path: Path) -> tuple[object, tuple[int, ...], list[int]]:
-    """A TIFF's one series of images, its shape (H, W, C) with bands or pages as channels, and the
-    order of its axes for that."""
+    """A TIFF's only series of images, its shape (H, W, C) with bands or pages as channels, and the
+    axis order for that."""
     if len(tiff.series) != 1:
         raise UserError(
             f"{path}: holds {len(tiff.series)} images of different kinds, expected one image or "
-            "pages of one size and type; save the one meant as a file of its own"
+            "pages of the same size and type; save the one you need to its own file"
         )
     (series,) = tiff.series
     shape, axes = series.shape, series.axes
@@ -151,7 +151,7 @@ def _only_series(tiff: object, path: Path) -> tuple[object, tuple[int, ...], lis
     rows, columns = axes.index("Y"), axes.index("X")
     others = [axis for axis in range(len(axes)) if axis not in (rows, columns)]
     if len([axis for axis in others if shape[axis] > 1]) > 1:
-        raise UserError(f"{path}: has pages of several channels each; expected one of both")
+        raise UserError(f"{path}: has pages of several channels; expected one page, or one channel")
     channels = int(np.prod([shape[axis] for axis in others]))
     return series, (shape[rows], shape[columns], channels), [rows, columns, *others]
 
@@ -184,7 +184,7 @@ def geo_tags(path: Path, width: int, height: int) -> list[tuple]:
             tags = [tag for code in GEO_TAGS if (tag := page.tags.get(code))]
             values = [_in_steps(tag.code, tag.value, *step) for tag in tags]
             return [(tag.code, tag.dtype, tag.count, v, True) for tag, v in zip(tags, values)]
-    except Exception:  # a PNG, a TIFF that Pillow alone reads, or tags that are damaged in some way
+    except Exception:  # a PNG, a TIFF that only Pillow reads, or damaged tags
         return []
 
 
@@ -201,10 +201,10 @@ def _in_steps(code: int, value: object, x: float, y: float) -> object:
 
 
 def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) -> None:
-    """Write (H, W, C) exactly: .png (uint8 or uint16, 1 or 3 channels), .tif or .npy; a kill
-    leaves no half file. tags: what geo_tags returned, for a TIFF."""
+    """Write (H, W, C) exactly: .png (uint8 or uint16, 1 or 3 channels), .tif or .npy; a killed
+    process leaves no partial file. tags: what geo_tags returned, for a TIFF."""
     array = np.ascontiguousarray(array)
-    file = io.BytesIO()  # numpy, tifffile and Pillow do not notice every disk that is full
+    file = io.BytesIO()  # numpy, tifffile and Pillow do not always notice a full disk
     with replacing(path) as temporary:
         if path.suffix == ".npy":
             np.save(file, array, allow_pickle=False)
@@ -226,7 +226,7 @@ def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) 
 
 
 def require_packages(ending: str, dtype: str) -> None:
-    """Raise UserError if write_array lacks a package for files with this ending and numbers."""
+    """Raise UserError if write_array lacks a package for files with this ending and type."""
     if ending == "tif":
         _package("tifffile")
     elif ending == "png" and dtype == "uint16":
@@ -247,7 +247,7 @@ def resize_array(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.n
     for k in range(channels.shape[2]):
         plane = Image.fromarray(np.ascontiguousarray(channels[..., k], np.float32))
         out[..., k] = np.asarray(plane.resize(size, Image.Resampling.BICUBIC))
-    # what the bicubic kernel overshoots is no number of the file's
+    # the bicubic kernel may overshoot the range of the file's numbers
     out = out.clip(array.min(), array.max()) if array.dtype.kind == "f" else out.round()
     if array.dtype.kind in "iu":
         out = out.clip(*TYPES[array.dtype.name])
@@ -255,7 +255,7 @@ def resize_array(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.n
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """Which of old rows each of new ones is, as Pillow rounds: all maps of a scene alike."""
+    """For each of new rows the nearest of old ones, rounded like Pillow for all maps alike."""
     rows = Image.fromarray(np.arange(old, dtype=np.int32)[None])
     return np.asarray(rows.resize((new, 1), Image.Resampling.NEAREST))[0]
 

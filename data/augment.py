@@ -1,4 +1,4 @@
-"""--augment: random changes of a scene, the same ones for all of its maps."""
+"""--augment: random changes of a scene, the same for all of its maps."""
 
 import math
 import random
@@ -16,27 +16,27 @@ ROTATION = 10.0  # degrees, either way
 SCALE = 1.25  # at most this factor, larger or smaller
 SHIFT = 0.1  # of the width and height, either way
 COLOR = 0.2  # of the gain of each channel and of the offset, in units of [-1, 1]
-BLUR = 1.5  # standard deviation in pixels, at most; every other scene
+BLUR = 1.5  # largest standard deviation in pixels; applied to half of the scenes
 
 NEAREST = ("inst", "feat", "loss_weight")  # never interpolated, as label maps are not
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which changes are made, of NAMES. ids are never interpolated; what comes in from outside the
-    image is ignore_label, instance 0 and loss weight 0; images go on as in a mirror."""
+    """Which changes are made, of NAMES. Ids are never interpolated. Areas from outside the image
+    get ignore_label, instance 0 and loss weight 0; images are mirrored there."""
 
     names: tuple[str, ...]
     ignore_label: int | None = None
     label_nc: int = 0
 
     def __call__(self, item: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
-        """item: what AlignedDataset gives. Draws from rng alone, in a fixed order."""
+        """item: as in AlignedDataset. All randomness comes from rng, in a fixed order."""
         item = dict(item)
         if "flip_v" in self.names and rng.random() > 0.5:
             item = {kind: value.flip(-2).contiguous() for kind, value in item.items()}
         if any(name in self.names for name in GEOMETRIC):
-            matrix, shift = self._draw_affine(rng)
+            matrix, shift = self._sample_affine(rng)
             for kind, value in item.items():
                 item[kind] = self._transform(kind, value, matrix, shift)
         seen = "image" if self.label_nc else "label"
@@ -46,9 +46,9 @@ class Augmentation:
             item[seen] = _blur(item[seen], rng)
         return item
 
-    def _draw_affine(self, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """From places in the result to places in the source, both (row, column) from the middle: a
-        matrix (2, 2), and a shift (2,) as a share of the size."""
+    def _sample_affine(self, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """From positions in the result to positions in the source, both (row, column) relative to
+        the centre: a matrix (2, 2), and a shift (2,) as a share of the size."""
         names = self.names
         angle = math.radians(rng.uniform(-ROTATION, ROTATION)) if "rotate" in names else 0.0
         factor = SCALE ** rng.uniform(-1, 1) if "scale" in names else 1.0
@@ -68,7 +68,7 @@ class Augmentation:
 
 
 def _color(image: Tensor, rng: random.Random) -> Tensor:
-    """Another gain for each channel and one offset for all, within [-1, 1]."""
+    """A random gain for each channel and one offset for all, clipped to [-1, 1]."""
     gains = [1 + rng.uniform(-COLOR, COLOR) for _ in range(len(image))]
     offset = rng.uniform(-COLOR, COLOR)
     return (image * torch.tensor(gains)[:, None, None] + offset).clamp(-1, 1)

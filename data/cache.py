@@ -1,7 +1,7 @@
 """--cache: keeping the scaled, uncropped maps of scenes, in memory or on disk, between epochs.
 
 Decoding and resizing large PNGs takes most of the loading time and gives the same arrays in every
-epoch. A cache keeps these arrays as raw bytes; what it gives equals what scaled_maps reads.
+epoch. A cache keeps these arrays as raw bytes, and returns exactly what scaled_maps would read.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from util.files import cannot_write, make_folder, remove_abandoned, replacing
 Maps = dict[str, np.ndarray]
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # kind -> (dtype, shape)
 
-FORMAT = 2  # part of every signature: raise it when the arrays of scaled_maps change
-INSTEAD = "--cache (ram or none)"  # where a disk lacks room or rights
+FORMAT = 2  # part of every digest: increase it when the arrays of scaled_maps change
+FLAG = "--cache (ram or none)"  # what to change if a disk is full or not writable
 
 
 def create_cache(kind: str, scenes: AlignedDataset, folder: Path) -> Callable[[int], Maps]:
     """A function from index to maps that reads a scene once: kind "none", "ram" or "disk".
 
-    folder: where "disk" keeps its files. Raises UserError where there is not enough room.
+    folder: where "disk" keeps its files. Raises UserError if there is not enough space.
     """
     if kind == "none":
         return scenes.scaled_maps
@@ -37,8 +37,8 @@ def create_cache(kind: str, scenes: AlignedDataset, folder: Path) -> Callable[[i
 
 
 class Cache:
-    """Calls read(index, digest, size) for a scene's bytes, None if they are not there or not of
-    this digest, and then write(index, digest, bytes)."""
+    """Calls read(index, digest, size) for a scene's bytes and, if that returns None as they are
+    missing or have another digest, write(index, digest, bytes)."""
 
     def __init__(self, scenes: AlignedDataset) -> None:
         self.scenes = scenes
@@ -55,23 +55,23 @@ class Cache:
 
 
 class RamCache(Cache):
-    """Maps in memory that all processes of this machine share (data.shared_memory). It is taken at
-    once, so that a lack of it shows before training."""
+    """Maps in memory that all processes of this machine share (data.shared_memory). It is allocated
+    at once, so that a shortage shows before training."""
 
     def __init__(self, scenes: AlignedDataset) -> None:
         super().__init__(scenes)
         ends = np.cumsum([_size(scenes.layout(index)) for index in range(len(scenes))])
         self.starts = [0, *ends.tolist()]
-        needed, there = self.starts[-1], _physical_memory()
+        needed, available = self.starts[-1], _physical_memory()
         try:
-            if needed > there:
+            if needed > available:
                 raise OSError
-            # at its end the digest of what each place holds, written last; zeros: nothing
+            # at its end the digest of each scene, written last; zeros: not stored yet
             self.memory = SharedMemory(needed + 32 * len(scenes))
         except OSError as error:
             raise UserError(
-                f"--cache ram needs {needed / 1e9:.1f} GB, and this machine has {there / 1e9:.1f}: "
-                "use --cache disk or none"
+                f"--cache ram needs {needed / 1e9:.1f} GB, and this machine has "
+                f"{available / 1e9:.1f}: use --cache disk or none"
             ) from error
 
     def _places(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,23 +94,23 @@ class DiskCache(Cache):
     """Maps in one file for each scene, memory-mapped: shared by workers, processes and runs.
 
     A file holds a digest of its sources (name, time, size) and of the flags that matter, a
-    checksum, and the arrays. One that is old, cut short or damaged is made anew. Files appear
-    whole or not at all. The folder may be deleted whenever no command uses it.
+    checksum, and the arrays. It is written again if it is outdated, truncated or damaged. Files
+    appear whole or not at all. The folder may be deleted whenever no command uses it.
     """
 
-    HEAD = 64  # bytes: digest 32, checksum 4, zeros
+    HEADER = 64  # bytes: digest 32, checksum 4, zeros
 
     def __init__(self, scenes: AlignedDataset, folder: Path) -> None:
         super().__init__(scenes)
         self.folder = folder
-        self.checked: set[Path] = set()  # their checksum is right: looked at once a process
-        make_folder(folder, INSTEAD)
+        self.checked: set[Path] = set()  # whose checksum this process has verified
+        make_folder(folder, FLAG)
         remove_abandoned(folder)
 
     def _path(self, index: int) -> Path:
-        """One file for each way of reading a scene: other flags do not drive each other out."""
+        """One file for each way of reading a scene, so that runs with other flags keep theirs."""
         names = {kind: str(path) for kind, path in self.scenes.sources(index).items()}
-        return self.folder / hashlib.sha256(_text([names, self.scenes.reading(index)])).hexdigest()
+        return self.folder / hashlib.sha256(_text([names, self.scenes.settings(index)])).hexdigest()
 
     def read(self, index: int, digest: bytes, size: int) -> np.ndarray | None:
         path = self._path(index)
@@ -122,9 +122,9 @@ class DiskCache(Cache):
             raise UserError(
                 f"--cache disk: {path} cannot be read ({error.strerror}); delete {self.folder}"
             ) from error
-        if len(content) != self.HEAD + size or content[:32].tobytes() != digest:
+        if len(content) != self.HEADER + size or content[:32].tobytes() != digest:
             return None
-        payload = content[self.HEAD :]
+        payload = content[self.HEADER :]
         if path not in self.checked:
             if _checksum(payload) != content[32:36].tobytes():
                 return None
@@ -133,27 +133,27 @@ class DiskCache(Cache):
 
     def write(self, index: int, digest: bytes, payload: np.ndarray) -> None:
         path = self._path(index)
-        head = (digest + _checksum(payload)).ljust(self.HEAD, b"\0")
+        header = (digest + _checksum(payload)).ljust(self.HEADER, b"\0")
         try:
             with replacing(path) as unfinished, open(unfinished, "wb") as file:
-                file.write(head)
+                file.write(header)
                 file.write(payload)
         except OSError as error:
-            raise cannot_write(self.folder, error, INSTEAD) from error
+            raise cannot_write(self.folder, error, FLAG) from error
         self.checked.discard(path)
 
 
 def _digest(scenes: AlignedDataset, index: int) -> bytes:
-    """32 bytes that change whenever scaled_maps(index) may: sources, flags, this file's format."""
+    """32 bytes that change whenever scaled_maps(index) may: a hash of sources, flags and FORMAT."""
     sources = {}
     for kind, path in scenes.sources(index).items():
         try:
             status = path.stat()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        # the time of writing can be set (cp -p), that of the last change to the file's entry not
+        # the modification time can be set (cp -p), but not the inode's change time
         sources[kind] = [str(path), status.st_mtime_ns, status.st_ctime_ns, status.st_size]
-    return hashlib.sha256(_text([FORMAT, sources, scenes.reading(index)])).digest()
+    return hashlib.sha256(_text([FORMAT, sources, scenes.settings(index)])).digest()
 
 
 def _text(values: object) -> bytes:
@@ -165,13 +165,13 @@ def _checksum(payload: np.ndarray) -> bytes:
 
 
 def _size(layout: Layout) -> int:
-    """The bytes of a scene's maps, rounded up so that the next one's are aligned too."""
+    """The bytes of a scene's maps, rounded up so that those of the next scene are aligned too."""
     needed = sum(math.prod(shape) * dtype.itemsize for dtype, shape in layout.values())
     return -(-needed // 64) * 64
 
 
 def _pack(maps: Maps, layout: Layout) -> np.ndarray:
-    """The maps' bytes one after the other: uint8 (size,)."""
+    """The maps' bytes, concatenated: uint8 (size,)."""
     payload = np.zeros(_size(layout), np.uint8)
     for kind, array in _unpack(payload, layout).items():
         array[...] = maps[kind]
@@ -189,7 +189,7 @@ def _unpack(payload: np.ndarray, layout: Layout) -> Maps:
 
 
 def _physical_memory() -> float:
-    """This machine's memory in bytes; without bound where the system does not tell."""
+    """This machine's memory in bytes; infinite if the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -31,7 +31,7 @@ _ORIENTATION = 274  # the EXIF tag: 1 is upright
 
 @dataclass
 class Scene:
-    """What reading the files of one scene told."""
+    """What reading the files of one scene showed."""
 
     files: dict[str, Path]  # by kind: "label", "inst", "image", "cond", ...
     problems: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Scene:
 
 @dataclass
 class Report:
-    """What a whole data set is like."""
+    """The findings about a whole data set."""
 
     scenes: list[Scene]
     problems: list[str]
@@ -58,28 +58,28 @@ class Report:
 def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     """Read every file that train.py with these flags would read.
 
-    smallest: pixels that a scaled and cropped image must have each way. Raises UserError if
+    smallest: the minimum height and width of a scaled and cropped image. Raises UserError if
     there is no such data set at all.
     """
     label_nc = MOST_CLASSES if opt.label_nc == "auto" else opt.label_nc
     kinds = scene_kinds(label_nc, **kind_flags(opt), loss_weights=opt.loss_weights)
     files, problems = _scan(opt, kinds)
-    there = [
+    found = [
         {kind: paths[name] for kind, paths in files.items() if name in paths}
         for name in set().union(*files.values())
     ]
-    # in training's order, so that --max_dataset_size takes the same ones
-    there = sorted(there, key=lambda paths: [*paths.values()])[: opt.max_dataset_size]
-    if opt.batchSize > max(len(there), 1):
-        problems.append(f"only {len(there)} scenes: give --batchSize {len(there)} or less")
+    # in training's order, so that --max_dataset_size takes the same scenes
+    found = sorted(found, key=lambda paths: [*paths.values()])[: opt.max_dataset_size]
+    if opt.batchSize > max(len(found), 1):
+        problems.append(f"only {len(found)} scenes: give --batchSize {len(found)} or less")
     geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, smallest=smallest)
     work = partial(examine, opt=opt, kinds=kinds, geometry=geometry)
-    scenes = list(parallel(work, there, opt.nThreads, "reading"))
+    scenes = list(parallel(work, found, opt.nThreads, "reading"))
     mismatches, notes = _compare_with_scheme(scenes)
     problems += [problem for scene in scenes for problem in scene.problems] + mismatches
     empty = [scene.files["inst"] for scene in scenes if scene.is_empty]
     if len(empty) == len(files.get("inst", ())):  # else these are scenes without things
-        problems += [f"{path}: every pixel is instance 0; make it anew" for path in empty]
+        problems += [f"{path}: every pixel is instance 0; create it again" for path in empty]
     sizes = {geometry.final(scene.size) for scene in scenes if scene.size}
     if len(sizes) > 1:
         several = f"images of {len(sizes)} sizes, which cannot share a batch"
@@ -93,7 +93,7 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
 def _scan(
     opt: argparse.Namespace, kinds: dict[str, Kind]
 ) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """The files by kind and scene, and what is wrong with folders, names and partners."""
+    """The files by kind and scene, and what is wrong with folders, names and pairs."""
     files: dict[str, dict[str, Path]] = {}
     problems = []
     for name, kind in kinds.items():
@@ -103,7 +103,7 @@ def _scan(
         except UserError as error:
             problems.append(str(error))
     if not files:
-        raise UserError("; ".join(dict.fromkeys(problems)))  # each kind misses the same --dataroot
+        raise UserError("; ".join(dict.fromkeys(problems)))  # each kind reports --dataroot
     return files, problems + pairing_problems(files, opt.label_nc)
 
 
@@ -144,7 +144,7 @@ BINS = 8  # of a histogram, from the low to the high end of the range; one more 
 
 
 def _measure_values(array: np.ndarray, values: Values) -> tuple[float, float, np.ndarray]:
-    """An image's range, and how its numbers are spread over the range that is mapped."""
+    """An image's range, and the distribution of its numbers over the range that is mapped."""
     edges = np.linspace(values.low, values.high, BINS + 1)
     edges[-1] = np.nextafter(edges[-1], np.inf)  # the high end itself is inside
     counts = np.histogram(array, [-np.inf, *edges, np.inf])[0]
@@ -152,21 +152,21 @@ def _measure_values(array: np.ndarray, values: Values) -> tuple[float, float, np
 
 
 def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
-    """What can be read, but is probably not meant so."""
+    """What can be read, but is probably a mistake."""
     if path.suffix.lower() in NUMPY:
         return []
     with Image.open(path) as image:  # the header alone
         indexed, turn = image.mode == "P", 1
-        with suppress(Exception):  # damaged EXIF data, which training does not look at
+        with suppress(Exception):  # damaged EXIF data, which training ignores
             turn = image.getexif().get(_ORIENTATION, 1)
     if indexed and kind == "label" and opt.label_nc:
         return [
             f"{path}: a label map with a palette; training takes the palette's indices as classes, "
-            "which programs may reorder; convert it by python -m data.convert_labels, with "
+            "which programs may reorder; convert it with python -m data.convert_labels, with "
             "--from_indexed if the indices are right, with --palette if the colours are"
         ]
     if turn != 1 and image.format != "TIFF":  # Pillow turns these itself
-        return [f"{path}: EXIF asks for a turn that training does not make; save it upright"]
+        return [f"{path}: EXIF asks for a rotation, which training ignores; save it upright"]
     return []
 
 
@@ -178,7 +178,7 @@ def _count_instances(
     constant = inst.min() == inst.max() and (label is None or label.min() != label.max())
     scene.is_empty = bool(constant and not inst.any())
     if constant and not scene.is_empty:
-        scene.problems.append(f"{path}: every pixel is instance {inst.flat[0]}; make it anew")
+        scene.problems.append(f"{path}: every pixel is instance {inst.flat[0]}; create it again")
     if label is None:
         return
     code = inst.astype(np.int64) << 32 | label.astype(np.int64) & 0xFFFFFFFF
@@ -187,7 +187,7 @@ def _count_instances(
 
     order = np.argsort(counts, kind="stable")  # the most frequent label of an id comes last
     scene.instances.update(dict(zip(ids[order].tolist(), labels[order].tolist())).values())
-    # 0 for what is neither a thing nor a class follows any scheme
+    # 0 in both maps, for what is neither a thing nor a class, follows any scheme
     known = (labels != ignore_label) & ((ids != 0) | (labels != 0))
     expected = np.where(ids < 1000, ids, ids // 1000)
     scene.pixels = int(counts[known].sum())
@@ -198,13 +198,13 @@ def _count_instances(
 def _compare_with_scheme(scenes: list[Scene]) -> tuple[list[str], list[str]]:
     """Problems and notes about ids that disagree with labels.
 
-    Where most pixels follow Cityscapes' scheme (class, or class*1000 + n, which some have), one
-    that does not is a problem: the two maps are of different scenes, or one is damaged. Else the
-    data set numbers its instances in its own way, which is fine.
+    Where most pixels follow Cityscapes' scheme (class, or class*1000 + n, which some must have), a
+    pixel that does not is a problem: the maps are of different scenes, or one is damaged. Otherwise
+    the data set numbers its instances in its own way, which is fine.
     """
     pixels = sum(scene.pixels for scene in scenes)
     mismatches = sum(scene.mismatches for scene in scenes)
-    # numbers from 1 on equal their class by chance, which class*1000 + n does not
+    # ids that count from 1 may equal their class by chance, unlike class*1000 + n
     has_scheme = any(scene.things for scene in scenes)
     if mismatches and (2 * mismatches > pixels or not has_scheme):
         return [], [
@@ -250,7 +250,7 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
             f"  {label:5} {name:20} {share:>8} {presence[label]:8} {instances[label]:10}".rstrip()
         )
     known = [label for label in classes if label != opt.ignore_label]
-    lines.append(f"the largest label asks for --label_nc {max(known, default=0) + 1} or more")
+    lines.append(f"the largest label requires --label_nc {max(known, default=0) + 1} or more")
     return lines
 
 

@@ -1,17 +1,17 @@
-"""Turn label maps drawn in colours into label maps of integers, as training wants them.
+"""Convert label maps in colours into label maps of integers, as training needs them.
 
     python -m data.convert_labels --input colours/ --output datasets/mine/train_label
 
-The colours are Cityscapes' by default; --palette voc and --palette FILE (a line "red green blue"
-for each class, from class 0 on) are others. Without a list of the colours, --palette auto numbers
-them as it meets them and writes the list to OUTPUT/palette.txt, for the test set's maps:
+The default palette is Cityscapes'; others are --palette voc and --palette FILE (a line "red green
+blue" for each class, from class 0 on). If there is no list of the colours, --palette auto numbers
+them as they appear and writes the list to OUTPUT/palette.txt, for the test set's maps:
 
     python -m data.convert_labels --input train/ --output datasets/mine/train_label --palette auto
     python -m data.convert_labels --input test/ --output datasets/mine/test_label \\
         --palette datasets/mine/train_label/palette.txt
 
-JPEG and antialiased maps hold colours between the classes': --nearest takes the nearest one. PNG
-files with a palette whose indices are the classes: --from_indexed. Names and subfolders are kept.
+JPEG and antialiased maps have colours between the classes': --nearest takes the nearest. PNG files
+with a palette whose indices are the classes need --from_indexed. Names and subfolders are kept.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PALETTES = {"cityscapes": 35, "voc": 256}  # name -> classes
 
 
 def read_palette(name: str) -> np.ndarray:
-    """The colour of every class, (classes, 3) uint8: of "cityscapes", "voc", or in a file."""
+    """The colour of every class, (classes, 3) uint8: of "cityscapes", "voc", or a file."""
     if name in PALETTES:
         return palette(PALETTES[name])
     try:
@@ -69,8 +69,8 @@ def find_colours(path: Path) -> np.ndarray:
 def to_labels(image: np.ndarray, colours: np.ndarray, nearest: bool, path: Path) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) classes: uint8, or uint16 where there are more than 256.
 
-    Of classes with one colour the first counts. Raises UserError for other colours, or with
-    nearest takes the class of the nearest colour.
+    Of classes with the same colour the first counts. Other colours raise UserError, or with nearest
+    get the class of the nearest colour.
     """
     found, places, counts = np.unique(_codes(image), return_inverse=True, return_counts=True)
     known, classes = np.unique(_codes(colours), return_index=True)
@@ -102,7 +102,7 @@ def _rgb(code: int) -> np.ndarray:
 def convert(
     path: Path, source: Path, output: Path, colours: np.ndarray | None, nearest: bool
 ) -> set[int]:
-    """Convert one file below source; the classes in it. colours None: it is indexed."""
+    """Convert one file below source; returns its classes. colours None: it is indexed."""
     if colours is not None:
         labels = to_labels(np.asarray(read_rgb(path)), colours, nearest, path)
     else:
@@ -128,14 +128,14 @@ def parse_args() -> argparse.Namespace:
     add("--input", type=Path, required=True, help="folder of coloured label maps")
     add("--output", type=Path, required=True, help="folder to write PNG files to")
     add("--palette", help="cityscapes (the default), voc, auto, or a file of colours")
-    add("--nearest", action="store_true", help="colours may be off: JPEG, edges")
+    add("--nearest", action="store_true", help="for inexact colours: JPEG, edges")
     add("--from_indexed", action="store_true", help="the palette's indices are the classes")
-    add("--workers", type=int, default=2, help="processes, by default 2; 0: this one alone")
+    add("--workers", type=int, default=2, help="worker processes, by default 2; 0: none")
     args = parser.parse_args()
     if not args.input.is_dir():
         raise UserError(f"--input {args.input}: no such folder")
     if args.output.resolve() == args.input.resolve():
-        raise UserError("--output: expected another folder than --input")
+        raise UserError("--output: expected a folder other than --input")
     if args.nearest and args.palette == "auto":
         raise UserError("--nearest needs a list of the colours: --palette FILE, cityscapes or voc")
     if args.from_indexed and (args.nearest or args.palette is not None):
@@ -156,7 +156,7 @@ def main() -> int:
     if args.input.resolve() in results.parents:
         paths = [path for path in paths if results not in path.resolve().parents]
     if not paths:
-        raise UserError(f"--input {args.input}: holds no images but those of --output")
+        raise UserError(f"--input {args.input}: holds no images except those of --output")
     make_folder(args.output, "--output")
     colours = None
     if not args.from_indexed:
@@ -172,10 +172,10 @@ def main() -> int:
 
 
 def _label_flags(found: set[int], colours: np.ndarray | None) -> str:
-    """The flags of training for the classes found; colours None: nothing else tells how many."""
+    """The flags of training for the classes found; colours None: only these tell how many."""
     if colours is not None:
         return f"--label_nc {len(colours)}"
-    if 255 in found:  # borders and what is not labelled, in VOC and most others
+    if 255 in found:  # borders and unlabelled pixels, in VOC and most others
         largest = max(found - {255}, default=0)
         return f"--label_nc {largest + 1} --ignore_label 255 (unless 255 is a class)"
     return f"--label_nc {max(found) + 1}"
@@ -188,7 +188,7 @@ def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:
         found |= dict.fromkeys(codes.tolist())
         if len(found) > MOST_CLASSES:
             raise UserError(
-                f"--palette auto: more than {MOST_CLASSES} colours in {args.input}: these are no "
+                f"--palette auto: more than {MOST_CLASSES} colours in {args.input}: these are not "
                 "label maps, or their edges are antialiased; list the colours and give --nearest"
             )
     colours = np.array([_rgb(code) for code in found], np.uint8)
@@ -196,7 +196,7 @@ def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:
     write_text(listing, "".join(f"{r} {g} {b}\n" for r, g, b in colours.tolist()))
     print(f"{len(colours)} colours, listed in {listing}")
     if len(colours) > 256:
-        print("that is a lot: are the edges antialiased? If so, list the colours, --nearest")
+        print("that is a lot: if the edges are antialiased, list the colours and give --nearest")
     return colours
 
 

@@ -23,7 +23,7 @@ from util.run.checkpoints import saved_options
 
 Scene = TypeVar("Scene")
 
-MOST_MEASURED = 200  # files that --SIDE_range auto looks at, evenly spread
+MOST_MEASURED = 200  # files that --SIDE_range auto reads, evenly spaced
 
 
 def create_dataset(
@@ -36,9 +36,8 @@ def create_dataset(
 ) -> AlignedDataset:
     """The data set of opt.dataroot and opt.phase. Raises UserError for what is wrong with it.
 
-    most: only so many scenes, evenly spread over all. smallest: pixels that a scaled and cropped
-    image must have each way. On GPUs photographs to train on travel as bytes, a quarter of the
-    floats.
+    most: only this many scenes, evenly spaced. smallest: the minimum height and width of a scaled
+    and cropped image. For GPUs, training photographs stay bytes, a quarter of the size of floats.
     """
     flip = training and not opt.no_flip
     geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, flip, smallest)
@@ -56,20 +55,20 @@ def create_dataset(
         load_photos=load_photos,
         loss_weights=training and opt.loss_weights,
     )
-    dataset.scenes = spread(dataset.scenes, most)
+    dataset.scenes = evenly_spaced(dataset.scenes, most)
     dataset.maps = create_cache(opt.cache, dataset, Path(opt.dataroot) / ".cache")
     return dataset
 
 
-def spread(scenes: Sequence[Scene], most: int | None) -> list[Scene]:
-    """At most so many of the scenes, evenly spread over them: the same ones each time."""
+def evenly_spaced(scenes: Sequence[Scene], most: int | None) -> list[Scene]:
+    """At most this many of the scenes, evenly spaced: the same ones each time."""
     count = len(scenes) if most is None else min(most, len(scenes))
     chosen = np.linspace(0, len(scenes) - 1, count).round().astype(int)
     return [scenes[index] for index in chosen]
 
 
 def kind_flags(opt: argparse.Namespace) -> dict[str, object]:
-    """What the flags tell scene_kinds of the maps that test.py reads as well."""
+    """The arguments of scene_kinds, from the flags, for the maps that test.py reads as well."""
     return {
         "use_instances": not opt.no_instance,
         "load_features": opt.load_features,
@@ -82,7 +81,7 @@ def kind_flags(opt: argparse.Namespace) -> dict[str, object]:
 
 
 def whole_images(options: dict) -> dict:
-    """The options that differ where whole images are shown: random crops are for training."""
+    """The options that change for whole images: random crops are only for training."""
     mode = options.get("resize_or_crop")
     if mode == "resize_and_crop":
         return {"fineSize": options.get("loadSize", 1024)}
@@ -91,7 +90,7 @@ def whole_images(options: dict) -> dict:
 
 
 def create_loader(opt: argparse.Namespace, dataset: AlignedDataset) -> Loader:
-    """The batches to train on: shuffled unless --serial_batches. Raises UserError where the data
+    """The batches to train on: shuffled unless --serial_batches. Raises UserError if the data
     set has too few scenes, or several sizes, for --batchSize, or machines have different scenes."""
     named = zlib.crc32(repr(dataset.scenes).encode(errors="surrogateescape"))
     found = f"{len(dataset)} (names {named:08x})"
@@ -117,20 +116,20 @@ def create_loader(opt: argparse.Namespace, dataset: AlignedDataset) -> Loader:
 
 
 def photographs(opt: argparse.Namespace) -> dict[str, Path]:
-    """The photographs of opt.phase by scene; empty where there are none."""
+    """The photographs of opt.phase by scene; empty if there are none."""
     names = scene_kinds(opt.label_nc)["image"].names(opt.phase)
     folders = [Path(opt.dataroot) / name for name in names]
-    there = [folder for folder in folders if folder.is_dir() and any(folder.iterdir())]
-    found, problems = scan_folder(there[0]) if there else ({}, [])
+    filled = [folder for folder in folders if folder.is_dir() and any(folder.iterdir())]
+    found, problems = scan_folder(filled[0]) if filled else ({}, [])
     if found and problems:
         raise UserError(brief(problems))
     return found
 
 
 def fix_data_flags(opt: argparse.Namespace) -> list[str]:
-    """Before training: replace what the flags leave to the data (--label_nc auto, the types and
-    ranges of images) by what the files of opt.phase tell. Returns lines that say so. A continued
-    run keeps the ranges that it began with."""
+    """Before training: set what the flags leave to the data (--label_nc auto, the types and ranges
+    of images) from the files of opt.phase. Returns lines that say so. A continued run keeps the
+    ranges that it started with."""
     lines = []
     if opt.label_nc == "auto":
         opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
@@ -145,7 +144,7 @@ def used_sides(opt: argparse.Namespace) -> list[str]:
 
 
 def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
-    """Set opt.SIDE_type and opt.SIDE_range by the files of a side: see fix_data_flags."""
+    """Set opt.SIDE_type and opt.SIDE_range from the files of a side: see fix_data_flags."""
     kinds = scene_kinds(opt.label_nc != 0, cond_values=Values() if opt.cond_nc else None)
     kind = kinds[SIDES[side]]
     files = list(list_files(kind.folder(Path(opt.dataroot), opt.phase)).values())
@@ -170,13 +169,13 @@ def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
     if values.is_rgb8:
         return []
     low, high = given
-    told = f"{side} images: {values.channels} x {dtype}, {low:g} to {high:g} as -1 to 1"
+    line = f"{side} images: {values.channels} x {dtype}, {low:g} to {high:g} as -1 to 1"
     pages = values.channels > 1 and files[0].suffix.lower() in (".tif", ".tiff")
-    return [told + ("; bands or pages of TIFF files are channels" if pages else "")]
+    return [line + ("; bands or pages of TIFF files are channels" if pages else "")]
 
 
 def _type_of_first(files: list[Path], channels: int) -> str:
-    """The type of the first file that can be read: a damaged one says nothing of the others."""
+    """The type of the first file that can be read: a damaged one says nothing about the rest."""
     for path in files:
         with suppress(UserError):
             return _type_of(path, channels)
@@ -184,7 +183,7 @@ def _type_of_first(files: list[Path], channels: int) -> str:
 
 
 def _type_of(path: Path, channels: int) -> str:
-    """The type of a file's numbers. What Pillow turns into 8-bit RGB counts as that."""
+    """The type of a file's numbers. What Pillow converts to 8-bit RGB counts as uint8."""
     if channels == 3:
         with suppress(UserError):
             read_rgb(path)
@@ -193,9 +192,9 @@ def _type_of(path: Path, channels: int) -> str:
 
 
 def percentiles(files: list[Path], read: Callable) -> tuple[float, float]:
-    """The range --SIDE_range auto: from the lowest to the highest of the files' 0.1 and
-    99.9 percentiles. read: of a Kind, so that what is measured is what training sees."""
-    chosen = spread(files, MOST_MEASURED)
+    """The range of --SIDE_range auto: from the lowest to the highest of the files' 0.1 and 99.9
+    percentiles. read: a Kind's, so that what is measured is what training sees."""
+    chosen = evenly_spaced(files, MOST_MEASURED)
     bounds = [np.percentile(np.asarray(read(path)), (0.1, 99.9)) for path in chosen]
     low, high = np.array(bounds).T
     low, high = float(low.min()), float(high.max())
@@ -214,7 +213,7 @@ def count_labels(dataroot: str, phase: str, ignore_label: int | None = None) -> 
         count = max(count, 1 + int(label[label != ignore_label].max(initial=0)))
         if count > MOST_CLASSES:
             raise UserError(
-                f"{path}: label {count - 1}, but there are at most {MOST_CLASSES} classes; mend "
+                f"{path}: label {count - 1}, but there are at most {MOST_CLASSES} classes; fix "
                 "it, or if it stands for no class, give --ignore_label"
             )
     return count

@@ -17,14 +17,14 @@ from util.errors import UserError, brief, first_line, out_of_memory
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 EXTENSIONS |= {".npy", ".npz"}
-_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # others of Pillow start programs
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # some of Pillow's others start programs
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged tags; it raises what matters here
+warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged tags; Pillow raises what matters
 for library in "PIL", "tifffile":  # what they log, they raise as well
     logging.getLogger(library).addHandler(logging.NullHandler())
 MOST_CLASSES = 65536  # what --label_nc takes
 
-# What one scene's files differ by: Cityscapes' endings and the everyday ones.
+# Endings by which the files of one scene differ: Cityscapes' and common ones.
 _ENDING = re.compile(
     r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color)"
     r"|[_-](labels?|inst|instances?|img|image|photo|feat|cond|depth|weight|A|B))$"
@@ -32,14 +32,14 @@ _ENDING = re.compile(
 
 
 def scene_key(path: Path, folder: Path) -> str:
-    """What the files of one scene have in common: the name in its folder without its ending, and
-    with accents as one character each, which macOS writes as two."""
+    """What the files of one scene have in common: the path in the folder without the ending, and
+    with accented letters as one character each, which macOS writes as two."""
     relative = path.relative_to(folder)
     return normalize("NFC", (relative.parent / _ENDING.sub("", relative.stem)).as_posix())
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """All images below a folder, by scene key, sorted. Two files of one scene are an error."""
+    """All images below a folder, by scene key, sorted. Two files for one scene are an error."""
     found, problems = scan_folder(folder)
     if problems:
         raise UserError(brief(problems))
@@ -69,18 +69,18 @@ def scan_folder(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def all_below(folder: Path) -> Iterator[Path]:
-    """Files and folders below a folder, also behind links, but not in hidden folders. Raises
+    """Files and folders below a folder, following links, but not in hidden folders. Raises
     UserError for a folder that may not be read."""
 
     def refuse(error: OSError) -> None:
         if isinstance(error, PermissionError):
-            raise UserError(f"{error.filename}: {error.strerror}; give rights there") from error
+            raise UserError(f"{error.filename}: {error.strerror}; grant access") from error
 
     for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(name)
         above = (here.resolve(), *here.resolve().parents)
         shown = (one for one in folders if not one.startswith("."))  # no .ipynb_checkpoints
-        folders[:] = [one for one in shown if (here / one).resolve() not in above]  # no circles
+        folders[:] = [one for one in shown if (here / one).resolve() not in above]  # no cycles
         yield from (here / one for one in (*folders, *files))
 
 
@@ -102,7 +102,7 @@ def picture_names(labels: dict[str, Path]) -> dict[str, str]:
 
 
 def pairing_problems(files: dict[str, dict[str, Path]], label_nc: int | str) -> list[str]:
-    """One line for each file that a kind lacks or has too many, against the union of all kinds.
+    """One line for each file that a kind lacks, compared with the union of all kinds.
 
     files: kind ("label", "image", ...) -> scene key -> path.
     """
@@ -122,30 +122,30 @@ def shown_kind(kind: str, label_nc: int | str) -> str:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns whatever a damaged file makes the libraries raise into a UserError that names it."""
+    """Turns whatever the libraries raise for a damaged file into a UserError that names it."""
     try:
         yield
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: {first_line(error)} Cut it, or scale it down") from error
+        raise UserError(f"{path}: {first_line(error)} Crop it, or scale it down") from error
     except Exception as error:
         if out_of_memory(error):
             raise
         reason = first_line(error)
-        raise UserError(f"{path}: cannot be read as an image ({reason}); save it anew") from error
+        raise UserError(f"{path}: cannot be read as an image ({reason}); save it again") from error
 
 
 def open_image(path: Path) -> Image.Image:
     """Open and decode an image.
 
-    Raises UserError for a file that is missing or damaged, or that holds more than Pillow would
-    return of it: further pages or channels, or values that it would rescale.
+    Raises UserError for a file that is missing or damaged, or of which Pillow would return less
+    than it holds: one page of several, fewer channels, or rescaled values.
     """
     with reading(path):
         with Image.open(path, formats=_FORMATS) as image:
             if image.format == "PNG":
-                image.verify()  # its checksums, which decoding does not look at
+                image.verify()  # its checksums, which decoding does not check
         image = Image.open(path, formats=_FORMATS)
         dropped = _dropped_by_pillow(image)
         if dropped:
@@ -155,10 +155,10 @@ def open_image(path: Path) -> Image.Image:
 
 
 def _dropped_by_pillow(image: Image.Image) -> str | None:
-    """What decoding would drop or change whatever the file is used for; from its header alone."""
+    """What decoding would drop or change, whatever the file's use; by its header alone."""
     pages, read = getattr(image, "n_frames", 1), len(image.getbands())
     if pages > 1:
-        return f"has {pages} pages or frames, expected one; save the one meant as a file of its own"
+        return f"has {pages} pages or frames, expected one; save the one you need to its own file"
     if image.format == "TIFF":
         stored = len(image.tag_v2.get(Tiff.BITSPERSAMPLE, (1,)))
         if stored > read:
@@ -173,7 +173,7 @@ def _dropped_by_pillow(image: Image.Image) -> str | None:
 
 
 def _bits(image: Image.Image, path: Path) -> int:
-    """Bits per channel in the file: Pillow cuts 16 to 8 in colour, and scales 2 and 4 up to 8."""
+    """Bits per channel in the file: Pillow cuts 16 to 8 in colour, and scales up 2 and 4 to 8."""
     if image.format == "TIFF":
         return max(image.tag_v2.get(Tiff.BITSPERSAMPLE, (1,)))
     if image.format == "PNG":
@@ -190,7 +190,7 @@ def png_bits(path: Path) -> int:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) as the file's header tells, without decoding."""
+    """(width, height) from the file's header, without decoding."""
     with reading(path), Image.open(path, formats=_FORMATS) as image:
         return image.size
 
@@ -223,9 +223,9 @@ def read_rgb(path: Path) -> Image.Image:
 def read_integers(path: Path, what: str) -> Image.Image:
     """A label or instance map ("label" or "instance") as an image of its exact integers.
 
-    Modes L (8-bit) and I (int32) come back; fewer bits, 16 bits and palette indices become one of
-    them, and instance ids from 2**31 on the negative number of the same 32 bits (they are only
-    told apart). Raises UserError for colour images, lossy files and integers that Pillow would
+    It has mode L (8-bit) or I (int32); fewer bits, 16 bits and palette indices are converted to one
+    of them, and instance ids from 2**31 on to the negative number with the same 32 bits (ids are
+    only compared). Raises UserError for colour images, lossy files and integers that Pillow would
     change.
     """
     image = open_image(path)
@@ -263,7 +263,7 @@ def read_features(path: Path, feat_num: int) -> Image.Image:
         problem = f"a feature map with {changed}"
     else:
         return image
-    raise UserError(f"{path}: {problem}; make it anew with precompute_feature_maps.py")
+    raise UserError(f"{path}: {problem}; create it again with precompute_feature_maps.py")
 
 
 def _is_signed(image: Image.Image) -> bool:
@@ -271,7 +271,7 @@ def _is_signed(image: Image.Image) -> bool:
 
 
 def _has_deep_palette(image: Image.Image) -> bool:
-    """Whether a TIFF's palette has more than the upper 8 of its 16 bits, which Pillow keeps."""
+    """Whether a TIFF's palette uses more than the upper 8 of its 16 bits, all that Pillow keeps."""
     return any(value % 256 and value % 257 for value in image.tag_v2[Tiff.COLORMAP])
 
 
@@ -309,5 +309,5 @@ def label_problem(
     more = f"give --label_nc {enough}, " if label_nc < enough <= MOST_CLASSES else ""
     return (
         f"{path}: label {brief(found)}, but --label_nc {label_nc} allows 0 to {label_nc - 1}; "
-        f"mend the file, {more}or leave such pixels out by --ignore_label"
+        f"fix the file, {more}or leave such pixels out with --ignore_label"
     )

@@ -1,4 +1,4 @@
-"""Label maps (and instance maps) from any files, read as a data set's are."""
+"""Label maps (and instance maps) from any files, read like those of a data set."""
 
 import argparse
 import glob
@@ -17,11 +17,11 @@ Files = dict[str, Path]  # by scene key
 
 
 class InputFiles(AlignedDataset):
-    """AlignedDataset's items, but of the files that --input and the like name, and without
-    photographs.
+    """AlignedDataset's items, but for the files in --input, --input_inst and --input_cond, and
+    without photographs.
 
-    Each file is looked at when it is read, so that a bad one stops no other: its item is the
-    UserError that says what is wrong with it.
+    Each file is checked only when it is read, so that a bad one does not stop the rest: its item is
+    the UserError that says what is wrong with it.
     """
 
     def __init__(self, opt: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ class InputFiles(AlignedDataset):
         for kind, files in self.files.items():
             if scene not in files:
                 path = self.files["label"][scene]
-                raise UserError(f"{path}: --input_{kind} has no map, or several, of its name")
+                raise UserError(f"{path}: --input_{kind} has no map of that name, or several")
         self.check_size(index)
         return self.scaled_maps(index)
 
@@ -54,7 +54,7 @@ def find_inputs(flag: str, text: str, output: Path | None = None) -> Files:
     """The files that a flag's value names: a file, all images in a folder, those that match a glob
     pattern, or those that a list (.txt) names, one path a line. Raises UserError if there are none.
 
-    output: a folder of results, which may lie in the folder that is read and is left out of it.
+    output: a folder of results, which is skipped if it lies in the folder that is read.
     """
     path = Path(text)
     if path.is_dir():
@@ -63,12 +63,12 @@ def find_inputs(flag: str, text: str, output: Path | None = None) -> Files:
             results = output.resolve()
             files = {k: file for k, file in files.items() if results not in file.resolve().parents}
             if not files:
-                raise UserError(f"{flag} {text}: holds no images but those of --output {output}")
+                raise UserError(f"{flag} {text}: holds no images except those of --output {output}")
         return files
     if path.is_file() and path.suffix == ".txt":
         lines = path.read_text("utf-8-sig", errors="surrogateescape").splitlines()
         if any("\0" in line for line in lines):
-            raise UserError(f"{flag} {text}: not a list of paths in UTF-8; save it anew")
+            raise UserError(f"{flag} {text}: not a list of paths in UTF-8; save it again")
         paths = [Path(line.strip()) for line in lines if line.strip()]
     elif path.is_file():
         paths = [path]
@@ -78,7 +78,7 @@ def find_inputs(flag: str, text: str, output: Path | None = None) -> Files:
     if not paths:
         raise UserError(f"{flag} {text}: no such file or folder, and no file matches it")
 
-    # as if in a data set: a scene is what its files' names, below one folder, have in common
+    # as in a data set: a scene is what its files' paths, below a common folder, share
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     files: Files = {}
     for path in paths:
@@ -89,9 +89,9 @@ def find_inputs(flag: str, text: str, output: Path | None = None) -> Files:
 
 
 def partners(labels: Files, others: Files) -> Files:
-    """The other file of each label map that has one: the file of that name, in the same folder
-    below theirs if there are several. What lies in another label map's folder is that one's. One
-    file belongs to one file, whatever their names."""
+    """The partner of each label map that has one: the file of the same subfolder and name, or else
+    the only one of that name, unless it is another label map's. A single label map and a single
+    file are partners, whatever their names."""
     if len(labels) == len(others) == 1:
         return dict(zip(labels, others.values()))
     by_name: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The kinds of maps that make a scene: where their files lie and how they are read."""
+"""The kinds of maps that make up a scene: where their files are and how they are read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ class Kind:
 
     folders: the names that the folder may have, {} for the phase. read: the exact numbers of a
     file, as an image or an array. dtype: of the scaled array. values: how images become tensors;
-    None for maps of one number a pixel, which stay as they are. smooth: scaled by bicubic
+    None for maps of one number per pixel, which stay as they are. smooth: scaled by bicubic
     interpolation instead of nearest neighbour. size: of a file, by its header. problem: what is
-    wrong with the numbers, or None. remedy: what to do where there is no folder, {} for the phase.
+    wrong with the numbers, or None. remedy: what to do if there is no folder, {} for the phase.
     """
 
     folders: tuple[str, ...]
@@ -40,7 +40,7 @@ class Kind:
         return [name.format(phase) for name in self.folders]
 
     def folder(self, root: Path, phase: str) -> Path:
-        """The first folder of these names that exists under root; UserError names them all."""
+        """The first folder of these names that exists under root; a UserError lists them all."""
         if not root.is_dir():
             raise UserError(f"--dataroot {root}: no such folder")
         names = self.names(phase)
@@ -49,11 +49,11 @@ class Kind:
                 return root / name
         remedy = self.remedy.format(phase)
         if not remedy and names[0].startswith("test_"):
-            remedy = "; --phase train takes the training scenes"
+            remedy = "; --phase train uses the training scenes"
         raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")
 
     def shape(self, size: Size) -> tuple[int, ...]:
-        """The shape of an array of this size: (H, W), or of images (H, W, C)."""
+        """The shape of an array of this size: (H, W), or for images (H, W, C)."""
         return (size[1], size[0], self.values.channels) if self.values else (size[1], size[0])
 
     def load(self, path: Path, size: Size | None = None) -> np.ndarray:
@@ -148,20 +148,20 @@ def _channels(path: Path, values: Values, side: str) -> np.ndarray:
     if array.dtype.name != values.dtype:
         raise UserError(
             f"{path}: numbers of type {array.dtype.name}, but --{side}_type is {values.dtype}; "
-            "all files must have one type"
+            "all files must have the same type"
         )
     return array
 
 
 def read_weights(path: Path) -> np.ndarray:
-    """One non-negative number a pixel, as in the file: (H, W) float32."""
+    """One non-negative number per pixel, as in the file: (H, W) float32."""
     array = read_array(path)
     if array.shape[2] != 1 or array.min() < 0:
-        raise UserError(f"{path}: expected one channel of numbers from 0 on, as loss weights")
+        raise UserError(f"{path}: expected one channel of non-negative loss weights")
     return array[..., 0].astype(np.float32)
 
 
 def _integers(path: Path, what: str) -> Image.Image | np.ndarray:
-    """read_integers, of npy and npz files too."""
+    """read_integers, for npy and npz files too."""
     read = read_integer_array if path.suffix.lower() in NUMPY else read_integers
     return read(path, what)

@@ -1,4 +1,4 @@
-"""From a dataset to batches: in an order that seed and epoch fix, from any position, over ranks."""
+"""From a dataset to batches: in an order set by seed and epoch, from any position, over ranks."""
 
 import argparse
 import os
@@ -22,8 +22,8 @@ from util.progress import bar
 class EpochSampler:
     """Yields lists of (epoch, index): the batches of one epoch from the start-th on.
 
-    The order depends on (seed, epoch) alone. A rank takes its share of every whole batch; where
-    the last batch has fewer images than ranks, those left without one get the batch's first.
+    The order depends only on (seed, epoch). A rank takes its share of every whole batch; if the
+    last batch has fewer images than ranks, ranks without an image get the batch's first.
     """
 
     size: int
@@ -52,12 +52,12 @@ class EpochSampler:
 
 
 class Loader:
-    """The batches of a dataset, read ahead of their use: by worker processes that live as long as
-    the loader, or, with workers 0, by threads of this process.
+    """The batches of a dataset, prefetched by worker processes that live as long as the loader, or,
+    with workers 0, by threads of this process.
 
     A batch is AlignedDataset's item with a leading batch dimension; "path" is a list, "pictures"
-    the size of the whole batch over all ranks, "weight" what this rank's mean loss counts in the
-    mean over ranks (1 if all have the same share).
+    the size of the whole batch over all ranks, "weight" that of this rank's mean loss in the mean
+    over ranks (1 if all have the same share).
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Loader:
                 try:
                     raise batch
                 finally:
-                    del batch  # the error knows this frame: a cycle, with the workers in it
+                    del batch  # the error refers to this frame: a cycle, with the workers in it
             share = len(whole[self.sampler.rank :: self.sampler.world])
             batch["pictures"] = len(whole)
             batch["weight"] = share * self.sampler.world / len(whole)
@@ -99,22 +99,22 @@ class Loader:
 def read_ahead(
     dataset: AlignedDataset, sampler: Iterable[Sequence], workers: int, pin_memory: bool
 ) -> Callable[[], Iterator[dict | UserError]]:
-    """Returns a function that reads the batches that a sampler lists, once a call: by worker
-    processes, which live as long as it, or with workers 0 by threads."""
+    """Returns a function that reads all batches of a sampler on each call: by worker processes,
+    which live as long as the function, or with workers 0 by threads."""
     if not workers:
         return partial(_read_by_threads, dataset, sampler, pin_memory)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        # 8 batches on their way at most: containers give 64 MB of shared memory by default
+        # at most 8 batches in flight: containers have 64 MB of shared memory by default
         prefetch_factor=2 if workers <= 4 else 1,
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=True,
-        worker_init_fn=_leave_signals,
-        # the loader's own: else each epoch would draw from the generator that dropout uses, and
-        # a resumed run, which starts one more, would differ
+        worker_init_fn=_ignore_signals,
+        # a separate one: else each epoch would advance the generator that dropout uses, and a
+        # resumed run, which starts one more epoch, would differ
         generator=torch.Generator(),
     )
     return partial(iter, loader)
@@ -123,7 +123,7 @@ def read_ahead(
 def _read_by_threads(
     dataset: AlignedDataset, sampler: Iterable[Sequence], pin_memory: bool
 ) -> Iterator[dict | UserError]:
-    """Batches in the sampler's order, always two of them being read by threads."""
+    """Batches in the sampler's order, two of them always being read ahead by threads."""
 
     def read(keys: Sequence) -> dict | UserError:
         batch = collate([dataset[key] for key in keys])
@@ -132,29 +132,29 @@ def _read_by_threads(
         return {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
 
     pool = thread_pool(2)
-    coming = deque()
+    pending = deque()
     try:
         for keys in sampler:
-            coming.append(pool.submit(read, keys))
-            if len(coming) > 2:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-    finally:  # also where an epoch is left early
+            pending.append(pool.submit(read, keys))
+            if len(pending) > 2:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:  # also if an epoch is left early
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_signals(worker: int) -> None:
-    """Terminals and tools like timeout signal a whole group of processes; what that means is the
-    main process's business, and it needs its workers for the step in hand. So they form groups of
-    their own; the main process still ends them by name."""
+def _ignore_signals(worker: int) -> None:
+    """Terminals and tools like timeout signal a whole process group. Only the main process should
+    react, and it needs its workers to finish the current step. So each worker forms its own group;
+    the main process still terminates it by its id."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
 
 
 def collate(items: list[dict | UserError]) -> dict | UserError:
-    """Stack items to a batch; the first UserError among them stands for the whole batch."""
+    """Stack items into a batch; a UserError among them is returned instead of the batch."""
     for item in items:
         if isinstance(item, UserError):
             return item
@@ -165,14 +165,14 @@ def collate(items: list[dict | UserError]) -> dict | UserError:
             for item in items
         )
         return UserError(
-            f"the images of a batch must have one size, but {listed}; use --batchSize 1"
+            f"the images of a batch must have the same size, but {listed}; use --batchSize 1"
         )
-    if len(items) == 1:  # nothing to stack: spare the copy
+    if len(items) == 1:  # nothing to stack: avoid the copy
         return {k: v[None] if torch.is_tensor(v) else [v] for k, v in items[0].items()}
     return default_collate(items)
 
 
-# -- The scenes of a data set, shared out over the processes that test or encode them ---------
+# -- The scenes of a data set, split over the processes that test or encode them --------------
 
 
 def own_scenes(dataset: AlignedDataset) -> range:
@@ -191,7 +191,7 @@ def read_scenes(
     groups = [scenes[i : i + batch_size] for i in range(0, len(scenes), batch_size)]
     read = read_ahead(dataset, groups, opt.nThreads, bool(opt.gpu_ids))
     with bar(total=len(scenes), desc=what, unit="image") as progress:
-        # strict reads to the end: a Ctrl-C while a generator is dropped half-read would be ignored
+        # strict reads to the end: a Ctrl-C while an unfinished generator is closed would be ignored
         for indices, batch in zip(groups, read(), strict=True):
             yield indices, batch
             progress.update(len(indices))

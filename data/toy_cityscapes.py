@@ -1,4 +1,4 @@
-"""Toy street scenes (see data/toy), laid out on disk exactly as the Cityscapes download.
+"""Toy street scenes (see data/toy), laid out on disk exactly like the Cityscapes download.
 
 python -m data.toy_cityscapes --out datasets/toy_raw --train 200 --val 20 --size 256x128
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
@@ -19,12 +19,12 @@ from data.toy.scene import Scene, draw_scene
 from util.errors import UserError, brief, fail, run
 from util.files import replacing, write_text
 
-SMALLEST, LARGEST = 32, 8192  # pixels: a person wider than one, a drawing that fits into memory
+SMALLEST, LARGEST = 32, 8192  # pixels: a person is wider than one, a drawing fits into memory
 CITIES = {"train": "toytown", "val": "toyville"}
 
 
 def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """A generator of its own for each scene: it does not matter how many come before."""
+    """A separate generator for each scene, whatever the number of scenes before it."""
     return np.random.default_rng([seed, list(CITIES).index(split), index])
 
 
@@ -33,15 +33,15 @@ def write_dataset(
 ) -> None:
     """Write scenes of size (width, height) below `out`.
 
-    Beside the images: train.list and val.list (photograph and label map, one scene a line) and
+    Besides the images: train.list and val.list (photograph and label map, one scene per line) and
     toy_styles.json, {stem: {instance id: palette index}}. Scenes of an earlier call that this one
-    does not make again are removed. Raises UserError for what cannot be drawn, and for a folder
+    does not draw again are removed. Raises UserError for what cannot be drawn, and for a folder
     that holds real images.
     """
     _check(out, train, val, size, seed)
     out.mkdir(parents=True, exist_ok=True)
     # while a set is drawn its lists are empty: prepare_cityscapes.py then refuses it, and the
-    # quickstart, which looks at the last one, draws it again
+    # quickstart, which checks the last one written, draws it again
     for split in reversed(CITIES):
         write_text(out / f"{split}.list", "")
     (out / "toy_styles.json").unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def _check(out: Path, train: int, val: int, size: tuple[int, int], seed: int) ->
     cities = {path.name for path in out.glob("leftImg8bit/*/*")} - set(CITIES.values())
     if cities:
         raise UserError(
-            f"--out {out} holds other images ({brief(sorted(cities))}): give a folder of its own"
+            f"--out {out} holds other images ({brief(sorted(cities))}): give a separate folder"
         )
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     add("--train", type=int, default=200, help="scenes to train on (default: 200)")
     add("--val", type=int, default=20, help="scenes to test on (default: 20)")
     add("--size", default="256x128", help="WIDTHxHEIGHT in pixels (default: 256x128)")
-    add("--seed", type=int, default=0, help="another seed, other scenes (default: 0)")
+    add("--seed", type=int, default=0, help="random seed of the scenes (default: 0)")
     args = parser.parse_args()
     try:
         write_dataset(args.out, args.train, args.val, parse_size(args.size), args.seed)

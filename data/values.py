@@ -21,7 +21,7 @@ SIDES = {"input": "label", "output": "image", "cond": "cond"}
 @dataclass(frozen=True)
 class Values:
     """The images of one kind: how many channels, numbers of which type, and the range whose ends
-    become -1 and 1. Numbers outside of it go beyond -1 and 1; none is clipped."""
+    become -1 and 1. Numbers outside it go beyond -1 and 1; none are clipped."""
 
     channels: int = 3
     dtype: str = "uint8"
@@ -41,7 +41,7 @@ class Values:
     def to_tensor(self, array: np.ndarray) -> Tensor:
         """(H, W, C) of the file's type -> (C, H, W) float32, the range as [-1, 1]."""
         floats = np.empty((array.shape[2], *array.shape[:2]), np.float32)
-        # by numpy, as torch's threads would wait for each other in so small a job
+        # in numpy, as torch's threads would mostly wait for each other in so small a task
         rows = array.transpose(2, 0, 1)
         if self.low:
             rows = rows - np.float32(self.low)
@@ -76,7 +76,7 @@ RGB8 = Values()
 
 
 def refuse_beyond_type(side: str, dtype: str, ends: Sequence[float]) -> None:
-    """Raises UserError for a range (low, high) that numbers of this type cannot fill."""
+    """Raises UserError for a range (low, high) beyond the numbers of this type."""
     whole, (low, high) = TYPES[dtype], ends
     if whole and not whole[0] <= low < high <= whole[1]:
         raise UserError(f"--{side}_range {low:g},{high:g}: {dtype} cannot hold it")
@@ -85,14 +85,14 @@ def refuse_beyond_type(side: str, dtype: str, ends: Sequence[float]) -> None:
 def bytes_to_float(images: Tensor) -> Tensor:
     """uint8 -> float in [-1, 1]: the numbers that Values.to_tensor makes of them, on any device."""
     floats = images.float()
-    # by a tensor: instead of dividing by a number GPUs multiply with its reciprocal, which rounds
-    # differently; and filled there, as a copy would wait for the device
+    # a tensor, as GPUs replace division by a number with multiplication by its reciprocal, which
+    # rounds differently; filled on the device, as a copy would wait for it
     half = torch.full((), 127.5, dtype=floats.dtype, device=floats.device)
     return floats.div_(half).sub_(1)
 
 
 def side_values(opt: argparse.Namespace, side: str) -> Values:
-    """The values of a side, "input", "output" or "cond", as the flags and training fixed them."""
+    """The values of a side, "input", "output" or "cond", as set by the flags and by training."""
     dtype = getattr(opt, f"{side}_type") or "uint8"
     low_high = getattr(opt, f"{side}_range")
     low, high = (TYPES[dtype] or (-1.0, 1.0)) if isinstance(low_high, str) else low_high

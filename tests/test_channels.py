@@ -566,7 +566,7 @@ def test_weights_are_numbers_from_zero_on(tmp_path: Path) -> None:
     np.save(path, np.array([[0.5, 2.0]], np.float32))
     np.testing.assert_array_equal(read_weights(path), [[0.5, 2.0]])
     np.save(path, np.array([[-1.0]], np.float32))
-    with pytest.raises(UserError, match="numbers from 0 on"):
+    with pytest.raises(UserError, match="non-negative loss weights"):
         read_weights(path)
 
 

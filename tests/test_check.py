@@ -409,4 +409,4 @@ def test_convert_refuses_bad_requests(refused, tmp_path):
     flags = ["--input", tmp_path, "--output", tmp_path / "out"]
     assert "holds no images" in refused(convert_main, *flags)
     assert "--workers -1" in refused(convert_main, *flags, "--workers", -1)
-    assert "another folder" in refused(convert_main, "--input", tmp_path, "--output", tmp_path)
+    assert "a folder other than" in refused(convert_main, "--input", tmp_path, "--output", tmp_path)

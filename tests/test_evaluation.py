@@ -18,7 +18,7 @@ from PIL import Image
 import evaluate
 from benchmarks import toy_segmenter
 from data.aligned_dataset import AlignedDataset, Geometry
-from data.create import spread
+from data.create import evenly_spaced
 from evaluation import measures
 from evaluation.measures import psnr, ssim
 from evaluation.scenes import find_images, find_scenes, warn_of_other_runs
@@ -361,7 +361,7 @@ def test_val_max_measures_what_training_validates_on(measure: Callable, scenes: 
         path.rename(path.with_name(path.name.replace("b", "a-2", 1)))
     dataset = AlignedDataset(scenes / "data", "test", 35, Geometry("none"), use_instances=False)
     (first,) = [row["name"] for row in measure("--val_max", 1)["pictures"]]
-    assert first == spread(dataset.scenes, 1)[0] == "a-2"
+    assert first == evenly_spaced(dataset.scenes, 1)[0] == "a-2"
 
 
 def test_one_equal_picture_does_not_make_the_mean_infinite(measure: Callable, scenes: Path) -> None:

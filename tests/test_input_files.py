@@ -224,7 +224,7 @@ def test_results_inside_the_folder_are_no_inputs(tmp_path: Path) -> None:
     found = find_inputs("--input", str(tmp_path), tmp_path / "out")
     assert list(found.values()) == [path]
     path.unlink()
-    with pytest.raises(UserError, match="no images but those of --output"):
+    with pytest.raises(UserError, match="no images except those of --output"):
         find_inputs("--input", str(tmp_path), tmp_path / "out")
 
 

@@ -369,7 +369,7 @@ def test_a_rotation_is_one(toy_data: Path) -> None:
     item = {"cond": torch.from_numpy(np.stack([rows, columns]) / 100)}
     augment = Augmentation(("rotate", "scale", "shift"), None, 0)
     got = augment(item, random.Random(4))["cond"].numpy() * 100
-    matrix, shift = augment._draw_affine(random.Random(4))
+    matrix, shift = augment._sample_affine(random.Random(4))
     middle = np.array([19.5, 29.5])
     for y, x in ((19, 29), (10, 40), (25, 15)):
         expected = matrix @ (np.array([y, x]) - middle) + middle + shift * (40, 60)

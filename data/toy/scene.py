@@ -1,4 +1,4 @@
-"""A whole scene: drawn, sampled down to pixels, and its colours read back."""
+"""A whole scene: drawn, downsampled to pixels, and its colours read back."""
 
 from dataclasses import dataclass
 
@@ -29,8 +29,8 @@ class Scene:
 def draw_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
     """One scene, drawn from the generator alone: the same generator state gives the same bytes.
 
-    A scene where a thing is hidden so far that its colour cannot be told is drawn anew. (In a very
-    long or tiny image that may be every scene; the last one is then taken as it is.)
+    If a thing is hidden so far that its colour cannot be recognized, the scene is drawn again. (In
+    a very long or tiny image that may be every scene; the last one is then kept as it is.)
     """
     for _ in range(20):
         scene = _draw_once(rng, width, height)
@@ -46,7 +46,7 @@ def _draw_once(rng: np.random.Generator, width: int, height: int) -> Scene:
     for thing in things:
         thing.draw_shadow(street)
     photo = street.photograph()
-    # far ones first; a rider shares the foot of the bicycle and comes after it
+    # far ones first; a rider stands where the bicycle does and comes after it
     for thing in sorted(things + place_poles(rng, street), key=lambda thing: thing.foot[1]):
         thing.draw(street, photo)
 

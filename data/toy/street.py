@@ -72,11 +72,11 @@ class Street:
         fill(self.light, outline, 128)
 
     def detail(self, light: int, outline: Outline) -> None:
-        """Make a place lighter or darker by so many grey levels."""
+        """Make a place lighter or darker by this many grey levels."""
         fill(self.light, outline, 128 + light)
 
     def photograph(self) -> Image.Image:
-        """What is drawn so far in RGB: the colours of class and row, with details."""
+        """What has been drawn so far, in RGB: the colours of class and row, with details."""
         down = np.linspace(0, 1, self.height)[:, None]
         table = np.zeros((max(BACKGROUND) + 1, self.height, 3), np.int16)
         for label, (top, bottom) in BACKGROUND.items():

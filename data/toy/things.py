@@ -17,7 +17,7 @@ LARGE = 1 / 64  # of the image's area: encode_features.py clusters instances abo
 
 @dataclass(frozen=True)
 class Thing:
-    """Something upright that stands on the street; a pole too, which is stuff and has no style."""
+    """Something upright on the street; also a pole, which is stuff and has no style."""
 
     id: int  # label * 1000 + n; of poles the label
     shape: Shape
@@ -51,9 +51,9 @@ def place_things(rng: np.random.Generator, street: Street) -> list[Thing]:
     """Things where there is room for them. Overlaps stay partial."""
     things: list[Thing] = []
     taken: list[tuple[float, float, float, float]] = []
-    for labels, area in wishes(rng):
+    for labels, area in wanted_groups(rng):
         for _ in range(30):
-            group = propose(rng, street, labels, area, things)
+            group = random_group(rng, street, labels, area, things)
             place = bounds(group[0].outlines())
             if all(overlap(place, other) < 0.3 for other in taken):
                 taken.append(place)
@@ -62,8 +62,8 @@ def place_things(rng: np.random.Generator, street: Street) -> list[Thing]:
     return things
 
 
-def wishes(rng: np.random.Generator) -> list[tuple[tuple[int, ...], float | None]]:
-    """What a scene should hold: labels that share a place, and their area in the image, if told.
+def wanted_groups(rng: np.random.Generator) -> list[tuple[tuple[int, ...], float | None]]:
+    """What a scene should hold: labels that share a place, and their area in the image, if fixed.
 
     The large ones come first, so that they find room.
     """
@@ -80,14 +80,14 @@ def wishes(rng: np.random.Generator) -> list[tuple[tuple[int, ...], float | None
     return wanted + [((PERSON,), None)] * int(rng.integers(1, 5))
 
 
-def propose(
+def random_group(
     rng: np.random.Generator,
     street: Street,
     labels: tuple[int, ...],
     area: float | None,
-    there: list[Thing],
+    placed: list[Thing],
 ) -> list[Thing]:
-    """Things of these labels at one random place; their ids follow those that are there."""
+    """Things of these labels at one random place; their ids follow those already placed."""
     chosen = [shapes.SHAPES[label][rng.integers(len(shapes.SHAPES[label]))] for label in labels]
     mirror = int(rng.choice((-1, 1)))
     left, low, right, high = bounds(outline for _, outline in chosen[0])  # metres
@@ -99,19 +99,19 @@ def propose(
         near = min(metre / street.metre(1.0), 0.96)
     metre = street.metre(near)
     x, y = street.at(near, place_across(rng, street, labels[0]))
-    # a large thing is wholly in the image, of others at least half
+    # a large thing is entirely in the image, any other at least by half
     margin = min((right - left) * metre / 2 if area else 0, street.width / 2)
     foot = (min(max(x, margin), street.width - margin), y)
     group = []
     for label, shape in zip(labels, chosen):
-        id = label * 1000 + sum(thing.id // 1000 == label for thing in there)
+        id = label * 1000 + sum(thing.id // 1000 == label for thing in placed)
         style = int(rng.integers(len(PALETTES[label])))
         group.append(Thing(id, shape, foot, metre, mirror, style))
     return group
 
 
 def place_across(rng: np.random.Generator, street: Street, label: int) -> float:
-    """Metres right of the middle of the road: vehicles on it, most persons and bicycles beside."""
+    """Metres right of the road's middle: vehicles on the road, most people and bicycles beside."""
     side = rng.choice((-1, 1))
     if label in (CAR, BUS):
         return side * rng.uniform(0.25, 1.0) * (street.road - 1.0)

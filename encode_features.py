@@ -1,4 +1,4 @@
-"""Encode the instances of the training set, and cluster their features to styles per class.
+"""Encode the instances of the training set, and cluster their features into styles per class.
 
     python encode_features.py --name label2city_512p_feat
 
@@ -29,8 +29,8 @@ from util.pages.colours import class_name
 from util.progress import log, log_main
 from util.setup import seed_everything, set_up_torch
 
-AT_WORK = "another encode_features.py is at work there; wait for its end"
-NOTE = "features_encoder.txt"  # beside features.npy: the encoder that made it
+IN_USE = "another encode_features.py is running there; wait until it has ended"
+NOTE = "features_encoder.txt"  # next to features.npy: the encoder that made it
 
 
 def encode(opt: argparse.Namespace, device: torch.device) -> None:
@@ -38,8 +38,8 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     path = run_dir(opt) / "features.npy"
-    # held as long as the variable lives: two at once would mix their encoders' features and styles
-    _lock = lock_folder(path, AT_WORK) if distributed.is_main() else None
+    # held while the variable lives: two commands would mix their encoders' features and styles
+    _lock = lock_folder(path, IN_USE) if distributed.is_main() else None
     # the first process decides for all: other machines may have a copy of the folder as it was
     if distributed.gather(needs_encoding(opt, path))[0]:
         encoder = encoder_file(opt)
@@ -48,10 +48,10 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
-            path.unlink(missing_ok=True)  # a kill leaves no features of another encoder than noted
+            path.unlink(missing_ok=True)  # if killed, no other encoder's features are left
             write_text(path.with_name(NOTE), name_of_encoder(opt))
             write_array(rows, path)
-            if seen:  # as old as what was read: a training may have saved another meanwhile
+            if seen:  # as old as what was read: training may have saved another encoder since
                 os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
     if distributed.is_main():
         write_styles(path, opt)
@@ -64,7 +64,7 @@ def name_of_encoder(opt: argparse.Namespace) -> str:
 
 
 def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
-    """Whether features.npy is missing, another encoder's, older than the encoder, or unwanted."""
+    """Whether features.npy is missing, outdated, another encoder's, or to be replaced."""
     encoder = encoder_file(opt)
     if opt.reencode or not path.is_file():
         return True
@@ -72,14 +72,14 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     if note.is_file():  # earlier versions wrote none
         made_by = note.read_text(errors="replace")
     if made_by != name_of_encoder(opt):
-        told = " ".join(made_by.split())[:200]  # in one line, were the note damaged
-        log_main(f"{path} was made by {told}: encoding again")
+        shown = " ".join(made_by.split())[:200]  # one line, even if the note is damaged
+        log_main(f"{path} was made by {shown}: encoding again")
         return True
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     log_main(
         f"{encoder} is newer than {path}: encoding again"
         if outdated
-        else f"clustering {path} as it is (--reencode: again, for other data)"
+        else f"clustering {path} as it is (if the data changed, give --reencode)"
     )
     return outdated
 
@@ -101,7 +101,7 @@ def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarr
 
 
 def write_styles(path: Path, opt: argparse.Namespace) -> None:
-    """Cluster the features of a file and write the styles beside it."""
+    """Cluster the features of a file and write the styles next to it."""
     rows = load_rows(path)
     if rows.shape[1] != 2 + opt.feat_num:
         raise UserError(

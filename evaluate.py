@@ -6,7 +6,7 @@
     python evaluate.py --images datasets/toy/test_img --dataroot datasets/toy    # real against real
 
 PSNR, SSIM, LPIPS, FID and KID compare with the photographs. Grid energy, sharpness and the
-variance of colours inside things stand beside those of the real photographs (the oracle). Pixel
+variance of colours inside things are shown next to those of the photographs (the oracle). Pixel
 accuracy and mean IoU compare what a segmentation network finds in an image with the label map that
 it was generated from (paper, Table 1). Results: metrics.json and index.html in
 results/NAME/PHASE_EPOCH/evaluation; of several runs or epochs also one table.
@@ -42,7 +42,7 @@ def evaluate(opt: argparse.Namespace) -> dict:
     warn_if_older([scene.generated for scene in scenes], opt)
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
     if evaluator:
-        require_matplotlib()  # draws the confusion matrices, when all is measured
+        require_matplotlib()  # draws the confusion matrices after measuring
     make_folder(opt.out / "images", "--out")
     rgb = side_values(opt, "output").is_rgb8
     measures = Measures(len(scenes), opt.weights_dir, device, rgb=rgb)
@@ -67,7 +67,7 @@ def evaluate(opt: argparse.Namespace) -> dict:
 
 
 def warn_if_older(images: list[Path], opt: argparse.Namespace) -> None:
-    """Say so if a run's images are from before its weights were last saved."""
+    """Warn if a run's images are older than its weights."""
     weights = weights_file(run_dir(opt), opt.which_epoch, "G")
     if not (weights.is_file() and opt.images.is_relative_to(Path(opt.results_dir) / opt.name)):
         return
@@ -75,13 +75,13 @@ def warn_if_older(images: list[Path], opt: argparse.Namespace) -> None:
     if older:
         log(
             f"warning: {len(older)} images, e.g. {older[0]}, are older than {weights}: if it was "
-            "trained since, make them anew with test.py"
+            "trained since, generate them again with test.py"
         )
 
 
 def main() -> None:
     runs = EvaluateOptions().parse_runs()
-    for opt in runs:  # one that is missing is told before others are measured
+    for opt in runs:  # report missing images before measuring any
         check_images(opt)
     results = {f"{opt.name} {opt.which_epoch}": evaluate(opt) for opt in runs}
     if len(runs) > 1:

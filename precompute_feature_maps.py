@@ -4,7 +4,7 @@
 
 Writes DATAROOT/train_feat/STEM.png, named like the label maps: 8-bit, feat_num channels, -1 .. 1
 as 0 .. 255. train.py reads them with --load_features. The name of a run of that stage gives the
-same maps, but for rounding: its encoder is that of the run below.
+same maps, up to rounding: its encoder is that of the run it was pretrained from.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from util.pages.colours import save_image
 from util.progress import log_main
 from util.setup import seed_everything, set_up_torch
 
-AT_WORK = "another precompute_feature_maps.py is at work there; wait for its end"
+IN_USE = "another precompute_feature_maps.py is running there; wait until it has ended"
 
 
 def precompute(opt: argparse.Namespace, device: torch.device) -> None:
@@ -38,19 +38,19 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
 
     dataset = create_dataset(opt, training=False)
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
-    # held as long as the variable lives: two at once would mix their encoders' maps
-    _lock = lock_folder(folder, AT_WORK) if distributed.is_main() else None
+    # held while the variable lives: two commands would mix their encoders' maps
+    _lock = lock_folder(folder, IN_USE) if distributed.is_main() else None
     distributed.wait_for_all()  # before any process removes maps
     targets = [
         folder / Path(scene).parent / f"{dataset.files['label'][scene].stem}.png"
-        for scene in dataset.scenes  # inside train_label/, or its subfolders
+        for scene in dataset.scenes  # in the same subfolders as in train_label/
     ]
     for index in own_scenes(dataset):
-        targets[index].unlink(missing_ok=True)  # a kill leaves no maps of two encoders
+        targets[index].unlink(missing_ok=True)  # if killed, leave no maps of two encoders
     sizes = set()
     for index, batch in own_batches(dataset, opt, "features"):
         feat = model.encode(batch["image"], batch.get("inst", batch["label"]))
-        if model.encoder_shrink == 1:  # else they are larger already than what the encoder saw
+        if model.encoder_shrink == 1:  # else they are already larger than the encoder's input
             feat = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         (array,) = to_pictures(feat)  # (H, W, feat_num)
         targets[index].parent.mkdir(parents=True, exist_ok=True)

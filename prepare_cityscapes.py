@@ -4,8 +4,8 @@
     python prepare_cityscapes.py --raw ~/Downloads/cityscapes --out datasets/city_512 --size 512
 
 RAW holds what leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip unpack to: leftImg8bit/ and
-gtFine/. The validation split becomes the test set. Where RAW/train.list (val.list) is there, it
-says which scenes to take: a line holds a photograph and a label map, parted by a space, relative
+gtFine/. The validation split becomes the test set. If RAW/train.list (val.list) exists, it says
+which scenes to take: each line holds a photograph and a label map, separated by a space, relative
 to RAW.
 
 It can be interrupted and run again: every file is written under a temporary name and then renamed.
@@ -52,8 +52,8 @@ def main() -> None:
     args = parse_args()
     splits = {split: find_jobs(args.raw, args.out, split) for split in dict.fromkeys(args.splits)}
     check([job for jobs in splits.values() for job in jobs])
-    # held as long as the variable lives: two at once would remove each other's unfinished files
-    _lock = lock_folder(args.out, "prepare_cityscapes.py is at work there; wait for its end")
+    # held while the variable lives: two commands would remove each other's unfinished files
+    _lock = lock_folder(args.out, "prepare_cityscapes.py is running there; wait until it has ended")
     for split, jobs in splits.items():
         report(args.out, split, jobs, make_all(jobs, args, split))
     first = next(iter(splits.values()))[0]
@@ -104,17 +104,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
-    """All files of a split, three a scene, whether or not their sources exist.
+    """All files of a split, three per scene, whether or not their sources exist.
 
-    Kind by kind: a kill then leaves scenes that lack a map, which training refuses, and not a
-    smaller data set, or one of two sizes, that looks whole.
+    Kind by kind: if killed, it leaves scenes that lack a map, which training refuses, and not a
+    smaller data set, or one of two sizes, that looks complete.
     """
     listing = raw / f"{split}.list"
     scenes = read_list(raw, listing) if listing.is_file() else walk(raw, split)
     if not scenes:
         where, remedy = raw / "leftImg8bit" / split, "unpack leftImg8bit and gtFine in --raw"
         if listing.is_file():
-            where, remedy = listing, "complete it, or run data.toy_cityscapes, if it is that one's"
+            where, remedy = listing, "complete it, or if it is data.toy_cityscapes', run that again"
         fail(f"no images for --splits {split} in {where}: {remedy}")
     phase = PHASES[split]
     return [
@@ -127,8 +127,8 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
 def read_list(raw: Path, listing: Path) -> list[tuple[Path, Path, Path]]:
     """(photograph, label map, instance map) of each line.
 
-    Of the label map only the name up to its last underscore counts: the lists that are about name
-    other maps of the scene (labelTrainIds).
+    Of the label map only the name up to its last underscore counts: common lists name other maps of
+    the scene (labelTrainIds).
     """
     scenes = []
     text = listing.read_text(encoding="utf-8-sig", errors="replace")
@@ -150,7 +150,7 @@ def read_list(raw: Path, listing: Path) -> list[tuple[Path, Path, Path]]:
 
 
 def walk(raw: Path, split: str) -> list[tuple[Path, Path, Path]]:
-    """The scenes of which there is any file in the two trees, also behind links."""
+    """The scenes that have any file in the two trees, following links."""
     stems = {
         path.relative_to(raw / tree / split).as_posix().removesuffix(ending)
         for tree, ending in KINDS.values()
@@ -164,7 +164,7 @@ def walk(raw: Path, split: str) -> list[tuple[Path, Path, Path]]:
 
 
 def check(jobs: list[Job]) -> None:
-    """Refuse before anything is written: missing files (all named), two files for one place."""
+    """Refuse, before anything is written, missing files (all listed) and two for one target."""
     missing = [job.source for job in jobs if not job.source.is_file()]
     for path in missing:
         print(f"missing: {path}", file=sys.stderr)
@@ -181,7 +181,7 @@ def make_all(jobs: list[Job], args: argparse.Namespace, split: str) -> int:
     """Make the files that are not there yet; return how many."""
     work = partial(make, link=args.link, width=args.size)
     hidden = not sys.stderr.isatty()
-    # Threads suffice: copying waits for the disk, and Pillow works outside the interpreter's lock
+    # Threads suffice: copying waits for the disk, and Pillow releases the interpreter lock
     with ThreadPoolExecutor(args.workers) as pool:
         return sum(tqdm(pool.map(work, jobs), split, len(jobs), unit="file", disable=hidden))
 
@@ -202,7 +202,7 @@ def make(job: Job, link: bool, width: int | None) -> bool:
 
 
 def is_complete(job: Job, width: int | None) -> bool:
-    """Whether the target is what would be made now: the source's time, and its size or the scaled.
+    """Whether the target is what would be made now: by the source's time, and its (scaled) size.
 
     A target is never half written, so its content need not be read.
     """
@@ -240,7 +240,7 @@ def scale(job: Job, width: int) -> Image.Image:
         size = scaled_size(image.size, width)
         if job.kind == "img":
             return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        if image.mode == "I;16":  # where two pixels are equally near, Pillow's choice differs
+        if image.mode == "I;16":  # for which Pillow breaks ties differently
             return image.convert("I").resize(size, Image.Resampling.NEAREST).convert("I;16")
         return image.resize(size, Image.Resampling.NEAREST)
 
@@ -251,7 +251,7 @@ def scaled_size(size: tuple[int, int], width: int) -> tuple[int, int]:
 
 
 def report(out: Path, split: str, jobs: list[Job], made: int) -> None:
-    """Say what was made, and what else lies in the folders: training would take it in."""
+    """Report what was made, and what else is in the folders: training would use it as well."""
     print(
         f"{split}: {len(jobs) // len(KINDS)} scenes in {out}/{PHASES[split]}_{{{','.join(KINDS)}}}"
         f" ({made} files made, {len(jobs) - made} there already)"

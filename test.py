@@ -9,7 +9,7 @@
     python test.py --name label2city_512p --onnx label2city.onnx --ort_provider cuda
 
 The architecture and the data set are those of training (checkpoints/NAME/opt.json) unless flags
-say otherwise. The page is results/NAME/PHASE_EPOCH/index.html; shown_images tells what is on it.
+say otherwise. The page is results/NAME/PHASE_EPOCH/index.html; shown_images decides what it shows.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def test(opt: argparse.Namespace, device: torch.device) -> None:
 def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
     """Generate the images of every scene of the data set, or of --input, and write the page.
 
-    A file of --input that cannot be used is named and left out.
+    A file of --input that cannot be used is reported and left out.
     """
     if opt.input:
         dataset, photos = InputFiles(opt), {}
@@ -85,8 +85,8 @@ def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
 
 
 def shown_names(opt: argparse.Namespace, generated: Iterable[str]) -> list[str]:
-    """The names that shown_images gives, for --skip_existing to look for; but for the photograph,
-    which is not there for every scene."""
+    """The names that shown_images gives, for --skip_existing to look for, except for the
+    photograph, which not every scene has."""
     views = [f"{name}_view" for name in generated] if needs_view(opt) else []
     return ["input_label", *generated, *views]
 
@@ -94,13 +94,13 @@ def shown_names(opt: argparse.Namespace, generated: Iterable[str]) -> list[str]:
 def shown_images(
     opt: argparse.Namespace, maps: dict, generated: dict[str, np.ndarray], photo: Path | None
 ) -> dict[str, Image]:
-    """What the page shows of a scene, from left to right. Add or leave out images here and in
+    """What the page shows of a scene, from left to right. To add or remove images, change this and
     shown_names.
 
     maps: the scene as AlignedDataset gives it. generated: the generator's images, by name. photo:
     the photograph's file, if there is one. Returns name -> image (H, W, 3) uint8, or a function
     that makes it, for work in the background. Each is also written to images/SCENE_NAME.png.
-    Generated images that no browser shows are written as they are, and shown as NAME_view.
+    Generated images that no browser can show are written as they are, and shown as NAME_view.
     """
     label = maps["label"]
     images = {"input_label": partial(label_picture, label, opt.label_nc, opt.ignore_label)}
@@ -114,12 +114,12 @@ def shown_images(
 
 
 def needs_view(opt: argparse.Namespace) -> bool:
-    """Whether pages show a view of the generated images, since no browser shows their files."""
+    """Whether pages show a view of the generated images, as no browser can show their files."""
     return not side_values(opt, "output").is_rgb8 or opt.image_format not in ("png", "jpg")
 
 
 def create_generator(opt: argparse.Namespace, device: torch.device) -> InferenceModel:
-    """The generator of the run's weights, or with --onnx of that file."""
+    """The generator with the run's weights, or with --onnx that of the file."""
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     if opt.onnx is None:
@@ -130,7 +130,7 @@ def create_generator(opt: argparse.Namespace, device: torch.device) -> Inference
             folder = make_folder(Path(opt.tile_dir), "--tile_dir") if opt.tile_dir else None
             model.tiling = Tiling(opt.tile, folder)
         return model
-    from models.export import OnnxModel  # a rarely used package
+    from models.export import OnnxModel  # rarely used
 
     return OnnxModel(opt, device, run_dir(opt), Path(opt.onnx), opt.ort_provider or "cpu")
 
@@ -155,8 +155,8 @@ def generate(
 
 
 def read_resized(photo: Path, values: Values, size: tuple[int, int]) -> np.ndarray:
-    """A photograph at the size (width, height) of its label map, to look at: (H, W, 3) uint8. Grey,
-    with a warning, if it cannot be read."""
+    """A photograph at the size (width, height) of its label map, for display: (H, W, 3) uint8.
+    Grey, with a warning, if it cannot be read."""
     try:
         return view(image_kind(values, "output").load(photo, size), values)
     except UserError as error:  # the model does not need it
@@ -165,7 +165,7 @@ def read_resized(photo: Path, values: Values, size: tuple[int, int]) -> np.ndarr
 
 
 def view(image: np.ndarray, values: Values) -> np.ndarray:
-    """An image (H, W, C) of any numbers to look at: (H, W, 3) uint8."""
+    """An image (H, W, C) of any type for display: (H, W, 3) uint8."""
     return image if values.is_rgb8 else to_image(values.to_tensor(image))
 
 
@@ -177,8 +177,8 @@ def export(opt: argparse.Namespace) -> None:
     differences = export_onnx(model, Path(opt.export_onnx))
     sizes = ", ".join("x".join(map(str, size)) for size in differences)
     log(
-        f"{opt.export_onnx}: written; ONNX Runtime generates PyTorch's images, checked at {sizes}: "
-        f"{max(differences.values())} grey levels apart at most"
+        f"{opt.export_onnx}: written; ONNX Runtime's images match PyTorch's, checked at {sizes}: "
+        f"at most {max(differences.values())} grey levels apart"
     )
 
 

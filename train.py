@@ -7,7 +7,7 @@ The 512p stage on Cityscapes, then the 1024p stage on top of it:
         --load_pretrain checkpoints/label2city_512p --niter 50 --niter_decay 50 \
         --niter_fix_global 10 --resize_or_crop crop --fineSize 1024
 
-Go on with a run that was stopped (add the flags that it was started with):
+Resume a run that was stopped (add the flags that it was started with):
 
     python train.py --name label2city_512p --continue_train
 
@@ -43,7 +43,7 @@ from util.setup import seed_everything, set_up_torch
 
 
 def train(opt: argparse.Namespace, device: torch.device) -> int:
-    """The whole of training, in each process. Returns the exit status."""
+    """The whole training, in each process. Returns the exit status."""
     seed_everything(opt.seed)
     for line in fix_data_flags(opt):
         log_main(line)
@@ -53,7 +53,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, dataset.has_one_size)
     validation, message = create_validation(opt, model)
-    if distributed.rank():  # dropout masks of its own; the weights were drawn alike
+    if distributed.rank():  # its own dropout masks; initial weights were the same
         seed_everything(opt.seed + distributed.rank())
     training = TrainingRun(opt, folder, model, loader, validation)
     log_main(message)
@@ -65,8 +65,8 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
         fix_global = at.epoch <= opt.niter_fix_global
         if model.fixes_global != fix_global:
             model.start_stage(fix_global)
-            part = "the outermost enhancer alone" if fix_global else "all of the generator"
-            log_main(f"from here on {part} is trained")
+            part = "only the outermost enhancer" if fix_global else "all of the generator"
+            log_main(f"from now on {part} is trained")
         rate = model.set_learning_rate(at.epoch)
         for batch in training.batches():
             with turn:

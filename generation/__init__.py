@@ -1,1 +1,1 @@
-"""What test.py is made of: where features come from, where images go."""
+"""Parts of test.py: where features come from, where images go."""

@@ -25,8 +25,8 @@ from util.progress import log_main
 def feature_sources(
     model: InferenceModel, opt: argparse.Namespace, choosers: dict[str, StyleChooser]
 ) -> dict[str, Callable[[dict], Tensor | None]]:
-    """For each image of a scene, by name: from a batch to its feature maps (B, feat_num, H, W),
-    or to None for models without features."""
+    """For each image of a scene, by name: a function from a batch to its feature maps
+    (B, feat_num, H, W), or to None for models without features."""
     if choosers:
         return {name: partial(styled, model, chooser) for name, chooser in choosers.items()}
     if opt.load_features:
@@ -38,8 +38,8 @@ def feature_sources(
 
 
 def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, StyleChooser]:
-    """What chooses the styles of each image, by name: one, or with --all_styles one for each style
-    of that class; none if there is nothing to choose."""
+    """The choosers of each image's styles, by name: one, or with --all_styles one for each style of
+    that class; none if there is nothing to choose."""
     if not uses_features(opt) or opt.load_features or opt.use_encoded_image:
         return {}
     fixed: dict[int, np.ndarray] = {}
@@ -98,7 +98,7 @@ def style_of_instance(
     batch = find_scene(scene, opt)
     regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
     inst = batch["inst"][0, 0].numpy() if "inst" in batch else regions
-    ids = np.stack([inst, regions]).astype(np.int64) & 0xFFFFFFFF  # from 2**31 on negative
+    ids = np.stack([inst, regions]).astype(np.int64) & 0xFFFFFFFF  # negative from 2**31 on
     places = np.argwhere(ids == int(number))
     if not len(places):
         raise UserError(f"--style_from {request}: that scene has no instance {number}")
@@ -132,7 +132,7 @@ def find_scene(name: str, opt: argparse.Namespace) -> dict:
 
 
 def warn_missing(choosers: dict[str, StyleChooser], opt: argparse.Namespace) -> None:
-    """Name the classes that were met without a style, in any process."""
+    """Name the classes for which any process found no style."""
     own = set().union(*(chooser.missing for chooser in choosers.values()))
     missing = set().union(*distributed.gather(own))
     names = ", ".join(f"{class_name(c, opt.label_nc)} ({c})" for c in sorted(missing))

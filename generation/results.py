@@ -45,7 +45,7 @@ class Results:
         self.has_page = opt.page or not opt.input
         self.folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
         self.folder = Path(opt.output) if opt.input else self.folder
-        self.beside = names if opt.input else []  # the images that lie beside images/, not in it
+        self.top_level = names if opt.input else []  # the images in folder itself, not in images/
         self.labels = [dataset.files["label"][scene] for scene in dataset.scenes]
         stems = picture_names(dataset.files["label"])
         self.stems = [stems[scene] for scene in dataset.scenes]
@@ -67,15 +67,15 @@ class Results:
         self.wanted = [index for index in own_scenes(dataset) if index not in self.rows]
 
     def paths(self, index: int, names: Iterable[str]) -> dict[str, Path]:
-        """The files of a scene's images by name, below the folder: images/STEM_NAME.png; beside
-        images/, one alone is STEM.png."""
+        """The files of a scene's images by name, below the folder: images/STEM_NAME.png; a single
+        one at the top level is STEM.png."""
         paths = {}
         for name in names:
-            stem = self.stems[index] + ("" if [name] == self.beside else f"_{name}")
+            stem = self.stems[index] + ("" if [name] == self.top_level else f"_{name}")
             is_shown = name not in self.names
             shown_as = "jpg" if self.opt.image_format == "jpg" else "png"
             path = Path(f"{stem}.{shown_as if is_shown else self.opt.image_format}")
-            paths[name] = path if name in self.beside else Path("images") / path
+            paths[name] = path if name in self.top_level else Path("images") / path
         return paths
 
     def write(self, index: int, images: dict[str, Image], submit: Callable[..., None]) -> None:
@@ -88,8 +88,8 @@ class Results:
         self.rows[index] = page_row(paths)
 
     def finish(self, failed: int) -> None:
-        """All processes together: write the page. failed: scenes that this process left out; a
-        UserError counts those of all."""
+        """All processes together: write the page. failed: the number of scenes that this process
+        left out; a UserError gives the total."""
         opt, rows = self.opt, of_all_scenes(self.rows)
         failed = sum(distributed.gather(failed))
         if not distributed.is_main():
@@ -102,7 +102,7 @@ class Results:
                 page.row(row, heading=self.stems[index], width=opt.display_winsize)
             log(f"{len(rows)} scenes on the page {page.save()}")
         if opt.input:
-            log(f"{len(rows)} label maps have their images in {self.folder}")
+            log(f"{len(rows)} label maps: their images are in {self.folder}")
         if failed:
             raise UserError(f"{failed} of {len(self.labels)} label maps were left out, see above")
 

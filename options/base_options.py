@@ -1,8 +1,8 @@
 """The flags that every command shares, and how a command line becomes options.
 
 To add a flag, add a row to a Group here or in the command's own file: parsing, --help, opt.txt and
-opt.json follow. What it must not be combined with is checked right after its group. Flags of a
-group with inherited=True are passed on from training to test.py and the like.
+opt.json follow. Conflicts with other flags are checked right after its group. Flags of a group with
+inherited=True are passed on from training to test.py and other commands.
 
 A flag that changes networks or training also belongs in util/run/flags.py; one that changes the
 architecture, in models.DEFAULTS too. tests/test_options.py fails until it does.
@@ -43,8 +43,8 @@ RUN = Group(
     "run",
     Flag("--name", "label2city", "folder of the run in --checkpoints_dir", name_inside),
     Flag("--checkpoints_dir", "./checkpoints", "folder of all runs", "DIR"),
-    Flag("--model", "pix2pixHD", "ui: the editor's, see edit.py", ["pix2pixHD", "ui"]),
-    Flag("--gpu_ids", None, "e.g. 0, or 0,1,2 with a process each; -1: CPU; default: 0, or CPU"),
+    Flag("--model", "pix2pixHD", "ui: for the editor, see edit.py", ["pix2pixHD", "ui"]),
+    Flag("--gpu_ids", None, "e.g. 0, or 0,1,2 for a process each; -1: CPU; default: 0, or CPU"),
     Flag("--local_rank --local-rank", 0, "set by torch.distributed.launch", integer(0)),
     Flag("--seed", 0, "seed of all random number generators", integer(0, 2**63 - 1)),
     Flag("--deterministic", False, "deterministic algorithms only, else an error (CUDA)"),
@@ -74,9 +74,9 @@ def check_precision(opt: argparse.Namespace) -> None:
 
 def value_flags(side: str) -> list[Flag]:
     """How the numbers in the files of a side become [-1, 1]."""
-    told = f"numbers of {side} images that become -1 and 1; type: their type's ends; auto: measured"
+    text = f"numbers in {side} images that become -1 and 1; type: their type's; auto: measured"
     return [
-        Flag(f"--{side}_range", "type", told, value_range),
+        Flag(f"--{side}_range", "type", text, value_range),
         Flag(f"--{side}_type", None, "type of these numbers; default: as in the files", [*TYPES]),
     ]
 
@@ -113,7 +113,7 @@ def check_data(opt: argparse.Namespace) -> None:
 
 
 def check_range(opt: argparse.Namespace, side: str) -> None:
-    """Raises UserError for a range that training would measure and has not, or would refuse."""
+    """Raises UserError for a range that training should have measured, or would refuse."""
     dtype, given = getattr(opt, f"{side}_type"), getattr(opt, f"{side}_range")
     if given == "auto":
         raise UserError(
@@ -134,8 +134,8 @@ LOADING = Group(
     Flag("--batchSize", 1, "total batch size over all GPUs", integer(1)),
     Flag("--serial_batches", False, "in order of name instead of shuffled"),
     Flag("--no_flip", False, "no random horizontal flips"),
-    Flag("--max_dataset_size", None, "use only so many scenes; default: all", count_or_inf),
-    Flag("--nThreads", 2, "processes that read (on GPUs up to 8); 0: threads", integer(0, 1024)),
+    Flag("--max_dataset_size", None, "use at most this many scenes; default: all", count_or_inf),
+    Flag("--nThreads", 2, "worker processes (on GPUs up to 8); 0: threads", integer(0, 1024)),
     Flag("--cache", "none", "keep scaled images; disk: DATAROOT/.cache", ["none", "ram", "disk"]),
     Flag("--display_winsize", 512, "width of images on HTML pages, in pixels", integer(1)),
 )
@@ -147,7 +147,7 @@ GENERATOR = Group(
     Flag("--norm", "instance", "normalization of all networks", list(NORMS)),
     Flag("--use_dropout", False, "dropout in the residual blocks"),
     Flag("--upsample", "transpose", "upsampling of all networks", UPSAMPLE),
-    Flag("--ema", 0.0, "average the weights, e.g. 0.999, and generate with them; 0: no", EMA),
+    Flag("--ema", 0.0, "decay of the weights' moving average, e.g. 0.999; 0: none", EMA),
     Flag("--n_downsample_global", 4, "downsampling layers of the global generator", integer(0)),
     Flag("--n_blocks_global", 9, "residual blocks of the global generator", integer(0)),
     Flag("--n_local_enhancers", 1, "number of local enhancers", integer(1)),
@@ -158,7 +158,7 @@ GENERATOR = Group(
 FEATURES = Group(
     "instance features",
     Flag("--instance_feat", False, "the generator sees encoded features of each instance"),
-    Flag("--label_feat", False, "the same, of each class"),
+    Flag("--label_feat", False, "the same for each class"),
     Flag(
         "--instance_noise",
         0,
@@ -193,11 +193,11 @@ def check_features(opt: argparse.Namespace) -> None:
 STAGES = Group(
     "1024p stage and styles",
     Flag("--load_features", False, "read features from PHASE_feat/ instead of encoding them"),
-    Flag("--niter_fix_global", 0, "epochs that train the outermost enhancer alone", integer(0)),
+    Flag("--niter_fix_global", 0, "epochs that train only the outermost enhancer", integer(0)),
     Flag(
         "--n_clusters",
         10,
-        "styles of a class at most (encode_features.py; others: --cluster_path)",
+        "styles per class at most (encode_features.py; others: --cluster_path)",
         integer(1),
     ),
 )
@@ -217,7 +217,7 @@ CLUSTER_PATH = Flag("--cluster_path", "features_clustered_010.npy", "file of the
 
 
 def scene_flags(phase: str) -> list[Flag]:
-    """Which scenes and weights a command uses."""
+    """Which scenes and which weights a command uses."""
     return [
         Flag("--phase", phase, "prefix of the data set's folders: PHASE_label/ etc.", name_inside),
         Flag("--which_epoch", "latest", "epoch of the weights to load", name_inside),
@@ -263,7 +263,7 @@ class BaseOptions:
         return values
 
     def complete(self, opt: argparse.Namespace) -> None:
-        """Set what follows from flags that were checked."""
+        """Set what follows from the checked flags."""
         if opt.fp16:
             opt.amp = "fp16"
 
@@ -274,7 +274,7 @@ def run_dir(opt: argparse.Namespace) -> Path:
 
 
 def inherited(folder: Path) -> dict:
-    """The values in a run's opt.json of the flags that later commands inherit, if there is one."""
+    """The values of the flags that later commands inherit from a run's opt.json, if it has one."""
     groups = [group for group in BaseOptions.groups if group.inherited]
     saved, values = saved_options(folder), {}
     for flag in [flag for group in groups for flag in group.flags]:
@@ -283,15 +283,15 @@ def inherited(folder: Path) -> dict:
             values[name] = saved[name]
             if not flag.takes(values[name]):
                 raise UserError(
-                    f"{folder / 'opt.json'}: {name} is {values[name]!r}, which --{name} cannot be; "
-                    "restore the file from a copy, or mend it"
+                    f"{folder / 'opt.json'}: {name} is {values[name]!r}, invalid for --{name}; "
+                    "restore the file from a copy, or fix it"
                 )
     return values
 
 
 def reading_processes(gpus: int) -> int:
-    """--nThreads where there are GPUs, which ask for 50 scenes a second and more: as many as the
-    processor has cores for each, 2 to 8."""
+    """--nThreads on GPUs, which need 50 scenes a second and more: about the number of CPU cores
+    for each GPU, 2 to 8."""
     processes = max(gpus, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return min(8, max(2, available_cores() // processes - 1))
 

@@ -20,7 +20,7 @@ EDITOR = Group(
 LIBRARY = Group(
     "object library",
     *scene_flags("train"),
-    Flag("--per_class", 24, "objects of a class, at most", integer(1)),
+    Flag("--per_class", 24, "objects per class, at most", integer(1)),
 )
 
 
@@ -46,7 +46,7 @@ def check_replay(opt: argparse.Namespace) -> None:
 
 
 class EditOptions(BaseOptions):
-    description = "Steer single objects of a scene in a browser."
+    description = "Edit single objects of a scene in a browser."
     groups = [*BaseOptions.groups, EDITOR]
 
     def complete(self, opt: argparse.Namespace) -> None:

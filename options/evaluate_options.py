@@ -24,14 +24,14 @@ IMAGES = Group(
     Flag("--results_dir", "./results/", "where test.py wrote its pages", "DIR"),
     Flag("--phase", "test", "prefix of the data set's folders", name_inside),
     Flag("--which_epoch", "latest", "which images of test.py, or several: 20,40", names_inside),
-    Flag("--images", None, "to measure; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"),
+    Flag("--images", None, "measured images; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"),
     Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/ etc.", "DIR"),
     Flag("--label_nc", 35, "classes", label_count),
     Flag("--ignore_label", None, "label that is not evaluated", integer(-(2**31), 2**31 - 1)),
-    Flag("--out", None, "folder of the results; default: beside images/", "DIR"),
+    Flag("--out", None, "folder of the results; default: next to images/", "DIR"),
 )
 
-CLASSES_HELP = "what its outputs mean: Cityscapes' 19 train ids, or the ids of the label maps"
+CLASSES_HELP = "what its classes are: Cityscapes' 19 train ids, or the ids of the label maps"
 SEGMENTERS = Group(
     "segmentation network",
     Flag("--segmenter", None, "hf:NAME_OR_DIR, torchscript:FILE or onnx:FILE", "KIND:WHICH"),
@@ -47,7 +47,7 @@ OUTPUT = [Flag("--output_nc", 3, "channels of the images", CHANNELS), *value_fla
 MEASURING = Group(
     "how it is measured",
     WEIGHTS_DIR,
-    Flag("--val_max", None, "only the scenes that training validates on", integer(1)),
+    Flag("--val_max", None, "at most this many scenes, as in training's validation", integer(1)),
     Flag("--gpu_ids", None, "a GPU, or -1 for the CPU"),
     *OUTPUT,
     Flag("--worst", 8, "how many of the worst images to show", integer(0)),

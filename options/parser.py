@@ -1,4 +1,4 @@
-"""How flags are declared, documented by --help, converted and refused; argparse underneath."""
+"""How flags are declared, documented by --help, converted and refused; based on argparse."""
 
 import argparse
 import difflib
@@ -46,7 +46,7 @@ class Flag:
         group.add_argument(*names, **settings)
 
     def takes(self, value: object) -> bool:
-        """Whether this is a value that the flag can have, as JSON holds it."""
+        """Whether this is a value that the flag can have, as stored in JSON."""
         if self.default is False:
             return isinstance(value, bool)
         if value is None or value == self.default:
@@ -63,7 +63,7 @@ class Flag:
 
 
 class Group:
-    """Flags that belong together, and the checks that join them: functions marked @GROUP.check.
+    """Flags that belong together, and checks of their combinations: functions with @GROUP.check.
 
     inherited: test.py, encode_features.py and edit.py take these flags from the run's opt.json
     unless they are given.
@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **settings})
-        if module := sys.modules["__main__"].__spec__:  # argparse says so from Python 3.14 on
+        if module := sys.modules["__main__"].__spec__:  # as argparse does from Python 3.14 on
             self.prog = f"python -m {module.name}"
         # a range like -1000,3000 is a value as well, not a flag
         self._negative_number_matcher = re.compile(r"-\.?\d[\d.,e+-]*$")
@@ -105,10 +105,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Adds what a number may be, and the default, to a flag's help."""
+    """Adds the range of numbers, and the default, to a flag's help."""
 
     def _format_action(self, action: argparse.Action) -> str:
-        action.help = action.help or " "  # argparse shows no facts without a text
+        action.help = action.help or " "  # argparse adds nothing to empty text
         return super()._format_action(action)
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -124,7 +124,7 @@ class _Formatter(argparse.HelpFormatter):
 
 @dataclass(frozen=True)
 class Number:
-    """An argparse type: a number in [low, high], or one of some words, which stand for values."""
+    """An argparse type: a number in [low, high], or one of a few words, which stand for values."""
 
     kind: type
     low: float

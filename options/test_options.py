@@ -15,12 +15,12 @@ FORMATS = ["png", "jpg", "tif", "npy"]
 TEST = Group(
     "test",
     *scene_flags("test"),
-    Flag("--how_many", None, "use only so many scenes; default: all", count_or_inf),
-    Flag("--ntest", None, "the same", count_or_inf),
+    Flag("--how_many", None, "use at most this many scenes; default: all", count_or_inf),
+    Flag("--ntest", None, "the same as --how_many", count_or_inf),
     Flag("--results_dir", "./results/", "folder of the pages", "DIR"),
-    Flag("--image_format", None, "of the saved images; default: png where it fits", FORMATS),
+    Flag("--image_format", None, "of the saved images; default: png if possible", FORMATS),
     Flag("--aspect_ratio", 1.0, "the width of saved images is multiplied by it", number(0.01, 100)),
-    Flag("--tile", None, "pixels of a tile: less memory, same image in float32", integer(8)),
+    Flag("--tile", None, "side of a tile in pixels: less memory, same float32 image", integer(8)),
     Flag(
         "--tile_dir",
         None,
@@ -48,7 +48,7 @@ FILES = Group(
     Flag("--input_inst", None, "their instance maps, paired by name", "FILES"),
     Flag("--input_cond", None, "their further maps (--cond_nc), paired by name", "FILES"),
     Flag("--output", None, "folder of the images, named like the label maps", "DIR"),
-    Flag("--skip_existing", False, "leave out what --output has already"),
+    Flag("--skip_existing", False, "skip images that --output already has"),
     Flag("--page", False, "make a page in --output"),
 )
 
@@ -66,13 +66,13 @@ def check_files(opt: argparse.Namespace) -> None:
         raise UserError(f"--input_inst: {opt.name} was trained without instance maps; leave it out")
     if not (opt.input_inst or opt.no_instance):
         raise UserError(
-            f"--input: {opt.name} was trained with instance maps (edges); name those of the label "
-            "maps by --input_inst FILES"
+            f"--input: {opt.name} was trained with instance maps (edges); give those of the label "
+            "maps with --input_inst FILES"
         )
     if bool(opt.input_cond) != bool(opt.cond_nc):
         raise UserError(
             f"--input: {opt.name} was trained with --cond_nc {opt.cond_nc}; "
-            + ("name its maps by --input_cond FILES" if opt.cond_nc else "leave --input_cond out")
+            + ("give them with --input_cond FILES" if opt.cond_nc else "leave --input_cond out")
         )
     for flag in ("use_encoded_image", "load_features"):
         if getattr(opt, flag):
@@ -83,10 +83,10 @@ def check_files(opt: argparse.Namespace) -> None:
 
 ONNX = Group(
     "ONNX (pip install -r requirements-onnx.txt)",
-    Flag("--export_onnx", None, "write the generator to this file and end", "FILE"),
+    Flag("--export_onnx", None, "write the generator to this file and exit", "FILE"),
     Flag("--onnx", None, "generate with this file instead of PyTorch", "FILE"),
     Flag("--ort_provider", None, "runs --onnx; default: cpu", ["cpu", "cuda", "tensorrt"]),
-    Flag("--engine", None, "refused: TensorRT 4 engines are gone", "FILE"),
+    Flag("--engine", None, "refused: TensorRT 4 engines cannot be run", "FILE"),
 )
 
 
@@ -103,10 +103,10 @@ def check_onnx(opt: argparse.Namespace) -> None:
         raise UserError("--ort_provider needs --onnx FILE")
     if (opt.export_onnx or opt.onnx) and (opt.compile or opt.amp != "off" or opt.fp16):
         raise UserError(
-            "--export_onnx and --onnx: leave --compile, --amp and --fp16 out, they are PyTorch's"
+            "--export_onnx and --onnx: leave out --compile, --amp and --fp16, which are PyTorch's"
         )
     if opt.onnx and opt.data_type != 32:
-        raise UserError("--onnx: the file tells the precision; leave --data_type out")
+        raise UserError("--onnx: the file sets the precision; leave --data_type out")
 
 
 STYLES = Group(
@@ -145,8 +145,8 @@ class TestOptions(BaseOptions):
 
 
 def image_format(opt: argparse.Namespace) -> str:
-    """--image_format: that of the flag, or else png where it holds the images, and tif where not.
-    Raises UserError for a format that does not hold them."""
+    """--image_format if given, or else png if it can hold the images, and tif if not. Raises
+    UserError for a format that cannot hold them."""
     values = side_values(opt, "output")
     fits = {"tif", "npy"}
     if values.dtype in ("uint8", "uint16") and values.channels in (1, 3):
@@ -161,7 +161,7 @@ def image_format(opt: argparse.Namespace) -> str:
     return opt.image_format or ("png" if "png" in fits else "tif")
 
 
-ENCODER = Group("encoder", Flag("--reencode", False, "encode again although features.npy is there"))
+ENCODER = Group("encoder", Flag("--reencode", False, "encode again even if features.npy exists"))
 
 
 class EncoderOptions(TrainOptions):
@@ -187,7 +187,7 @@ class EncoderOptions(TrainOptions):
 
 def encoder_file(opt: argparse.Namespace) -> Path:
     """The encoder's weights: of the run, or of the run that --load_pretrain names. Raises UserError
-    if it has none of an epoch that was asked for; the latest may be those of the run below."""
+    if a requested epoch has none; the latest may be in the run that it was pretrained from."""
     folder, ema = run_dir(opt), opt.ema
     if opt.load_pretrain:
         folder = Path(opt.load_pretrain)

@@ -10,7 +10,7 @@ from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
 from options.parser import Flag, Group, integer, name_inside, names_of, number
 from util.errors import UserError
 
-# What --recipe sets unless the flags themselves are given; docs/recipes.md tells what each gains.
+# What --recipe sets unless the flags themselves are given; docs/recipes.md says what each gains.
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
     "plus": {
@@ -39,7 +39,7 @@ TRAINING = Group(
     Flag("--recipe", "paper", "plus: other defaults (docs/recipes.md)", sorted(RECIPES)),
     Flag("--continue_train", False, "resume from the last save"),
     Flag("--load_pretrain", "", "start from the weights in this folder", "DIR"),
-    Flag("--map_classes", "", "which of its classes become which: OLD=NEW,..."),
+    Flag("--map_classes", "", "which of its classes become which new ones: OLD=NEW,..."),
     Flag(
         "--freeze", "", f"what is not trained: some of {', '.join(FREEZABLE)}", names_of(FREEZABLE)
     ),
@@ -71,7 +71,7 @@ def check_training(opt: argparse.Namespace) -> None:
     if opt.niter + opt.niter_decay == 0:
         raise UserError("--niter 0 --niter_decay 0: no epoch to train")
     if opt.load_pretrain:
-        inherited(Path(opt.load_pretrain))  # what is wrong with its opt.json is told now
+        inherited(Path(opt.load_pretrain))  # raises now if its opt.json is invalid
     if opt.map_classes and not opt.load_pretrain:
         raise UserError("--map_classes needs --load_pretrain DIR")
     if {"down", "blocks", "up"} <= set(opt.freeze):
@@ -79,7 +79,7 @@ def check_training(opt: argparse.Namespace) -> None:
     if "E" in opt.freeze and (opt.load_features or not (opt.instance_feat or opt.label_feat)):
         raise UserError("--freeze E: no encoder is trained; leave it out or add --instance_feat")
     if opt.freeze and not (opt.load_pretrain or opt.continue_train):
-        raise UserError("--freeze keeps weights that others have trained; give --load_pretrain DIR")
+        raise UserError("--freeze keeps weights of an earlier training; give --load_pretrain DIR")
     resumes = opt.is_train and opt.continue_train
     if resumes and opt.which_epoch != "latest" and not opt.load_pretrain:
         raise UserError(
@@ -93,13 +93,13 @@ def check_augmentation(opt: argparse.Namespace) -> None:
     moves = [name for name in opt.augment if name in GEOMETRIC]
     if moves and opt.label_nc != 0 and opt.ignore_label is None:
         raise UserError(
-            f"--augment {','.join(moves)} brings in borders without a class; give their label by "
+            f"--augment {','.join(moves)} brings in borders without a class; give their label with "
             "--ignore_label N"
         )
     if "color" in opt.augment and opt.load_features:
         raise UserError(
             "--augment color changes the photographs, but not the features that --load_features "
-            "reads of them: leave one of them out"
+            "reads for them: leave one of the two out"
         )
 
 
@@ -115,7 +115,7 @@ LOSSES = Group(
     Flag("--vgg_weights", "", "torchvision's vgg19 state dict; default: downloaded", "FILE"),
     Flag("--loss_weights", False, "PHASE_weight/ weighs feature matching, VGG and L1 loss"),
     Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", number(0, 1e9)),
-    Flag("--lambda_latent", 0.0, "weight of reading noise from instances' colours", number(0, 1e9)),
+    Flag("--lambda_latent", 0.0, "weight of predicting noise from mean colours", number(0, 1e9)),
     Flag("--no_lsgan", False, "adversarial loss: cross entropy instead of least squares"),
     Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
 )
@@ -132,7 +132,7 @@ def check_losses(opt: argparse.Namespace) -> None:
         )
     if opt.lambda_latent and not opt.instance_noise:
         raise UserError(
-            "--lambda_latent: there is no noise to be read from the image; give --instance_noise 3 "
+            "--lambda_latent: there is no noise to predict from the image; give --instance_noise 3 "
             "(or --recipe plus), which needs instance maps and takes the place of features"
         )
     if opt.output_nc not in (1, 3) and not opt.no_vgg_loss and opt.is_train:
@@ -141,17 +141,17 @@ def check_losses(opt: argparse.Namespace) -> None:
         )
     if opt.loss_weights and opt.no_ganFeat_loss and opt.no_vgg_loss and not opt.lambda_L1:
         raise UserError(
-            "--loss_weights weighs feature matching, VGG and L1 loss, and there are none of them"
+            "--loss_weights weighs feature matching, VGG and L1 loss, but none of them is used"
         )
 
 
 VALIDATION = Group(
     "validation",
-    Flag("--val_phase", None, "its scenes; default: val, or else test; none: off", name_inside),
+    Flag("--val_phase", None, "where to validate; default: val, else test; none: off", name_inside),
     Flag("--val_freq", 5, "epochs between two validations", integer(1)),
-    Flag("--val_max", 50, "scenes, evenly spread over the phase", integer(1)),
+    Flag("--val_max", 50, "at most this many scenes, evenly spaced", integer(1)),
     Flag("--best_metric", None, "the measure that selects best_net_*.pth", list(BETTER_IS_MORE)),
-    Flag("--patience", None, "stop after so many validations without a better one", integer(1)),
+    Flag("--patience", None, "stop after this many validations without a better one", integer(1)),
     WEIGHTS_DIR,
 )
 VALIDATION.check(check_weights_dir)
@@ -165,7 +165,7 @@ class TrainOptions(BaseOptions):
     def defaults(self, opt: argparse.Namespace) -> dict:
         recipe = dict(RECIPES[opt.recipe] if self.is_train else {})
         if opt.no_instance or opt.instance_feat or opt.label_feat:
-            recipe.pop("instance_noise", None)  # there is none, or features tell more
+            recipe.pop("instance_noise", None)  # it needs instance maps, or features replace it
         return super().defaults(opt) | recipe
 
     def complete(self, opt: argparse.Namespace) -> None:

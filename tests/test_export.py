@@ -206,8 +206,8 @@ REFUSED = {
     "both": ("--onnx a.onnx --export_onnx b.onnx", "exclude each other"),
     "provider alone": ("--ort_provider cpu", "needs --onnx"),
     "unknown provider": ("--onnx a.onnx --ort_provider npu", "invalid choice"),
-    "precision of a file": ("--onnx a.onnx --data_type 16", "the file tells the precision"),
-    "compiled": ("--export_onnx a.onnx --compile", "leave --compile"),
+    "precision of a file": ("--onnx a.onnx --data_type 16", "the file sets the precision"),
+    "compiled": ("--export_onnx a.onnx --compile", "leave out --compile"),
 }
 
 

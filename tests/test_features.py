@@ -130,7 +130,7 @@ def test_two_at_once_do_not_mix_their_features(run: Path) -> None:
     for command, path in written.items():
         lock = lock_folder(path, "")
         done = run_command(command, *flags, "--gpu_ids", -1)
-        assert "at work there" in one_line(done)
+        assert "running there" in one_line(done)
         lock.close()
 
 

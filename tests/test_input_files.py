@@ -82,7 +82,7 @@ def test_one_file_and_worker_processes(
         *("--style", "car=2"),
     )
     assert done.returncode == 0, done.stderr
-    assert "1 label maps have their images" in done.stdout
+    assert "1 label maps: their images" in done.stdout
     np.testing.assert_array_equal(read(tmp_path / "out" / f"{stem}.png"), expected[stem])
 
 

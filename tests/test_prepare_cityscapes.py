@@ -231,7 +231,7 @@ def test_maps_of_one_scene_agree_where_scaling_is_a_tie(width, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="files cannot be locked there")
 def test_two_at_once_do_not_disturb_each_other(raw, tmp_path):
     lock = lock_folder(tmp_path / "out", "")
-    assert "at work there" in refused("--raw", raw, "--out", tmp_path / "out")
+    assert "running there" in refused("--raw", raw, "--out", tmp_path / "out")
     lock.close()
     assert "6 files made" in ok("--raw", raw, "--out", tmp_path / "out")
 

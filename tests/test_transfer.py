@@ -421,7 +421,7 @@ def test_flags_that_give_other_layers_are_named(
 def test_refused(toy_data: Path, tmp_path: Path) -> None:
     where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "x"]
     refusals = {
-        "give their label by --ignore_label": ["--augment", "rotate"],
+        "give their label with --ignore_label": ["--augment", "rotate"],
         "expected some of flip_v, rotate": ["--augment", "turn"],
         "expected some of down, blocks, up, E": ["--freeze", "D"],
         "--map_classes needs --load_pretrain": ["--map_classes", "1=2"],

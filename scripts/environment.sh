@@ -1,10 +1,10 @@
-# Sourced by quickstart.sh and run_tests.sh: an environment with the requirements files named.
-# Uses the active virtual environment, or makes .venv; installs only when the files have changed.
+# Sourced by quickstart.sh and run_tests.sh. Uses the active virtual environment or creates .venv;
+# `need FILE...` installs requirements files, only if any has changed.
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
   if [ ! -e .venv/bin/activate ]; then
-    echo "making a virtual environment in .venv"
+    echo "creating a virtual environment in .venv"
     python3 -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
-    python3 -m venv .venv  # on Debian and Ubuntu a package of its own: python3-venv
+    python3 -m venv .venv  # on Debian and Ubuntu a separate package: python3-venv
   fi
   . .venv/bin/activate
   own_environment=yes

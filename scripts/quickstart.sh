@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# From a clone to generated photographs, on toy street scenes that the project draws itself.
+# From a clone to generated photographs, on toy street scenes drawn by the project.
 #
-#   bash scripts/quickstart.sh                 the whole story: labels, features, 1024p stage, styles
-#   bash scripts/quickstart.sh --labels-only   labels to photographs alone
+#   bash scripts/quickstart.sh                 everything: labels, features, 1024p stage, styles
+#   bash scripts/quickstart.sh --labels-only   only labels to photographs
 #
-# A second run goes on where the first one stopped and reuses what is there.
+# A second run continues where the first one stopped and reuses its files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in "" | --labels-only) ;; *) echo "usage: $0 [--labels-only]" >&2; exit 2 ;; esac
 . scripts/environment.sh
 need requirements.txt
 
-activate="" # this script's own environment is not the caller's
+activate="" # .venv is not active in the caller's shell
 [ -n "${own_environment:-}" ] && activate=". .venv/bin/activate && "
 
 step() { printf '\n== %s\n' "$*"; }
@@ -34,14 +34,14 @@ step "training on label maps, 128 pixels wide"
 if [ "${1:-}" = --labels-only ]; then
   "${train_labels[@]}"
 else
-  # Two trainings with not quite half of the cores each take less time than one after the other.
+  # Two training runs at once, each on just under half the cores, finish sooner than in sequence.
   threads=$(python -c 'from util.parallel import available_cores as n; print(max(1, (n() - 1) // 2))')
   threads=${OMP_NUM_THREADS:-$threads}
   log=checkpoints/toy_features.log
-  echo "and with instance features in the background: $log"
+  echo "and with instance features, in the background: $log"
   mkdir -p checkpoints
   OMP_NUM_THREADS=$threads "${train_features[@]}" > "$log" 2>&1 &
-  trap 'kill $! 2> /dev/null; wait' EXIT # so that it ends with this script, and is saved
+  trap 'kill $! 2> /dev/null; wait' EXIT # so that it stops with this script, after saving
   OMP_NUM_THREADS=$threads "${train_labels[@]}"
 fi
 
@@ -53,11 +53,11 @@ if [ "${1:-}" = --labels-only ]; then
   exit
 fi
 
-step "waiting for the training with instance features"
+step "waiting for training with instance features"
 wait $! || { cat "$log"; exit 1; }
 trap - EXIT
 
-step "encoding all instances, clustering their features to styles"
+step "encoding all instances, clustering their features into styles"
 python encode_features.py --name toy_features
 python -m editor.library --name toy_features
 python test.py --name toy_features --all_styles car --results_dir results/styles
@@ -65,7 +65,7 @@ python test.py --name toy_features --all_styles car --results_dir results/styles
 step "one car in several styles, and how well that works"
 python -m benchmarks.style_control --name toy_features --labels_name toy_labels
 
-step "the next stage: twice the size, on crops, with the features written as maps"
+step "the next stage: twice the size, on crops, with features precomputed as maps"
 python precompute_feature_maps.py --name toy_features
 python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
   --loadSize 256 --resize_or_crop scale_width_and_crop --fineSize 128 \
@@ -77,10 +77,10 @@ python test.py --name toy_local
 
 printf '\nready after %d s; open these pages in a browser:\n' $((SECONDS - begin))
 page() { printf '%s:\n  %s\n' "$1" "$PWD/results/$2/index.html"; }
-page "from label maps, with a style drawn for each thing" toy_local/test_latest
+page "from label maps, with a style sampled for each object" toy_local/test_latest
 page "with the features of the photographs" encoded/toy_local/test_latest
 page "each scene with its cars in all styles" styles/toy_features/test_latest
 page "one car in all styles" toy_features/style_control
 page "the first stage, without features, half as wide" toy_labels/test_latest
-printf 'and steer single objects in the editor (pip install -r requirements-ui.txt):\n  %s\n' \
+printf 'and edit individual objects in the editor (pip install -r requirements-ui.txt):\n  %s\n' \
   "${activate}python edit.py --name toy_features"

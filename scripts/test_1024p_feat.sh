@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Styles from the 512p stage's encoder, then photographs of 2048x1024 in these styles.
+# Styles from the 512p stage's encoder, then 2048x1024 photographs in these styles.
 set -e
 cd "$(dirname "$0")/.."
 python encode_features.py --name label2city_512p_feat

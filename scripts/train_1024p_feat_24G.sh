@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The 1024p stage with instance features, for GPUs of 24 GB: first writes the feature maps of the
-# encoder that train_512p_feat.sh trained. PRECOMPUTE=no skips that when they are there.
+# The 1024p stage with instance features, for GPUs with 24 GB. First writes the feature maps of
+# the encoder trained by train_512p_feat.sh; PRECOMPUTE=no skips that if they exist.
 set -e
 cd "$(dirname "$0")/.."
 [ "${PRECOMPUTE:-yes}" = no ] || python precompute_feature_maps.py --name label2city_512p_feat

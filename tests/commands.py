@@ -26,7 +26,7 @@ SERVER.set_forkserver_preload(
 
 def start_fork(target: Callable, *args: object) -> multiprocessing.Process:
     """Call target in a fork of the server."""
-    own = [str(ROOT), str(ROOT / "tests")]  # Python 3.11's server is not told sys.path
+    own = [str(ROOT), str(ROOT / "tests")]  # Python 3.11's server does not get sys.path
     path = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     with patch.dict(os.environ, PYTHONPATH=path):
         forkserver.ensure_running()
@@ -50,23 +50,23 @@ def run_together(processes: int, *args: object) -> None:
 
 
 def run_ranks(processes: int, *args: object) -> list[subprocess.CompletedProcess]:
-    """The same, as a job's script would, which waits for all; they may fail."""
+    """The same, but any may fail; waits for all, as a job script would."""
     return run_all(args, ranks(processes), timeout=300, cwd=ROOT)
 
 
 def ranks(processes: int) -> list[dict[str, str]]:
-    """The variables by which torchrun tells each process of a machine which one it is."""
+    """The environment variables that torchrun gives to each process of one machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    all_know = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [all_know | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [common | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
 
 
 def run_all(
     args: tuple, variables: list[dict[str, str]], timeout: float, cwd: Path
 ) -> list[subprocess.CompletedProcess]:
-    """Run a command once for each set of further environment variables, all at once."""
+    """Run a command once for each set of additional environment variables, all at once."""
     command = [str(arg) for arg in args]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,12 +93,12 @@ def _ended(
 
 
 def _run(command: list[str], env: dict[str, str], files: list[Path], cwd: Path) -> None:
-    """What the interpreter does between its start and its end, in a fork."""
+    """Run the command in a fork, as the interpreter does between its start and its end."""
     redirect(*files)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    tempfile.tempdir = None  # found again, for this environment
+    tempfile.tempdir = None  # looked up again, in this environment
     is_module = command[0] == "-m"
     script, sys.argv = command[is_module], command[is_module:]
     own = {"", str(ROOT), str(ROOT / "tests")}
@@ -116,7 +116,7 @@ def _run(command: list[str], env: dict[str, str], files: list[Path], cwd: Path) 
 
 
 def redirect(stdout: Path, stderr: Path) -> None:
-    """Begin a process of the server: its output goes to files, its own processes are forked."""
+    """Set up a process of the server: its output goes to files, its own processes are forked."""
     for number, file in ((1, stdout), (2, stderr)):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(opened, number)

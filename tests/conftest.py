@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tiny pictures, few cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tiny images, few cores
 
 import pytest
 from commands import ROOT, run_command
@@ -18,7 +18,7 @@ from PIL import Image
 
 from util.errors import run
 
-SHARED = ROOT.parent / "shared"  # real and golden data, where there are any
+SHARED = ROOT.parent / "shared"  # real and golden data, if present
 
 TINY = [
     *("--ngf", "4", "--ndf", "4", "--n_layers_D", "1"),
@@ -42,8 +42,8 @@ def needs(package: str, file: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {file}")
 
 
-def further(*cases: object) -> list:
-    """Cases that only the thorough tests run; of several parameters, each is a tuple."""
+def thorough(*cases: object) -> list:
+    """Cases that only the thorough tests run; each is a tuple if there are several parameters."""
     values = [case if isinstance(case, tuple) else (case,) for case in cases]
     return [pytest.param(*value, marks=pytest.mark.thorough) for value in values]
 
@@ -57,7 +57,7 @@ def one_line(done: subprocess.CompletedProcess) -> str:
 
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Toy scenes 64x32 as train.py reads them: 4 to train on, 2 to test. Not to be changed."""
+    """64x32 toy scenes as train.py reads them: 4 to train on, 2 to test on. Do not change them."""
     from data.toy_cityscapes import write_dataset
 
     folder = tmp_path_factory.mktemp("toy")
@@ -70,7 +70,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def browser():
-    """A context of headless Chromium, of playwright."""
+    """A playwright context of headless Chromium."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright (requirements-test.txt) is missing"
     )
@@ -94,7 +94,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VGG19 with random features; its unused classifier, half a gigabyte, is one zero."""
+    """A VGG19 with random features; its unused classifier, half a gigabyte, is a single zero."""
     import torch
     import torchvision
 

@@ -66,7 +66,7 @@ def tiff(
 
 
 def packed(row: np.ndarray, bits: int, order: str) -> bytes:
-    """The samples of a row, padded to whole bytes. order: of the bytes, "<" or ">"."""
+    """The samples of a row, padded to whole bytes. order: byte order, "<" or ">"."""
     if bits >= 8:
         return row.astype(row.dtype.newbyteorder(order)).tobytes()
     each = np.unpackbits(row.astype(np.uint8).reshape(-1, 1), axis=1)[:, 8 - bits :]

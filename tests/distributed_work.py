@@ -67,7 +67,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> dict:
             batch["image"] = batch["image"].to(torch.get_default_dtype())
             losses = model.step(batch, batch["weight"])
             assert model.finite
-            if opt.amp == "bf16" and distributed.world() > 1:  # the gradients travelled so
+            if opt.amp == "bf16" and distributed.world() > 1:  # gradients were sent as bf16
                 sums = [p.grad for net in model.networks().values() for p in net.parameters()]
                 assert all(torch.equal(grad, grad.bfloat16().float()) for grad in sums)
             steps += 1
@@ -84,7 +84,7 @@ def fingerprint(weights: dict) -> str:
 
 
 def without_cuda() -> patch:
-    """A PyTorch that was built for CPUs alone."""
+    """PyTorch as built for CPUs only."""
     return patch.object(torch.version, "cuda", None)
 
 
@@ -99,17 +99,17 @@ def equality(opt: argparse.Namespace, device: torch.device) -> None:
             torch.save(result, Path(opt.out) / f"{name}_{distributed.world()}.pth")
 
 
-def answers(opt: argparse.Namespace, device: torch.device) -> int:
-    """Process 0's answer is the launcher's."""
+def exit_statuses(opt: argparse.Namespace, device: torch.device) -> int:
+    """The launcher ends with process 0's status."""
     return 40 + distributed.world() - distributed.rank()
 
 
-def error_of_all(opt: argparse.Namespace, device: torch.device) -> None:
+def error_in_all(opt: argparse.Namespace, device: torch.device) -> None:
     raise UserError("all found a bad flag")
 
 
 def one_fails(others: Callable[[], object]) -> Callable:
-    """Work in which process 1 finds a mistake, a moment after the others began something."""
+    """Work in which process 1 fails, a moment after the others began theirs."""
 
     def work(opt: argparse.Namespace, device: torch.device) -> None:
         distributed.wait_for_all()
@@ -121,19 +121,19 @@ def one_fails(others: Callable[[], object]) -> Callable:
     return work
 
 
-def reduce_on_and_on() -> None:
+def reduce_forever() -> None:
     while True:
         distributed.mean(torch.ones(10))
 
 
-def compute_on_and_on() -> None:
+def compute_forever() -> None:
     x = torch.ones(200, 200)
     while True:
         x = (x @ x).tanh()
 
 
 class Scenes(torch.utils.data.Dataset):
-    """Scenes without end, each of which takes a while to read."""
+    """Endless scenes, each of which takes a while to read."""
 
     def __len__(self) -> int:
         return 1_000_000
@@ -143,25 +143,25 @@ class Scenes(torch.utils.data.Dataset):
         return index
 
 
-def read_on_and_on() -> None:
+def read_forever() -> None:
     for batch in torch.utils.data.DataLoader(Scenes(), num_workers=2):
         distributed.gather(batch.shape)
 
 
 error_in_waiting = one_fails(distributed.wait_for_all)
-error_in_collective = one_fails(reduce_on_and_on)
-error_in_compute = one_fails(compute_on_and_on)
-error_in_loading = one_fails(read_on_and_on)
+error_in_collective = one_fails(reduce_forever)
+error_in_compute = one_fails(compute_forever)
+error_in_loading = one_fails(read_forever)
 
 
-def memory_of_one(opt: argparse.Namespace, device: torch.device) -> None:
+def out_of_memory_in_one(opt: argparse.Namespace, device: torch.device) -> None:
     if distributed.rank() == 1:
         torch.empty(10**15)
     distributed.wait_for_all()
 
 
-def mistake_of_one(opt: argparse.Namespace, device: torch.device) -> None:
-    """A mistake of the program, not of its user."""
+def bug_in_one(opt: argparse.Namespace, device: torch.device) -> None:
+    """A bug, not a mistake of the user."""
     if distributed.rank() == 1:
         raise ZeroDivisionError
     distributed.wait_for_all()
@@ -186,7 +186,7 @@ def until_stopped(opt: argparse.Namespace, device: torch.device) -> int:
 
 
 def unsaved_best(opt: argparse.Namespace, device: torch.device) -> int:
-    """A training with ever worse validations, whose first best cannot be saved."""
+    """Training with ever worse validations, whose first best weights cannot be saved."""
     from evaluation.validation import Validation
     from train import train
     from util.run import resume
@@ -209,7 +209,7 @@ def unsaved_best(opt: argparse.Namespace, device: torch.device) -> int:
 
 
 def random_states(opt: argparse.Namespace, device: torch.device) -> int:
-    """A training in which each process writes its random state before the first step."""
+    """Training in which each process writes its random state before the first step."""
     import train
 
     class Run(train.TrainingRun):
@@ -222,7 +222,7 @@ def random_states(opt: argparse.Namespace, device: torch.device) -> int:
 
 
 def one_cannot_validate(opt: argparse.Namespace, device: torch.device) -> int:
-    """A training in which process 1 alone cannot measure an image."""
+    """Training in which only process 1 cannot measure an image."""
     from evaluation.validation import Validation
     from train import train
 
@@ -235,7 +235,7 @@ def one_cannot_validate(opt: argparse.Namespace, device: torch.device) -> int:
 
 
 def one_lacks_weights(opt: argparse.Namespace, device: torch.device) -> int:
-    """A training in which process 1 alone does not find LPIPS's weights when it validates."""
+    """Training in which only process 1 does not find LPIPS's weights when it validates."""
     from torchmetrics import MeanMetric
 
     from evaluation import measures, validation
@@ -256,7 +256,7 @@ def one_lacks_weights(opt: argparse.Namespace, device: torch.device) -> int:
 
 
 def other_scenes(opt: argparse.Namespace, device: torch.device) -> int:
-    """A training in which process 1 has another data set."""
+    """Training in which process 1 has another data set."""
     from train import train
 
     if distributed.rank() == 1:
@@ -265,7 +265,7 @@ def other_scenes(opt: argparse.Namespace, device: torch.device) -> int:
 
 
 def other_validation(opt: argparse.Namespace, device: torch.device) -> int:
-    """A training in which process 1 has no scenes to validate on."""
+    """Training in which process 1 has no scenes to validate on."""
     from train import train
 
     opt.val_phase = "none" if distributed.rank() else "train"

@@ -20,12 +20,12 @@ from data.toy_cityscapes import write_dataset
 from editor.library import FILE, LibraryObject, thumbnail, write_library
 
 CAR = 26
-# no layer that sees the whole picture but the norms: an edit shows where it is made
+# only the norms see the whole image: an edit shows where it is made
 LOCAL = {"n_downsample_global": 0, "n_blocks_global": 0}
 
 
 def write_project(folder: Path) -> None:
-    """Toy scenes 128x64, a run "tiny" with a library of one car, below folder."""
+    """128x64 toy scenes, a run "tiny" with a library of one car, below folder."""
     write_dataset(folder / "raw", 1, 3, (128, 64), 0)
     done = run_command("prepare_cityscapes.py", "--raw", folder / "raw", "--out", folder / "toy")
     assert done.returncode == 0, done.stderr
@@ -38,8 +38,8 @@ def write_project(folder: Path) -> None:
 
 @contextmanager
 def running(folder: Path, *flags: str) -> Iterator[str]:
-    """The address of an editor on the run "tiny" below folder; it ends with the block, and takes
-    what was uploaded to it along."""
+    """The address of an editor on the run "tiny" below folder; the end of the block stops it, and
+    deletes what was uploaded to it."""
     uploads = folder / "uploads"
     uploads.mkdir(exist_ok=True)
     command = [sys.executable, "edit.py", "--name", "tiny", "--gpu_ids", "-1", "--port", "0"]
@@ -68,7 +68,7 @@ def read(process: subprocess.Popen, lines: queue.Queue) -> None:
 
 
 def address(lines: queue.Queue) -> str:
-    said = []
+    printed = []
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
@@ -77,10 +77,10 @@ def address(lines: queue.Queue) -> str:
             continue
         if line is None:
             break
-        said.append(line)
+        printed.append(line)
         if "the editor is open at " in line:
             return line.split("open at ")[1].split()[0]
-    raise AssertionError("the editor did not open: " + "".join(said))
+    raise AssertionError("the editor did not open: " + "".join(printed))
 
 
 class Client:
@@ -95,7 +95,7 @@ class Client:
         self.names = {c["id"]: c["props"].get("elem_id") for c in config["components"]}
 
     def call(self, action: str, *inputs: object, event: dict | None = None) -> dict:
-        """Send an event; returns what the page's parts become, by their elem_id."""
+        """Send an event; returns the new content of the page's parts, by their elem_id."""
         number = self.send(action, *inputs, event=event)
         return self.answers([number])[number]
 

@@ -24,7 +24,7 @@ NETWORKS = {
 
 
 class Shapes(TorchDispatchMode):
-    """Notes the weights' shapes of all convolutions."""
+    """Records the shapes of all convolutions' weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float =
 )
 @pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
 def test_zeros_change_nothing(in_nc: int, out_nc: int, precision: torch.dtype, monkeypatch) -> None:
-    """In bf16 the order of a sum may be another: within two roundings of the result."""
+    """In bf16 the order of summation may differ: within two roundings of the result."""
     torch.manual_seed(0)
     conv = Conv2d(in_nc, out_nc, 3, stride=2, padding=1).to(precision)
     x = torch.randn(2, in_nc, 9, 8).to(precision, memory_format=torch.channels_last)
@@ -106,7 +106,7 @@ def test_zeros_change_nothing(in_nc: int, out_nc: int, precision: torch.dtype, m
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_networks_compute_the_same(name: str, recompute: bool, exact, monkeypatch) -> None:
-    """Outputs and gradients, also of what is computed again in backward."""
+    """Outputs and gradients, also of what is recomputed in backward."""
     monkeypatch.setattr("models.recompute.SMALL", 0)
     net, inputs = network(name)
     if recompute:
@@ -118,7 +118,7 @@ def test_networks_compute_the_same(name: str, recompute: bool, exact, monkeypatc
     with Shapes() as plain:
         assert_close(found, results(net, net, inputs))
     assert keys == {key: value.shape for key, value in net.state_dict().items()}
-    if name != "narrow":  # whose layers between are not aligned, as with --ngf 4
+    if name != "narrow":  # whose inner layers are not aligned, as with --ngf 4
         assert all(size % 8 == 0 for shape in shapes.seen for size in shape[:2])
     assert len(shapes.seen) == len(plain.seen) and shapes.seen != plain.seen
 
@@ -148,8 +148,8 @@ def test_the_compiler_sees_one_graph(exact) -> None:
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-def test_autocast_decides(amp: torch.dtype, monkeypatch) -> None:
-    """Float32 maps count as what autocast makes of them; on a CPU nothing changes."""
+def test_autocast_sets_the_precision(amp: torch.dtype, monkeypatch) -> None:
+    """Float32 maps are treated as autocast casts them; on a CPU nothing changes."""
     conv, x = Conv2d(36, 3, 3), torch.randn(1, 36, 8, 8)
     with torch.autocast("cpu", amp):
         expected = F.conv2d(x, conv.weight, conv.bias)

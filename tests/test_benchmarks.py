@@ -1,4 +1,4 @@
-"""The benchmarks: each runs at a small size and tells what it should; the yardsticks are right."""
+"""The benchmarks: each runs at a small size and reports what it should; its tools are correct."""
 
 import json
 import subprocess
@@ -58,9 +58,9 @@ def result(main, flags: str, monkeypatch, capsys) -> dict:
 def test_train_step(tmp_path: Path, monkeypatch, capsys) -> None:
     flags = f"--device cpu --width 64 --height 32 --ngf 4 --no_vgg --repeat 2 {TINY}"
     flags += f" --json {tmp_path / 'new' / 'result.json'}"
-    told = result(train_step.main, flags, monkeypatch, capsys)
-    assert told == json.loads((tmp_path / "new" / "result.json").read_text())
-    base, project = told["rows"]
+    report = result(train_step.main, flags, monkeypatch, capsys)
+    assert report == json.loads((tmp_path / "new" / "result.json").read_text())
+    base, project = report["rows"]
     assert (base["way"], project["way"]) == ("baseline", "project")
     assert project["ratio"] == pytest.approx(project["median"] / base["median"])
     assert 0 < project["saved MB"] < 0.65 * base["saved MB"]
@@ -68,7 +68,7 @@ def test_train_step(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize("benchmark", [correctness, memory, profile_step])
-def test_what_measures_once_takes_no_number_of_times(benchmark, monkeypatch) -> None:
+def test_benchmarks_that_measure_once_refuse_repeat(benchmark, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark", "--repeat", "2"])
     with pytest.raises(UserError, match="unrecognized arguments: --repeat"):
         benchmark.main()
@@ -81,7 +81,7 @@ def test_a_wrong_flag_is_refused_without_the_usage(benchmark, monkeypatch) -> No
         benchmark.main()
 
 
-def test_what_a_training_refuses_is_told_of_it_and_the_users_folder(monkeypatch) -> None:
+def test_errors_of_training_name_the_run_or_the_users_folder(monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark", "--dataroot", "nowhere"])
     with pytest.raises(UserError, match=r"^--dataroot nowhere: no such folder"):
         few_images.main()
@@ -93,35 +93,35 @@ def test_what_a_training_refuses_is_told_of_it_and_the_users_folder(monkeypatch)
 
 
 def test_the_other_benchmarks(monkeypatch, capsys) -> None:
-    told = result(
+    report = result(
         instance_pooling.main,
         "--device cpu --width 64 --height 32 --instances 5 --repeat 1",
         monkeypatch,
         capsys,
     )
-    assert told["largest_difference"] < 1e-6
-    assert [row["way"] for row in told["rows"]] == ["loop", "project"]
+    assert report["largest_difference"] < 1e-6
+    assert [row["way"] for row in report["rows"]] == ["loop", "project"]
 
     flags = "--device cpu --scenes 2 --width 64 --height 32 --loadSize 32 --repeat 1"
-    told = result(loader.main, flags, monkeypatch, capsys)
-    ways = [row["way"] for row in told["rows"]]
+    report = result(loader.main, flags, monkeypatch, capsys)
+    ways = [row["way"] for row in report["rows"]]
     assert ways == ["baseline", "project", "--cache ram", "--cache disk"]
-    assert all(row["items/s"] == pytest.approx(2 / row["median"]) for row in told["rows"])
+    assert all(row["items/s"] == pytest.approx(2 / row["median"]) for row in report["rows"])
 
     flags = "--device cpu --width 64 --height 64 --ngf 2 --repeat 1"
-    told = result(inference.main, flags, monkeypatch, capsys)
-    assert told["mean_grey_levels_apart"] < 0.5 and told["TFLOP"] > 0
+    report = result(inference.main, flags, monkeypatch, capsys)
+    assert report["mean_grey_levels_apart"] < 0.5 and report["TFLOP"] > 0
 
     precisions = {name: correctness.PRECISIONS[name] for name in ("float64", "float32", "bf16")}
     monkeypatch.setattr(correctness, "PRECISIONS", precisions)
-    told = result(correctness.main, "--device cpu --width 32 --height 32", monkeypatch, capsys)
-    exact = [row for row in told["rows"] if row["precision"] in ("float64", "float32")]
+    report = result(correctness.main, "--device cpu --width 32 --height 32", monkeypatch, capsys)
+    exact = [row for row in report["rows"] if row["precision"] in ("float64", "float32")]
     assert len(exact) == 12 and all(row["losses"] < 1e-3 for row in exact)
 
     flags = "--device cpu --width 64 --height 32 --ngf 4 --ndf 4 --no_vgg_loss --steps 2"
     flags += " --n_blocks_global 1 --n_downsample_global 1"
-    told = result(profile_step.main, flags, monkeypatch, capsys)
-    assert told["launches_a_step"] > 10 and len(told["rows"]) == 15
+    report = result(profile_step.main, flags, monkeypatch, capsys)
+    assert report["launches_a_step"] > 10 and len(report["rows"]) == 15
 
 
 def test_files_and_memory_give_the_same_images(
@@ -130,15 +130,15 @@ def test_files_and_memory_give_the_same_images(
     write_run(tmp_path, "run", instance_feat=False)
     flags = f"--name run --checkpoints_dir {tmp_path} --gpu_ids -1 --repeat 1"
     flags += f" --input {toy_data / 'train_label'} --input_inst {toy_data / 'train_inst'}"
-    told = result(files.main, flags, monkeypatch, capsys)
-    assert (told["images"], told["different"]) == (4, 0)
-    memory, written = told["rows"]
+    report = result(files.main, flags, monkeypatch, capsys)
+    assert (report["images"], report["different"]) == (4, 0)
+    memory, written = report["rows"]
     assert written["of memory's rate"] == pytest.approx(memory["median"] / written["median"])
 
     write_run(tmp_path, "styles", label_nc=35)
     flags = flags.replace("run", "styles") + " --how_many 2 --all_styles 7 --image_format npy"
-    told = result(files.main, flags, monkeypatch, capsys)
-    assert (told["images"], told["different"]) == (2 * 5, 0)
+    report = result(files.main, flags, monkeypatch, capsys)
+    assert (report["images"], report["different"]) == (2 * 5, 0)
 
 
 def test_memory_of_small_networks(monkeypatch, capsys) -> None:
@@ -150,9 +150,9 @@ def test_memory_of_small_networks(monkeypatch, capsys) -> None:
 
 @pytest.mark.thorough
 def test_memory_of_the_full_networks(monkeypatch, capsys) -> None:
-    """Computed on shapes alone; the figures that the project promises."""
-    told = result(memory.main, "--device cpu --stage 512p", monkeypatch, capsys)
-    base, project, least = told["rows"]
+    """Computed on shapes only; the figures that the project promises."""
+    report = result(memory.main, "--device cpu --stage 512p", monkeypatch, capsys)
+    base, project, least = report["rows"]
     assert base["ratio"] == 1 and project["ratio"] <= 0.65 and least["ratio"] <= 0.35
 
 
@@ -193,7 +193,7 @@ def test_saved_bytes_by_hand() -> None:
         assert saved.now == 160
         z = y.exp()  # keeps its result
         assert saved.now == 320
-        w = z * z.detach()  # keeps what is kept already
+        w = z * z.detach()  # keeps only what is kept already
         assert saved.now == 320
         w.sum().backward()
         assert (saved.now, saved.peak) == (0, 320)
@@ -207,7 +207,7 @@ def test_saved_bytes_do_not_depend_on_the_device() -> None:
         batch = {k: v.to(device) for k, v in scene.batch(64, 32, 1).items()}
         step = lambda model=model, batch=batch: model.step(batch)  # noqa: E731
         peaks.append(measure.peak_saved_bytes(step, list(model.parameters())))
-    assert peaks[0] == pytest.approx(peaks[1], rel=0.01)  # statistics are kept on a CPU alone
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.01)  # statistics are kept on a CPU only
 
 
 def test_operations_times_and_tables_by_hand() -> None:
@@ -225,15 +225,15 @@ def test_operations_times_and_tables_by_hand() -> None:
 
 
 def test_seconds_per_image_from_what_train_logs(tmp_path: Path) -> None:
-    """The median of all paces but the first."""
+    """The median of all logged times but the first."""
     rows = [{"epoch": 1, "step": 20 * k, "time": 1 / 10**k} for k in (1, 2, 3, 4)]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     assert side_by_side.seconds_per_image(tmp_path) == pytest.approx(0.001)
 
 
 @pytest.mark.thorough
-def test_the_parts_of_a_machine(tmp_path: Path) -> None:
-    """At a toy size; a part that cannot be done is noted."""
+def test_parts_of_the_gpu_benchmark(tmp_path: Path) -> None:
+    """At toy size; a part that cannot be run is noted."""
     command = ["-m", "benchmarks.gpu", "--out", tmp_path, "--only", "pooling"]
     done = run_command(*command)
     assert done.returncode == 0, done.stderr
@@ -249,23 +249,23 @@ def test_the_parts_of_a_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_parts_of_a_machine(tmp_path: Path) -> None:
+def test_all_parts_of_the_gpu_benchmark(tmp_path: Path) -> None:
     done = run_command("-m", "benchmarks.gpu", "--out", tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert "failed" not in (tmp_path / "table.md").read_text()
 
 
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The benchmarks' trainings start at once."""
+    """Fork the benchmarks' training runs, so that they start at once."""
     fork = Namespace(run=lambda command, **_: run_command(*command[1:]))
     monkeypatch.setattr(measure, "subprocess", fork)
 
 
-def test_tiles_beside_the_whole_image(monkeypatch, capsys) -> None:
+def test_tiles_against_the_whole_image(monkeypatch, capsys) -> None:
     flags = "--device cpu --size 70x40 --tile 16 --ngf 1 --repeat 1"
-    told = result(tiling.main, f"{flags} --compare", monkeypatch, capsys)
-    assert told["most_grey_levels_apart"] <= 1 and told["share_of_values_that_differ"] < 0.01
-    assert [row["way"] for row in told["rows"]] == ["whole", "tiles"]
+    report = result(tiling.main, f"{flags} --compare", monkeypatch, capsys)
+    assert report["most_grey_levels_apart"] <= 1 and report["share_of_values_that_differ"] < 0.01
+    assert [row["way"] for row in report["rows"]] == ["whole", "tiles"]
     (row,) = result(tiling.main, flags, monkeypatch, capsys)["rows"]
     assert row["way"] == "tiles"
 
@@ -303,9 +303,7 @@ def test_control_by_styles(toy_data: Path, tmp_path: Path, call, monkeypatch, ca
 
 
 @pytest.mark.thorough
-def test_gains_where_scenes_are_few(
-    toy_data: Path, tmp_path: Path, call, monkeypatch, capsys
-) -> None:
+def test_gains_with_few_scenes(toy_data: Path, tmp_path: Path, call, monkeypatch, capsys) -> None:
     forked(monkeypatch)
     monkeypatch.setattr(few_images, "FLAGS", [*few_images.FLAGS, "--ngf", "4", "--ndf", "4"])
     few = [few_images.main, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--seeds", "1"]

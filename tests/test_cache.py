@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
     rng = np.random.default_rng(5)
     width, height = SIZE
     for scene in range(3):
-        pictures = {
+        maps = {
             "train_label": rng.integers(0, 35, (height, width), dtype=np.uint8),
             "train_inst": rng.integers(0, 65536, (height, width), dtype=np.uint16),
             "train_img": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
             "train_B": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
             "train_feat": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
         }
-        for folder, array in pictures.items():
+        for folder, array in maps.items():
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(array).save(tmp_path / folder / f"scene{scene}.png")
     return tmp_path
@@ -67,7 +67,7 @@ def entries(root: Path) -> list[Path]:
 
 @pytest.fixture
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, this process cannot read a picture."""
+    """Once it is called, this process cannot read any image."""
 
     def refuse(scenes: AlignedDataset, index: int) -> None:
         raise UserError("read once more")
@@ -117,7 +117,7 @@ def test_sources_are_read_once(root: Path, kind: str, forbid_reading: Callable) 
     forbid_reading()
     for index in range(3):
         assert_same(cached[index], expected[index])
-    assert isinstance(dataset(root)[0], UserError)  # so the cache alone can have known
+    assert isinstance(dataset(root)[0], UserError)  # so only the cache can have known
 
 
 def test_the_next_run_finds_the_files(root: Path, forbid_reading: Callable) -> None:
@@ -160,7 +160,7 @@ def test_memory_is_shared_with_a_process_that_is_not_forked(
 
 
 def test_the_processes_of_a_machine_share_memory(monkeypatch) -> None:
-    """The second opens what the first has made, or has its own where it cannot see the first."""
+    """The second opens what the first has made, or makes its own if it cannot see the first."""
     first = SharedMemory(10)
     first.array()[3] = 7
     offer = first._path, Path(first._path).read_bytes()[:TOKEN]
@@ -200,7 +200,7 @@ def test_other_flags_have_other_files(root: Path) -> None:
     for count, flags in enumerate(variants, 1):
         assert_same(dataset(root, "disk", **flags)[0], dataset(root, **flags)[0])
         assert len(entries(root)) == count
-    for flags in variants:  # and none drove another out
+    for flags in variants:  # and none replaced another
         assert_same(dataset(root, "disk", **flags)[0], dataset(root, **flags)[0])
     assert len(entries(root)) == len(variants)
 
@@ -237,7 +237,7 @@ def _zero(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_cut, _empty, _flip_a_bit, _zero])
-def test_a_damaged_file_is_made_anew(root: Path, damage) -> None:
+def test_a_damaged_file_is_rebuilt(root: Path, damage) -> None:
     expected = dataset(root, "disk")[0]
     (path,) = entries(root)
     whole = path.read_bytes()
@@ -246,18 +246,18 @@ def test_a_damaged_file_is_made_anew(root: Path, damage) -> None:
     assert path.read_bytes() == whole
 
 
-def test_an_unfinished_file_is_no_entry(root: Path) -> None:
+def test_an_unfinished_file_is_not_an_entry(root: Path) -> None:
     assert_same(dataset(root, "disk")[0], expected := dataset(root)[0])
     (whole,) = entries(root)
     leftover = whole.rename(whole.with_name(".1.tmp"))  # as a kill leaves it
     assert_same(dataset(root, "disk")[0], expected)
-    assert leftover.exists()  # it may be another process's, at work
+    assert leftover.exists()  # another process may be writing it
     os.utime(leftover, (0, leftover.stat().st_mtime - ABANDONED - 1))
     dataset(root, "disk")
     assert not leftover.exists()
 
 
-def test_a_full_disk_is_one_line(root: Path, monkeypatch) -> None:
+def test_a_full_disk_is_reported_with_the_flag(root: Path, monkeypatch) -> None:
     def full(*_paths):
         raise OSError(28, "No space left on device")
 
@@ -273,8 +273,8 @@ def test_too_little_memory_is_refused(root: Path, monkeypatch) -> None:
         dataset(root, "ram")
 
 
-def test_too_little_memory_of_one_process_is_that_of_all(monkeypatch) -> None:
-    """Else those that have it would wait for the others where these do without."""
+def test_too_little_memory_in_one_process_stops_all(monkeypatch) -> None:
+    """Otherwise those with enough memory would wait for those that go without."""
     monkeypatch.setenv("LOCAL_RANK", "1")
     full = OSError(28, "No space left on device")
     monkeypatch.setattr("util.distributed.gather", lambda mine: [full, mine])
@@ -309,7 +309,7 @@ def test_the_flag_reaches_the_loader(root: Path) -> None:
     assert len(entries(root)) == 3
 
 
-def test_an_unusable_folder_is_one_line(root: Path) -> None:
+def test_an_unusable_folder_ends_in_one_line(root: Path) -> None:
     (root / ".cache").write_text("in the way")
     flags = f"--dataroot {root} --loadSize 64 --gpu_ids -1 --cache disk --no_vgg_loss"
     done = run_command("train.py", *flags.split(), "--checkpoints_dir", root / "runs")

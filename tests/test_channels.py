@@ -1,4 +1,4 @@
-"""Images of any channels and depth, conditions, weights of pixels: read, trained on, written."""
+"""Images of any channels and depth, conditions, pixel weights: read, trained on, written."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, further, one_line, run_command
+from conftest import ROOT, TINY, one_line, run_command, thorough
 from crafted_images import tiff
 from PIL import Image
 
@@ -88,7 +88,7 @@ def test_round_trip(dtype: str, channels: int, suffix: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", [*RANGES, "float32"])
-def test_numbers_become_tensors_by_the_range(dtype: str) -> None:
+def test_numbers_are_scaled_to_tensors_by_the_range(dtype: str) -> None:
     array = noise(dtype, 2)
     low, high = -3.0, 100.0
     got = Values(2, dtype, low, high).to_tensor(array).numpy()
@@ -116,7 +116,7 @@ def test_pages_planes_and_other_layouts_become_channels(tmp_path: Path) -> None:
         assert array_shape(path) == array.shape
 
 
-def test_the_content_of_a_file_counts_not_its_ending(tmp_path: Path) -> None:
+def test_the_content_of_a_file_counts_not_its_extension(tmp_path: Path) -> None:
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     Image.fromarray(grey).save(tmp_path / "jpeg.png", "JPEG")
     expected = np.asarray(Image.open(tmp_path / "jpeg.png"))
@@ -140,7 +140,7 @@ def test_arrays_among_usual_photographs(tmp_path: Path) -> None:
 
 
 def test_instance_ids_of_32_bits(tmp_path: Path) -> None:
-    """Ids that differ stay different, from the file to the encoder of the stage below."""
+    """Ids that differ stay different, from the file to the encoder of the smaller stage."""
     ids = np.array([2**24, 2**24 + 1, 2**31, 2**32 - 2, 2**32 - 1, 5], np.uint32)
     ids = np.repeat(np.repeat(ids[None], 4, 0), 4, 1)
     np.save(tmp_path / "ids.npy", ids)
@@ -192,13 +192,13 @@ ODD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.thorough
-def test_of_damaged_tiff_files_the_error_alone_is_printed(tmp_path):
-    """The libraries would add lines of their own."""
+def test_damaged_tiff_files_print_only_the_error(tmp_path):
+    """The libraries would add their own lines."""
     image = np.zeros((9, 7, 4), np.uint16)
     tifffile.imwrite(tmp_path / "bands.tif", image, photometric="minisblack", planarconfig="contig")
     tifffile.imwrite(tmp_path / "label.tif", image[..., 0])
     for file in tmp_path.iterdir():
-        file.write_bytes(file.read_bytes()[:150])  # in the midst of the tags
+        file.write_bytes(file.read_bytes()[:150])  # in the middle of the tags
     lines = ["import sys", "from pathlib import Path", "from data.arrays import read_array"]
     lines += ["from data.files import read_integers", "from util.errors import UserError"]
     lines += ["for read in (lambda p: read_integers(p, 'label')), read_array:"]
@@ -219,8 +219,8 @@ def test_what_cannot_be_read_exactly_is_refused(name: str, tmp_path: Path) -> No
     assert "\n" not in str(error.value)
 
 
-def test_damaged_files_are_refused_or_read_right(tmp_path: Path) -> None:
-    """200 files with bytes changed, cut off or put in: an array, or one line that names the file.
+def test_damaged_files_are_refused_or_read_correctly(tmp_path: Path) -> None:
+    """200 files with bytes changed, cut off or inserted: an array, or one line that names the file.
 
     PNG and npz have checksums: what is read from them is what was written.
     """
@@ -264,7 +264,7 @@ def test_resizing_agrees_with_pillow() -> None:
 
 
 @pytest.mark.parametrize("old, new", [(2048, 640), (720, 270), (1920, 144), (150, 112), (7, 20)])
-def test_the_nearest_rows_and_columns_are_pillows(old: int, new: int) -> None:
+def test_nearest_rows_and_columns_equal_pillows(old: int, new: int) -> None:
     """Where two are equally near, Pillow's rounding decides."""
     array = np.arange(old, dtype=np.int32)
     for image, size in ((array[None], (new, 1)), (array[:, None], (1, new))):
@@ -272,7 +272,7 @@ def test_the_nearest_rows_and_columns_are_pillows(old: int, new: int) -> None:
         np.testing.assert_array_equal(resize_array(image, size, smooth=False), expected)
 
 
-def test_a_georeference_is_handed_on(tmp_path: Path) -> None:
+def test_a_georeference_is_passed_on(tmp_path: Path) -> None:
     tags = [
         (33550, "d", 3, (0.5, 0.5, 0.0), True),
         (33922, "d", 6, (0, 0, 0, 100.0, 200.0, 0), True),
@@ -286,7 +286,7 @@ def test_a_georeference_is_handed_on(tmp_path: Path) -> None:
         for code, _, _, value, _ in tags:
             assert file.pages[0].tags[code].value == value
     whole = source.read_bytes()
-    for place in range(len(whole) - label.size):  # whatever of its tags is damaged: no traceback
+    for place in range(len(whole) - label.size):  # whichever tag is damaged: no traceback
         source.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
         geo_tags(source, *SIZE)
     Image.fromarray(label).save(source, "PNG")
@@ -294,7 +294,7 @@ def test_a_georeference_is_handed_on(tmp_path: Path) -> None:
 
 
 def test_the_georeference_of_a_scaled_image_covers_the_same_area(tmp_path: Path) -> None:
-    """The place of a corner and of a pixel inside, by each way to tell it."""
+    """The location of a corner and of a pixel inside, by each way to state it."""
     matrix = np.array([[0.5, 0.1, 0, 100], [0.2, -0.5, 0, 200], [0, 0, 0, 0], [0, 0, 0, 1]])
     tags = [
         (33550, "d", 3, (0.5, 0.4, 0.0), True),
@@ -311,13 +311,13 @@ def test_the_georeference_of_a_scaled_image_covers_the_same_area(tmp_path: Path)
         np.testing.assert_allclose(place, matrix @ [i, j, 0, 1])
 
 
-# -- trainings -------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def bands(toy_data: Path, tmp_path: Path) -> Path:
-    """12 bands of uint16 in, one of float32 out, and a depth map: formulas of the toy photographs,
-    so that the truth is known."""
+    """12 bands of uint16 in, one of float32 out, and a depth map: computed by formulas from the toy
+    photographs, so that the truth is known."""
     root = tmp_path / "bands"
     for phase in ("train", "test"):
         for name in ("A", "B", "cond", "weight"):
@@ -348,7 +348,7 @@ COND = ["--cond_nc", 1, "--cond_range", "0,1", "--loss_weights"]
 FEW = ["--niter", 1, "--niter_decay", 1, "--val_freq", 2, "--no_html"]
 
 
-@pytest.mark.parametrize("more", [*further([]), COND], ids=["bands", "conditions and weights"])
+@pytest.mark.parametrize("more", [*thorough([]), COND], ids=["bands", "conditions and weights"])
 def test_bands_train_resume_generate_and_evaluate(
     bands: Path, tmp_path: Path, more: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,7 +407,7 @@ def test_bands_train_resume_generate_and_evaluate(
 
 
 @pytest.mark.thorough
-def test_a_graph_of_bands_and_conditions(bands: Path, tmp_path: Path) -> None:
+def test_an_onnx_graph_of_bands_and_conditions(bands: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
     flags = [*TINY, *BANDS, *COND, "--dataroot", bands, "--checkpoints_dir", tmp_path]
     once = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
@@ -463,27 +463,27 @@ def test_refused(bands: Path, tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1"])
-def test_a_measured_range_is_that_of_what_training_reads(mode: str, tmp_path: Path) -> None:
+def test_a_range_is_measured_on_what_training_reads(mode: str, tmp_path: Path) -> None:
     """An alpha channel of 255 is no part of a photograph; palettes and single bits become RGB."""
     dark = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("RGB")
-    picture = dark.convert(mode)
+    image = dark.convert(mode)
     for folder in ("train_A", "train_B"):
         (tmp_path / folder).mkdir()
-        picture.save(tmp_path / folder / "x.png")
+        image.save(tmp_path / folder / "x.png")
     flags = ["--label_nc", 0, "--output_range", "auto", "--dataroot", tmp_path, *TINY]
     opt = TrainOptions().parse([str(flag) for flag in flags])
     fix_data_flags(opt)
-    expected = np.percentile(np.asarray(picture.convert("RGB")), (0.1, 99.9))
+    expected = np.percentile(np.asarray(image.convert("RGB")), (0.1, 99.9))
     assert opt.output_range == pytest.approx(expected.tolist())
 
 
-def test_a_measured_range_looks_at_few_files() -> None:
+def test_a_range_is_measured_on_few_files() -> None:
     seen = []
     percentiles([Path(f"{number}") for number in range(399)], lambda p: seen.append(p) or [0, 1])
     assert len(seen) == 200
 
 
-def test_the_check_tells_ranges(bands: Path) -> None:
+def test_the_check_reports_ranges(bands: Path) -> None:
     done = run_command("-m", "data.check", *TINY, *BANDS, *COND, "--dataroot", bands)
     assert done.returncode == 0, done.stdout
     assert "input: 12 x uint16" in done.stdout and "image: 1 x float32" in done.stdout
@@ -530,7 +530,7 @@ def test_labels_with_deep_photographs_and_features(toy_data: Path, tmp_path: Pat
         assert image.dtype == np.uint16 and image.shape == (32, 64, 3) and image.max() > 255
 
 
-# -- weights of pixels -----------------------------------------------------------------------------
+# -- pixel weights ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(8, 12), (4, 6)])
@@ -561,7 +561,7 @@ def test_weights_of_zero_leave_the_adversarial_loss(bands: Path, tmp_path: Path)
     assert rows and all(row["G_GAN_Feat"] == row["G_L1"] == 0 < row["G_GAN"] for row in rows)
 
 
-def test_weights_are_numbers_from_zero_on(tmp_path: Path) -> None:
+def test_weights_are_not_negative(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.array([[0.5, 2.0]], np.float32))
     np.testing.assert_array_equal(read_weights(path), [[0.5, 2.0]])
@@ -571,7 +571,7 @@ def test_weights_are_numbers_from_zero_on(tmp_path: Path) -> None:
 
 
 def test_views() -> None:
-    """One channel is shown as grey, of more than three the first three."""
+    """One channel is shown as grey; of more than three, the first three."""
     tensor = torch.linspace(-1, 1, 5 * 4).reshape(5, 2, 2)
     assert (to_image(tensor[:1]) == to_image(tensor[:2])).all()
     np.testing.assert_array_equal(to_image(tensor), to_image(tensor[:3]))
@@ -581,7 +581,7 @@ def test_views() -> None:
     )
 
 
-def test_an_item_of_integers_in_npy(own_data: Path) -> None:
+def test_integer_maps_in_npy_files(own_data: Path) -> None:
     plain = AlignedDataset(own_data, "train", 35, Geometry("none"))[0]
     for kind in ("label", "inst"):
         for path in (own_data / f"train_{kind}").iterdir():

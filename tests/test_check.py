@@ -39,7 +39,7 @@ def read(path: Path) -> np.ndarray:
 
 def test_a_good_set_has_no_problems_and_a_true_summary(toy_data, call, capsys):
     assert call(check_main, *FLAGS, "--dataroot", toy_data) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     labels = np.stack([read(path) for path in files(toy_data, "label")])
     insts = [read(path) for path in files(toy_data, "inst")]
     for value in np.unique(labels):
@@ -47,13 +47,13 @@ def test_a_good_set_has_no_problems_and_a_true_summary(toy_data, call, capsys):
         scenes = sum((label == value).any() for label in labels)
         ids = np.concatenate([np.unique(inst) for inst in insts])
         instances = np.isin(ids, value).sum() + (ids // 1000 == value).sum()
-        line = next(line for line in told.splitlines() if line.split()[:1] == [str(value)])
+        line = next(line for line in output.splitlines() if line.split()[:1] == [str(value)])
         assert line.split()[-3:] == [share, str(scenes), str(instances)]
-    assert "sizes: 64x32 (4)" in told and "no problems found" in told
-    assert f"--label_nc {labels.max() + 1} or more" in told
+    assert "sizes: 64x32 (4)" in output and "no problems found" in output
+    assert f"--label_nc {labels.max() + 1} or more" in output
 
 
-def test_every_problem_is_reported_not_the_first(own_data):
+def test_every_problem_is_reported_not_only_the_first(own_data):
     label, inst, image = (files(own_data, kind) for kind in ("label", "inst", "img"))
     bad = read(label[0]).copy()
     bad[:2, :3] = 200
@@ -114,7 +114,7 @@ def test_ids_of_another_scheme_are_a_note(own_data):
     )
 
 
-def test_a_background_of_zeros_is_no_scheme(own_data):
+def test_a_background_of_zeros_is_not_taken_for_a_scheme(own_data):
     """0 around objects that are numbered from 1 on, in both maps."""
     for number, path in enumerate(files(own_data, "label")):
         label, inst = (np.zeros((32, 64), kind) for kind in (np.uint8, np.uint16))
@@ -125,8 +125,8 @@ def test_a_background_of_zeros_is_no_scheme(own_data):
     assert report.problems == [] and "scheme of their own" in report.notes[0]
 
 
-def test_numbered_objects_of_one_class_are_no_scheme(own_data):
-    """Number 1 is class 1 by chance, and a scene without objects has zeros alone."""
+def test_numbered_objects_of_one_class_are_not_taken_for_a_scheme(own_data):
+    """Number 1 is class 1 by chance, and a scene without objects has only zeros."""
     for scene, path in enumerate(files(own_data, "label")):
         label, inst = (np.zeros((32, 64), kind) for kind in (np.uint8, np.uint16))
         label[:4] = 2  # another class of stuff
@@ -142,7 +142,7 @@ def test_numbered_objects_of_one_class_are_no_scheme(own_data):
     assert len([p for p in problems(own_data) if "every pixel is instance 0" in p]) == 4
 
 
-def test_a_damaged_first_file_says_nothing_of_the_others(own_data, call, capsys):
+def test_a_damaged_first_file_causes_no_other_problems(own_data, call, capsys):
     for number, path in enumerate(files(own_data, "img")):
         save_png(path, np.full((32, 64), 1000 * number, np.uint16))
         (own_data / "train_cond").mkdir(exist_ok=True)
@@ -151,31 +151,31 @@ def test_a_damaged_first_file_says_nothing_of_the_others(own_data, call, capsys)
     bad.write_bytes(bad.read_bytes()[:60])
     flags = [*FLAGS, "--dataroot", own_data, "--output_nc", 1, "--cond_nc", 1]
     assert call(check_main, *flags, "--cond_range", "0,80") == 1
-    told = capsys.readouterr().out
-    assert f"problem: {bad}" in told and told.endswith("1 problems\n")
+    output = capsys.readouterr().out
+    assert f"problem: {bad}" in output and output.endswith("1 problems\n")
 
 
-def test_a_range_that_fails_says_nothing_of_other_images(own_data, call, capsys):
+def test_a_missing_range_causes_no_other_problems(own_data, call, capsys):
     for name in ("A", "B", "cond"):
         (own_data / f"train_{name}").mkdir()
         np.save(own_data / f"train_{name}" / "x.npy", np.zeros((32, 64, 2), np.float32))
     flags = [*FLAGS, "--dataroot", own_data, "--label_nc", 0, "--no_instance", "--cond_nc", 2]
     flags += ["--input_nc", 2, "--output_nc", 2, "--output_range", "-1,1"]
     assert call(check_main, *flags) == 1
-    told = capsys.readouterr().out
-    assert "give --input_range" in told and "give --cond_range" in told
-    assert told.endswith("2 problems\n")
+    output = capsys.readouterr().out
+    assert "give --input_range" in output and "give --cond_range" in output
+    assert output.endswith("2 problems\n")
 
 
-def test_turned_photographs_of_any_channels(own_data):
-    turned = Image.Exif()
-    turned[274] = 3
+def test_rotated_photographs_of_any_channels(own_data):
+    rotated = Image.Exif()
+    rotated[274] = 3
     grey, tiff, *_ = files(own_data, "img")
-    Image.open(tiff).save(tiff.with_suffix(".tif"), exif=turned)  # Pillow turns it
+    Image.open(tiff).save(tiff.with_suffix(".tif"), exif=rotated)  # Pillow rotates it
     tiff.unlink()
     assert problems(own_data) == []
     for path in (own_data / "train_img").iterdir():
-        exif = {"exif": turned} if path == grey else {}
+        exif = {"exif": rotated} if path == grey else {}
         Image.open(path).convert("L").save(path.with_suffix(".jpg"), **exif)
         path.unlink()
     (found,) = problems(own_data, "--output_nc", 1, "--output_type", "uint8")
@@ -183,7 +183,7 @@ def test_turned_photographs_of_any_channels(own_data):
 
 
 def test_weights_in_a_tiff_that_pillow_does_not_open(own_data):
-    """They train, and the check has nothing to say."""
+    """They train, and the check finds no problem."""
     tifffile = pytest.importorskip("tifffile", reason="needs requirements-images.txt")
     pytest.importorskip("imagecodecs", reason="needs requirements-images.txt")
     (own_data / "train_weight").mkdir()
@@ -197,16 +197,16 @@ def test_weights_in_a_tiff_that_pillow_does_not_open(own_data):
     ].all()
 
 
-def test_one_name_of_two_photographs_is_told_once(own_data, call, capsys):
+def test_one_name_of_two_photographs_is_reported_once(own_data, call, capsys):
     first = files(own_data, "img")[0]
     shown = first.with_name(first.name.replace("_leftImg8bit", "_A"))
     shown.write_bytes(first.read_bytes())
     assert call(check_main, *FLAGS, "--dataroot", own_data) == 1
-    told = capsys.readouterr().out
-    assert "endings like _A, _label and .png do" in told and told.endswith("1 problems\n")
+    output = capsys.readouterr().out
+    assert "endings like _A, _label and .png do" in output and output.endswith("1 problems\n")
 
 
-def test_small_pictures_features_folders_and_turned_photographs(own_data, tmp_path):
+def test_small_images_features_folders_and_rotated_photographs(own_data, tmp_path):
     assert "64x32 when scaled and cropped" in check(options(own_data), 33).problems[0]
     assert not check(options(own_data), 32).problems
     assert any("train_feat" in p for p in problems(own_data, "--load_features", "--label_feat"))
@@ -215,18 +215,18 @@ def test_small_pictures_features_folders_and_turned_photographs(own_data, tmp_pa
     found = problems(own_data, "--load_features", "--label_feat")
     assert len(found) == 4 and all("is 16x16" in problem for problem in found)
     image = files(own_data, "img")[0]
-    turned = Image.Exif()
-    turned[274] = 6
-    Image.open(image).save(image.with_suffix(".jpg"), exif=turned)
+    rotated = Image.Exif()
+    rotated[274] = 6
+    Image.open(image).save(image.with_suffix(".jpg"), exif=rotated)
     image.unlink()
     assert [p for p in problems(own_data) if "EXIF" in p and str(image.with_suffix(".jpg")) in p]
     image.with_suffix(".jpg").unlink()
     save_png(image, np.zeros((32, 64, 3), np.uint8))
     Image.open(image).save(image, exif=b"Exif\0\0damaged")
-    assert problems(own_data) == []  # nothing reads it
+    assert problems(own_data) == []  # which nothing reads
 
 
-def test_folders_behind_links_are_read(own_data):
+def test_linked_folders_are_read(own_data):
     for kind in ("label", "inst", "img"):
         folder = own_data / f"train_{kind}"
         (own_data / f"elsewhere_{kind}").mkdir()
@@ -247,7 +247,7 @@ def test_the_first_scenes_are_those_that_training_takes(own_data):
     assert "a1_label.png: label 200" in problems(own_data, "--max_dataset_size", 1)[0]
 
 
-def test_pictures_of_several_sizes_cannot_share_a_batch(own_data):
+def test_images_of_several_sizes_cannot_share_a_batch(own_data):
     for kind in ("label", "inst", "img"):
         path = files(own_data, kind)[0]
         Image.open(path).crop((0, 0, 64, 20)).save(path)
@@ -259,7 +259,7 @@ def test_pictures_of_several_sizes_cannot_share_a_batch(own_data):
     assert problems(own_data, "--batchSize", 2, *crop) == []
 
 
-def test_pictures_to_pictures(tmp_path):
+def test_images_to_images(tmp_path):
     for kind in "AB":
         save_png(tmp_path / f"train_{kind}" / "x.png", np.zeros((32, 64, 3), np.uint8))
     assert problems(tmp_path, "--label_nc", 0, "--no_instance") == []
@@ -275,8 +275,8 @@ def test_the_command_and_its_exit_status(own_data, refused):
     assert done.returncode == 1 and "1 problems" in done.stdout and not done.stderr
     assert "no such folder" in refused(check_main, "--dataroot", "nowhere")
     assert "did you mean" in refused(check_main, "--datarot", "nowhere")
-    told = one_line(run_command("-m", "data.check", "--ngf", "many"))
-    assert "python -m data.check --help lists the flags" in told
+    output = one_line(run_command("-m", "data.check", "--ngf", "many"))
+    assert "python -m data.check --help lists the flags" in output
 
 
 @pytest.mark.skipif(not (SHARED / "cityscapes_sample").is_dir(), reason="no sample of Cityscapes")
@@ -320,7 +320,7 @@ def test_convert_refuses_flags_that_would_be_ignored(flags, convert, tmp_path):
         convert(tmp_path / "in", tmp_path / "out", *flags)
 
 
-def test_convert_to_the_folder_above(convert, tmp_path):
+def test_convert_to_the_parent_folder(convert, tmp_path):
     save_png(tmp_path / "in" / "1.png", np.zeros((2, 2, 3), np.uint8))
     assert convert(tmp_path / "in", tmp_path, "--palette", "auto") == 0
     assert read(tmp_path / "1.png").tolist() == [[0, 0], [0, 0]]
@@ -347,7 +347,7 @@ def test_convert_auto_lists_colours_in_order(convert, tmp_path, capsys):
     assert listing.read_text() == "9 9 9\n0 0 0\n255 0 1\n4 5 6\n"
     convert(tmp_path / "in", tmp_path / "again", "--palette", listing)
     assert np.array_equal(read(tmp_path / "again" / "2.png"), read(tmp_path / "out" / "2.png"))
-    results = tmp_path / "in" / "labels"  # which are no input the second time
+    results = tmp_path / "in" / "labels"  # not taken as input the second time
     for _ in range(2):
         convert(tmp_path / "in", results, "--palette", listing)
         assert sorted(path.name for path in results.iterdir()) == ["1.png", "2.png"]
@@ -359,9 +359,9 @@ def test_convert_unknown_colours_and_jpeg(convert, refused, tmp_path):
     colours.write_text(text, encoding="utf-8-sig", newline="\r\n")  # as Windows writes it
     label = np.zeros((16, 16), np.uint8)
     label[:, 8:] = 1
-    picture = np.array([[10, 10, 10], [200, 30, 40]], np.uint8)[label]
+    image = np.array([[10, 10, 10], [200, 30, 40]], np.uint8)[label]
     (tmp_path / "in").mkdir()
-    Image.fromarray(picture).save(tmp_path / "in" / "x.jpg")
+    Image.fromarray(image).save(tmp_path / "in" / "x.jpg")
     flags = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--workers", 0]
     message = refused(convert_main, *flags, "--palette", colours)
     assert "x.jpg" in message and "--nearest" in message
@@ -373,10 +373,10 @@ def test_convert_unknown_colours_and_jpeg(convert, refused, tmp_path):
 
 def test_convert_indexed_keeps_the_indices(convert, refused, tmp_path, capsys):
     label = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    picture = Image.fromarray(label)
-    picture.putpalette([(7 * i) % 256 for i in range(768)])
+    image = Image.fromarray(label)
+    image.putpalette([(7 * i) % 256 for i in range(768)])
     (tmp_path / "in").mkdir()
-    picture.save(tmp_path / "in" / "x.png")
+    image.save(tmp_path / "in" / "x.png")
     assert convert(tmp_path / "in", tmp_path / "out", "--from_indexed") == 0
     assert "--label_nc 12" in capsys.readouterr().out
     made = Image.open(tmp_path / "out" / "x.png")
@@ -386,14 +386,12 @@ def test_convert_indexed_keeps_the_indices(convert, refused, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [["--palette", "voc"], ["--from_indexed"]])
-def test_convert_tells_of_pixels_without_a_class(flags, convert, tmp_path, capsys):
+def test_convert_reports_pixels_without_a_class(flags, convert, tmp_path, capsys):
     label = np.array([[0, 15], [3, 255]], np.uint8)
-    picture = Image.fromarray(label)
-    picture.putpalette(read_palette("voc").flatten().tolist())
+    image = Image.fromarray(label)
+    image.putpalette(read_palette("voc").flatten().tolist())
     (tmp_path / "in").mkdir()
-    (picture if flags == ["--from_indexed"] else picture.convert("RGB")).save(
-        tmp_path / "in" / "x.png"
-    )
+    (image if flags == ["--from_indexed"] else image.convert("RGB")).save(tmp_path / "in" / "x.png")
     assert convert(tmp_path / "in", tmp_path / "out", *flags) == 0
     assert "next: train with --label_nc 16 --ignore_label 255" in capsys.readouterr().out
     assert np.array_equal(read(tmp_path / "out" / "x.png"), label)

@@ -1,4 +1,4 @@
-"""Palettes, class names, and pictures from tensors."""
+"""Palettes, class names, and images from tensors."""
 
 from pathlib import Path
 
@@ -30,14 +30,14 @@ def test_cityscapes_colours():
     assert (CITYSCAPES_NAMES[7], CITYSCAPES_NAMES[34]) == ("road", "license plate")
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the reference's outcomes are not here")
+@pytest.mark.skipif(not GOLDEN.exists(), reason="no ../shared/golden")
 @pytest.mark.parametrize("case", ["labels_512p", "features_512p"])
-def test_colours_are_the_references(case):
-    pictures = np.load(GOLDEN / case / "images.npz")
-    stems = [key.removeprefix("label/") for key in pictures if key.startswith("label/")]
+def test_colours_equal_the_references(case):
+    images = np.load(GOLDEN / case / "images.npz")
+    stems = [key.removeprefix("label/") for key in images if key.startswith("label/")]
     assert stems
     for stem in stems:
-        expected = pictures[f"label/{stem}"]
+        expected = images[f"label/{stem}"]
         (path,) = (GOLDEN / "data").glob(f"*_label/{stem}.png")
         with Image.open(path) as file:
             small = file.resize(expected.shape[1::-1], Image.Resampling.NEAREST)
@@ -54,7 +54,7 @@ def test_other_palettes_are_distinct_and_begin_with_black():
 
 
 @pytest.mark.parametrize("label", [np.array([[35]]), np.array([[-1]]), np.zeros((1, 2, 2), int)])
-def test_colour_label_refuses_what_is_no_label_map(label):
+def test_colour_label_refuses_other_arrays(label):
     with pytest.raises(ValueError):
         colour_label(label, 35)
 
@@ -70,7 +70,7 @@ def test_class_id():
             class_id(wrong, 35)
     with pytest.raises(UserError, match=r"an id from 0 to 2$"):
         class_id("car", 3)
-    assert class_id("24", 0) == 24  # instance maps tell it
+    assert class_id("24", 0) == 24  # instance maps give it
     with pytest.raises(UserError, match=r"expected an id$"):
         class_id("car", 0)
 
@@ -80,31 +80,31 @@ def test_class_name():
     assert class_name(-1, 35) == "class -1" and class_name(35, 35) == "class 35"
 
 
-def test_to_image_clips_and_cuts_off():
+def test_to_image_clips_and_truncates():
     values = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, float("nan")], requires_grad=True)
-    picture = to_image(values.expand(3, 2, 6))
-    assert picture.shape == (2, 6, 3) and picture.dtype == np.uint8
-    assert picture[0, :, 0].tolist() == [0, 0, 127, 254, 255, 0]
+    image = to_image(values.expand(3, 2, 6))
+    assert image.shape == (2, 6, 3) and image.dtype == np.uint8
+    assert image[0, :, 0].tolist() == [0, 0, 127, 254, 255, 0]
     assert to_image(torch.zeros(1, 4, 5, dtype=torch.bfloat16)).shape == (4, 5, 3)
     with pytest.raises(ValueError, match="1, 3, 4, 4"):
         to_image(torch.zeros(1, 3, 4, 4))
 
 
-def test_channels_stay_apart():
-    picture = to_image(torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1))
-    assert picture.tolist() == [[[0, 127, 255]]]
+def test_channels_keep_their_order():
+    image = to_image(torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1))
+    assert image.tolist() == [[[0, 127, 255]]]
 
 
 @pytest.mark.parametrize("name, form", [("a.png", "PNG"), ("a.JPG", "JPEG")])
 def test_save_image(tmp_path, name, form):
-    picture = np.full((8, 8, 3), 77, np.uint8)
-    save_image(picture, tmp_path / name)
+    image = np.full((8, 8, 3), 77, np.uint8)
+    save_image(image, tmp_path / name)
     with Image.open(tmp_path / name) as saved:
         assert saved.format == form
-        np.testing.assert_array_equal(saved, picture)
+        np.testing.assert_array_equal(saved, image)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     with pytest.raises(ValueError, match="png"):
-        save_image(picture, tmp_path / "a.gif")
+        save_image(image, tmp_path / "a.gif")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -28,8 +28,8 @@ FOLDERS = {
 }
 
 
-def draw_scene(root: Path, stem: str, size: tuple = (WIDTH, HEIGHT), seed: int = 0) -> None:
-    """A scene in which every pixel tells where it is: label column, inst 1000*row + column."""
+def write_scene(root: Path, stem: str, size: tuple = (WIDTH, HEIGHT), seed: int = 0) -> None:
+    """A scene in which every pixel encodes its position: label column, inst 1000*row + column."""
     width, height = size
     rows, columns = np.mgrid[:height, :width]
     photo = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -45,15 +45,15 @@ def draw_scene(root: Path, stem: str, size: tuple = (WIDTH, HEIGHT), seed: int =
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
     for i in range(4):
-        draw_scene(root, f"aachen_{i:06d}_000019", seed=i)
+        write_scene(root, f"aachen_{i:06d}_000019", seed=i)
     return root
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Two scenes that a test may spoil."""
-    draw_scene(tmp_path, "a")
-    draw_scene(tmp_path, "b", seed=1)
+    """Two scenes that a test may damage."""
+    write_scene(tmp_path, "a")
+    write_scene(tmp_path, "b", seed=1)
     return tmp_path
 
 
@@ -62,7 +62,7 @@ def read(root: Path, mode: str = "none", load_size: int = 32, flip: bool = False
 
 
 def bad_item(root: Path, **options) -> str:
-    """The one line about the first item that cannot be had."""
+    """The one line about the first item that cannot be read."""
     dataset = read(root, **options)
     errors = [item for item in map(dataset.__getitem__, range(len(dataset))) if item is not None]
     errors = [str(item) for item in errors if isinstance(item, UserError)]
@@ -98,7 +98,7 @@ def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def cubic(array: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Bicubic scaling of one axis, a = -0.5, the kernel widened where pictures shrink."""
+    """Bicubic scaling of one axis, a = -0.5, the kernel widened where images shrink."""
     old = array.shape[axis]
     stretch = max(1.0, old / size)
     weights = np.zeros((size, old))
@@ -113,7 +113,7 @@ def cubic(array: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 def smooth(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     for axis, length in ((1, size[0]), (0, size[1])):
-        if array.shape[axis] != length:  # what has its size already is not filtered
+        if array.shape[axis] != length:  # an axis that keeps its size is not filtered
             array = np.clip(np.round(cubic(array, length, axis)), 0, 255)
     return array
 
@@ -125,7 +125,7 @@ def as_image(tensor: torch.Tensor) -> np.ndarray:
 
 
 def placements(item: dict, whole: dict[str, np.ndarray]) -> list[tuple[int, int, bool]]:
-    """All (x, y, flip) at which an item's maps lie in the whole ones, each of them."""
+    """All (x, y, flip) at which all of an item's maps match the whole ones."""
     maps = {kind: item[kind][0].numpy() for kind in ("label", "inst")}
     maps |= {kind: as_image(item[kind]) for kind in ("image", "feat")}
     height, width = maps["label"].shape
@@ -167,8 +167,8 @@ def test_every_mode_equals_plain_computations(scenes: Path, mode: str) -> None:
 
 def test_maps_of_one_scene_agree_where_scaling_is_a_tie(tmp_path: Path) -> None:
     """At 4:3 every third centre lies between two pixels; Pillow's choice there depends on the
-    image's mode, and an instance would end a pixel beside its class."""
-    draw_scene(tmp_path, "a", size=(64, 40))
+    image's mode, and an instance would end a pixel away from its class."""
+    write_scene(tmp_path, "a", size=(64, 40))
     item = read(tmp_path, "scale_width", load_size=48, load_features=True)[0]
     rows, columns = item["inst"][0] // 1000, item["inst"][0] % 1000
     assert torch.equal(item["label"][0].int(), columns % 35)
@@ -194,7 +194,7 @@ def test_unscaled_photographs_are_exact(scenes: Path) -> None:
     np.testing.assert_allclose(item["image"], expected, atol=1e-6)
 
 
-def test_no_flip_without_asking(scenes: Path) -> None:
+def test_no_flip_by_default(scenes: Path) -> None:
     dataset = read(scenes)
     assert all(torch.equal(dataset[e, 0]["label"], dataset[0]["label"]) for e in range(10))
 
@@ -208,9 +208,9 @@ def test_scaled_sizes(size: tuple[int, int]) -> None:
     assert Geometry("scale_width", 1).scaled((100, 3)) == (1, 1)
 
 
-def test_one_size_of_all(own: Path) -> None:
+def test_has_one_size(own: Path) -> None:
     assert read(own).has_one_size
-    draw_scene(own, "c", (WIDTH, HEIGHT + 2))
+    write_scene(own, "c", (WIDTH, HEIGHT + 2))
     assert not read(own).has_one_size
     assert read(own, "crop").has_one_size
 
@@ -222,7 +222,7 @@ def same(a: dict, b: dict) -> bool:
     return all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
 
 
-def test_randomness_is_of_seed_epoch_and_index_alone(scenes: Path) -> None:
+def test_randomness_depends_only_on_seed_epoch_and_index(scenes: Path) -> None:
     def make(seed: int) -> AlignedDataset:
         return read(scenes, "crop", flip=True, seed=seed)
 
@@ -231,7 +231,7 @@ def test_randomness_is_of_seed_epoch_and_index_alone(scenes: Path) -> None:
     items = {key: first[key] for key in keys}
     torch.manual_seed(99)
     np.random.seed(99)
-    assert all(same(again[key], items[key]) for key in reversed(keys))  # in whatever order
+    assert all(same(again[key], items[key]) for key in reversed(keys))  # in any order
     assert not all(same(other[key], items[key]) for key in keys)
     assert len({items[epoch, 0]["inst"][0, 0, 0].item() for epoch in range(3)}) > 1
 
@@ -248,7 +248,7 @@ def test_workers_make_no_difference(scenes: Path) -> None:
     assert [a["path"] for a in alone[:2]] != [a["path"] for a in alone[2:]]  # epochs are shuffled
 
 
-def test_an_epoch_may_begin_anywhere(scenes: Path) -> None:
+def test_an_epoch_may_begin_at_any_batch(scenes: Path) -> None:
     dataset = read(scenes, "crop", flip=True)
     loader = Loader(dataset, 1, shuffle=True)
     whole = list(loader.epoch(3))
@@ -258,7 +258,7 @@ def test_an_epoch_may_begin_anywhere(scenes: Path) -> None:
     ]
 
 
-def test_order_of_name_and_partial_batches(scenes: Path) -> None:
+def test_name_order_and_partial_batches(scenes: Path) -> None:
     loader = Loader(read(scenes, max_size=3), 2)
     found = list(loader)
     assert len(loader) == 2
@@ -269,7 +269,7 @@ def test_order_of_name_and_partial_batches(scenes: Path) -> None:
 
 
 def test_scenes_are_in_the_order_of_their_file_names(tmp_path: Path) -> None:
-    """As the 2018 code has them: "a-1.png" before "a.png"."""
+    """As in the 2018 code: "a-1.png" before "a.png"."""
     for name in ("a.png", "a-1.png", "b.png"):
         save_png(tmp_path / "train_label" / name, np.zeros((4, 4), np.uint8))
         save_png(tmp_path / "train_img" / name, np.zeros((4, 4, 3), np.uint8))
@@ -281,19 +281,19 @@ def test_scenes_are_in_the_order_of_their_file_names(tmp_path: Path) -> None:
 
 def test_without_workers_threads_read_ahead_a_little(scenes: Path) -> None:
     dataset = read(scenes)
-    together, begun, before = threading.Barrier(2), [], set(threading.enumerate())
+    together, started, before = threading.Barrier(2), [], set(threading.enumerate())
 
     def maps(index: int) -> dict:
-        begun.append(index)
+        started.append(index)
         if index < 2:
-            together.wait(20)  # for ever, were they read one after the other
+            together.wait(20)  # in vain if they are read one after the other
         return dataset.scaled_maps(index)
 
     dataset.maps = maps
     batches = Loader(dataset, 1).epoch(1)
     next(batches)
     batches.close()
-    assert sorted(begun)[:2] == [0, 1] and len(begun) < 4
+    assert sorted(started)[:2] == [0, 1] and len(started) < 4
     assert set(threading.enumerate()) <= before
 
 
@@ -301,7 +301,7 @@ def test_without_workers_threads_read_ahead_a_little(scenes: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
-def test_instance_ids_are_those_of_the_file(own: Path, depth: type) -> None:
+def test_instance_ids_equal_those_of_the_file(own: Path, depth: type) -> None:
     ids = [0, 7, 128, 255] if depth == np.uint8 else [7, 26001, 32767, 32768, 33017, 65535]
     inst = np.random.default_rng(0).choice(ids, (HEIGHT, WIDTH)).astype(depth)
     save_png(own / "train_inst" / "a_gtFine_instanceIds.png", inst)
@@ -313,14 +313,14 @@ def test_instance_ids_are_those_of_the_file(own: Path, depth: type) -> None:
 
 def test_palette_indices_are_the_labels(own: Path) -> None:
     label = np.random.default_rng(0).integers(0, 35, (HEIGHT, WIDTH), np.uint8)
-    picture = Image.fromarray(label)
-    picture.putpalette(list(range(255, -1, -1)) * 3)
-    assert picture.mode == "P"
-    picture.save(own / "train_label" / "a_gtFine_labelIds.png")
+    image = Image.fromarray(label)
+    image.putpalette(list(range(255, -1, -1)) * 3)
+    assert image.mode == "P"
+    image.save(own / "train_label" / "a_gtFine_labelIds.png")
     np.testing.assert_array_equal(read(own)[0]["label"][0], label)
 
 
-def test_labels_beyond_a_byte(own: Path) -> None:
+def test_labels_above_255(own: Path) -> None:
     label = np.full((HEIGHT, WIDTH), 999, np.uint16)
     save_png(own / "train_label" / "a_gtFine_labelIds.png", label)
     item = AlignedDataset(own, "train", 1000, Geometry("none"))[0]
@@ -350,7 +350,7 @@ def test_automatic_label_count(own: Path) -> None:
 
 
 @pytest.mark.parametrize("folders", [("train_A", "train_B"), ("trainA", "trainB")])
-def test_pictures_to_pictures(tmp_path: Path, folders: tuple[str, str]) -> None:
+def test_images_to_images(tmp_path: Path, folders: tuple[str, str]) -> None:
     rng = np.random.default_rng(0)
     drawing, photo = rng.integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
     save_png(tmp_path / folders[0] / "cat_A.png", drawing)
@@ -365,7 +365,7 @@ def test_pictures_to_pictures(tmp_path: Path, folders: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("mode", ["scale_width_and_crop", "none"])
 def test_photographs_as_bytes(mode: str, own: Path) -> None:
-    """On GPUs they travel as bytes; all else is the same, and with --augment they are floats."""
+    """They are sent to GPUs as bytes, all else being equal; with --augment they are floats."""
     floats, as_bytes = read(own, mode=mode)[0], read(own, mode=mode, image_bytes=True)[0]
     assert as_bytes["image"].dtype == torch.uint8
     as_bytes["image"] = bytes_to_float(as_bytes["image"])
@@ -379,7 +379,7 @@ def test_photographs_as_bytes(mode: str, own: Path) -> None:
         assert create_dataset(opt, training=False)[0]["image"].dtype == torch.float32
 
 
-def test_instances_of_pictures_are_not_interpolated(tmp_path: Path) -> None:
+def test_instances_of_input_images_are_not_interpolated(tmp_path: Path) -> None:
     inst = np.random.default_rng(0).choice([1, 26001], (HEIGHT, WIDTH)).astype(np.uint16)
     for folder in ("train_A", "train_B"):
         save_png(tmp_path / folder / "cat.png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))
@@ -399,7 +399,7 @@ def test_max_size_takes_the_first_by_name(scenes: Path) -> None:
     assert len(read(scenes, max_size=99)) == 4
 
 
-def test_pairs_are_by_name_whatever_the_order(tmp_path: Path) -> None:
+def test_files_are_paired_by_name_not_by_order(tmp_path: Path) -> None:
     for stem in ("x", "x_1", "y"):  # sorted positions would pair x_img with x_1_label
         for ending in ("label", "inst", "img"):
             shape = (4, 8, 3) if ending == "img" else (4, 8)
@@ -411,17 +411,17 @@ def test_pairs_are_by_name_whatever_the_order(tmp_path: Path) -> None:
         assert names == [f"x_1_{ending}.png", f"x_{ending}.png", f"y_{ending}.png"]
 
 
-def test_names_are_paired_whichever_way_their_accents_are_written(tmp_path: Path) -> None:
+def test_names_are_paired_in_any_unicode_form(tmp_path: Path) -> None:
     """As one character, or as macOS does: a letter and its accent."""
-    draw_scene(tmp_path, "z\u00fcrich_000001_000019")
+    write_scene(tmp_path, "z\u00fcrich_000001_000019")
     for path in (tmp_path / "train_label").iterdir():
         path.rename(path.with_name(path.name.replace("\u00fc", "u\u0308")))
     assert read(tmp_path).scenes == ["z\u00fcrich_000001_000019"]
 
 
 def test_subfolders_and_other_files(tmp_path: Path) -> None:
-    draw_scene(tmp_path, "ulm/ulm_000001_000019")
-    draw_scene(tmp_path, "bonn/ulm_000001_000019")
+    write_scene(tmp_path, "ulm/ulm_000001_000019")
+    write_scene(tmp_path, "bonn/ulm_000001_000019")
     (tmp_path / "train_img" / "readme.txt").write_text("notes")
     (tmp_path / "train_img" / ".hidden.png").write_text("")
     assert read(tmp_path).scenes == ["bonn/ulm_000001_000019", "ulm/ulm_000001_000019"]
@@ -466,21 +466,21 @@ FOLDER_ERRORS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda root: twice(root / "train_label"),
         ["_label.png", "remove one"],
     ),
-    "folder named like a picture": (
+    "folder named like an image": (
         lambda root: (root / "train_img" / "d.png").mkdir(),
         ["d.png", "not a file"],
     ),
 }
 
 
-@pytest.mark.parametrize("spoil, named", FOLDER_ERRORS.values(), ids=FOLDER_ERRORS)
-def test_folders_that_are_wrong(own: Path, spoil: Callable, named: list[str]) -> None:
-    spoil(own)
+@pytest.mark.parametrize("damage, named", FOLDER_ERRORS.values(), ids=FOLDER_ERRORS)
+def test_wrong_folders(own: Path, damage: Callable, named: list[str]) -> None:
+    damage(own)
     line = bad_dataset(own)
     assert all(word in line for word in named)
 
 
-# Files that are wrong --------------------------------------------------------------------------
+# Wrong files -----------------------------------------------------------------------------------
 
 
 def cut_off(path: Path) -> None:
@@ -507,10 +507,10 @@ FILE_ERRORS = {
 }
 
 
-@pytest.mark.parametrize("kind, spoil, named", FILE_ERRORS.values(), ids=FILE_ERRORS)
-def test_files_that_are_wrong(own: Path, kind: str, spoil: Callable, named: list[str]) -> None:
+@pytest.mark.parametrize("kind, damage, named", FILE_ERRORS.values(), ids=FILE_ERRORS)
+def test_wrong_files(own: Path, kind: str, damage: Callable, named: list[str]) -> None:
     path = next(p for p in (own / f"train_{kind}").iterdir() if p.name.startswith("b"))
-    spoil(path)
+    damage(path)
     line = bad_item(own)
     assert str(path.with_suffix("")) in line and all(word in line for word in named)
 
@@ -528,7 +528,7 @@ def test_loader_raises_what_a_worker_found(own: Path, workers: int) -> None:
 
 
 def test_ctrl_c_at_the_end_of_reading_is_obeyed(own: Path, monkeypatch) -> None:
-    """What interrupts a generator that is dropped, not read to its end, would be ignored."""
+    """An interrupt in a generator that is dropped before its end would be ignored."""
 
     class Pool(ThreadPoolExecutor):
         def shutdown(self, **how: bool) -> NoReturn:
@@ -562,15 +562,15 @@ def test_labels_without_a_class_are_counted(own: Path, mode: str) -> None:
 @pytest.mark.parametrize("kind", ["label", "inst", "img"])
 def test_sizes_that_differ_in_a_scene(own: Path, kind: str) -> None:
     path = next(p for p in (own / f"train_{kind}").iterdir() if p.name.startswith("b"))
-    with Image.open(path) as picture:
-        picture.crop((0, 0, WIDTH, HEIGHT - 1)).save(path)
+    with Image.open(path) as image:
+        image.crop((0, 0, WIDTH, HEIGHT - 1)).save(path)
     line = bad_dataset(own)
     assert f"{path} is {WIDTH}x{HEIGHT - 1}" in line and f"is {WIDTH}x{HEIGHT}," in line + ","
 
 
 def test_sizes_that_differ_in_a_batch(own: Path) -> None:
-    draw_scene(own, "c", (WIDTH, HEIGHT + 2))
-    draw_scene(own, "d", (WIDTH, HEIGHT + 2))
+    write_scene(own, "c", (WIDTH, HEIGHT + 2))
+    write_scene(own, "d", (WIDTH, HEIGHT + 2))
     assert len(list(Loader(read(own), 1))) == 4
     assert len(list(Loader(read(own), 2))) == 2  # a and b, then c and d
     (own / "train_img" / "e_leftImg8bit.png").unlink(missing_ok=True)
@@ -580,8 +580,8 @@ def test_sizes_that_differ_in_a_batch(own: Path) -> None:
     assert len(list(Loader(read(own, "scale_width_and_crop", 32), 3))) == 2
 
 
-def test_crop_larger_than_the_picture(own: Path) -> None:
-    draw_scene(own, "c", (WIDTH, FINE - 1))
+def test_crop_larger_than_the_image(own: Path) -> None:
+    write_scene(own, "c", (WIDTH, FINE - 1))
     line = bad_dataset(own, mode="crop")
     assert (
         "c_gtFine_labelIds.png" in line and f"{WIDTH}x{FINE - 1}" in line and "--fineSize" in line
@@ -589,7 +589,7 @@ def test_crop_larger_than_the_picture(own: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["crop", "scale_width_and_crop"])
-def test_a_picture_no_larger_than_the_crop_stays_whole(own: Path, mode: str) -> None:
+def test_an_image_no_larger_than_the_crop_stays_whole(own: Path, mode: str) -> None:
     """As in the reference."""
     geometry = Geometry(mode, load_size=WIDTH, fine_size=WIDTH)
     cropped = AlignedDataset(own, "train", 35, geometry)
@@ -598,6 +598,6 @@ def test_a_picture_no_larger_than_the_crop_stays_whole(own: Path, mode: str) -> 
     assert all(torch.equal(cropped[0][kind], whole[kind]) for kind in ("label", "inst", "image"))
 
 
-def test_feature_maps_of_another_length(own: Path) -> None:
+def test_feature_maps_of_another_feat_num(own: Path) -> None:
     line = bad_item(own, load_features=True, feat_num=1)
     assert "train_feat" in line and "--feat_num" in line

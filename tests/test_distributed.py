@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ranks, run_all, run_ranks, run_together
-from conftest import further
+from conftest import thorough
 from PIL import Image
 
 from util import distributed
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 WORK = ROOT / "tests" / "distributed_work.py"
 TRAIN_ON_TWO = ROOT / "tests" / "train_on_two.py"
 SCENES = 9  # with --batchSize 4: batches of 4, 4 and 1, fewer than there are processes
-COUNTS = [2, *further(4)]  # of processes
+COUNTS = [2, *thorough(4)]  # of processes
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"train_{kind}").mkdir()
     for number in range(SCENES):
         label = rng.integers(0, 6, (4, 8), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
-        pictures = {
+        maps = {
             "label": label,
             "inst": label.astype(np.uint16) * 1000,
             "img": rng.integers(0, 256, (16, 32, 3), dtype=np.uint8),
         }
-        for kind, array in pictures.items():
+        for kind, array in maps.items():
             Image.fromarray(array).save(root / f"train_{kind}" / f"{number}.png")
     return root
 
 
 def start(processes: int, *words: object) -> subprocess.CompletedProcess:
-    """Run a Python script in so many processes; one: without a launcher."""
+    """Run a Python script in this many processes; a single one without a launcher."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), *map(str, words)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -61,7 +61,7 @@ def error_lines(done: subprocess.CompletedProcess) -> list[str]:
 
 @pytest.fixture(scope="module")
 def results(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict]:
-    """Weights and losses after two epochs of a case, by so many processes."""
+    """Weights and losses after two epochs of a case, with this many processes."""
     out = tmp_path_factory.mktemp("weights")
 
     def result(case: str, processes: int) -> dict:
@@ -90,10 +90,10 @@ def test_the_same_batch_gives_the_same_weights(
 
 @pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("case", ["pool", "bf16"])
-def test_processes_agree_where_one_would_differ(
+def test_processes_agree_where_a_single_one_would_differ(
     results: Callable[[str, int], dict], case: str, processes: int
 ) -> None:
-    """Each has its own pool and rounding; that all processes agree was checked as they ran."""
+    """Each has its own pool and rounding; equality() checks that all processes agree."""
     alone, together = results(case, 1), results(case, processes)
     assert together["losses"] == pytest.approx(alone["losses"], rel=0.2)
 
@@ -106,7 +106,7 @@ def test_stages_train_all_of_the_generator(results: Callable[[str, int], dict]) 
 
 @pytest.mark.slow
 def test_compiled_gradients_are_the_same(data: Path, tmp_path: Path) -> None:
-    """Batch normalization over processes is left out of the compiling, which would spoil them."""
+    """Batch normalization over processes is not compiled: that would make them wrong."""
     flags = ["--norm", "batch", "--ngf", 2, "--ndf", 2, "--num_D", 1, "--n_layers_D", 1]
     flags += ["--no_ganFeat_loss"]
     run_together(1, WORK, "gradients", data, tmp_path, *flags)
@@ -117,7 +117,7 @@ def test_compiled_gradients_are_the_same(data: Path, tmp_path: Path) -> None:
         assert difference <= 1e-4 * grad.abs().max(), name
 
 
-def test_a_batch_that_does_not_divide_is_one_line(data: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_ends_in_one_line(data: Path, tmp_path: Path) -> None:
     flags = f"--dataroot {data} --label_nc 6 --batchSize 3 --gpu_ids -1 --no_vgg_loss".split()
     all_done = run_ranks(2, "train.py", *flags, "--checkpoints_dir", tmp_path / "runs")
     assert {done.returncode for done in all_done} <= {1, 2}
@@ -127,8 +127,8 @@ def test_a_batch_that_does_not_divide_is_one_line(data: Path, tmp_path: Path) ->
 
 
 @contextmanager
-def same_handlers() -> Iterator[None]:
-    """The signals' handlers are afterwards what they were."""
+def restored_handlers() -> Iterator[None]:
+    """Restore the signal handlers afterwards."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -138,7 +138,7 @@ def same_handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "variables, told",
+    "variables, part",
     [
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'"),
@@ -147,15 +147,15 @@ def same_handlers() -> Iterator[None]:
         ({"WORLD_SIZE": "2", "RANK": "0"}, "variable MASTER_ADDR expected"),
     ],
 )
-def test_a_wrong_environment_is_one_line(variables: dict, told: str, monkeypatch, capsys) -> None:
+def test_bad_environment_ends_in_one_line(variables: dict, part: str, monkeypatch, capsys) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with same_handlers(), pytest.raises(SystemExit, match="2"):
+    with restored_handlers(), pytest.raises(SystemExit, match="2"):
         run(lambda: distributed.launch(print, Namespace(gpu_ids=[])))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and told in line
+    assert line.startswith("error: ") and part in line
 
 
 def first_of_two(port: int) -> dict[str, str]:
@@ -163,17 +163,17 @@ def first_of_two(port: int) -> dict[str, str]:
     return {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", **address}
 
 
-def test_a_port_in_use_is_one_line(data: Path, tmp_path: Path) -> None:
+def test_a_port_in_use_ends_in_one_line(data: Path, tmp_path: Path) -> None:
     with socket.create_server(("", 0)) as other:
         variables = first_of_two(other.getsockname()[1])
-        (done,) = run_all((WORK, "answers", data, tmp_path), [variables], 60, ROOT)
+        (done,) = run_all((WORK, "exit_statuses", data, tmp_path), [variables], 60, ROOT)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[W")]
     assert line.startswith("error: ") and "in use" in line and "MASTER_PORT" in line
 
 
-def test_a_restart_does_not_see_the_processes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun --max-restarts keeps one store, with the addresses of those that are gone."""
+def test_a_restart_does_not_see_the_earlier_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun --max-restarts keeps one store, with the addresses of dead processes."""
     agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     variables = first_of_two(agent.port) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     for name, value in (variables | {"WORLD_SIZE": "1"}).items():
@@ -181,7 +181,7 @@ def test_a_restart_does_not_see_the_processes_before_it(monkeypatch: pytest.Monk
     seen = []
     for attempt in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        with same_handlers():
+        with restored_handlers():
             store, _, _ = distributed._meet()
         seen.append(store.check(["an address"]))
         store.set("an address", attempt)
@@ -197,7 +197,7 @@ def test_ctrl_c_while_waiting_for_the_others(
     port = int(ranks(1)[0]["MASTER_PORT"])
     for name, value in first_of_two(port).items():
         monkeypatch.setenv(name, value)
-    with Session(tmp_path, WORK, "answers", data, tmp_path) as session:
+    with Session(tmp_path, WORK, "exit_statuses", data, tmp_path) as session:
         until = time.monotonic() + 60
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
@@ -218,19 +218,19 @@ def check_one_error(processes: int, what: str, data: Path, out: Path) -> None:
     assert "found a bad" in line or "out of memory" in line
     if processes == 1:  # the launcher's own status and stderr; torchrun adds a report
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    else:  # the report's; torchrun's own status is 1
+    else:  # in the report; torchrun's own status is 1
         assert "exitcode  : 2" in done.stderr
     assert done.returncode and "terminate" not in done.stderr, done.stderr
 
 
 @pytest.mark.thorough
-def test_the_launcher_prints_an_error_once_and_ends_all(data: Path, tmp_path: Path) -> None:
+def test_the_launcher_prints_an_error_once_and_stops_all(data: Path, tmp_path: Path) -> None:
     check_one_error(1, "start:error_in_collective", data, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["error_in_waiting", "error_of_all", "memory_of_one"])
-def test_an_error_is_printed_once_and_ends_all(data: Path, tmp_path: Path, what: str) -> None:
-    """Without a launcher, as a job's script starts them."""
+@pytest.mark.parametrize("what", ["error_in_waiting", "error_in_all", "out_of_memory_in_one"])
+def test_an_error_is_printed_once_and_stops_all(data: Path, tmp_path: Path, what: str) -> None:
+    """Without a launcher, as a job script starts them."""
     all_done = run_ranks(2, WORK, what, data, tmp_path)
     assert {done.returncode for done in all_done} <= {1, 2}
     (line,) = [line for done in all_done for line in done.stderr.splitlines()]
@@ -238,26 +238,26 @@ def test_an_error_is_printed_once_and_ends_all(data: Path, tmp_path: Path, what:
 
 
 @pytest.mark.thorough
-def test_an_error_under_torchrun_is_printed_once_and_ends_all(data: Path, tmp_path: Path) -> None:
+def test_an_error_under_torchrun_is_printed_once_and_stops_all(data: Path, tmp_path: Path) -> None:
     check_one_error(2, "error_in_compute", data, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", SITUATIONS)
-def test_an_error_of_one_ends_all_every_time(data: Path, tmp_path: Path, what: str) -> None:
+def test_an_error_in_one_stops_all_every_time(data: Path, tmp_path: Path, what: str) -> None:
     for _ in range(20):
         check_one_error(1, f"start:error_in_{what}", data, tmp_path)
 
 
-def test_a_mistake_of_the_program_keeps_its_traceback(data: Path, tmp_path: Path) -> None:
-    all_done = run_ranks(2, WORK, "mistake_of_one", data, tmp_path)
+def test_a_bug_keeps_its_traceback(data: Path, tmp_path: Path) -> None:
+    all_done = run_ranks(2, WORK, "bug_in_one", data, tmp_path)
     assert [done.returncode for done in all_done] == [1, 1]
-    told = "".join(done.stderr for done in all_done)
-    assert told.count("Traceback") == 1 and "ZeroDivisionError" in told
+    output = "".join(done.stderr for done in all_done)
+    assert output.count("Traceback") == 1 and "ZeroDivisionError" in output
 
 
 def test_processes_agree_on_the_best_when_it_cannot_be_saved(data: Path, tmp_path: Path) -> None:
-    """The second validation is the best then, of which process 1 would not know."""
+    """The second validation is then the best, which process 1 would not know."""
     flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 2, "--best_metric", "ssim"]
     flags += ["--niter", 3, "--niter_decay", 0, "--save_latest_freq", 5, "--no_html"]
     flags += ["--checkpoints_dir", tmp_path]
@@ -268,43 +268,43 @@ def test_processes_agree_on_the_best_when_it_cannot_be_saved(data: Path, tmp_pat
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("metric", ["lpips", "ssim"])
-def test_a_measure_that_one_lacks_is_that_of_none(metric: str, data: Path, tmp_path: Path) -> None:
+def test_a_measure_one_lacks_is_dropped_by_all(metric: str, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 4, "--best_metric", metric]
     flags += ["--niter", 1, "--niter_decay", 0, "--no_html", "--checkpoints_dir", tmp_path]
     flags += ["--loadSize", 64]
     all_done = run_ranks(2, WORK, "one_lacks_weights", data, tmp_path, *flags)
     assert [done.returncode for done in all_done] == [0, 0], all_done
-    told = "".join(done.stdout for done in all_done)
+    output = "".join(done.stdout for done in all_done)
     failed = "validation failed and is turned off: lpips: alexnet-owt-7be5be79.pth is missing"
-    assert (failed in told) == (metric == "lpips") and "done: weights in" in told
+    assert (failed in output) == (metric == "lpips") and "done: weights in" in output
 
 
-def test_a_validation_that_one_cannot_do_ends_for_all(data: Path, tmp_path: Path) -> None:
+def test_a_validation_that_fails_in_one_process_ends_in_all(data: Path, tmp_path: Path) -> None:
     flags = ["--val_phase", "train", "--val_freq", 1, "--val_max", 4, "--niter", 2]
     flags += ["--niter_decay", 0, "--no_html", "--checkpoints_dir", tmp_path]
     all_done = run_ranks(2, WORK, "one_cannot_validate", data, tmp_path, *flags)
     assert [done.returncode for done in all_done] == [0, 0]
-    told = "".join(done.stdout for done in all_done)
-    assert told.count("validation failed") == 1 and "no memory for the segmenter" in told
-    assert "done: weights in" in told
+    output = "".join(done.stdout for done in all_done)
+    assert output.count("validation failed") == 1 and "no memory for the segmenter" in output
+    assert "done: weights in" in output
 
 
 @pytest.mark.parametrize(
-    "what, told",
+    "what, expected",
     [("other_scenes", "different scenes"), ("other_validation", "validate differently")],
 )
-def test_machines_with_other_files_are_refused(
-    what: str, told: str, data: Path, tmp_path: Path
+def test_machines_with_different_files_are_refused(
+    what: str, expected: str, data: Path, tmp_path: Path
 ) -> None:
     flags = ["--niter", 1, "--niter_decay", 0, "--no_html", "--checkpoints_dir", tmp_path]
     all_done = run_ranks(2, WORK, what, data, tmp_path, *flags)
     assert {done.returncode for done in all_done} <= {1, 2}
     (line,) = [line for done in all_done for line in done.stderr.splitlines()]
-    assert told in line and "process 1: " in line
+    assert expected in line and "process 1: " in line
 
 
-def test_each_process_draws_dropout_masks_of_its_own(data: Path, tmp_path: Path) -> None:
+def test_each_process_draws_its_own_dropout_masks(data: Path, tmp_path: Path) -> None:
     flags = ["--niter", 1, "--niter_decay", 0, "--no_html", "--use_dropout", "--val_phase", "none"]
     run_together(2, WORK, "random_states", data, tmp_path, *flags, "--checkpoints_dir", tmp_path)
     first, second = (torch.load(tmp_path / f"random{rank}.pth") for rank in (0, 1))
@@ -313,13 +313,13 @@ def test_each_process_draws_dropout_masks_of_its_own(data: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_launcher_gives_the_exit_status(data: Path, tmp_path: Path) -> None:
-    """--gpu_ids 0,1 starts its processes by this function."""
-    done = start(1, WORK, "start:answers", data, tmp_path)
+    """--gpu_ids 0,1 starts its processes through this function."""
+    done = start(1, WORK, "start:exit_statuses", data, tmp_path)
     assert done.returncode == 42, done.stderr
 
 
 class Session:
-    """A command in a terminal's session of its own, with stderr in a file."""
+    """A command in its own terminal session, with stderr in a file."""
 
     def __init__(self, out: Path, *words: object) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -334,7 +334,7 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave no process behind, which would take the cores of all later tests."""
+        """Leave no process behind that would occupy the cores in later tests."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -359,7 +359,7 @@ def wait_for(*paths: Path) -> None:
 
 
 def stopped_at_work(data: Path, out: Path, number: int, presses: int = 1) -> None:
-    """Both processes save once and end in time, however often and to whom it is said."""
+    """Both processes save once and end in time, whoever is signalled and however often."""
     out.mkdir()
     with Session(out, WORK, "start:until_stopped", data, out) as session:
         wait_for(out / "ready0", out / "ready1")
@@ -404,7 +404,7 @@ FLAGS += ["--gpu_ids", -1, "--batchSize", 2]
 
 
 @pytest.mark.thorough
-def test_a_killed_process_is_told_of_without_a_traceback(data: Path, tmp_path: Path) -> None:
+def test_a_killed_process_is_reported_without_a_traceback(data: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--dataroot", data, "--checkpoints_dir", tmp_path, "--no_html"]
     with Session(tmp_path, TRAIN_ON_TWO, *flags, "--val_phase", "none") as session:
         wait_for(tmp_path / "label2city" / "metrics.jsonl")
@@ -427,15 +427,15 @@ def test_processes_end_with_a_killed_launcher(data: Path, tmp_path: Path) -> Non
         until = time.monotonic() + 30
         with suppress(ProcessLookupError):
             while time.monotonic() < until:
-                os.killpg(session.process.pid, 0)  # is anybody there?
+                os.killpg(session.process.pid, 0)  # is any process left?
                 time.sleep(0.05)
-            pytest.fail("processes go on without their launcher")
-    told = session.stderr()  # PyTorch may have warned of the lost connection
-    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert "the launcher of these processes was killed" in line and "Traceback" not in told
+            pytest.fail("processes outlive their launcher")
+    output = session.stderr()  # PyTorch may have warned of the lost connection
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "the launcher of these processes was killed" in line and "Traceback" not in output
 
 
-def test_a_process_whose_launcher_is_gone_waits_for_nobody(monkeypatch, capsys) -> None:
+def test_a_process_whose_launcher_is_gone_does_not_wait(monkeypatch, capsys) -> None:
     values = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     for name, value in (values | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
         monkeypatch.setenv(name, value)
@@ -456,13 +456,13 @@ def test_ctrl_c_while_torch_is_imported(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["train.py", *FLAGS], [TRAIN_ON_TWO, *FLAGS]])
 def test_ctrl_c_at_any_moment(data: Path, tmp_path: Path, words: list) -> None:
-    """From the first lines of Python to the first epochs; nothing to save is no error."""
+    """From the first lines of Python to the first epochs; having nothing to save is no error."""
     for i in range(20):
         stopped_at_the_start(data, tmp_path / str(i), 0.1 + 0.4 * i, *words)
 
 
-def test_a_later_ctrl_c_ends_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:
-    with same_handlers():
+def test_a_later_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with restored_handlers():
         stop, now = Stop(), time.monotonic()
         for _ in range(3):
             signal.raise_signal(signal.SIGINT)
@@ -474,9 +474,9 @@ def test_a_later_ctrl_c_ends_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("launched", [False, True])
-def test_several_gpus_are_started_one_process_each(launched: bool, monkeypatch) -> None:
-    """Also by python -m torch.distributed.launch train.py, which starts one process, as the 2018
-    code's scripts call it."""
+def test_several_gpus_get_one_process_each(launched: bool, monkeypatch) -> None:
+    """Also under python -m torch.distributed.launch train.py, as in the 2018 code's scripts, which
+    starts one process."""
     asked = []
     monkeypatch.setattr(distributed, "start", lambda *args: asked.append(args) or 7)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -488,13 +488,13 @@ def test_several_gpus_are_started_one_process_each(launched: bool, monkeypatch) 
 
 
 @pytest.mark.parametrize(
-    "gpus, local, others, index",
+    "gpus, local, count, index",
     [("0", 1, 2, 1), ("3", 0, 1, 3), ("3", 0, 2, 3), ("2,3", 1, 2, 3), ("0", 0, 1, 0)],
 )
-def test_the_gpu_of_a_process(gpus: str, local: int, others: int, index: int, monkeypatch) -> None:
-    """torchrun's processes of a machine take its GPUs in order, or as listed; one alone takes the
-    one that is named."""
-    assert gpu_of_process(gpus, local, others, monkeypatch) == torch.device("cuda", index)
+def test_the_gpu_of_a_process(gpus: str, local: int, count: int, index: int, monkeypatch) -> None:
+    """torchrun's processes of a machine take its GPUs in order, or as listed; a single one takes
+    the named one."""
+    assert gpu_of_process(gpus, local, count, monkeypatch) == torch.device("cuda", index)
 
 
 def test_more_processes_than_named_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +504,7 @@ def test_more_processes_than_named_gpus_are_refused(monkeypatch: pytest.MonkeyPa
             gpu_of_process(gpus, processes - 1, processes, monkeypatch)
 
 
-def test_fewer_processes_than_named_gpus_are_told(
+def test_fewer_processes_than_named_gpus_get_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     gpu_of_process("1,2,3", 0, 2, monkeypatch)
@@ -513,11 +513,11 @@ def test_fewer_processes_than_named_gpus_are_told(
     assert not capsys.readouterr().out
 
 
-def gpu_of_process(gpus: str, local: int, others: int, monkeypatch) -> torch.device:
-    """The device of the local-th process of a machine of four GPUs, of so many processes."""
+def gpu_of_process(gpus: str, local: int, count: int, monkeypatch) -> torch.device:
+    """The device of process `local` of `count` on a machine with four GPUs."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.set_device", lambda index: None)
-    values = {"WORLD_SIZE": 4, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": others}
+    values = {"WORLD_SIZE": 4, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": count}
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
     opt = Namespace(gpu_ids=[int(gpu) for gpu in gpus.split(",")], local_rank=0)

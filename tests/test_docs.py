@@ -40,7 +40,7 @@ def commands(document: Path) -> list[list[str]]:
 
 
 class Parsed(BaseException):
-    """The flags were understood."""
+    """The flags have been parsed."""
 
 
 def assert_parsed(command: Callable[[], object], arguments: list[str]) -> None:
@@ -49,13 +49,13 @@ def assert_parsed(command: Callable[[], object], arguments: list[str]) -> None:
 
     def parse_and_stop(parser: argparse.ArgumentParser, *given: object) -> None:
         _, unknown = parse(parser, *given)
-        assert not unknown or "train_step" in sys.argv[0], unknown  # which hands train.py's on
+        assert not unknown or "train_step" in sys.argv[0], unknown  # which passes train.py's on
         raise Parsed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
         patch.setattr(sys, "argv", ["command", *arguments])
-        patch.setattr("torch.cuda.is_available", lambda: True)  # here it need not be true
+        patch.setattr("torch.cuda.is_available", lambda: True)  # which this machine may not have
         try:
             command()
         except Parsed:
@@ -95,7 +95,7 @@ def test_commands(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if parse is None or "..." in arguments or "--help" in arguments:
             continue
         if any(flag.startswith("--style") or flag == "--all_styles" for flag in arguments):
-            arguments.append("--instance_feat")  # which opt.json would tell
+            arguments.append("--instance_feat")  # which opt.json would set
         parse(arguments)
 
 
@@ -106,7 +106,7 @@ def test_every_module_has_a_line_in_the_architecture() -> None:
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda p: p.name)
-def test_scripts_are_sound(script: Path) -> None:
+def test_scripts_are_valid(script: Path) -> None:
     """The shell accepts them, and the flags they give to the commands exist."""
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     text = re.sub(r"\\\n", " ", script.read_text())

@@ -1,4 +1,4 @@
-"""The editor as its users meet it: its page in a browser, its server, its downloads."""
+"""The editor as users see it: its page in a browser, its server, its downloads."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ def url(project: Path):
 
 
 class Window:
-    """A page of the editor, handled by what a user sees."""
+    """A page of the editor, operated through what a user sees."""
 
     def __init__(self, browser, url: str) -> None:
         self.page = browser.new_page()
@@ -70,17 +70,17 @@ class Window:
             "turn => document.querySelector('.pictures').dataset.turn != turn", arg=turn
         )
 
-    def picture(self, kind: str = "photograph") -> np.ndarray:
+    def image(self, kind: str = "photograph") -> np.ndarray:
         """The photograph, or the label "map", (H, W, 3)."""
         address = self.page.locator(f"figure.{kind} img").get_attribute("src")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
 
     def at(self, y: float, x: float, kind: str = "photograph") -> tuple[float, float]:
-        """Where the pixel (y, x) of a picture is on the page."""
+        """Where the pixel (y, x) of an image is on the page."""
         canvas = self.page.locator(f"figure.{kind} .canvas")
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
-        height, width = self.picture(kind).shape[:2]
+        height, width = self.image(kind).shape[:2]
         return (
             box["x"] + (x + 0.5) * box["width"] / width,
             box["y"] + (y + 0.5) * box["height"] / height,
@@ -115,7 +115,7 @@ class Window:
 
     def says(self, pattern: str) -> str:
         """Wait until the status line matches a pattern (in part), and return it."""
-        line = self.page.locator("#status .status")  # Gradio has text of its own beside it
+        line = self.page.locator("#status .status")  # Gradio adds its own text next to it
         expect(line).to_have_text(re.compile(pattern))
         return line.inner_text()
 
@@ -162,7 +162,7 @@ def far_from(mask: np.ndarray, pixels: int = 8) -> np.ndarray:
 
 def test_another_style_changes_the_car_and_hardly_anything_else(window, project: Path) -> None:
     number, y, x, mask = car(project)
-    before = window.picture().astype(int)
+    before = window.image().astype(int)
     window.click(y, x)
     window.says(rf"^Selected car {number}\.$")
     outlined = window.page.locator("figure .over")
@@ -172,22 +172,22 @@ def test_another_style_changes_the_car_and_hardly_anything_else(window, project:
     other = window.page.locator("#gallery button:not(.chosen)").first
     window.after(other.click)
     window.says(r"^Car \d+ now has style \d\. Generated in \d+\.\d\d s\.$")
-    change = np.abs(window.picture().astype(int) - before).mean(2)
+    change = np.abs(window.image().astype(int) - before).mean(2)
     assert change[mask].mean() > 10
     assert change[far_from(mask)].mean() < change[mask].mean() / 5
     window.press("Undo")
-    assert np.array_equal(window.picture(), before)
+    assert np.array_equal(window.image(), before)
 
 
 def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) -> None:
     number, y, x, mask = car(project)
-    first = window.picture(), window.picture("map")
+    first = window.image(), window.image("map")
     sky, red_person, blue_car = (70, 130, 180), (220, 20, 60), (0, 0, 142)
 
     window.tool("Paint")
     window.choose_class("sky")
     window.drag((40, 10), (40, 30))
-    assert (window.picture("map")[40, 10:31] == sky).all()
+    assert (window.image("map")[40, 10:31] == sky).all()
     window.says(r"Painted sky\.")
 
     window.tool("Change class")
@@ -195,34 +195,34 @@ def test_paint_change_class_add_move_delete_and_undo_all(window, project: Path) 
     window.says(r"^click an object first, then its new class$")
     window.click(y, x, "map")
     window.choose_class("person")
-    assert (window.picture("map")[mask] == red_person).all()
+    assert (window.image("map")[mask] == red_person).all()
     window.says(rf"^Car {number} became person 24\d\d\d\.")
 
     window.tool("Add")
     window.after(window.page.locator("#library button").first.click)
     window.click(10, 64)
-    assert (window.picture("map")[8:12, 60:68] == blue_car).all()
+    assert (window.image("map")[8:12, 60:68] == blue_car).all()
 
     window.tool("Move")
     window.drag((10, 64), (20, 100))
-    assert (window.picture("map")[18:22, 96:104] == blue_car).all()
-    assert not (window.picture("map")[8:12, 60:68] == blue_car).all(2).any()
+    assert (window.image("map")[18:22, 96:104] == blue_car).all()
+    assert not (window.image("map")[8:12, 60:68] == blue_car).all(2).any()
 
     window.tool("Delete")
     window.click(20, 100)
-    assert not (window.picture("map")[18:22, 96:104] == blue_car).all(2).any()
+    assert not (window.image("map")[18:22, 96:104] == blue_car).all(2).any()
 
-    edited = window.picture()
+    edited = window.image()
     for _ in range(5):
         window.press("Undo")
     expect(window.page.get_by_role("button", name="Undo", exact=True)).to_be_disabled()
-    assert np.array_equal(window.picture(), first[0])
-    assert np.array_equal(window.picture("map"), first[1])
+    assert np.array_equal(window.image(), first[0])
+    assert np.array_equal(window.image("map"), first[1])
     for _ in range(5):
         window.press("Redo")
-    assert np.array_equal(window.picture(), edited)
+    assert np.array_equal(window.image(), edited)
     window.press("Reset")
-    assert np.array_equal(window.picture(), first[0])
+    assert np.array_equal(window.image(), first[0])
 
 
 @pytest.mark.thorough
@@ -230,17 +230,17 @@ def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
     keyboard = window.page.keyboard
     window.tool("Paint")
     window.choose_class("train")
-    first = window.picture("map")
+    first = window.image("map")
     window.drag((32, 64), (32, 70))
-    edited = window.picture("map")
+    edited = window.image("map")
     window.page.locator("#radius input[type=number]").press("Control+z")
     for undo, redo in (("Control+z", "Control+Shift+Z"), ("Meta+z", "Control+y")):
         window.page.locator("#tools input:checked").focus()
         window.after(partial(keyboard.press, undo))
-        assert np.array_equal(window.picture("map"), first)
+        assert np.array_equal(window.image("map"), first)
         keyboard.press(undo)  # nothing is left to undo
         window.after(partial(keyboard.press, redo))
-        assert np.array_equal(window.picture("map"), edited)
+        assert np.array_equal(window.image("map"), edited)
     window.press("Undo")
 
 
@@ -259,13 +259,13 @@ def test_a_number_box_left_empty_or_out_of_range_takes_its_limit(window) -> None
         expect(stroke).to_have_attribute("stroke-width", str(2 * int(limit) + 1))
         window.page.mouse.up()
         window.says(r"^Painted train\.")
-        painted = (window.picture("map") == TRAIN_COLOUR).all(2)
+        painted = (window.image("map") == TRAIN_COLOUR).all(2)
         assert painted[:, 64].sum() == rows
         window.press("Undo")
 
 
 def hold_the_first_answer(page) -> Callable[[], None]:
-    """Keep the number of the next event's answer from the page; a function that sends it."""
+    """Keep the number of the next event's answer from the page; returns a function to send it."""
     held = []
 
     def hold_the_first(route) -> None:
@@ -296,19 +296,19 @@ def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
     assert int(window.turn()) == turn + 2
     window.after(release)
     expect(page.locator(".pictures")).to_have_attribute("data-turn", str(turn + 3))
-    painted = (window.picture("map") == TRAIN_COLOUR).all(2)
+    painted = (window.image("map") == TRAIN_COLOUR).all(2)
     assert painted[10, 10] and painted[30, 30]
     page.unroute_all(behavior="wait")
 
 
 @pytest.mark.thorough
-def test_a_stroke_may_begin_before_the_answer_to_the_choice_of_the_tool(window) -> None:
+def test_a_stroke_may_begin_before_the_choice_of_a_tool_is_answered(window) -> None:
     page = window.page
     release = hold_the_first_answer(page)
     page.locator("#tools").get_by_text("Paint", exact=True).click()
-    before = window.picture("map")
+    before = window.image("map")
     window.drag((50, 40), (50, 80))
-    changed = (window.picture("map") != before).any(2)
+    changed = (window.image("map") != before).any(2)
     assert changed[50, 41] and changed[50, 79]
     window.after(release)
     page.unroute_all(behavior="wait")
@@ -322,7 +322,7 @@ def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path:
     window.choose_class("vegetation")
     window.drag((20, 20), (30, 60))
     photograph = Image.open(io.BytesIO(window.save("Save photograph")))
-    assert np.array_equal(np.asarray(photograph), window.picture())
+    assert np.array_equal(np.asarray(photograph), window.image())
     window.says(r"^Saved ")
     label = np.asarray(Image.open(io.BytesIO(window.save("Save label map"))))
     inst = np.asarray(Image.open(io.BytesIO(window.save("Save instance map"))))
@@ -347,13 +347,13 @@ def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path:
 def test_two_windows_do_not_see_each_others_edits(browser, url: str, project: Path) -> None:
     _, y, x, _ = car(project)
     one, two = Window(browser, url), Window(browser, url)
-    before = two.picture()
+    before = two.image()
     one.tool("Delete")
     one.click(y, x)
     two.click(y, x)
     two.says(r"^Selected car")
-    assert np.array_equal(two.picture(), before)
-    assert not np.array_equal(one.picture(), before)
+    assert np.array_equal(two.image(), before)
+    assert not np.array_equal(one.image(), before)
     one.close()
     two.close()
 
@@ -377,7 +377,7 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
     Image.fromarray(inst[:, ::-1].astype(np.uint16)).save(good_inst)
     upload(good_label, good_inst)
     window.says(r"^Opened your maps mine_label, 128x64\.")
-    opened = window.picture("map")
+    opened = window.image("map")
 
     text = tmp_path / "text_label.png"
     text.write_text("not a picture")
@@ -385,17 +385,17 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
     too_large.write_bytes(bomb(8000, 8000))
     wrong_label = tmp_path / "high_label.png"
     Image.fromarray((label + 100).astype(np.uint8)).save(wrong_label)
-    for path, said in (
+    for path, expected in (
         (text, "cannot be read as an image"),
         (too_large, "8000x8000 pixels"),
         (wrong_label, "--label_nc 35 allows 0 to 34"),
     ):
         upload(path, good_inst)
-        line = window.says(re.escape(said))
+        line = window.says(re.escape(expected))
         assert path.name in line and str(tmp_path) not in line
         assert "editor_" not in line  # nor where the server keeps uploads
         assert "Traceback" not in page.content()
-    assert np.array_equal(window.picture("map"), opened)
+    assert np.array_equal(window.image("map"), opened)
 
     Image.fromarray(label.T.astype(np.uint8)).save(good_label)
     Image.fromarray(inst.T.astype(np.uint16)).save(good_inst)
@@ -407,7 +407,7 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A small PNG that says it is huge."""
+    """A small PNG that claims to be huge."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -426,7 +426,7 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     page = window.page
     window.click(y, x)
     page.get_by_text("Style from a photograph").click()
-    before = window.picture()
+    before = window.image()
     page.locator("#photo-scene input").click()
     window.after(page.get_by_role("option", name=SCENE).click)
     page.set_viewport_size({"width": 800, "height": 1000})
@@ -438,13 +438,13 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     box = canvas.bounding_box()
     window.after(lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5))
     window.says(rf"Car {number} now has the photograph's style at that place\.")
-    assert not np.array_equal(window.picture(), before)
+    assert not np.array_equal(window.image(), before)
     window.press("All styles from this scene's photograph")
     window.says(r"Every object now has its style from the photograph\.")
 
 
 @pytest.mark.thorough
-def test_screen_readers_are_told_the_tools_and_what_is_chosen(window) -> None:
+def test_screen_readers_get_the_tools_and_what_is_chosen(window) -> None:
     expect(window.page.get_by_role("group").filter(has_text="Delete")).to_contain_text("Tool")
     window.tool("Paint")
     window.choose_class("sky")
@@ -452,7 +452,7 @@ def test_screen_readers_are_told_the_tools_and_what_is_chosen(window) -> None:
     expect(window.page.locator("#classes").get_by_role("button", pressed=True)).to_have_count(1)
 
 
-def test_no_request_leaves_and_the_page_fits_narrow_windows(browser, url: str) -> None:
+def test_no_request_leaves_the_machine_and_the_page_fits_narrow_windows(browser, url: str) -> None:
     window = Window(browser, url)
     for width in (1400, 900, 500):
         window.page.set_viewport_size({"width": width, "height": 900})
@@ -468,7 +468,7 @@ def test_no_request_leaves_and_the_page_fits_narrow_windows(browser, url: str) -
 # -- the server alone ------------------------------------------------------------------------
 
 
-def test_the_server_gives_no_file_away(url: str, project: Path) -> None:
+def test_the_server_serves_no_other_files(url: str, project: Path) -> None:
     secret = project / "checkpoints" / "tiny" / "opt.json"
     for path in (
         f"/gradio_api/file={secret}",
@@ -483,7 +483,7 @@ def test_the_server_gives_no_file_away(url: str, project: Path) -> None:
     assert url.startswith("http://127.0.0.1:")
 
 
-def test_garbage_from_a_browser_is_refused_and_the_session_goes_on(url: str) -> None:
+def test_garbage_from_a_browser_is_refused_and_the_session_continues(url: str) -> None:
     client = Client(url, "garbage")
     client.call("begin")
     wrong = ("no", [[1, 2, 3]], [["a", 1]], [[None, 1]], [["1e999", 1]])
@@ -496,14 +496,14 @@ def test_garbage_from_a_browser_is_refused_and_the_session_goes_on(url: str) -> 
     assert "Selected" in answer["status"]
 
 
-def test_a_session_that_never_began_is_told_to_reload(url: str) -> None:
+def test_a_session_that_never_began_asks_to_reload(url: str) -> None:
     answer = Client(url, "never-began").call("pointer", 3, 1, event={"points": [[1, 2]]})
     assert "reload the page" in answer["status"]
 
 
 @pytest.mark.thorough
 def test_fifty_requests_of_five_sessions_are_all_answered_and_none_mixed_up(url: str) -> None:
-    """Each session paints a column of dots of its own; its map shows these and no other's."""
+    """Each session paints its own column of dots; its map shows these and no others."""
     answers: dict[int, list[dict]] = {number: [] for number in range(5)}
     clients = [Client(url, f"stress{number}") for number in range(5)]
     for client in clients:
@@ -535,7 +535,7 @@ def paint_at_once(client: Client, dots: list[list[int]], answered: list[dict]) -
     answered += client.answers(sent).values()
 
 
-def test_actions_come_in_the_order_they_were_sent(url: str) -> None:
+def test_actions_run_in_the_order_they_were_sent(url: str) -> None:
     """Each stroke has the class that was chosen just before it."""
     client = Client(url, "ordered")
     client.call("begin")
@@ -557,7 +557,7 @@ def label_map(stage: str) -> np.ndarray:
 
 
 @pytest.mark.thorough
-def test_reset_is_there_when_the_first_edits_can_no_longer_be_undone(
+def test_reset_is_offered_when_the_first_edits_can_no_longer_be_undone(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from editor.page import Page
@@ -629,7 +629,7 @@ def test_an_empty_name_for_replay_is_refused(flags: str, project: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_port_that_is_taken_is_refused_in_one_line(url: str, project: Path, refused) -> None:
+def test_a_port_in_use_is_refused_in_one_line(url: str, project: Path, refused) -> None:
     import edit
 
     port = url.rstrip("/").rpartition(":")[2]
@@ -637,6 +637,6 @@ def test_a_port_that_is_taken_is_refused_in_one_line(url: str, project: Path, re
     assert f"--port {port}" in refused(edit.main, *command, "--port", port)
 
 
-def test_a_run_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_run_is_refused_in_one_line(tmp_path: Path) -> None:
     line = one_line(run_command("edit.py", "--name", "none", "--checkpoints_dir", tmp_path))
     assert "none" in line

@@ -1,4 +1,4 @@
-"""How commands end: wrong input and full disks in one line, mistakes of the program in a trace."""
+"""How commands end: wrong input and full disks in one line, bugs with a traceback."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def end(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:
     return ending.value.code, capsys.readouterr().err
 
 
-def test_a_wrong_input_is_one_line(capsys: pytest.CaptureFixture) -> None:
+def test_wrong_input_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
     assert end(UserError("a\nb: wrong"), capsys) == (2, "error: a\\nb: wrong\n")
 
 
@@ -39,7 +39,7 @@ def test_a_wrong_input_is_one_line(capsys: pytest.CaptureFixture) -> None:
         BrokenProcessPool("A process in the process pool was terminated abruptly"),
     ],
 )
-def test_a_reader_that_was_killed_is_one_line(
+def test_a_killed_reading_process_ends_in_one_line(
     error: RuntimeError, capsys: pytest.CaptureFixture
 ) -> None:
     status, line = end(error, capsys)
@@ -48,7 +48,7 @@ def test_a_reader_that_was_killed_is_one_line(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("end_of_stdout", ["| head -1", "> /dev/full"])
-def test_lines_that_nobody_can_read_end_nothing(end_of_stdout: str) -> None:
+def test_output_that_nobody_can_read_stops_nothing(end_of_stdout: str) -> None:
     code = "from util.progress import log; [log('x' * 999) for _ in range(999)]"
     code += "; import sys; print('done', file=sys.stderr)"
     command = f'{sys.executable} -c "{code}" {end_of_stdout}'
@@ -57,7 +57,7 @@ def test_lines_that_nobody_can_read_end_nothing(end_of_stdout: str) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_disk_is_no_mistake_of_the_program(number: int, capsys: pytest.CaptureFixture) -> None:
+def test_disk_errors_end_in_one_line(number: int, capsys: pytest.CaptureFixture) -> None:
     status, line = end(OSError(number, os.strerror(number), "/there/file"), capsys)
     assert status == 2
     assert line.startswith(f"error: /there/file: {os.strerror(number)}; ")
@@ -73,7 +73,7 @@ def test_a_disk_is_no_mistake_of_the_program(number: int, capsys: pytest.Capture
     ],
     ids=["torch", "numpy", "python"],
 )
-def test_memory_that_runs_out_is_one_line(allocate, amount, capsys: pytest.CaptureFixture) -> None:
+def test_out_of_memory_ends_in_one_line(allocate, amount, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ending:
         run(allocate)
     line = capsys.readouterr().err
@@ -82,8 +82,8 @@ def test_memory_that_runs_out_is_one_line(allocate, amount, capsys: pytest.Captu
     assert amount is None or f"(tried to allocate {amount})" in line
 
 
-def test_a_gpu_that_is_full_is_one_line(capsys: pytest.CaptureFixture) -> None:
-    """In torch's words; the exception is a RuntimeError's subclass."""
+def test_a_full_gpu_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    """In torch's words; the exception is a subclass of RuntimeError."""
     full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
     status, line = end(torch.OutOfMemoryError(full), capsys)
     assert status == 2 and "out of memory (tried to allocate 2.00 GiB)" in line
@@ -97,22 +97,22 @@ def test_a_gpu_that_is_full_is_one_line(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     [
         "CUDA error: no kernel image is available for execution on the device",
         "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
         "The NVIDIA driver on your system is too old (found version 11040). Please update it.",
     ],
 )
-def test_a_gpu_that_pytorch_cannot_use_is_one_line(told: str, capsys) -> None:
-    """In torch's words, which go on in further lines."""
-    status, line = end(RuntimeError(f"{told}\nFor debugging consider CUDA_LAUNCH_BLOCKING"), capsys)
-    assert status == 2 and line.startswith(f"error: the GPU cannot be used ({told})")
+def test_a_gpu_that_pytorch_cannot_use_ends_in_one_line(text: str, capsys) -> None:
+    """In torch's words, which continue on more lines."""
+    status, line = end(RuntimeError(f"{text}\nFor debugging consider CUDA_LAUNCH_BLOCKING"), capsys)
+    assert status == 2 and line.startswith(f"error: the GPU cannot be used ({text})")
     assert "--gpu_ids -1" in line and line.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     [
         "InvalidCxxCompiler: No working C++ compiler found in cpp.cxx: (None, 'g++')",
         "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.",
@@ -120,18 +120,18 @@ def test_a_gpu_that_pytorch_cannot_use_is_one_line(told: str, capsys) -> None:
         "GPUTooOldForTriton: Found GTX 1080 which is too old to be supported by the triton GPU ...",
     ],
 )
-def test_a_compiler_that_is_missing_is_one_line(told: str, capsys) -> None:
-    """In the words of PyTorch 2.6, before which a line names the backend."""
-    status, line = end(RuntimeError(f"backend='inductor' raised:\n{told}\n\nSet TORCH"), capsys)
-    assert status == 2 and line.startswith(f"error: --compile: {told}; ") and line.count("\n") == 1
+def test_a_missing_compiler_ends_in_one_line(text: str, capsys) -> None:
+    """In the words of PyTorch 2.6, after a line that names the backend."""
+    status, line = end(RuntimeError(f"backend='inductor' raised:\n{text}\n\nSet TORCH"), capsys)
+    assert status == 2 and line.startswith(f"error: --compile: {text}; ") and line.count("\n") == 1
 
 
-def test_mistakes_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(FileNotFoundError):
         run(lambda: Path("/nothing/here").read_text())
 
 
-def test_a_folder_that_cannot_be_is_named_with_its_flag(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named_with_its_flag(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b", "--out").is_dir()
     assert not any((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").touch()
@@ -149,12 +149,12 @@ def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP])
-def test_a_path_that_cannot_be_is_one_line(number: int, capsys: pytest.CaptureFixture) -> None:
+def test_an_impossible_path_ends_in_one_line(number: int, capsys: pytest.CaptureFixture) -> None:
     status, line = end(OSError(number, os.strerror(number), "some/path"), capsys)
     assert status == 2 and line.startswith("error: some/path: ") and line.count("\n") == 1
 
 
-def test_a_link_to_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_link_to_itself_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "link").symlink_to("link")
     with pytest.raises(SystemExit) as ending:
         run(lambda: make_folder((tmp_path / "link").resolve(), "--out"))
@@ -163,12 +163,12 @@ def test_a_link_to_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert str(tmp_path / "link") in line
 
 
-def test_errors_of_writing_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for error, told in ((OSError(errno.ENOSPC, "full"), "a.png"), (OSError("no format"), "no for")):
-        with pytest.raises(OSError, match=told), replacing(tmp_path / "a.png"):
+    for error, part in ((OSError(errno.ENOSPC, "full"), "a.png"), (OSError("no format"), "no for")):
+        with pytest.raises(OSError, match=part), replacing(tmp_path / "a.png"):
             raise error
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError) as found:
@@ -182,7 +182,7 @@ def test_errors_of_writing_name_the_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """evaluate.py twice, say: neither ends in an error, and the file is that of the last one."""
+    """evaluate.py twice, say: neither fails, and the file is that of the last one."""
     path, fsync = tmp_path / ("x" * 255), os.fsync  # no name can be longer
 
     def meanwhile(descriptor: int) -> None:

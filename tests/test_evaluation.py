@@ -47,13 +47,13 @@ def test_psnr_by_hand() -> None:
     assert psnr(grey, grey) == math.inf
 
 
-def test_ssim_is_1_for_equal_pictures_and_less_for_others() -> None:
+def test_ssim_is_1_for_equal_images_and_less_for_others() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     assert ssim(picture, picture) == 1.0
     assert ssim(picture, np.roll(picture, 1, 1)) < 0.2
 
 
-def test_ssim_is_that_of_torchmetrics() -> None:
+def test_ssim_equals_that_of_torchmetrics() -> None:
     from torchmetrics.functional.image import structural_similarity_index_measure as official
 
     draw = np.random.default_rng(0)
@@ -75,10 +75,10 @@ def test_grid_energy_by_hand() -> None:
     stripes[:, ::2] = 90  # every other column
     assert measures.grid_energy(stripes) == pytest.approx(1)
     slow = np.zeros((8, 12, 3), np.uint8)
-    slow[:4] = 90  # a square wave of one period: odd frequencies 1 and 3 of 8 alone
+    slow[:4] = 90  # a square wave of one period: only the odd frequencies 1 and 3 of 8
     assert measures.grid_energy(slow) == pytest.approx(0, abs=1e-12)
     assert math.isnan(measures.grid_energy(np.full((8, 12, 3), 7, np.uint8)))
-    # by Parseval: a wave of amplitude 1 at Nyquist beside one of amplitude 3 that is not
+    # by Parseval: a wave at Nyquist has twice the energy of one that is not
     rows, columns = np.indices((64, 64))
     mixed = 100 + 30 * np.cos(np.pi * columns) + 30 * np.cos(2 * np.pi * 5 * rows / 64)
     grey = mixed.round().astype(np.uint8)[..., None].repeat(3, 2)
@@ -86,7 +86,7 @@ def test_grid_energy_by_hand() -> None:
 
 
 def test_grid_energy_of_odd_sides() -> None:
-    """Both signs of the highest frequency count, and rounding is no energy."""
+    """Both signs of the highest frequency count, and rounding does not count as energy."""
     assert measures.grid_energy(checkerboard(64, 33)) == pytest.approx(1)
     noise = np.random.default_rng(0).integers(0, 256, (33, 65, 3), np.uint8)
     expected = 1 - 31 / 33 * 63 / 65  # of white noise
@@ -127,7 +127,7 @@ def test_hue_mixture_by_hand() -> None:
     image = np.zeros((8, 16, 3), np.uint8)
     inst = np.full((8, 16), 26001)
     inst[:, 8:] = 26002
-    image[:, :4, 0], image[:, 4:8] = 255, 120  # red beside grey: one hue
+    image[:, :4, 0], image[:, 4:8] = 255, 120  # red and grey: one hue
     assert measures.hue_mixture(image, inst) == pytest.approx(0)
     image[:, 4:8] = [0, 255, 0]  # half red, half green: of two unit vectors at 120 degrees
     assert measures.hue_mixture(image, inst) == pytest.approx(0.5)
@@ -154,8 +154,8 @@ def test_kernel_distance_by_hand() -> None:
     assert kernel_distance(a, b) == pytest.approx(expected)
 
 
-def test_class_scores_are_those_of_cityscapes() -> None:
-    """Against cityscapesscripts, that counts a matrix over all ids, judged or not."""
+def test_class_scores_equal_those_of_cityscapes() -> None:
+    """Against cityscapesscripts, which counts a matrix over all ids, evaluated or not."""
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
     from cityscapesscripts.helpers.labels import labels
 
@@ -169,15 +169,15 @@ def test_class_scores_are_those_of_cityscapes() -> None:
     whole = np.zeros((34, 34), np.ulonglong)
     np.add.at(whole, (truth, found), 1)
     args = argparse.Namespace(evalLabels=list(range(34)))
-    judged = [label for label in labels if not label.ignoreInEval]
-    expected = [official.getIouScoreForLabel(label.id, whole, args) for label in judged]
+    evaluated = [label for label in labels if not label.ignoreInEval]
+    expected = [official.getIouScoreForLabel(label.id, whole, args) for label in evaluated]
     np.testing.assert_allclose(class_iou(matrix), expected)
-    ids = [label.id for label in judged]
+    ids = [label.id for label in evaluated]
     right = ((truth == found) & np.isin(truth, ids)).sum()
     assert pixel_accuracy(matrix) == pytest.approx(right / np.isin(truth, ids).sum())
 
 
-def test_a_class_that_does_not_occur_is_not_in_the_mean() -> None:
+def test_a_class_that_does_not_occur_is_left_out_of_the_mean() -> None:
     truth, found = np.array([[0, 0, 1, -1]]), np.array([[0, 2, 1, 2]])
     matrix = confusion(truth, found, 3)
     np.testing.assert_equal(class_iou(matrix), [0.5, 1, math.nan])
@@ -192,7 +192,7 @@ def test_classes_of_outputs(outputs: str, road: int) -> None:
     assert classes.of_output[19 if outputs == "trainIds" else 0] == 19  # none of them
 
 
-def test_other_data_sets_are_judged_on_all_their_labels() -> None:
+def test_other_data_sets_are_evaluated_on_all_their_labels() -> None:
     classes = evaluation_classes(4, 2, "trainIds")
     assert classes.ids == [0, 1, 3]
     assert classes.of_label[[0, 1, 2, 3, 255]].tolist() == [0, 1, -1, 2, -1]
@@ -212,7 +212,7 @@ class ByColour(torch.nn.Module):
 
 
 class Scores(torch.nn.Module):
-    """The same by scores, at half the size."""
+    """The same, but as scores at half the size."""
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
         levels = torch.arange(19).view(1, 19, 1, 1)
@@ -222,11 +222,11 @@ class Scores(torch.nn.Module):
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    """Two scenes 32x16 whose photographs the segmenter above reads right, but for one pixel."""
+    """Two 32x16 scenes whose photographs the segmenter above gets right, except one pixel."""
     label = np.full((16, 32), 7, np.uint8)  # road
     label[:8] = 23  # sky
     label[:, :8] = 26  # car
-    label[0, 0] = 0  # not judged
+    label[0, 0] = 0  # not evaluated
     train_id = {7: 0, 23: 10, 26: 13, 0: 3}
     for name in ("a", "b"):
         photo = np.zeros((16, 32, 3), np.uint8)
@@ -235,10 +235,10 @@ def scenes(tmp_path: Path) -> Path:
             photo[15, 31, 0] = 13 * 18
         save_png(tmp_path / "data" / "test_label" / f"{name}.png", label)
         save_png(tmp_path / "data" / "test_img" / f"{name}.png", photo)
-        drawn = photo.copy()
-        drawn[8:, 20:, 0] = 13 * 10  # sky in the road: 96 pixels
-        save_png(tmp_path / "images" / f"{name}_synthesized_image.png", drawn)
-        save_png(tmp_path / "images" / f"{name}_input_label.png", drawn)
+        generated = photo.copy()
+        generated[8:, 20:, 0] = 13 * 10  # sky in the road: 96 pixels
+        save_png(tmp_path / "images" / f"{name}_synthesized_image.png", generated)
+        save_png(tmp_path / "images" / f"{name}_input_label.png", generated)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         torch.jit.script(ByColour()).save(str(tmp_path / "net.pt"))
@@ -248,7 +248,7 @@ def scenes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def measure(call: Callable, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
-    """measure(*flags): evaluate.py on the scenes above, without weights; what metrics.json says."""
+    """measure(*flags): evaluate.py on the scenes above, without weights; returns metrics.json."""
 
     def no_network(*args: object, **options: object) -> None:
         raise OSError("no network here")
@@ -267,10 +267,10 @@ def measure(call: Callable, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 def test_figures_by_hand(measure: Callable, scenes: Path, capsys: pytest.CaptureFixture) -> None:
     found = measure("--segmenter", f"torchscript:{scenes / 'net.pt'}")
-    judged = 2 * (16 * 32 - 1)
-    assert found["oracle"]["pixel_accuracy"] == pytest.approx((judged - 1) / judged)
+    evaluated = 2 * (16 * 32 - 1)
+    assert found["oracle"]["pixel_accuracy"] == pytest.approx((evaluated - 1) / evaluated)
     # 2 x 96 pixels of road taken for sky; the pixel that the oracle misses is one of them
-    assert found["pixel_accuracy"] == pytest.approx((judged - 192) / judged)
+    assert found["pixel_accuracy"] == pytest.approx((evaluated - 192) / evaluated)
     road, sky, car = 8 * 24 * 2, 8 * 24 * 2, 2 * (16 * 8 - 1)
     iou = found["iou"]
     assert iou["road"] == pytest.approx((road - 192) / road)
@@ -294,7 +294,7 @@ def test_figures_by_hand(measure: Callable, scenes: Path, capsys: pytest.Capture
     assert pictures == sorted(["confusion.png", "confusion_oracle.png", *expected])
 
 
-def test_properties_stand_beside_those_of_the_photographs(measure: Callable, scenes: Path) -> None:
+def test_properties_are_compared_with_the_photographs(measure: Callable, scenes: Path) -> None:
     inst = np.full((16, 32), 7, np.uint16)
     inst[:, :8] = 26000
     for name in "ab":
@@ -336,13 +336,13 @@ def test_several_epochs_in_one_table(
     assert not capsys.readouterr().out  # nothing is measured
 
 
-def test_images_of_no_run_are_not_told_as_those_of_one(
+def test_images_of_no_run_are_not_reported_as_those_of_one(
     call: Callable, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measures, "SET_MEASURES", {})
     monkeypatch.chdir(scenes)
     call(evaluate.main, "--dataroot", "data", "--gpu_ids", -1, "--images", "images")
-    assert not Path("results").exists()  # there are those of the run label2city
+    assert not Path("results").exists()  # where those of the run label2city would be
     assert "<h1>images: evaluation</h1>" in Path("evaluation", "index.html").read_text()
 
 
@@ -364,7 +364,7 @@ def test_val_max_measures_what_training_validates_on(measure: Callable, scenes: 
     assert first == evenly_spaced(dataset.scenes, 1)[0] == "a-2"
 
 
-def test_one_equal_picture_does_not_make_the_mean_infinite(measure: Callable, scenes: Path) -> None:
+def test_one_equal_image_does_not_make_the_mean_infinite(measure: Callable, scenes: Path) -> None:
     photo = scenes / "data" / "test_img" / "a.png"
     (scenes / "images" / "a_synthesized_image.png").write_bytes(photo.read_bytes())
     found = measure()
@@ -372,7 +372,7 @@ def test_one_equal_picture_does_not_make_the_mean_infinite(measure: Callable, sc
     assert found["psnr"] == found["pictures"][1]["psnr"] and "mean_iou" not in found
 
 
-def test_pictures_of_another_size(measure: Callable, scenes: Path) -> None:
+def test_images_of_another_size(measure: Callable, scenes: Path) -> None:
     for path in (scenes / "images").glob("*_synthesized_image.png"):
         Image.open(path).resize((16, 8), Image.Resampling.NEAREST).save(path)
     found = measure("--segmenter", f"torchscript:{scenes / 'scores.pt'}")
@@ -382,7 +382,7 @@ def test_pictures_of_another_size(measure: Callable, scenes: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_segmenter_of_its_own_width(measure: Callable, scenes: Path) -> None:
+def test_a_segmenter_with_its_own_width(measure: Callable, scenes: Path) -> None:
     net = f"torchscript:{scenes / 'net.pt'}"
     exact = measure("--segmenter", net)
     found = measure("--segmenter", net, "--segmenter_width", 64)
@@ -391,7 +391,7 @@ def test_a_segmenter_of_its_own_width(measure: Callable, scenes: Path) -> None:
     assert found["pixel_accuracy"] == pytest.approx(exact["pixel_accuracy"], abs=0.15)
 
 
-def test_features_of_images_of_the_segmenters_width() -> None:
+def test_features_are_of_images_at_the_segmenters_width() -> None:
     widths = []
 
     class Wide:
@@ -418,14 +418,14 @@ def test_without_matplotlib_a_segmenter_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize(
-    "kind, package, told", [("onnx", "onnxruntime", "onnx"), ("hf", "transformers", "eval")]
+    "kind, package, extra", [("onnx", "onnxruntime", "onnx"), ("hf", "transformers", "eval")]
 )
 def test_a_segmenter_whose_package_is_missing(
-    kind: str, package: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "net").touch()
-    with pytest.raises(UserError, match=f"pip install -r requirements-{told}.txt"):
+    with pytest.raises(UserError, match=f"pip install -r requirements-{extra}.txt"):
         load_segmenter(f"{kind}:{tmp_path / 'net'}", torch.device("cpu"))
 
 
@@ -442,7 +442,7 @@ def test_an_onnx_segmenter_finds_what_torchscript_finds(measure: Callable, scene
 
 @pytest.mark.thorough
 def test_a_transformers_segmenter(measure: Callable, scenes: Path) -> None:
-    """With random weights: what is counted is what the library itself finds."""
+    """With random weights: the counts equal those of the library's own results."""
     transformers = pytest.importorskip("transformers", reason="needs requirements-eval.txt")
     torch.manual_seed(0)
     config = transformers.SegformerConfig(
@@ -473,7 +473,7 @@ def test_a_transformers_segmenter(measure: Callable, scenes: Path) -> None:
 
 
 def test_transformers_that_crop_or_pad(scenes: Path) -> None:
-    """MobileNetV2's preprocessing cuts out the centre; DPT's may pad."""
+    """MobileNetV2's preprocessing crops the centre; DPT's may pad."""
     transformers = pytest.importorskip("transformers", reason="needs requirements-eval.txt")
     torch.manual_seed(0)
     config = transformers.MobileNetV2Config(num_labels=19, depth_multiplier=0.35)
@@ -504,7 +504,7 @@ def test_transformers_that_crop_or_pad(scenes: Path) -> None:
 
 
 class Parts(torch.nn.Module):
-    """A segmenter of which a part is called features, as in torchvision's networks."""
+    """A segmenter with a submodule called features, as in torchvision's networks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -527,7 +527,7 @@ class Flat(Scores):
 
 
 class Shifted(torch.nn.Module):
-    """Classes beyond those that there are."""
+    """Classes out of range."""
 
     def __init__(self, shift: int) -> None:
         super().__init__()
@@ -556,10 +556,10 @@ BAD_FEATURES = {
 }
 
 
-@pytest.mark.parametrize("net, told", BAD_FEATURES.values(), ids=BAD_FEATURES)
-def test_features_that_are_none(net: torch.nn.Module, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("net, expected", BAD_FEATURES.values(), ids=BAD_FEATURES)
+def test_invalid_features(net: torch.nn.Module, expected: str, tmp_path: Path) -> None:
     assert scripted(Parts(), tmp_path).features is None
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         scripted(net, tmp_path).features(np.zeros((6, 8, 3), np.uint8))
 
 
@@ -590,14 +590,14 @@ def test_classes_of_any_integers(kind: torch.dtype) -> None:
     assert (net(np.zeros((6, 8, 3), np.uint8)) == 7).all()
 
 
-@pytest.mark.parametrize("net, told", BAD_CLASSES.values(), ids=BAD_CLASSES)
-def test_classes_that_are_none(net: torch.nn.Module, told: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=told):
+@pytest.mark.parametrize("net, expected", BAD_CLASSES.values(), ids=BAD_CLASSES)
+def test_invalid_classes(net: torch.nn.Module, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=expected):
         scripted(net, tmp_path)(np.zeros((6, 8, 3), np.uint8))
 
 
 def test_a_flipped_bit_in_a_segmenter_is_refused(tmp_path: Path) -> None:
-    """torch.jit.load looks at no checksums, and other weights find other classes."""
+    """torch.jit.load checks no checksums, and other weights find other classes."""
     net = torch.nn.Conv2d(3, 19, 1)
     scripted(net, tmp_path)
     file = tmp_path / "net.pt"
@@ -624,9 +624,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("flags, told", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("flags, expected", REFUSED.values(), ids=REFUSED)
 def test_refused(
-    refused: Callable, scenes: Path, monkeypatch: pytest.MonkeyPatch, flags: str, told: str
+    refused: Callable, scenes: Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
 ) -> None:
     monkeypatch.chdir(scenes)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -635,14 +635,14 @@ def test_refused(
     (scenes / "empty").mkdir()
     save_png(scenes / "other" / "c.png", np.zeros((4, 4), np.uint8))
     common = "--dataroot data --gpu_ids -1 --images images"
-    assert told in refused(evaluate.main, *common.split(), *flags.split())
+    assert expected in refused(evaluate.main, *common.split(), *flags.split())
     assert not any(path.is_file() for path in (scenes / "evaluation").rglob("*"))
 
 
 def test_command_line(scenes: Path) -> None:
     done = run_command("evaluate.py", "--dataroot", scenes / "data", "--name", "never_drawn")
     assert "never_drawn/test_latest/images: no such folder" in one_line(done)
-    done = run_command("evaluate.py", "--name", "mistyped")  # and so no data set is known
+    done = run_command("evaluate.py", "--name", "mistyped")  # so that no data set is known
     assert "mistyped/test_latest/images: no such folder" in one_line(done)
 
 
@@ -668,7 +668,7 @@ def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_fid_of_pictures_with_themselves_is_0(inception: Path) -> None:
+def test_fid_of_images_with_themselves_is_0(inception: Path) -> None:
     pytest.importorskip("torch_fidelity", reason="needs requirements-eval.txt")
     draw = np.random.default_rng(0)
     photos = [draw.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(3)]
@@ -719,7 +719,7 @@ class Evil:
 # -- the toy segmenter -----------------------------------------------------------------------
 
 
-def test_the_toy_segmenter_learns_and_is_read(
+def test_the_toy_segmenter_learns_and_can_be_loaded(
     call: Callable, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few steps on four scenes: better than always answering the most frequent class."""
@@ -746,51 +746,51 @@ def unlabelled(path: Path) -> None:
     save_png(path, np.zeros((32, 64), np.uint8))
 
 
-SPOILED = {  # folder, what happens to one of its files or all, what is told
+DAMAGED = {  # folder, damage, to how many files, part of the message
     "no instances": ("train_inst", Path.unlink, 1, "no inst for the label"),
     "no classes": ("train_label", unlabelled, 4, "hold none of Cityscapes"),
     "another size": ("train_label", small_map, 1, "is 32x16"),
 }
 
 
-@pytest.mark.parametrize("folder, spoil, count, told", SPOILED.values(), ids=SPOILED)
-def test_scenes_that_cannot_teach_are_refused(
-    own_data: Path, refused: Callable, folder: str, spoil: Callable, count: int, told: str
+@pytest.mark.parametrize("folder, damage, count, expected", DAMAGED.values(), ids=DAMAGED)
+def test_scenes_unfit_for_training_are_refused(
+    own_data: Path, refused: Callable, folder: str, damage: Callable, count: int, expected: str
 ) -> None:
     for path in sorted((own_data / folder).iterdir())[:count]:
-        spoil(path)
+        damage(path)
     flags = ["--dataroot", own_data, "--out", own_data / "net.pt", "--steps", 1]
-    assert told in refused(toy_segmenter.main, *flags)
+    assert expected in refused(toy_segmenter.main, *flags)
 
 
-def test_a_folder_to_write_to_is_refused_before_training(tmp_path: Path, refused: Callable) -> None:
-    """No data set is there: it is not even looked for."""
+def test_a_folder_as_output_is_refused_before_training(tmp_path: Path, refused: Callable) -> None:
+    """Without even looking for the data set, which is missing."""
     flags = ["--dataroot", tmp_path / "nowhere", "--out", tmp_path]
     assert f"--out {tmp_path}: a folder" in refused(toy_segmenter.main, *flags)
 
 
-def test_images_of_an_earlier_run_are_told(tmp_path: Path, capsys) -> None:
-    """A scene's name may hold what stands otherwise in a link."""
+def test_images_of_an_earlier_run_are_reported(tmp_path: Path, capsys) -> None:
+    """A scene's name may hold characters that a link escapes."""
     names = ["a b_synthesized_image", "ü_synthesized_image", "b_synthesized_image"]
     images = [tmp_path / "images" / f"{name}.png" for name in names]
 
-    def told() -> str:
+    def warning() -> str:
         warn_of_other_runs(tmp_path / "images", images)
         return capsys.readouterr().out
 
     for path in images:
         save_png(path, np.zeros((2, 2, 3), np.uint8))
-    assert told() == ""
+    assert warning() == ""
     page = Page(tmp_path, "test")
     page.row([Picture(Path("images") / path.name, caption="image") for path in images[:2]])
     page.save()
-    assert f"1 images, e.g. {images[2]}, are from an earlier run" in told()
+    assert f"1 images, e.g. {images[2]}, are from an earlier run" in warning()
     (tmp_path / "index.html").write_bytes(b"\xff damaged")
-    assert f"3 images, e.g. {images[0]}, are from an earlier run" in told()
+    assert f"3 images, e.g. {images[0]}, are from an earlier run" in warning()
 
 
-def test_images_of_a_run_that_was_cut_off_are_told(tmp_path: Path, capsys) -> None:
-    """The images of a run of test.py that was killed lie among those of the run before."""
+def test_images_of_an_interrupted_run_are_reported(tmp_path: Path, capsys) -> None:
+    """The images of a killed run of test.py are mixed with those of the run before."""
     opt = argparse.Namespace(dataroot=tmp_path, phase="test", label_nc=35, no_instance=True)
     opt.images = tmp_path / "images"
     for name in ("a", "b"):
@@ -807,7 +807,7 @@ def test_images_of_a_run_that_was_cut_off_are_told(tmp_path: Path, capsys) -> No
     assert f"1 of 2 images, e.g. {made}, are newer than their page" in capsys.readouterr().out
 
 
-def test_images_older_than_the_weights_are_told(tmp_path: Path, capsys) -> None:
+def test_images_older_than_the_weights_are_reported(tmp_path: Path, capsys) -> None:
     weights = tmp_path / "ck" / "run" / "latest_net_G.pth"
     image = tmp_path / "results" / "run" / "test_latest" / "images" / "a.png"
     for path in (weights, image):
@@ -829,7 +829,7 @@ def test_strips_have_no_grid_and_no_sharpness() -> None:
 
 
 def test_the_newest_format_of_an_image_is_measured(tmp_path: Path) -> None:
-    """test.py may have written the scene before, in another format."""
+    """test.py may have written the scene earlier, in another format."""
     old, new = (tmp_path / f"a_synthesized_image.{end}" for end in ("png", "jpg"))
     for seconds, path in ((2_000, new), (1_000, old)):
         path.touch()

@@ -1,4 +1,4 @@
-"""Images of every kind are read exactly or refused in one line, in whatever role.
+"""Images of every kind are read exactly or refused in one line, in every role.
 
 Each file holds known numbers, written byte by byte or losslessly by Pillow; what must come back is
 computed from these numbers with numpy.
@@ -63,9 +63,9 @@ DEPTH, ALPHA, ONE, CHANNELS = "bits per channel", "alpha", "one integer", "chann
 MODE, JPEG, PAGE, BITS_8 = "mode", "JPEG", "pages", "bits, expected 8"
 FEATURES = "--feat_num is 3"
 
-# name: (suffix, content, as a photograph, as a map of integers, as features); each of them the
-# numbers that must come back, or a part of the message that refuses the file, as features with
-# another --feat_num than 3 before it; None: not looked at
+# name: (suffix, content, as a photograph, as a map of integers, as features); each of the last
+# three is the numbers expected back, or a part of the error message; a tuple puts a --feat_num
+# other than 3 before it; None: not tested
 CASES = {
     # more than 8 bits
     "48-bit PNG": (".png", png(DEEP_COLOUR, 16, 2), DEPTH, ONE, BITS_8),
@@ -106,9 +106,9 @@ CASES = {
         *(".ppm", b"P5 8 6 100\n" + (GREY // 3).tobytes()),
         *("maximum of 100", "maximum", "maximum"),
     ),
-    # further channels and alpha
+    # more channels and alpha
     "4 bands TIFF": (".tif", tiff(FOUR, 8, 2, extra=(0,)), CHANNELS, CHANNELS, CHANNELS),
-    "4 bands TIFF, untold": (".tif", tiff(FOUR, 8, 2), ALPHA, ONE, FOUR),
+    "4 bands TIFF, undeclared": (".tif", tiff(FOUR, 8, 2), ALPHA, ONE, FOUR),
     "5 bands TIFF": (".tif", tiff(numbers(255, 5), 8, 2, extra=(0, 0)), *[CHANNELS] * 3),
     "RGBA PNG": (".png", png(FOUR, 8, 6), ALPHA, ONE, FOUR),
     "RGBA TIFF": (".tif", tiff(FOUR, 8, 2, extra=(2,)), ALPHA, ONE, FOUR),
@@ -222,16 +222,16 @@ def test_read_exactly_or_refused(name: str, role: str, tmp_path: Path) -> None:
 # in training and data.check ---------------------------------------------------------------------
 
 
-def scene(root: Path, stem: str, **spoiled: str) -> dict[str, Path]:
-    """A scene of all four kinds; spoiled: kind -> the case that stands in for its file."""
+def scene(root: Path, stem: str, **damaged: str) -> dict[str, Path]:
+    """A scene of all four kinds; damaged: kind -> the case that replaces its file."""
     folders = {"label": "train_label", "inst": "train_inst", "image": "train_img"}
     folders["feat"] = "train_feat"
     whole = {"label": BITS, "inst": DEEP, "image": COLOUR, "feat": COLOUR}
     paths = {}
     for kind, folder in folders.items():
         paths[kind] = root / folder / f"{stem}.png"
-        if kind in spoiled:
-            suffix, content, *_ = CASES[spoiled[kind]]
+        if kind in damaged:
+            suffix, content, *_ = CASES[damaged[kind]]
             paths[kind] = paths[kind].with_suffix(suffix)
             paths[kind].parent.mkdir(exist_ok=True, parents=True)
             paths[kind].write_bytes(content)
@@ -240,7 +240,7 @@ def scene(root: Path, stem: str, **spoiled: str) -> dict[str, Path]:
     return paths
 
 
-SPOILED = [
+DAMAGED = [
     {"image": "48-bit PNG", "label": "4 bands TIFF"},
     {"image": "TIFF of 6 pages", "inst": "RGBA PNG"},
     {"label": "maps on 6 pages", "feat": "48-bit TIFF"},
@@ -249,9 +249,9 @@ SPOILED = [
 ]
 
 
-@pytest.mark.parametrize("spoiled", SPOILED, ids=str)
-def test_training_refuses_in_one_line(spoiled: dict[str, str], tmp_path: Path) -> None:
-    for kind, case in spoiled.items():
+@pytest.mark.parametrize("damaged", DAMAGED, ids=str)
+def test_training_refuses_in_one_line(damaged: dict[str, str], tmp_path: Path) -> None:
+    for kind, case in damaged.items():
         paths = scene(tmp_path / kind, "a", **{kind: case})
         geometry = Geometry("none")
         item = AlignedDataset(tmp_path / kind, "train", 35, geometry, load_features=True)[0]
@@ -261,9 +261,9 @@ def test_training_refuses_in_one_line(spoiled: dict[str, str], tmp_path: Path) -
 
 def test_check_reports_every_such_file(tmp_path: Path) -> None:
     bad = []
-    for index, spoiled in enumerate(SPOILED):
-        paths = scene(tmp_path, f"scene{index}", **spoiled)
-        bad += [paths[kind] for kind in spoiled]
+    for index, damaged in enumerate(DAMAGED):
+        paths = scene(tmp_path, f"scene{index}", **damaged)
+        bad += [paths[kind] for kind in damaged]
     flags = [*TINY, "--dataroot", str(tmp_path), "--load_features", "--label_feat"]
     found = check(TrainOptions().parse([*flags, "--resize_or_crop", "none"])).problems
     for path in bad:
@@ -279,7 +279,7 @@ def test_exact_values_reach_the_items(tmp_path: Path) -> None:
     assert np.abs(image - PALETTE[NIBBLES]).max() < 1e-3
 
 
-def test_convert_labels_refuses_what_has_lost_colours(tmp_path: Path, refused) -> None:
+def test_convert_labels_refuses_images_that_lose_colours(tmp_path: Path, refused) -> None:
     for name in ("48-bit PNG", "RGBA PNG", "TIFF of 6 pages"):
         suffix, content, *_ = CASES[name]
         source = tmp_path / name

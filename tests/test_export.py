@@ -28,7 +28,7 @@ SMALL = {"ngf": 4, "n_downsample_global": 1, "n_blocks_global": 1, "n_blocks_loc
 def save_run(folder: Path, **flags: object) -> argparse.Namespace:
     """A run with random weights: its folder and its options."""
     opt = argparse.Namespace(**{**DEFAULTS, **SMALL, **flags})
-    vars(opt).setdefault("load_features", True)  # then E's stride does not count
+    vars(opt).setdefault("load_features", True)  # then E's stride does not matter
     folder.mkdir(parents=True)
     (folder / "opt.json").write_text(json.dumps(vars(opt)))
     torch.manual_seed(1)
@@ -56,7 +56,7 @@ def generated(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 CASES = {
-    "labels": pytest.param({}, marks=pytest.mark.slow),  # the commands' test has such a run
+    "labels": pytest.param({}, marks=pytest.mark.slow),  # covered by the commands' test
     "batch norm, noise": {
         **{"norm": "batch", "ignore_label": 255, "instance_noise": 3, "upsample": "nearest"}
     },
@@ -74,8 +74,8 @@ def test_the_graph_generates_what_pytorch_does_at_any_size(tmp_path: Path, flags
     opt = save_run(tmp_path / "run", **flags)
     model = load(tmp_path / "run", opt)
     file = tmp_path / "graph.onnx"
-    apart = export.export_onnx(model, file)
-    assert len(apart) == 3 and max(apart.values()) <= 1
+    differences = export.export_onnx(model, file)
+    assert len(differences) == 3 and max(differences.values()) <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "run"]
 
     rng = np.random.default_rng(0)
@@ -161,9 +161,9 @@ def test_half_precision_is_near_float32_or_not_written(tmp_path: Path, monkeypat
 
     run_graph, written = export.run_graph, file.read_bytes()
     monkeypatch.setattr(export, "run_graph", lambda *args: run_graph(*args) * 0.95)
-    with pytest.raises(UserError, match=r"differ from PyTorch's by .* nothing was written") as told:
+    with pytest.raises(UserError, match=r"differ from PyTorch's by .* nothing was written") as info:
         export.export_onnx(model, file)
-    assert str(told.value).startswith(f"--export_onnx {file}: ")
+    assert str(info.value).startswith(f"--export_onnx {file}: ")
     assert file.read_bytes() == written
     assert not list(tmp_path.glob(".*"))
 
@@ -171,7 +171,7 @@ def test_half_precision_is_near_float32_or_not_written(tmp_path: Path, monkeypat
 def test_commands_write_the_file_and_a_page_from_it(
     tmp_path: Path, toy_data: Path, call, refused
 ) -> None:
-    """Of a run with an average, which is what is exported and tested."""
+    """With a run that has averaged weights, which are then exported and tested."""
     where = {"dataroot": str(toy_data), "loadSize": 50, "resize_or_crop": "scale_width"}
     save_run(tmp_path / "run", ema=0.9, **where)
     common = [*("--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1, "--nThreads", 0)]
@@ -190,13 +190,13 @@ def test_commands_write_the_file_and_a_page_from_it(
     for path in images:
         same = tmp_path / "torch" / path.relative_to(tmp_path / "onnx")
         found, expected = (np.asarray(Image.open(p)).astype(int) for p in (path, same))
-        assert found.shape == (25, 50, 3)  # multiples of nothing
+        assert found.shape == (25, 50, 3)  # no multiples of the stride
         assert np.abs(found - expected).max() <= 1
 
-    told = refused(command.main, *common, "--onnx", file, "--label_nc", 36)
-    assert "label_nc 35, here 36" in told
-    told = refused(command.main, *common, "--onnx", file, "--which_epoch", "best", "--ema", 0)
-    assert "ema 0.9, here 0.0; which_epoch 'latest', here 'best'" in told
+    line = refused(command.main, *common, "--onnx", file, "--label_nc", 36)
+    assert "label_nc 35, here 36" in line
+    line = refused(command.main, *common, "--onnx", file, "--which_epoch", "best", "--ema", 0)
+    assert "ema 0.9, here 0.0; which_epoch 'latest', here 'best'" in line
 
 
 REFUSED = {
@@ -211,16 +211,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("flags, told", REFUSED.values(), ids=REFUSED)
-def test_refused(refused, tmp_path: Path, monkeypatch, flags: str, told: str) -> None:
+@pytest.mark.parametrize("flags, expected", REFUSED.values(), ids=REFUSED)
+def test_refused(refused, tmp_path: Path, monkeypatch, flags: str, expected: str) -> None:
     save_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("no graph")
     flags = f"--name run --checkpoints_dir {tmp_path} --gpu_ids -1 {flags}"
-    assert told in refused(command.main, *flags.split())
+    assert expected in refused(command.main, *flags.split())
 
 
-def test_a_provider_that_is_not_there_is_named(tmp_path: Path, monkeypatch) -> None:
+def test_an_unavailable_provider_is_named(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     (tmp_path / "a.onnx").write_bytes(b"")
     with pytest.raises(UserError, match="--ort_provider cuda: this ONNX Runtime has cpu"):

@@ -1,4 +1,4 @@
-"""Kills and full disks: what is on disk stays whole, and training goes on from it."""
+"""Kills and full disks: what is on disk stays whole, and training continues from it."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ from util.run import checkpoints
 from util.run.checkpoints import load_file, recover, save_set
 from util.run.visualizer import _append, read_rows
 
-# every step is logged, shown and saved: most of the time goes by in saving
+# every step is logged, shown and saved: most of the time is spent on saving
 FLAGS = ["--print_freq", 1, "--display_freq", 1, "--save_latest_freq", 1, "--save_epoch_freq", 1]
 FLAGS += ["--niter", 1, "--niter_decay", 2, "--pool_size", 2, "--use_dropout"]
 
@@ -42,14 +42,14 @@ def save_generation(folder: Path, number: int) -> None:
 
 
 def generation(folder: Path) -> set[int]:
-    """The numbers found in the files, as a reader sees them who changes nothing."""
+    """The numbers found in the files, as seen by a reader who changes nothing."""
     found = {int(load_file(folder / name)["x"][0]) for name in NAMES[:2]}
     assert all(load_file(folder / name)["x"].unique().numel() == 1 for name in NAMES[:2])
     return found
 
 
 def save_until_killed(folder: str, number: int, operation: int) -> None:
-    """Save, but die by SIGKILL before the n-th file operation; a write before it is cut in two."""
+    """Save, but die by SIGKILL before the n-th file operation; a write just before is truncated."""
     left = operation
 
     def dying(original):
@@ -121,7 +121,7 @@ def test_a_save_may_end_while_a_reader_opens_its_file(tmp_path, monkeypatch):
 
 
 def test_readers_see_a_finished_save_and_change_nothing(tmp_path):
-    """test.py may read while training writes, and where it may not write itself."""
+    """test.py may read while training writes, and where it has no write permission."""
     save_generation(tmp_path, 1)
     for operation in range(100):
         in_child(save_until_killed, str(tmp_path), 2, operation)
@@ -177,10 +177,10 @@ PLACES = ("before the first save", "between saves", "while writing", "while rena
 
 
 def kill_at_random(folder: Path, data: Path, step: float, seed: int, kills: int) -> dict[str, int]:
-    """Train with so many kills on the way, then to the end; where the kills hit.
+    """Train with this many kills on the way, then to the end; returns where the kills hit.
 
-    Of four kills one comes at a random moment of the first six steps, two in the few milliseconds
-    from the beginning of one of the first saves on, and one within two steps from there on.
+    Of every four kills, one comes at a random moment in the first six steps, two within a few
+    milliseconds of the start of one of the first saves, and one within two steps of it.
     """
     rng = random.Random(seed)
     hits = dict.fromkeys(PLACES, 0)
@@ -198,7 +198,7 @@ def kill_at_random(folder: Path, data: Path, step: float, seed: int, kills: int)
             pass_time(rng.uniform(0, 2 * step if turn == 2 else 0.01))
         training.process.kill()
         if training.end() == 0:
-            break  # it was faster
+            break  # it ended before the kill
         hits[where(folder, leftovers)] += 1
         consistent(folder)
     train(folder, *flags)
@@ -229,7 +229,7 @@ def unfinished(folder: Path) -> set[tuple[str, int]]:
 
 
 def where(folder: Path, leftovers: set[tuple[str, int]]) -> str:
-    """What a kill interrupted, by the files that it left besides those of earlier kills."""
+    """What a kill interrupted, from the files that it left in addition to earlier kills'."""
     if (folder / "save_complete.txt").exists():
         return "while renaming"
     if unfinished(folder) - leftovers:
@@ -265,7 +265,7 @@ def many_kills(total: int, whole: Path, data: Path, tmp_path: Path, each: int) -
         assert_same(whole, folder)
         shutil.rmtree(folder)
         run += 1
-    print(f"{sum(hits.values())} kills in {run} trainings: {json.dumps(hits)}")
+    print(f"{sum(hits.values())} kills in {run} runs: {json.dumps(hits)}")
     return hits
 
 
@@ -285,10 +285,10 @@ def test_two_hundred_kills_change_nothing(whole, toy_data, tmp_path):
 
 
 class AfterFirstSave:
-    """Something that happens in a training process right after its first save."""
+    """Run an action in a training process right after its first save."""
 
-    def __init__(self, happen: Callable[..., None], *args: object) -> None:
-        self.happen, self.args = happen, args
+    def __init__(self, action: Callable[..., None], *args: object) -> None:
+        self.action, self.args = action, args
 
     def __call__(self) -> None:
         import util.run.training_run as module
@@ -298,7 +298,7 @@ class AfterFirstSave:
         def save(*args, **more):
             module.save = original
             done = original(*args, **more)
-            self.happen(*self.args)
+            self.action(*self.args)
             return done
 
         module.save = save
@@ -312,7 +312,7 @@ def limit_files(size: int) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.npy", "a.tif"])
 def test_a_full_disk_leaves_no_half_image_or_array(name: str, tmp_path: Path) -> None:
-    """Not all libraries notice that the disk took a part alone."""
+    """Not all libraries notice that only a part was written."""
     pytest.importorskip("tifffile")
     program = (
         "import resource, sys; from pathlib import Path; import numpy as np\n"
@@ -339,15 +339,15 @@ def fill(filler: Path) -> None:
                     pass
 
 
-def test_a_save_that_fails_is_one_line_and_training_goes_on(whole, toy_data, tmp_path):
+def test_a_failed_save_is_one_line_and_training_continues(whole, toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *FLAGS, "--no_html"]
     training = Training(tmp_path / "run", *flags, prepare=AfterFirstSave(limit_files, 20_000))
     assert training.end() == 2
-    lines = training.told().splitlines()
+    lines = training.output().splitlines()
     warnings = [line for line in lines if line.startswith("warning: saving after")]
     assert len(warnings) == 11 and "File too large" in warnings[0] and "is kept" in warnings[0]
     assert lines[-1].startswith("error: ") and "--continue_train" in lines[-1]
-    assert "Traceback" not in training.told()
+    assert "Traceback" not in training.output()
     assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 1
     assert not list((tmp_path / "run").glob("*.new"))
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -375,49 +375,49 @@ def test_a_log_never_keeps_half_a_line(tmp_path):
     assert [row["step"] for row in read_rows(path)] == [1, 3]
 
 
-def test_stopping_without_room_tells_where_it_goes_on(toy_data, tmp_path):
+def test_stopping_on_a_full_disk_says_where_training_continues(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *FLAGS, "--niter", 500]
     training = Training(tmp_path / "run", *flags, prepare=AfterFirstSave(limit_files, 20_000))
     training.wait_for("warning: saving after")
     os.kill(training.process.pid, signal.SIGTERM)
     assert training.end() == 143
-    assert "resumes from the last checkpoint" in training.told().splitlines()[-1]
+    assert "resumes from the last checkpoint" in training.output().splitlines()[-1]
     assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 1
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 6 MB of its own."""
+    """A separate file system of 6 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root's rights")
+        pytest.skip("mounting a small disk needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.thorough
 def test_a_full_disk(whole, toy_data, small_disk):
-    """Pictures, logs and saves all fail; what was there stays, and room lets training go on."""
+    """Images, logs and saves all fail; existing files stay, and with room training continues."""
     flags = ["--dataroot", toy_data, *FLAGS]
     folder, filler, out = small_disk / "run", small_disk / "filler", whole.parent / "out"
     training = Training(folder, *flags, prepare=AfterFirstSave(fill, filler), out=out)
     assert training.end() == 2
-    told = training.told()
-    assert "warning: saving after 2 images failed" in told
-    assert "warning: the images could not be written" in told
-    assert "No space left on device" in told and "Traceback" not in told
-    assert told.splitlines()[-1].startswith("error: ")
+    output = training.output()
+    assert "warning: saving after 2 images failed" in output
+    assert "warning: the images could not be written" in output
+    assert "No space left on device" in output and "Traceback" not in output
+    assert output.splitlines()[-1].startswith("error: ")
     assert load_file(folder / "latest_state.pth")["position"]["step"] == 1
 
     training = Training(folder, *flags, "--continue_train", out=out)
     assert training.end() == 2
-    assert "No space left" in training.told().splitlines()[-1], training.told()
-    assert training.told().count("error") == 1 and "Traceback" not in training.told()
+    assert "No space left" in training.output().splitlines()[-1], training.output()
+    assert training.output().count("error") == 1 and "Traceback" not in training.output()
     consistent(folder)
 
     filler.unlink()
     training = Training(folder, *flags, "--continue_train", out=out)
-    assert training.end() == 0, training.told()
+    assert training.end() == 0, training.output()
     assert_same(whole, folder)

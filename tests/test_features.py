@@ -68,7 +68,7 @@ def render(run: Path, *args: object):
 
 
 def test_features_file(run: Path) -> None:
-    """One row an instance, checked against the instance maps at the size of training."""
+    """One row per instance, checked against the instance maps at the size of training."""
     rows = np.load(run / "ck" / "feat" / "features.npy", allow_pickle=False)
     expected = []
     for path in sorted((run / "data" / "train_inst").iterdir()):
@@ -101,14 +101,14 @@ def test_feature_maps(run: Path) -> None:
         assert (feat[::2, ::2] == feat[1::2, 1::2]).all()
 
 
-def test_missing_feature_maps_are_told_with_what_makes_them(toy_data: Path) -> None:
-    told = "holds no folder test_feat; precompute_feature_maps.py --phase test makes it"
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_missing_feature_maps_name_the_command_that_makes_them(toy_data: Path) -> None:
+    expected = "holds no folder test_feat; precompute_feature_maps.py --phase test makes it"
+    with pytest.raises(UserError, match=re.escape(expected)):
         scene_kinds(35, load_features=True)["feat"].folder(toy_data, "test")
 
 
 def test_feature_maps_are_of_one_encoder_or_missing(run: Path, tmp_path: Path) -> None:
-    """Where the command ends early, none of an earlier encoder's are left to be trained on."""
+    """If the command ends early, no maps of an earlier encoder are left to train on."""
     shutil.copytree(run / "data", tmp_path / "data")
     last = sorted((tmp_path / "data" / "train_img").iterdir())[-1]
     last.write_bytes(last.read_bytes()[:100])
@@ -121,7 +121,7 @@ def test_feature_maps_are_of_one_encoder_or_missing(run: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files cannot be locked there")
-def test_two_at_once_do_not_mix_their_features(run: Path) -> None:
+def test_two_commands_at_once_do_not_mix_their_features(run: Path) -> None:
     flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"]
     written = {
         "encode_features.py": run / "ck" / "feat" / "features.npy",
@@ -140,7 +140,7 @@ def test_other_n_clusters_does_not_encode_again(run: Path) -> None:
         *("encode_features.py", "--name", "feat", "--checkpoints_dir", run / "ck"),
         *("--dataroot", run / "missing", "--gpu_ids", -1, "--n_clusters", 2),
     )
-    assert done.returncode == 0, done.stderr  # it did not even look for the pictures
+    assert done.returncode == 0, done.stderr  # it did not even look for the images
     assert (run / "ck" / "feat" / "features.npy").stat().st_mtime_ns == before
     assert (run / "ck" / "feat" / "features_clustered_002.npy").is_file()
 
@@ -171,7 +171,7 @@ def test_the_first_process_decides_whether_all_encode(
     assert bool(encoding) == first_needs
 
 
-def test_an_epoch_that_is_not_there_is_refused(run: Path) -> None:
+def test_a_missing_epoch_is_refused(run: Path) -> None:
     flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"]
     done = run_command("encode_features.py", *flags, "--gpu_ids", -1, "--which_epoch", 77)
     assert "77_net_E.pth: no such file" in one_line(done)
@@ -189,7 +189,7 @@ def test_all_styles_and_warning(run: Path) -> None:
 
 
 def test_styles_older_than_the_encoder_are_named(run: Path) -> None:
-    """Training may have gone on since."""
+    """Training may have continued since."""
     encoder = run / "ck" / "feat" / "latest_net_E.pth"
     before = encoder.stat().st_mtime
     flags = ["--style", "sky=0", "--how_many", 1, "--results_dir", run / "older"]
@@ -203,8 +203,8 @@ def test_styles_older_than_the_encoder_are_named(run: Path) -> None:
     assert f"{encoder} is newer than" in done.stdout and "encode_features.py" in done.stdout
 
 
-def test_styles_of_the_run_that_it_began_from_are_named(tmp_path: Path, capsys) -> None:
-    """Its own encoder was trained since."""
+def test_older_styles_of_the_pretrained_run_are_named(tmp_path: Path, capsys) -> None:
+    """The run's own encoder has been trained since."""
     base = write_run(tmp_path, "base")
     own = write_run(tmp_path, "own", load_pretrain=str(base))
     (own / "features_clustered_010.npy").unlink()
@@ -214,10 +214,10 @@ def test_styles_of_the_run_that_it_began_from_are_named(tmp_path: Path, capsys) 
 
 
 @pytest.mark.parametrize("size", [(32, 16), (43, 31)])
-def test_an_encoder_of_the_stage_below_sees_the_regions_of_scaled_files(
+def test_the_encoder_of_a_smaller_stage_sees_the_regions_of_scaled_files(
     size: tuple[int, int], tmp_path: Path
 ) -> None:
-    """As precompute_feature_maps.py has them: by Pillow's nearest neighbours, and back."""
+    """As in precompute_feature_maps.py: by Pillow's nearest neighbours, and back."""
     opt = TestOptions().parse(["--name", "run", "--gpu_ids", "-1"])
     model = InferenceModel(opt, torch.device("cpu"), tmp_path, with_generator=False)
     model.encoder_shrink, model.encoder_multiple = 2, 1
@@ -229,7 +229,7 @@ def test_an_encoder_of_the_stage_below_sees_the_regions_of_scaled_files(
     np.testing.assert_array_equal(found[0, 0], expected)
 
 
-def test_feature_maps_of_another_runs_encoder_have_its_length(
+def test_feature_maps_of_another_runs_encoder_have_its_channels(
     toy_data: Path, tmp_path: Path
 ) -> None:
     data = shutil.copytree(toy_data, tmp_path / "data")
@@ -244,15 +244,15 @@ def test_feature_maps_of_another_runs_encoder_have_its_length(
     assert np.load(tmp_path / "new" / "features.npy").shape[1] == 3  # class, pixels
 
 
-def test_style_changes_the_picture(run: Path) -> None:
-    pictures = []
+def test_style_changes_the_image(run: Path) -> None:
+    results = []
     for flags in (["--style", "sky=0"], ["--style", "23=0"], ["--style", "sky=1"]):
         done = render(run, *flags, "--results_dir", run / "one")
         assert done.returncode == 0, done.stderr
         images = sorted((run / "one").rglob("*_synthesized_image.png"))
-        pictures.append(np.stack([np.asarray(Image.open(path)) for path in images]))
-    assert (pictures[0] == pictures[1]).all()
-    assert (pictures[0] != pictures[2]).any()
+        results.append(np.stack([np.asarray(Image.open(path)) for path in images]))
+    assert (results[0] == results[1]).all()
+    assert (results[0] != results[2]).any()
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_no_encoder_no_features(toy_data: Path, tmp_path: Path) -> None:
     assert not (toy_data / "train_feat").exists()
 
 
-def test_several_processes_tell_the_sizes_of_all(run: Path, tmp_path: Path) -> None:
+def test_several_processes_report_the_sizes_of_all(run: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for kind in ("label", "inst", "img"):
         shutil.copytree(run / "data" / f"train_{kind}", data / f"train_{kind}")
@@ -328,7 +328,7 @@ def test_several_processes_tell_the_sizes_of_all(run: Path, tmp_path: Path) -> N
 
 
 def test_local_stage(run: Path, tmp_path: Path) -> None:
-    """Coarse to fine: what starts fresh is said, frozen parts stay, later all is trained."""
+    """Coarse to fine: what starts fresh is logged, frozen parts stay, later all parts train."""
     common = [
         *("--name", "local", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"),
         *(*TINY, *FEATURES, "--netG", "local", "--ngf", 2, "--n_blocks_local", 1),
@@ -349,7 +349,7 @@ def test_local_stage(run: Path, tmp_path: Path) -> None:
         assert torch.equal(first[name], below[name]), name
         if name.endswith("weight"):
             assert not torch.equal(second[name], below[name]), name
-    # a test finds encoder and styles of the stage below
+    # test.py finds the encoder and styles of the smaller stage
     for flags in (["--use_encoded_image"], ["--style", "road=0"]):
         tested = run_command(
             *("test.py", "--name", "local", "--checkpoints_dir", run / "ck", "--gpu_ids", -1),
@@ -357,7 +357,7 @@ def test_local_stage(run: Path, tmp_path: Path) -> None:
         )
         assert tested.returncode == 0, tested.stderr
     # and so does the command that makes the maps of other scenes; the encoder sees 32x16 again,
-    # scaled by torch and not by Pillow, which rounds otherwise
+    # scaled by torch and not by Pillow, which rounds differently
     data = shutil.copytree(run / "data", tmp_path / "data")
     shutil.rmtree(data / "train_feat")
     flags = ["--name", "local", "--checkpoints_dir", run / "ck", "--dataroot", data]
@@ -371,8 +371,8 @@ def test_local_stage(run: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def stages(tmp_path: Path, toy_data: Path) -> Callable[..., np.ndarray]:
-    """Runs "below", with flags other than usual and an averaged encoder alone, and "above", its
-    1024p stage from epoch 1. encoded(*flags) is features.npy of encode_features.py."""
+    """Runs "below", with unusual flags and only an averaged encoder, and "above", its 1024p stage
+    from epoch 1. encoded(name, *flags) is features.npy of encode_features.py."""
     below = write_run(tmp_path, "below", upsample="nearest", ema=0.9, nef=6)
     for epoch in ("latest", "1"):
         weights = torch.load(below / "latest_net_E.pth", weights_only=True)
@@ -395,15 +395,15 @@ def stages(tmp_path: Path, toy_data: Path) -> Callable[..., np.ndarray]:
 
 
 def test_an_encoder_of_another_run_has_its_architecture(stages, tmp_path: Path) -> None:
-    """--load_pretrain DIR: opt.json there tells it, not the flags of the run that is named."""
+    """--load_pretrain DIR: as in its opt.json, not as in the flags of the named run."""
     own = stages("below")
     architecture = ["--instance_feat", "--ngf", 4, "--nef", 4, "--n_downsample_E", 1]
     other = stages("other", *architecture, "--load_pretrain", tmp_path / "below")
     np.testing.assert_array_equal(own, other)
 
 
-def test_the_stage_above_has_the_encoder_that_it_was_trained_from(stages, tmp_path: Path) -> None:
-    """Of that epoch; and it sees images as small, however it is named."""
+def test_the_larger_stage_uses_the_encoder_that_it_was_trained_with(stages, tmp_path: Path) -> None:
+    """From that epoch; and it sees images scaled alike, however it is named."""
     G = load_generator(tmp_path / "above")
     G.load_encoder()
     first = torch.load(tmp_path / "below" / "1_net_E_ema.pth", weights_only=True)
@@ -414,7 +414,7 @@ def test_the_stage_above_has_the_encoder_that_it_was_trained_from(stages, tmp_pa
     np.testing.assert_array_equal(own, named)
 
 
-def test_a_stage_below_that_is_gone_is_named(stages, tmp_path: Path) -> None:
+def test_a_missing_smaller_stage_is_named(stages, tmp_path: Path) -> None:
     (tmp_path / "below").rename(tmp_path / "renamed")
     with pytest.raises(UserError, match=r"below: no such folder.*above was trained from its"):
         load_generator(tmp_path / "above").load_encoder()
@@ -489,7 +489,7 @@ def test_classes_of_many_scenes_by_hand() -> None:
         assert counts[chosen] == max(counts.values())
 
 
-def test_class_features_are_encoded_by_instance_as_the_reference_does(
+def test_class_features_are_encoded_per_instance_as_in_the_reference(
     toy_data: Path, tmp_path: Path
 ) -> None:
     write_run(tmp_path, "run", instance_feat=False, label_feat=True)
@@ -543,7 +543,7 @@ def test_reference_clusters_are_read(tmp_path: Path) -> None:
 
 
 def test_reference_rows_are_read(tmp_path: Path) -> None:
-    """The 2018 code's features.npy: class -> a row an instance, feature and weight."""
+    """The 2018 code's features.npy: class -> a row per instance, feature and weight."""
     old = {7: np.array([[0.5, 0.25, 1, 2]]), 26: np.array([[1, 2, 3, 0.5], [3, 2, 1, 0.75]])}
     np.save(tmp_path / "features.npy", old, allow_pickle=True)
     expected = [[7, 0.5, 0.25, 1, 2], [26, 1, 2, 3, 0.5], [26, 3, 2, 1, 0.75]]
@@ -639,6 +639,6 @@ def test_golden_features(tmp_path: Path) -> None:
         assert np.abs(found - golden[stem]).max() <= 1
 
 
-def test_option_file_tells_features(run: Path) -> None:
+def test_option_file_records_features(run: Path) -> None:
     options = json.loads((run / "ck" / "feat" / "opt.json").read_text())
     assert options["instance_feat"] is True and options["nef"] == 4

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import further
+from conftest import thorough
 from torch import Tensor, nn
 
 from models.layers import ReflectionPad2d, instance_average
@@ -17,7 +17,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 
 @pytest.fixture(scope="module")
 def maps() -> tuple[Tensor, Tensor]:
-    """Values of mean 0 and deviation 1, and a gradient that does not add up to 0."""
+    """Values of mean 0 and deviation 1, and a gradient whose sum is not 0."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, 3, HEIGHT, WIDTH)
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator) + 1
@@ -41,7 +41,7 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("mean", [100, *further(0)])
+@pytest.mark.parametrize("mean", [100, *thorough(0)])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
 def test_normalization(make, layout: torch.memory_format, mean: float, maps) -> None:
@@ -66,8 +66,8 @@ def test_normalization(make, layout: torch.memory_format, mean: float, maps) -> 
 
 
 @pytest.mark.parametrize("mean", [0, 100])
-def test_the_compilers_formula(mean: float, maps) -> None:
-    """Run as torch runs it, without a compiler, whose sums are its own."""
+def test_the_formula_for_the_compiler(mean: float, maps) -> None:
+    """Run eagerly: a compiler sums in its own order."""
     x = maps[0] + mean
     expected, _ = normalized(x.numpy(), maps[1].numpy(), 1e-5)
     found = normalize_in_one_kernel(x, None, None, 1e-5).numpy()
@@ -75,7 +75,7 @@ def test_the_compilers_formula(mean: float, maps) -> None:
 
 
 def test_small_maps_in_several_images_and_half_precision() -> None:
-    """Statistics of each image alone; half precision is normalized in float32 and rounded once."""
+    """Statistics per image; half precision is normalized in float32 and rounded once."""
     torch.manual_seed(0)
     x = torch.randn(3, 5, 6, 7) * torch.arange(1.0, 4.0).view(3, 1, 1, 1) + 3
     for layout in LAYOUTS.values():
@@ -120,7 +120,7 @@ def test_padding_and_pooling(layout: torch.memory_format, maps) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("lsgan", [True, *further(False)])
+@pytest.mark.parametrize("lsgan", [True, *thorough(False)])
 def test_losses(lsgan: bool, layout: torch.memory_format, maps) -> None:
     fake, real = (m.clone(memory_format=layout) for m in maps)
     exact = [m.double() for m in (fake, real)]

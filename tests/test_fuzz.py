@@ -1,7 +1,7 @@
 """Damaged data sets and checkpoints: correct training or one clear line that names the file.
 
-A damage is tried with several seeds. What counts as correct: the items of all scenes are, bit for
-bit and file for file, those of the whole data set.
+Each kind of damage is tried with several seeds. Correct means: the items of all scenes are, bit for
+bit and file for file, those of the undamaged data set.
 """
 
 import io
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import further
+from conftest import thorough
 from crafted_images import png, tiff
 from PIL import Image
 from torch import nn
@@ -36,7 +36,7 @@ SEEDS = range(8)
 REFUSED, CORRECT, EITHER = "refused", "correct", "either"
 
 
-class Set:
+class DataSet:
     """A data set to be damaged: a copy of the toy scenes, and the random choice of a victim."""
 
     def __init__(self, root: Path, rng: random.Random) -> None:
@@ -49,7 +49,7 @@ class Set:
         return sorted((self.root / f"train_{KINDS[kind]}").glob("*.png"))
 
     def choose(self, *kinds: str) -> None:
-        """Take the victim out of these kinds."""
+        """Choose the victim among these kinds."""
         self.kind = self.rng.choice(kinds)
         self.victim = self.rng.choice(self.files(self.kind))
         self.named = [str(self.victim)]
@@ -60,10 +60,10 @@ class Set:
         return {kind: self.files(kind)[index] for kind in KINDS}
 
     def resave(self, change: Callable[[Image.Image], Image.Image], suffix: str = ".png") -> None:
-        picture = change(Image.open(self.victim))
+        image = change(Image.open(self.victim))
         self.victim.unlink()
         self.victim = self.victim.with_suffix(suffix)
-        picture.save(self.victim)
+        image.save(self.victim)
         self.named = [str(self.victim)]
 
     def replace(self, content: bytes, suffix: str) -> None:
@@ -74,23 +74,23 @@ class Set:
         self.named = [str(self.victim)]
 
 
-# Damages of the bytes of a file -------------------------------------------------------------------
+# Damage to the bytes of a file --------------------------------------------------------------------
 
 
-def truncated(data: Set) -> str:
+def truncated(data: DataSet) -> str:
     content = data.victim.read_bytes()
     data.victim.write_bytes(content[: data.rng.randrange(len(content))])
     return EITHER  # without its last bytes a file may still have every pixel
 
 
-def flipped_bit(data: Set) -> str:
+def flipped_bit(data: DataSet) -> str:
     content = bytearray(data.victim.read_bytes())
     content[data.rng.randrange(len(content))] ^= 1 << data.rng.randrange(8)
     data.victim.write_bytes(content)
     return EITHER
 
 
-def zeroed_stretch(data: Set) -> str:
+def zeroed_stretch(data: DataSet) -> str:
     content = bytearray(data.victim.read_bytes())
     start = data.rng.randrange(len(content))
     end = min(len(content), start + data.rng.randint(1, 60))
@@ -99,22 +99,22 @@ def zeroed_stretch(data: Set) -> str:
     return EITHER
 
 
-def garbage_behind(data: Set) -> str:
+def trailing_garbage(data: DataSet) -> str:
     data.victim.write_bytes(data.victim.read_bytes() + data.rng.randbytes(50))
     return CORRECT
 
 
-def empty(data: Set) -> str:
+def empty(data: DataSet) -> str:
     data.victim.write_bytes(b"")
     return REFUSED
 
 
-def noise(data: Set) -> str:
+def noise(data: DataSet) -> str:
     data.victim.write_bytes(data.rng.randbytes(data.rng.randint(1, 300)))
     return REFUSED
 
 
-def another_file_type(data: Set) -> str:
+def another_file_type(data: DataSet) -> str:
     texts = [
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 32\n",
         b"<svg/>",
@@ -125,7 +125,7 @@ def another_file_type(data: Set) -> str:
     return REFUSED
 
 
-def decompression_bomb(data: Set) -> str:
+def decompression_bomb(data: DataSet) -> str:
     content = png(np.zeros((1, 1_000_000), np.uint8), 8, 0)
     head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     head += struct.pack(">I", zlib.crc32(head))
@@ -133,36 +133,36 @@ def decompression_bomb(data: Set) -> str:
     return REFUSED
 
 
-def text_bomb(data: Set) -> str:
+def text_bomb(data: DataSet) -> str:
     text = b"zTXt", b"bomb\0\0" + zlib.compress(bytes(20_000_000), 1)
     data.victim.write_bytes(png(np.zeros((32, 64), np.uint8), 8, 0, text))
     return REFUSED
 
 
-# Damages of modes and values ----------------------------------------------------------------------
+# Damage to modes and values -----------------------------------------------------------------------
 
 
-def colours_for_integers(data: Set) -> str:
+def colours_for_integers(data: DataSet) -> str:
     data.choose("label", "inst")
     mode = data.rng.choice(["RGB", "RGBA", "LA", "CMYK", "F"])
     suffix = ".tif" if mode in ("CMYK", "F") else ".png"
-    data.resave(lambda picture: picture.convert("L").convert(mode), suffix)
+    data.resave(lambda image: image.convert("L").convert(mode), suffix)
     return REFUSED
 
 
-def lossy_integers(data: Set) -> str:
+def lossy_integers(data: DataSet) -> str:
     data.choose("label", "inst")
-    data.resave(lambda picture: picture.convert("L"), ".jpg")
+    data.resave(lambda image: image.convert("L"), ".jpg")
     return REFUSED
 
 
-def lossy_behind_png_name(data: Set) -> str:
+def lossy_under_a_png_name(data: DataSet) -> str:
     data.choose("label", "inst")
     Image.open(data.victim).convert("L").save(data.victim, "JPEG")
     return REFUSED
 
 
-def deep_photograph(data: Set) -> str:
+def deep_photograph(data: DataSet) -> str:
     """16 bits per channel: grey, RGB and RGBA, of which Pillow keeps 8."""
     data.choose("image")
     suffix, write = data.rng.choice([(".png", png), (".tif", tiff)])
@@ -172,26 +172,26 @@ def deep_photograph(data: Set) -> str:
     return REFUSED
 
 
-def further_channels(data: Set) -> str:
+def extra_channels(data: DataSet) -> str:
     array = np.full((32, 64, data.rng.choice([4, 5])), 7, np.uint8)
     data.replace(tiff(array, 8, 2, extra=(0,) * (array.shape[2] - 3)), ".tif")
     return REFUSED
 
 
-def transparency(data: Set) -> str:
+def transparency(data: DataSet) -> str:
     mode = data.rng.choice(["LA", "RGBA"])
     suffix = data.rng.choice([".png", ".tif"] + [".webp"] * (mode == "RGBA"))
 
-    def change(picture: Image.Image) -> Image.Image:
-        picture = picture.convert("L").convert(mode)
-        picture.putalpha(data.rng.randrange(255))
-        return picture
+    def change(image: Image.Image) -> Image.Image:
+        image = image.convert("L").convert(mode)
+        image.putalpha(data.rng.randrange(255))
+        return image
 
     data.resave(change, suffix)
     return REFUSED
 
 
-def pages(data: Set) -> str:
+def pages(data: DataSet) -> str:
     array = np.array(Image.open(data.victim).convert("L"))
     page, *others = (Image.fromarray(np.roll(array, i, 1)) for i in range(data.rng.randint(2, 6)))
     suffix = data.rng.choice([".tif", ".png"])
@@ -201,12 +201,12 @@ def pages(data: Set) -> str:
     return REFUSED
 
 
-def cmyk(data: Set) -> str:
-    data.resave(lambda picture: picture.convert("RGB").convert("CMYK"), ".tif")
+def cmyk(data: DataSet) -> str:
+    data.resave(lambda image: image.convert("RGB").convert("CMYK"), ".tif")
     return REFUSED
 
 
-def wrong_labels(data: Set) -> str:
+def wrong_labels(data: DataSet) -> str:
     data.choose("label")
     label = np.array(Image.open(data.victim))
     label[data.rng.randrange(32), data.rng.randrange(64)] = data.rng.randint(35, 255)
@@ -214,61 +214,61 @@ def wrong_labels(data: Set) -> str:
     return REFUSED
 
 
-def negative_labels(data: Set) -> str:
+def negative_labels(data: DataSet) -> str:
     data.choose("label")
     label = np.array(Image.open(data.victim)).astype(np.int32)
     label[0, 0] = -data.rng.randint(1, 2**31)
-    data.resave(lambda picture: Image.fromarray(label), ".tif")
+    data.resave(lambda image: Image.fromarray(label), ".tif")
     return REFUSED
 
 
-def other_depth(data: Set) -> str:
+def other_depth(data: DataSet) -> str:
     """Integers in another type of file are still the same integers."""
     data.choose("label", "inst")
     values = np.array(Image.open(data.victim)).astype(np.int32)
-    data.resave(lambda picture: Image.fromarray(values), data.rng.choice([".tif", ".tiff"]))
+    data.resave(lambda image: Image.fromarray(values), data.rng.choice([".tif", ".tiff"]))
     return CORRECT
 
 
-# Damages of sizes ---------------------------------------------------------------------------------
+# Damage to sizes ----------------------------------------------------------------------------------
 
 
-def other_size(data: Set) -> str:
+def other_size(data: DataSet) -> str:
     sizes = [(1, 1), (63, 32), (64, 33), (5000, 3), (3, 5000), (128, 64)]
     size = data.rng.choice(sizes)
-    data.resave(lambda picture: picture.resize(size, Image.Resampling.NEAREST))
+    data.resave(lambda image: image.resize(size, Image.Resampling.NEAREST))
     return REFUSED
 
 
-def turned(data: Set) -> str:
-    data.resave(lambda picture: picture.transpose(Image.Transpose.ROTATE_90))
+def rotated(data: DataSet) -> str:
+    data.resave(lambda image: image.transpose(Image.Transpose.ROTATE_90))
     return REFUSED
 
 
-# Damages of names and folders ---------------------------------------------------------------------
+# Damage to names and folders ----------------------------------------------------------------------
 
 
-def lost(data: Set) -> str:
+def lost(data: DataSet) -> str:
     data.named = [str(path) for path in data.scene().values()]
     data.victim.unlink()
     return REFUSED
 
 
-def extra(data: Set) -> str:
+def extra(data: DataSet) -> str:
     added = data.victim.with_name(f"more{data.rng.randint(0, 9)}.png")
     shutil.copy(data.victim, added)
     data.named = [str(added)]
     return REFUSED
 
 
-def renamed(data: Set) -> str:
-    """As a shift by one, which pairing by sorted position would not notice."""
+def renamed(data: DataSet) -> str:
+    """Like a shift by one, which pairing by sorted position would not notice."""
     data.named = [data.victim.name[:10]]
     data.victim.rename(data.victim.with_name("aaaa.png"))
     return REFUSED
 
 
-def twice(data: Set) -> str:
+def duplicated(data: DataSet) -> str:
     shutil.copy(data.victim, data.victim.with_suffix(data.rng.choice([".PNG", ".bmp", ".tif"])))
     data.named = [data.victim.name]
     return REFUSED
@@ -291,14 +291,14 @@ ODD = [
 ]
 
 
-def odd_name(data: Set) -> str:
+def odd_name(data: DataSet) -> str:
     name = data.rng.choice(ODD)
     for path in data.scene().values():
         path.rename(path.with_name(f"{name}.png"))
     return CORRECT
 
 
-def odd_name_of_a_bad_file(data: Set) -> str:
+def odd_name_of_a_bad_file(data: DataSet) -> str:
     odd_name(data)
     name = data.rng.choice(data.files(data.kind))
     name.write_bytes(b"x")
@@ -306,28 +306,28 @@ def odd_name_of_a_bad_file(data: Set) -> str:
     return REFUSED
 
 
-def everyday_names(data: Set) -> str:
+def everyday_names(data: DataSet) -> str:
     endings = {"label": "_label.PNG", "inst": "-inst.png", "image": "_photo.png"}
     for kind, path in data.scene().items():
         path.rename(path.with_name("scene" + endings[kind]))
     return CORRECT
 
 
-def subfolder(data: Set) -> str:
+def subfolder(data: DataSet) -> str:
     for path in data.scene().values():
         (path.parent / "town").mkdir()
         path.rename(path.parent / "town" / "x.png")
     return CORRECT
 
 
-def subfolder_of_one_kind(data: Set) -> str:
+def subfolder_of_one_kind(data: DataSet) -> str:
     data.named = [data.victim.name[:10], "town"]
     (data.victim.parent / "town").mkdir()
     data.victim.rename(data.victim.parent / "town" / data.victim.name)
     return REFUSED
 
 
-def swapped_everywhere(data: Set) -> str:
+def swapped_everywhere(data: DataSet) -> str:
     """Two scenes that exchange their names in every folder are still pairs."""
     other = data.rng.randrange(4)
     here = data.files(data.kind).index(data.victim)
@@ -339,19 +339,19 @@ def swapped_everywhere(data: Set) -> str:
     return CORRECT
 
 
-def directory_like_a_picture(data: Set) -> str:
+def directory_like_an_image(data: DataSet) -> str:
     data.victim.unlink()
     data.victim.mkdir()
     return REFUSED
 
 
-def broken_link(data: Set) -> str:
+def broken_link(data: DataSet) -> str:
     data.victim.unlink()
     data.victim.symlink_to(data.rng.choice(["nowhere.png", data.victim.name]))
     return REFUSED
 
 
-def device(data: Set) -> str:
+def device(data: DataSet) -> str:
     data.victim.unlink()
     if data.rng.random() < 0.5:
         data.victim.symlink_to("/dev/zero")
@@ -360,31 +360,31 @@ def device(data: Set) -> str:
     return REFUSED
 
 
-def hidden_files(data: Set) -> str:
+def hidden_files(data: DataSet) -> str:
     (data.victim.parent / f"._{data.victim.name}").write_bytes(b"\0\5\x16\7")
     (data.victim.parent / "Thumbs.db").write_bytes(b"x")
     return CORRECT
 
 
-def no_folder(data: Set) -> str:
+def no_folder(data: DataSet) -> str:
     data.named = [data.victim.parent.name]
     shutil.rmtree(data.victim.parent)
     return REFUSED
 
 
-def empty_folder(data: Set) -> str:
+def empty_folder(data: DataSet) -> str:
     data.named = [data.victim.parent.name]
     for path in data.victim.parent.iterdir():
         path.unlink()
     return REFUSED
 
 
-DAMAGES = [
-    *(truncated, flipped_bit, zeroed_stretch, garbage_behind, empty, noise, another_file_type),
-    *(decompression_bomb, text_bomb, colours_for_integers, lossy_integers, lossy_behind_png_name),
+DAMAGE_KINDS = [
+    *(truncated, flipped_bit, zeroed_stretch, trailing_garbage, empty, noise, another_file_type),
+    *(decompression_bomb, text_bomb, colours_for_integers, lossy_integers, lossy_under_a_png_name),
     *(
         deep_photograph,
-        further_channels,
+        extra_channels,
         transparency,
         pages,
         cmyk,
@@ -392,12 +392,12 @@ DAMAGES = [
         negative_labels,
         other_depth,
         other_size,
-        turned,
+        rotated,
         lost,
         extra,
     ),
-    *(renamed, twice, odd_name, odd_name_of_a_bad_file, everyday_names, subfolder),
-    *(subfolder_of_one_kind, swapped_everywhere, directory_like_a_picture, broken_link, device),
+    *(renamed, duplicated, odd_name, odd_name_of_a_bad_file, everyday_names, subfolder),
+    *(subfolder_of_one_kind, swapped_everywhere, directory_like_an_image, broken_link, device),
     *(hidden_files, no_folder, empty_folder),
 ]
 
@@ -427,10 +427,10 @@ def copy_set(source: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES[::2], *further(*DAMAGES[1::2])])
+@pytest.mark.parametrize("damage", [*DAMAGE_KINDS[::2], *thorough(*DAMAGE_KINDS[1::2])])
 def test_damaged_data_sets(damage, toy_data, whole_items, tmp_path):
     for seed in SEEDS:
-        data = Set(copy_set(toy_data, tmp_path / str(seed)), random.Random(seed))
+        data = DataSet(copy_set(toy_data, tmp_path / str(seed)), random.Random(seed))
         expected = damage(data)
         found = check(options(data.root)).problems
         try:
@@ -463,8 +463,8 @@ def test_no_flipped_bit_goes_unnoticed(toy_data, tmp_path):
     assert refused > 250
 
 
-def test_there_are_200_damages():
-    assert len(DAMAGES) * len(SEEDS) >= 200
+def test_there_are_200_cases_of_damage():
+    assert len(DAMAGE_KINDS) * len(SEEDS) >= 200
 
 
 def options(root: Path):
@@ -476,27 +476,27 @@ RUN = ["--niter", 1, "--niter_decay", 0]
 
 @pytest.mark.parametrize(
     "damage",
-    [truncated, directory_like_a_picture, wrong_labels, odd_name, odd_name_of_a_bad_file, lost],
+    [truncated, directory_like_an_image, wrong_labels, odd_name, odd_name_of_a_bad_file, lost],
 )
-@pytest.mark.parametrize("workers", [*further(0), 1])
-def test_damages_end_training_in_one_line(damage, workers, toy_data, tmp_path):
-    data = Set(copy_set(toy_data, tmp_path / "data"), random.Random(3))
+@pytest.mark.parametrize("workers", [*thorough(0), 1])
+def test_damage_ends_training_in_one_line(damage, workers, toy_data, tmp_path):
+    data = DataSet(copy_set(toy_data, tmp_path / "data"), random.Random(3))
     expected = damage(data)
     training = Training(tmp_path / "run", "--dataroot", data.root, "--nThreads", workers, *RUN)
-    status, told = training.end(), training.told()
-    assert "Traceback" not in told
+    status, output = training.end(), training.output()
+    assert "Traceback" not in output
     if expected == CORRECT:
-        assert status == 0, told
+        assert status == 0, output
     else:
-        assert status == 2, told
-        last = told.splitlines()[-1]
+        assert status == 2, output
+        last = output.splitlines()[-1]
         assert last.startswith("error: ") and any(name in last for name in data.named)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 64), (5000, 32), (32, 5000), (17, 33), (5000, 1)])
-@pytest.mark.parametrize("mode", ["none", *further("scale_width")])
+@pytest.mark.parametrize("mode", ["none", *thorough("scale_width")])
 def test_sizes_train_or_are_refused(size, mode, toy_data, tmp_path):
-    """All pictures of one odd size."""
+    """All images of one odd size."""
     data = copy_set(toy_data, tmp_path / "data")
     for path in sorted(data.rglob("*.png"))[::-1]:
         if "000000" in path.name:
@@ -504,26 +504,26 @@ def test_sizes_train_or_are_refused(size, mode, toy_data, tmp_path):
         else:
             path.unlink()
     training = Training(tmp_path / "run", "--dataroot", data, *RUN, "--resize_or_crop", mode)
-    status, told = training.end(), training.told()
+    status, output = training.end(), training.output()
     final = size if mode == "none" else (64, max(1, 64 * size[1] // size[0]))
-    assert "Traceback" not in told
+    assert "Traceback" not in output
     if min(final) < 4:  # the first layer reflects three pixels
-        assert status == 2 and "pixels each way" in told.splitlines()[-1], told
+        assert status == 2 and "pixels each way" in output.splitlines()[-1], output
     else:
-        assert status == 0, told
+        assert status == 0, output
 
 
 # Checkpoints --------------------------------------------------------------------------------------
 
 
 class Bomb:
-    """What runs code when it is unpickled."""
+    """Runs code when it is unpickled."""
 
-    def __init__(self, sign: Path) -> None:
-        self.sign = sign
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self):
-        return (os.mkdir, (str(self.sign),))
+        return (os.mkdir, (str(self.marker),))
 
 
 @pytest.fixture(scope="module")
@@ -581,7 +581,7 @@ def test_damaged_weights_are_refused_or_whole(network):
     assert refused > 100
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse")  # torch's own, on the way to refusal
+@pytest.mark.filterwarnings("ignore:Validating sparse")  # torch's own, before the refusal
 def test_foreign_contents_are_refused(network):
     net, path = network
     state = net.state_dict()
@@ -608,57 +608,57 @@ def test_foreign_contents_are_refused(network):
         assert all(torch.equal(before[name], net.state_dict()[name]) for name in before), what
 
 
-def bombs(sign: Path) -> list[bytes]:
+def bombs(marker: Path) -> list[bytes]:
     """A harmful object in a zip checkpoint, in the older format, and as a bare pickle."""
     found = []
     for new_format in (True, False):
         buffer = io.BytesIO()
-        torch.save({"x": Bomb(sign)}, buffer, _use_new_zipfile_serialization=new_format)
+        torch.save({"x": Bomb(marker)}, buffer, _use_new_zipfile_serialization=new_format)
         found.append(buffer.getvalue())
-    found += [pickle.dumps(Bomb(sign), protocol) for protocol in (0, 2, 4)]
+    found += [pickle.dumps(Bomb(marker), protocol) for protocol in (0, 2, 4)]
     return found
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pickle_bombs_do_not_go_off(tmp_path):
-    sign = tmp_path / "it went off"
-    for content in bombs(sign):
+    marker = tmp_path / "it went off"
+    for content in bombs(marker):
         path = tmp_path / "latest_net_G.pth"
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"latest_net_G\.pth") as refusal:
             load_file(path)
         assert "weights_only" not in str(refusal.value)  # no advice to run the code
-        assert not sign.exists()
+        assert not marker.exists()
     pickle.loads(content)
-    assert sign.exists()  # it would have
+    assert marker.exists()  # it would have
 
 
 @pytest.mark.parametrize("name", ["latest_state.pth", "latest_net_G.pth", "latest_net_D.pth"])
 def test_damaged_runs_are_not_continued(name, trained, toy_data, tmp_path):
-    """By the command line: one line that names the file, and nothing of the run is touched."""
-    sign = tmp_path / "it went off"
+    """On the command line: one line that names the file, and nothing of the run is touched."""
+    marker = tmp_path / "it went off"
     buffer = io.BytesIO()
     torch.save({"position": 5}, buffer)
     whole = (trained / name).read_bytes()
-    contents = [b"", whole[: len(whole) // 2], bombs(sign)[0], buffer.getvalue()]
+    contents = [b"", whole[: len(whole) // 2], bombs(marker)[0], buffer.getvalue()]
     for number, content in enumerate(contents):
         run = tmp_path / f"run{number}"
         shutil.copytree(trained, run)
         (run / name).write_bytes(content)
         before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
         training = Training(run, "--dataroot", toy_data, *RUN, "--continue_train")
-        assert training.end() == 2, training.told()
-        told = training.told()
-        assert told.count("\n") == 1 and str(run / name) in told, told
+        assert training.end() == 2, training.output()
+        output = training.output()
+        assert output.count("\n") == 1 and str(run / name) in output, output
         assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
-        assert not sign.exists()
+        assert not marker.exists()
 
 
-def test_states_that_lack_something_are_refused(trained, toy_data, tmp_path):
+def test_incomplete_states_are_refused(trained, toy_data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     state = load_file(run / "latest_state.pth")
     for key in state:
         torch.save({k: v for k, v in state.items() if k != key}, run / "latest_state.pth")
         training = Training(run, "--dataroot", toy_data, *RUN, "--continue_train")
-        assert training.end() == 2 and training.told().count("\n") == 1, (key, training.told())
+        assert training.end() == 2 and training.output().count("\n") == 1, (key, training.output())

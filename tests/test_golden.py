@@ -1,6 +1,6 @@
 """Training from the golden starting weights gives the reference's losses, step by step.
 
-The golden cases are no part of the repository; where they are absent, these tests are skipped.
+The golden cases are not part of the repository; without them these tests are skipped.
 """
 
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import SHARED, TINY, further, run_command
+from conftest import SHARED, TINY, run_command, thorough
 from PIL import Image
 
 GOLDEN = SHARED / "golden"
@@ -18,7 +18,7 @@ DATA = {"data": GOLDEN / "data", "cityscapes_sample": SHARED / "cityscapes_sampl
 CASES = ["labels_512p", "labels_vgg", "features_512p", "local_1024p"]
 
 pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the golden cases are not beside the repository (../shared/golden)"
+    not GOLDEN.is_dir(), reason="the golden cases (../shared/golden) are missing"
 )
 
 
@@ -68,9 +68,9 @@ def in_float64(name: str) -> list[dict[str, float]]:
     return json.loads((GOLDEN / name / "losses_float64.json").read_text())
 
 
-@pytest.mark.parametrize("name", [CASES[0], *further(*CASES[1:])])
+@pytest.mark.parametrize("name", [CASES[0], *thorough(*CASES[1:])])
 def test_losses_in_float64(name: str, tmp_path: Path) -> None:
-    """The arithmetic is the reference's: after whole trainings no digit of a billion differs."""
+    """The arithmetic is the reference's: after a whole run no loss differs by a billionth."""
     found = train(name, golden_case(name), tmp_path, GOLDEN / "in_float64.py")
     assert_equal(found, in_float64(name))
 
@@ -89,7 +89,7 @@ def assert_equal(found: list[dict[str, float]], exact: list[dict[str, float]]) -
             assert value == pytest.approx(truth[key], rel=1e-9), (truth["epoch"], key)
 
 
-@pytest.mark.parametrize("name", [*further(*CASES[:-1]), CASES[-1]])
+@pytest.mark.parametrize("name", [*thorough(*CASES[:-1]), CASES[-1]])
 def test_losses_in_float32(name: str, tmp_path: Path) -> None:
     """Rounding errors stay near the reference's own: in three steps at most five times as large.
 
@@ -104,12 +104,12 @@ def test_losses_in_float32(name: str, tmp_path: Path) -> None:
         )
         assert max(own[:3]) <= max(5 * max(reference[:3]), 5e-6), (key, own[:3], reference[:3])
         assert max(own) <= 0.02, (key, own)
-    if name == "labels_512p":  # one sign of a feature's difference turns in the eighth step
+    if name == "labels_512p":  # one sign of a feature's difference flips in the eighth step
         assert max(abs(row[k] / e[k] - 1) for row, e in zip(found[:7], exact) for k in row) <= 1e-5
 
 
 def test_validation_and_test_in_float64(toy_data: Path, tmp_path: Path) -> None:
-    """All in float64, not the training alone; images are float32's to the last rounding."""
+    """All in float64, not only training; images equal float32's up to the last rounding."""
     run = ["--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data, "--gpu_ids", -1]
     program = GOLDEN / "in_float64.py"
     flags = ["--niter", 1, "--niter_decay", 0, "--val_freq", 1, "--no_html"]

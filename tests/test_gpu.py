@@ -41,8 +41,8 @@ def test_a_step_equals_that_of_the_cpu(network: str) -> None:
 @pytest.mark.parametrize(
     "more", ["", "--recipe plus --instance_mean_D --lambda_latent 10", "--instance_feat"]
 )
-def test_a_step_waits_for_the_device_nowhere(more: str) -> None:
-    """Nothing of a step copies to the CPU: Python runs ahead of the GPU."""
+def test_a_step_never_waits_for_the_device(more: str) -> None:
+    """Nothing in a step copies to the CPU: Python runs ahead of the GPU."""
     from models.pix2pixHD_model import Pix2PixHDModel
 
     flags = [*correctness.SMALL.split(), *more.split()]
@@ -111,7 +111,7 @@ def test_checkpoints_move_between_cpu_and_gpu(toy_data: Path, tmp_path: Path) ->
     assert np.abs(images[0].astype(int) - images[1]).max() <= 1
 
 
-def test_a_graph_of_weights_trained_here(toy_data: Path, tmp_path: Path) -> None:
+def test_an_onnx_graph_of_weights_trained_on_a_gpu(toy_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
     named = ["--name", "run", "--checkpoints_dir", tmp_path]
     done = run_command("train.py", *ON_GPU, *EPOCHS, *named, "--dataroot", toy_data)
@@ -129,7 +129,7 @@ def test_pooling_of_one_huge_instance_and_of_many() -> None:
         averaged.sum().backward()
 
 
-def test_out_of_memory_is_told_in_one_line(toy_data: Path, tmp_path: Path) -> None:
+def test_out_of_memory_ends_in_one_line(toy_data: Path, tmp_path: Path) -> None:
     done = run_command(
         *("train.py", *ON_GPU, *EPOCHS, "--name", "run", "--checkpoints_dir", tmp_path),
         # small weights, and hundreds of maps of 2 GB
@@ -140,7 +140,7 @@ def test_out_of_memory_is_told_in_one_line(toy_data: Path, tmp_path: Path) -> No
 
 
 def test_two_processes_on_one_device() -> None:
-    """By gloo, where NCCL refuses to share a device: gradients are averaged."""
+    """With gloo, as NCCL refuses to share a device: gradients are averaged."""
     code = (
         "import os, torch, torch.distributed as dist\n"
         "dist.init_process_group('gloo')\n"

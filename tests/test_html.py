@@ -1,4 +1,4 @@
-"""Pages of pictures: links that hold for any file name, nothing referred to that is not there."""
+"""Pages of images: links that work for any file name, no references to missing files."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_any_file_name_is_linked_and_shown(tmp_path, name):
         assert f"{place} {name}" in read.words
 
 
-def test_pictures_are_lazy_and_hold_their_place(tmp_path):
+def test_images_are_lazy_and_keep_their_place(tmp_path):
     put(tmp_path / "small.png", width=8)
     put(tmp_path / "large.png", width=80)
     page = Page(tmp_path, "t")
@@ -91,7 +91,7 @@ def test_a_missing_file_is_an_error_and_writes_nothing(tmp_path):
     assert not (tmp_path / "index.html").exists()
 
 
-def test_a_picture_larger_than_pillow_reads_is_shown(tmp_path, monkeypatch):
+def test_an_image_larger_than_pillow_reads_is_shown(tmp_path, monkeypatch):
     put(tmp_path / "huge.png")
     page = Page(tmp_path, "title")
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 4)
@@ -101,7 +101,7 @@ def test_a_picture_larger_than_pillow_reads_is_shown(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"noise" * 99])
-def test_a_damaged_picture_does_not_keep_the_page_from_being_written(tmp_path, content):
+def test_a_page_with_a_damaged_image_is_still_written(tmp_path, content):
     """test.py --skip_existing --page, say, after a power cut."""
     (tmp_path / "damaged.png").write_bytes(content)
     page = Page(tmp_path, "title")

@@ -25,7 +25,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
-    """The project's modules that a file imports, wherever the line stands."""
+    """The project's modules that a file imports, wherever the import is."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -48,7 +48,7 @@ def test_packages_import_only_what_lies_below_them() -> None:
     assert len(MODULES) > 100 and not wrong
 
 
-def test_there_is_no_circle_of_imports() -> None:
+def test_there_are_no_circular_imports() -> None:
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, " -> ".join([*path, name])
         if name not in done:

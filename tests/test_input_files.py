@@ -57,7 +57,7 @@ def inputs(toy_data: Path, kind: str, tmp_path: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "glob", "list"])
-def test_images_are_those_of_the_data_set(
+def test_images_equal_those_of_the_data_set(
     kind: str, run: list, expected: dict, toy_data: Path, tmp_path: Path, call
 ) -> None:
     flags = inputs(toy_data, kind, tmp_path)
@@ -86,7 +86,7 @@ def test_one_file_and_worker_processes(
     np.testing.assert_array_equal(read(tmp_path / "out" / f"{stem}.png"), expected[stem])
 
 
-def test_bad_files_are_named_and_the_rest_goes_on(
+def test_bad_files_are_named_and_the_rest_is_generated(
     run: list, toy_data: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(toy_data / "train_label", tmp_path / "label")
@@ -110,7 +110,7 @@ def test_bad_files_are_named_and_the_rest_goes_on(
     assert written == [path.name for path in labels[2:]]
 
 
-def test_the_first_label_map_takes_no_other_scenes_instances(
+def test_the_first_label_map_takes_no_instances_of_another_scene(
     run: list, toy_data: Path, tmp_path: Path
 ) -> None:
     for folder, names in {"label": ["s0", "s1"], "inst": ["s1"]}.items():
@@ -130,7 +130,7 @@ def test_images_never_share_a_name(tmp_path: Path) -> None:
         picture_names(files)
 
 
-def test_the_page_and_what_exists(run: list, toy_data: Path, tmp_path: Path, call) -> None:
+def test_the_page_and_skip_existing(run: list, toy_data: Path, tmp_path: Path, call) -> None:
     flags = [*run, *inputs(toy_data, "folder", tmp_path), "--output", tmp_path / "out", "--page"]
     call(command.main, *flags, "--how_many", 2)
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
@@ -218,7 +218,7 @@ def test_files_are_found_and_paired_by_name(tmp_path: Path) -> None:
         find_inputs("--input", str(tmp_path / "list.txt"))
 
 
-def test_results_inside_the_folder_are_no_inputs(tmp_path: Path) -> None:
+def test_results_inside_the_folder_are_not_inputs(tmp_path: Path) -> None:
     path = save_png(tmp_path / "a.png", np.zeros((4, 8), np.uint8))
     save_png(tmp_path / "out" / "a.png", np.zeros((4, 8), np.uint8))
     found = find_inputs("--input", str(tmp_path), tmp_path / "out")

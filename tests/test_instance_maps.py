@@ -42,7 +42,7 @@ def test_edges_of_hand_drawn_maps(drawing: list, marked: list, ids: tuple[int, i
     assert torch.equal(found.int(), maps(marked))
 
 
-def test_edges_of_a_batch_stay_in_their_picture() -> None:
+def test_edges_of_a_batch_stay_in_their_image() -> None:
     first, second = maps(["aabb"], {"a": 1, "b": 2}), maps(["aaaa"], {"a": 2})
     found = edges(torch.cat([first, second]))
     assert found.int().flatten(1).tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
@@ -84,12 +84,12 @@ def test_padding_repeats_the_last_row_and_column(
     np.testing.assert_array_equal(found, np.pad(x.numpy(), grow, mode="edge"))
 
 
-@pytest.mark.parametrize("inst_id, known", [(7, 7), (0, 0), (26, 26), (26003, 26), (33000, 33)])
-def test_class_of_an_instance_id(inst_id: int, known: int) -> None:
-    assert instance_class(inst_id) == known
+@pytest.mark.parametrize("inst_id, expected", [(7, 7), (0, 0), (26, 26), (26003, 26), (33000, 33)])
+def test_class_of_an_instance_id(inst_id: int, expected: int) -> None:
+    assert instance_class(inst_id) == expected
 
 
-def test_noise_is_one_point_an_instance_far_from_others() -> None:
+def test_noise_is_one_point_per_instance_far_from_others() -> None:
     ids = np.array([[7, 26000, 26000, 33000, -5, 2**31 - 1]])
     found = instance_noise(torch.tensor(ids, dtype=torch.int32)[None, None], 3)
     assert found.shape == (1, 3, 1, 6) and found.dtype == torch.float32
@@ -98,8 +98,8 @@ def test_noise_is_one_point_an_instance_far_from_others() -> None:
         np.testing.assert_array_equal(found[0, channel, 0], expected)
 
     cars = instance_noise(torch.arange(26000, 26020).view(1, 1, 1, -1), 3)[0, :, 0].T  # (20, 3)
-    apart = torch.cdist(cars, cars) + 9 * torch.eye(20)
-    assert apart.min() > 0.3  # of 2: a grid of 27 points would have 0.67
+    distances = torch.cdist(cars, cars) + 9 * torch.eye(20)
+    assert distances.min() > 0.3  # of 2: a grid of 27 points would have 0.67
     assert cars.mean(0).abs().max() < 0.3
 
 
@@ -113,7 +113,7 @@ def test_network_input_is_labels_then_edges() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_network_input_in_half_precision_is_exact(dtype: torch.dtype) -> None:
-    """Labels and edges are half as large; beside floats they are float32 and these untouched."""
+    """Labels and edges take half the memory; next to floats they are float32, and those exact."""
     label, inst = maps(["0122"]), maps(["aabb"], {"a": 24001, "b": 33000})
     found = network_input(label, inst, 3, dtype=dtype)
     assert found.dtype == dtype and torch.equal(found.float(), network_input(label, inst, 3))
@@ -123,12 +123,12 @@ def test_network_input_in_half_precision_is_exact(dtype: torch.dtype) -> None:
     assert torch.equal(found[:, 4:], depth)
 
 
-def test_network_input_of_rgb_is_the_picture_itself() -> None:
-    picture, inst = torch.rand(1, 3, 1, 4), maps(["abbb"], {"a": 1, "b": 2})
-    found = network_input(picture, inst, 0)
-    assert torch.equal(found[:, :3], picture)
+def test_network_input_of_rgb_is_the_image_itself() -> None:
+    image, inst = torch.rand(1, 3, 1, 4), maps(["abbb"], {"a": 1, "b": 2})
+    found = network_input(image, inst, 0)
+    assert torch.equal(found[:, :3], image)
     assert found[0, 3, 0].tolist() == [1, 1, 0, 0]
-    assert torch.equal(network_input(picture, None, 0), picture)
+    assert torch.equal(network_input(image, None, 0), image)
 
 
 def test_network_input_leaves_ignored_pixels_out() -> None:

@@ -85,7 +85,7 @@ def test_every_kind_of_map_gives_the_same_image(G: InferenceModel, kind: Callabl
     np.testing.assert_array_equal(image, np.clip(generated, 0, 255).astype(np.uint8))
 
 
-def test_a_batch_is_its_images(G: InferenceModel) -> None:
+def test_a_batch_equals_its_images(G: InferenceModel) -> None:
     label, inst = maps(batch=(3,))
     singles = np.stack([G(*pair) for pair in zip(label, inst)]).astype(int)
     as_data_set = [torch.from_numpy(m)[:, None] for m in (label, inst)]
@@ -110,7 +110,7 @@ def test_any_size(tmp_path: Path, flags: dict, size: tuple) -> None:
     assert G(*maps(*size)).shape == (*size, 3)
 
 
-def test_batch_norm_takes_each_images_own_statistics(tmp_path: Path) -> None:
+def test_batch_norm_uses_each_images_own_statistics(tmp_path: Path) -> None:
     """Against torch's own batch norm in training mode, one image at a time."""
     folder = save_run(tmp_path / "run", norm="batch")
     G = load_generator(folder)
@@ -204,9 +204,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("given, told", REFUSED.values(), ids=REFUSED)
-def test_maps_that_do_not_fit(G: InferenceModel, given: tuple, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+@pytest.mark.parametrize("given, expected", REFUSED.values(), ids=REFUSED)
+def test_maps_that_do_not_fit(G: InferenceModel, given: tuple, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
         G(*given)
 
 
@@ -240,7 +240,7 @@ def test_features_of_any_float_type(tmp_path: Path) -> None:
 
 
 def test_photographs_of_any_float_type(tmp_path: Path) -> None:
-    """What numpy makes of pixels is float64."""
+    """Pixels become float64 as soon as numpy computes with them."""
     E = load_generator(write_run(tmp_path, "run"))
     image, inst = torch.rand(1, 3, *INST.shape) * 2 - 1, torch.from_numpy(INST)[None, None]
     expected = E.encode(image, inst)
@@ -250,7 +250,7 @@ def test_photographs_of_any_float_type(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_files_of_pytorch_before_0_4_load(norm: str, tmp_path: Path) -> None:
-    """Instance normalization had statistics in them, batch normalization no count of batches."""
+    """They hold statistics of instance normalization, and no batch count of batch normalization."""
     folder = save_run(tmp_path / "run", norm=norm)
     expected = load_generator(folder)(LABEL, INST)
     state = torch.load(folder / "latest_net_G.pth")
@@ -299,11 +299,11 @@ def test_defaults_are_those_of_the_flags(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_pretrained_runs_are_found_from_any_folder(tmp_path: Path) -> None:
     below = save_run(tmp_path / "below", load_pretrain="")
-    run = save_run(tmp_path / "run", load_pretrain="checkpoints/below")  # as train.py was told
+    run = save_run(tmp_path / "run", load_pretrain="checkpoints/below")  # as given to train.py
     assert run_and_pretrained(run) == [run, below]
 
 
-def test_weights_alone_need_flags(tmp_path: Path) -> None:
+def test_weights_without_opt_json_need_flags(tmp_path: Path) -> None:
     folder = save_run(tmp_path / "run")
     pair = maps()
     expected = load_generator(folder)(*pair)

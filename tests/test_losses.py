@@ -1,4 +1,4 @@
-"""Losses against values computed by hand, by numpy, or along another way."""
+"""Losses against values computed by hand, by numpy, or in another way."""
 
 import http.client
 import math
@@ -70,7 +70,7 @@ def test_feature_matching_equals_numpy(n_layers: int, num_D: int) -> None:
     assert feature_matching_loss(fake, real).item() == pytest.approx(total, rel=1e-6)
 
 
-def test_feature_matching_trains_the_fake_alone() -> None:
+def test_feature_matching_trains_only_the_fake() -> None:
     fake = [[torch.ones(1, 1, 2, 2, requires_grad=True), torch.ones(1)]]
     real = [[torch.zeros(1, 1, 2, 2, requires_grad=True), torch.zeros(1)]]
     feature_matching_loss(fake, real).backward()
@@ -117,7 +117,7 @@ def test_vgg_maps_are_the_first_of_each_block(vgg: VGGLoss, vgg_file: Path) -> N
         assert torch.equal(ours, plain)
 
 
-def test_vgg_loss_weighs_the_maps(vgg: VGGLoss, vgg_file: Path) -> None:
+def test_vgg_loss_weights_the_maps(vgg: VGGLoss, vgg_file: Path) -> None:
     fake, real = torch.rand(2, 1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         distances = [
@@ -129,7 +129,7 @@ def test_vgg_loss_weighs_the_maps(vgg: VGGLoss, vgg_file: Path) -> None:
     assert vgg(fake, fake).item() == 0
 
 
-def test_vgg_loss_trains_the_picture_alone(vgg: VGGLoss) -> None:
+def test_vgg_loss_trains_only_the_fake(vgg: VGGLoss) -> None:
     fake = torch.rand(1, 3, 32, 32, requires_grad=True)
     real = torch.rand(1, 3, 32, 32, requires_grad=True)
     vgg(fake, real).backward()
@@ -137,7 +137,7 @@ def test_vgg_loss_trains_the_picture_alone(vgg: VGGLoss) -> None:
     assert not any(p.requires_grad for p in vgg.parameters())
 
 
-def test_vgg_weights_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_vgg_weights_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--vgg_weights \S+none\.pth: no such file"):
         load_vgg19(str(tmp_path / "none.pth"))
 
@@ -162,7 +162,7 @@ def write_zeros(path: Path) -> None:  # what a power cut may leave
     "write",
     [write_text, write_list, write_other_network, Path.mkdir, Path.touch, write_zeros],
 )
-def test_vgg_weights_file_that_is_something_else(tmp_path: Path, write) -> None:
+def test_vgg_weights_file_with_other_content(tmp_path: Path, write) -> None:
     path = tmp_path / "other.pth"
     write(path)
     with pytest.raises(UserError, match="--vgg_weights") as error:
@@ -175,15 +175,15 @@ def test_vgg_weights_file_with_a_changed_byte(tmp_path: Path) -> None:
     weights = torch.arange(64.0)
     torch.save({"features.0.bias": weights}, path := tmp_path / "vgg19.pth")
     path.write_bytes(path.read_bytes().replace(weights.numpy().tobytes(), bytes(256)))
-    with pytest.raises(UserError, match="checksum"):  # which torch does not look at
+    with pytest.raises(UserError, match="checksum"):  # which torch ignores
         load_vgg19(str(path))
 
 
 @pytest.mark.parametrize("content", [b"", bytes(1000), b"<html>"])
-def test_downloaded_vgg_weights_that_are_damaged(
+def test_damaged_downloaded_vgg_weights(
     content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # not TORCH_HOME: torch looks there no more once torch.hub.set_dir was called in this process
+    # not TORCH_HOME: torch ignores it once torch.hub.set_dir was called in this process
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     path = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
     path.parent.mkdir(parents=True)
@@ -201,13 +201,13 @@ def test_downloaded_vgg_weights_that_are_damaged(
         RuntimeError("invalid hash value"),
     ],
 )
-def test_no_network_names_both_ways_out(
+def test_a_failed_download_names_both_flags(
     failure: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise failure
 
-    # nothing downloaded earlier counts
+    # ignore earlier downloads
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("torch.hub.download_url_to_file", fail)
     monkeypatch.setattr(torchvision.models.VGG19_Weights, "get_state_dict", fail)

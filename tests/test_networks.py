@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import further
+from conftest import thorough
 from torch import Tensor, nn
 
 from models.layers import instance_average, reflect_by_index, reflect_channels_last
@@ -42,7 +42,7 @@ def all_get_gradients(net: nn.Module, loss: Tensor) -> None:
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, f"{name} receives no gradient"
         assert parameter.grad.isfinite().all(), name
-    # a bias in front of a normalization gets a gradient of zero but for rounding
+    # a bias in front of a normalization has a gradient of zero up to rounding
     weights = [(n, p) for n, p in net.named_parameters() if p.ndim > 1]
     assert weights
     for name, parameter in weights:
@@ -50,7 +50,7 @@ def all_get_gradients(net: nn.Module, loss: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_generator_gives_pictures_and_trains_whole(kind: str) -> None:
+def test_generator_gives_images_and_all_of_it_trains(kind: str) -> None:
     net = define_G(5, 3, 4, kind.split(",")[0], **GENERATORS[kind])
     y = net(torch.randn(2, 5, 16, 24))
     assert y.shape == (2, 3, 16, 24)
@@ -58,7 +58,7 @@ def test_generator_gives_pictures_and_trains_whole(kind: str) -> None:
     all_get_gradients(net, (y * torch.randn_like(y)).sum())
 
 
-def test_encoder_gives_features_constant_in_instances_and_trains_whole() -> None:
+def test_encoder_gives_features_constant_in_instances_and_all_of_it_trains() -> None:
     net = define_G(3, 4, 4, "encoder", 2)
     inst = torch.arange(4).repeat_interleave(4).expand(2, 1, 8, 16) * 11000
     y = net(torch.randn(2, 3, 8, 16), inst)
@@ -122,7 +122,7 @@ def test_full_resolution_does_not_see_the_coarse_channels() -> None:
         assert (gradient[:, 3:].abs().max() > 0) == (scale > 0)
 
 
-def test_image_pyramid_averages_only_what_is_inside() -> None:
+def test_image_pyramid_averages_only_pixels_inside() -> None:
     x = torch.arange(24.0).view(1, 1, 4, 6)
     found = define_D(1, 4, 1, num_D=2).downsample(x)[0, 0]
     padded = np.pad(x[0, 0].numpy(), 1, constant_values=np.nan)
@@ -187,7 +187,7 @@ def test_initial_weights(make: Callable[[], nn.Module]) -> None:
     weights = torch.cat([m.weight.flatten() for m in convolutions])
     assert abs(weights.mean()) < 5 * 0.02 / len(weights) ** 0.5
     assert abs(weights.std() - 0.02) < 5 * 0.02 / (2 * len(weights)) ** 0.5
-    for layer in convolutions:  # torch's own initialization would be U(-b, b) of another size
+    for layer in convolutions:  # torch's own initialization would be U(-b, b) of another variance
         bound = 8 * 0.02 / (2 * layer.weight.numel()) ** 0.5
         assert abs(layer.weight.std() - 0.02) < bound
     for layer in net.modules():
@@ -203,7 +203,7 @@ def test_networks_refuse_unknown_kinds() -> None:
         define_D(3, 4, 3, "layer")
 
 
-def test_dropout_draws_anew_in_training_and_never_in_tests() -> None:
+def test_dropout_is_random_in_training_and_off_in_eval() -> None:
     net = define_G(3, 3, 4, "global", 1, 2, use_dropout=True)
     x = torch.randn(1, 3, 8, 8)
     assert not torch.equal(net(x), net(x))
@@ -229,7 +229,7 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
 
 
 def average_by_loop(features: np.ndarray, inst: np.ndarray) -> np.ndarray:
-    """The plain definition, picture by picture and instance by instance."""
+    """The plain definition, image by image and instance by instance."""
     out = np.empty_like(features, dtype=np.float64)
     for b in range(len(features)):
         for i in np.unique(inst[b]):
@@ -251,7 +251,7 @@ IDS = {
 def test_instance_average_equals_a_loop(ids: list[int], kind: torch.dtype) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(2, 3, 9, 13)).astype(np.float32)
-    inst = rng.choice(ids, (2, 1, 9, 13))  # both pictures have the same ids
+    inst = rng.choice(ids, (2, 1, 9, 13))  # both images have the same ids
     found = instance_average(torch.from_numpy(features), torch.from_numpy(inst).to(kind))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found, average_by_loop(features, inst), atol=1e-6)
@@ -305,16 +305,16 @@ def test_encoder_alone_is_the_networks_output_averaged() -> None:
         np.testing.assert_allclose(net(image, inst), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("pictures", [3, *further(1)])
+@pytest.mark.parametrize("images", [3, *thorough(1)])
 @pytest.mark.parametrize("affine", [False, True])
-def test_instance_norm_keeps_channels_last(pictures: int, affine: bool) -> None:
+def test_instance_norm_keeps_channels_last(images: int, affine: bool) -> None:
     """torch's own values and gradients, without a change of layout; also when compiled."""
     torch.manual_seed(0)
     plain, ours = (kind(5, affine=affine) for kind in (nn.InstanceNorm2d, InstanceNorm2d))
     if affine:
         nn.init.normal_(plain.weight)
         ours.load_state_dict(plain.state_dict())
-    x = torch.randn(pictures, 5, 6, 7, requires_grad=True)
+    x = torch.randn(images, 5, 6, 7, requires_grad=True)
     last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     expected = plain(x)
     weights = torch.randn_like(expected)
@@ -345,7 +345,7 @@ def test_channel_norm_equals_numpy(layout: torch.memory_format) -> None:
 @pytest.mark.parametrize("reflect", [reflect_channels_last, reflect_by_index])
 @pytest.mark.parametrize("shape", [(1, 5, 6, 7), (3, 2, 4, 5)])
 def test_reflection_as_gpus_compute_it(shape: tuple[int, ...], reflect: Callable) -> None:
-    """numpy's values, and the gradient of their sum; channels-last maps stay so."""
+    """numpy's values, and the gradient of their sum; channels-last maps stay channels-last."""
     x = torch.randn(shape, dtype=torch.float64).to(memory_format=torch.channels_last)
     x.requires_grad_()
     found = reflect(x, (3, 2, 1, 3))
@@ -357,9 +357,9 @@ def test_reflection_as_gpus_compute_it(shape: tuple[int, ...], reflect: Callable
 
 @pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.parametrize("upsample", ["transpose", "nearest"])
-@pytest.mark.parametrize("amp", [True, *further(False)])
-def test_what_is_computed_again_changes_no_bit(name: str, upsample: str, amp: bool, monkeypatch):
-    """Outputs and gradients are those of plain layers, also if a graph is gone through twice."""
+@pytest.mark.parametrize("amp", [True, *thorough(False)])
+def test_recomputation_changes_no_bit(name: str, upsample: str, amp: bool, monkeypatch):
+    """Outputs and gradients are those of plain layers, also if backward runs twice."""
     net = define_G(
         4, 3, 4, **{"netG": name.split(",")[0], **GENERATORS[name], "upsample": upsample}
     )
@@ -378,8 +378,8 @@ def test_what_is_computed_again_changes_no_bit(name: str, upsample: str, amp: bo
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
-def test_frozen_normalizations_are_computed_again(monkeypatch) -> None:
-    """Those of their parameters that train get the gradients of plain layers, the others none."""
+def test_frozen_normalizations_are_recomputed(monkeypatch) -> None:
+    """Their trainable parameters get the gradients of plain layers, the frozen ones none."""
     found = []
     for small in (0, 2**40):
         monkeypatch.setattr("models.recompute.SMALL", small)

@@ -1,4 +1,4 @@
-"""The object library: what is cut, what is kept, what is refused."""
+"""The object library: what is cut out, what is kept, what is refused."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from util.errors import UserError
 ROAD, CAR = 7, 26
 
 
-def test_objects_are_whole_inside_the_picture_and_neither_tiny_nor_huge() -> None:
+def test_objects_are_whole_inside_the_image_and_neither_tiny_nor_huge() -> None:
     label = np.full((40, 60), ROAD, np.uint8)
     inst = label.astype(np.int32)
 
@@ -103,14 +103,14 @@ def test_thumbnail_is_transparent_around_the_object() -> None:
     mask[:, :8] = True
     colours = np.full((8, 16, 3), 255, np.uint8)
     colours[:, :8] = (10, 200, 30)
-    picture = thumbnail(colours, mask)
-    assert picture.shape == (64, 64, 4)
-    assert picture[32, 10].tolist() == [10, 200, 30, 255]
-    assert picture[32, 60, 3] == 0 and picture[2, 10, 3] == 0
+    image = thumbnail(colours, mask)
+    assert image.shape == (64, 64, 4)
+    assert image[32, 10].tolist() == [10, 200, 30, 255]
+    assert image[32, 60, 3] == 0 and image[2, 10, 3] == 0
 
 
 @pytest.mark.parametrize("flags", [{}, {"instance_feat": False}], ids=["features", "none"])
-def test_the_command_cuts_objects_with_the_encoders_features(
+def test_the_command_cuts_out_objects_with_the_encoders_features(
     toy_data: Path, tmp_path: Path, flags: dict
 ) -> None:
     run = write_run(tmp_path, "run", dataroot=str(toy_data), **flags)
@@ -127,7 +127,7 @@ def test_the_command_cuts_objects_with_the_encoders_features(
     assert (run / "object_library.npz").read_bytes() == again  # the same choice each time
 
 
-def test_a_run_that_cannot_be_written_to_is_refused_before_the_cutting(
+def test_a_run_that_cannot_be_written_to_is_refused_before_any_work(
     toy_data: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_only(**_: object) -> None:

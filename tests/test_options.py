@@ -28,7 +28,7 @@ CASES = [(command, flag) for command in COMMANDS for flag in FLAGS[command]]
 # Deliberate differences: no flag means the GPU if there is one; test.py generates all images.
 DEVIATIONS = {"--gpu_ids": None, "--how_many": None}
 
-# What the states of the first release name; those of flags that came later stand in BEFORE.
+# The flags in the states of the first release; BEFORE has those that were added later.
 FIRST_FLAGS = """
 netG ngf n_downsample_global n_blocks_global n_blocks_local n_local_enhancers norm use_dropout
 label_nc input_nc output_nc no_instance instance_feat label_feat feat_num nef n_downsample_E
@@ -37,7 +37,7 @@ batchSize pool_size seed lambda_feat no_vgg_loss no_lsgan amp dataroot loadSize 
 resize_or_crop serial_batches no_flip max_dataset_size ignore_label
 """
 
-# What a resumed run may change in silence: names, speed, logs, and what other flags already tell.
+# What a resumed run may change silently: names, speed, logs, and what follows from other flags.
 SILENT_FLAGS = """
 name checkpoints_dir model gpu_ids local_rank deterministic verbose tf_log fp16 data_type tf32
 compile nThreads cache display_winsize n_clusters print_freq display_freq save_latest_freq
@@ -49,7 +49,7 @@ segmenter_width weights_dir
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No checkpoints/ of the developer's own is inherited from."""
+    """Inherit nothing from the developer's own checkpoints/."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_every_flag_takes_values_of_its_type(command: str, flag: dict) -> None:
         plain = {"int": ("7", 7), "float": ("2.5", 2.5), "str": ("a/b", "a/b")}
         value, expected = special.get(name, plain[flag["type"]])
         words = [name, value]
-    # flags that stand for nothing alone, or that a command refuses
+    # flags that need others, or that a command refuses
     company = {
         "--load_features": ["--instance_feat"],
         "--niter_fix_global": ["--netG", "local"],
@@ -125,7 +125,7 @@ def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture) -> N
 
 @pytest.mark.parametrize("options", [TrainOptions, TestOptions, EncoderOptions, EditOptions])
 def test_help_explains_every_flag(options: type, capsys: pytest.CaptureFixture) -> None:
-    """With the range of every number, and the default unless it is none or the text tells it."""
+    """With the range of every number, and the default unless it is none or the text states it."""
     with pytest.raises(SystemExit):
         options().parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -140,7 +140,7 @@ def test_help_explains_every_flag(options: type, capsys: pytest.CaptureFixture) 
             assert facts.endswith(f"default: {flag.default}"), flag
 
 
-def test_inherited_flags_are_those_that_tell_architecture_and_data() -> None:
+def test_inherited_flags_are_those_of_architecture_and_data() -> None:
     """models.DEFAULTS, for callers without flags, has the architecture as well: keep it whole."""
     groups = [group for group in TrainOptions.groups if group.inherited]
     names = {flag.name.removeprefix("--") for group in groups for flag in group.flags}
@@ -161,7 +161,7 @@ def test_what_a_resumed_run_does_about_each_flag() -> None:
 
 
 def test_one_row_adds_a_flag(capsys: pytest.CaptureFixture) -> None:
-    """Parsing, ranges, --help and the check beside it."""
+    """Parsing, ranges, --help and the group's check."""
     group = Group(
         "extra",
         Flag("--log_freq", 5, "epochs between two validations", integer(1, 9)),
@@ -348,9 +348,9 @@ def test_later_commands_inherit_architecture_and_data(
     written(monkeypatch, *flags, "--batchSize", "4", "--seed", "9", "--serial_batches")
     opt = options().parse([])
     assert {flag: getattr(opt, flag) for flag in ARCHITECTURE} == ARCHITECTURE
-    assert (opt.batchSize, opt.seed, opt.serial_batches) == (1, 0, False)  # of training alone
-    told = options().parse(["--ngf", "7", "--dataroot", "./other"])
-    assert (told.ngf, told.dataroot, told.nef) == (7, "./other", 5)
+    assert (opt.batchSize, opt.seed, opt.serial_batches) == (1, 0, False)  # not inherited
+    given = options().parse(["--ngf", "7", "--dataroot", "./other"])
+    assert (given.ngf, given.dataroot, given.nef) == (7, "./other", 5)
     assert options().parse(["--name", "another"]).ngf == 64
 
 
@@ -417,7 +417,7 @@ def test_tests_use_whole_images(
     if tested == "resize_and_crop":
         assert opt.fineSize == opt.loadSize  # the crop is all of it
         assert TestOptions().parse(["--loadSize", "2048"]).fineSize == 2048
-    for flags in (TestOptions(), EncoderOptions()):  # whose flags may be the training command's
+    for flags in (TestOptions(), EncoderOptions()):  # which may get the training command's flags
         opt = flags.parse(["--resize_or_crop", trained, "--fineSize", "32"])
         assert opt.resize_or_crop == tested
         assert opt.fineSize == (1024 if tested == "resize_and_crop" else 32)
@@ -432,7 +432,7 @@ def test_damaged_opt_json_is_named(text: str, tmp_path: Path) -> None:
         TestOptions().parse([])
 
 
-def test_a_folder_in_the_place_of_opt_json_does_not_count_as_none() -> None:
+def test_a_folder_named_opt_json_does_not_count_as_a_missing_file() -> None:
     Path("checkpoints/label2city/opt.json").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
         TestOptions().parse([])
@@ -442,14 +442,14 @@ def test_a_folder_in_the_place_of_opt_json_does_not_count_as_none() -> None:
     "name, value",
     [("ngf", "64x"), ("ngf", 0), ("no_instance", 1), ("netG", "nice"), ("norm", None)],
 )
-def test_values_that_a_flag_cannot_have_are_named(
+def test_invalid_values_in_opt_json_are_named(
     name: str, value: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     written(monkeypatch)
     path = Path("checkpoints/label2city/opt.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    told = rf"opt\.json: {name} is {value!r}, invalid for --{name}"
-    with pytest.raises(UserError, match=told):
+    expected = rf"opt\.json: {name} is {value!r}, invalid for --{name}"
+    with pytest.raises(UserError, match=expected):
         TestOptions().parse([])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         TrainOptions().parse(["--load_pretrain", str(path.parent)])

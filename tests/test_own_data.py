@@ -1,4 +1,4 @@
-"""Data of one's own: ignored labels, counted classes, instance ids of any scheme."""
+"""Your own data: ignored labels, counted classes, instance ids of any scheme."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, further, run_command, save_png
+from conftest import TINY, run_command, save_png, thorough
 from PIL import Image
 from trainer import Training, outcome, train
 
@@ -34,10 +34,10 @@ def relabel(data: Path, change, suffix: str = ".png") -> None:
 
 
 @pytest.mark.parametrize(
-    "value, suffix", [(255, ".png"), (-1, ".tif"), *further((7, ".png"), (300, ".tif"))]
+    "value, suffix", [(255, ".png"), (-1, ".tif"), *thorough((7, ".png"), (300, ".tif"))]
 )
 def test_ignored_labels_train(value, suffix, own_data, tmp_path):
-    """255 in 8 bits, -1 and 300 in 32, and a class of its own; also through padding."""
+    """255 in 8 bits, -1 and 300 in 32, and a regular class; also through padding."""
 
     def change(label):
         label[-5:, -9:] = value
@@ -47,13 +47,13 @@ def test_ignored_labels_train(value, suffix, own_data, tmp_path):
     size = ["--loadSize", 51]  # padded to 52x26
     flags = ["--dataroot", own_data, *RUN, *size]
     training = Training(tmp_path / "run", *flags, "--ignore_label", value)
-    assert training.end() == 0, training.told()
-    picture = np.asarray(Image.open(tmp_path / "run/web/images/epoch001_input_label.png"))
-    assert not picture[-1, -1].any() and picture.any()
+    assert training.end() == 0, training.output()
+    image = np.asarray(Image.open(tmp_path / "run/web/images/epoch001_input_label.png"))
+    assert not image[-1, -1].any() and image.any()
     if value != 7:
         training = Training(tmp_path / "refused", *flags)
         assert training.end() == 2
-        last = training.told().splitlines()[-1]
+        last = training.output().splitlines()[-1]
         assert f"label {value} (" in last and "--ignore_label" in last
         if value == 300:
             assert "--label_nc 301" in last
@@ -78,8 +78,8 @@ def test_ignored_pixels_are_zero_in_every_channel(value, depth, tmp_path):
     assert np.array_equal(x[0, :5].numpy(), expected.astype(np.float32))
 
 
-def test_counted_classes_reach_the_run_and_those_who_use_it(own_data, tmp_path):
-    """--label_nc auto by train.py's command line; test.py and the like inherit the number."""
+def test_counted_classes_reach_the_run_and_later_commands(own_data, tmp_path):
+    """--label_nc auto on train.py's command line; test.py and the like inherit the number."""
     relabel(own_data, lambda label: np.where(label == 33, 255, label % 19))
     expected = max(
         np.asarray(Image.open(p))[np.asarray(Image.open(p)) != 255].max() for p in labels(own_data)
@@ -108,8 +108,8 @@ def test_count_labels_of_16_bits(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [[], ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]])
-def test_instance_ids_mean_nothing_to_training(flags, own_data, tmp_path):
-    """Numbered in another way, the same instances give the same losses."""
+def test_instance_ids_do_not_affect_training(flags, own_data, tmp_path):
+    """Numbered differently, the same instances give the same losses."""
     run = ["--dataroot", own_data, *RUN, *flags]
     train(tmp_path / "cityscapes", *run)
     for path in sorted((own_data / "train_inst").iterdir()):

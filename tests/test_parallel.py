@@ -43,12 +43,12 @@ def output_of(program: str) -> list[str]:
 
 
 @pytest.mark.thorough
-def test_torch_has_one_thread_in_the_background_and_all_in_front() -> None:
-    """Else OpenMP would have more threads than cores, and the training slows down for good."""
+def test_torch_has_one_thread_in_the_background_and_all_in_the_foreground() -> None:
+    """Otherwise OpenMP has more threads than cores, which slows training down for good."""
     assert output_of(WITH_OTHERS) == ["1", "1", "1", *output_of(ALONE)]
 
 
-def test_no_more_processes_are_started_than_there_are_things(
+def test_no_more_processes_are_started_than_there_are_items(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counts = []
@@ -65,7 +65,7 @@ def test_no_more_processes_are_started_than_there_are_things(
 
 
 @pytest.mark.thorough
-def test_no_process_outlives_the_one_that_is_killed(tmp_path: Path) -> None:
+def test_no_process_outlives_its_killed_parent(tmp_path: Path) -> None:
     program = tmp_path / "orphans.py"
     program.write_text(ORPHANS)
     env = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""prepare_cityscapes.py by its command line, on small trees laid out as the download."""
+"""prepare_cityscapes.py on the command line, on small trees laid out like the download."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, further, run_command, save_png
+from conftest import ROOT, run_command, save_png, thorough
 from PIL import Image
 
 from data.files import scene_key
@@ -88,18 +88,18 @@ def names(out: Path) -> set[str]:
 @pytest.mark.parametrize("flags", [[], ["--link"], ["--workers", "1"]])
 def test_walk_copies_or_links_everything(raw, tmp_path, flags):
     out = tmp_path / "out"
-    said = ok("--raw", raw, "--out", out, *flags)
+    output = ok("--raw", raw, "--out", out, *flags)
     pairs = every_file(raw, out)
     assert names(out) == {path.relative_to(out).as_posix() for _, _, path in pairs}
     for _, before, after in pairs:
         assert after.read_bytes() == before.read_bytes()
         assert after.samefile(before) == ("--link" in flags)
-    assert "train: 2 scenes" in said and "val: 1 scenes" in said
-    last = said.splitlines()[-1]
+    assert "train: 2 scenes" in output and "val: 1 scenes" in output
+    last = output.splitlines()[-1]
     assert "python train.py" in last and str(out) in last
 
 
-def test_linked_cities_are_taken(raw, tmp_path):
+def test_linked_cities_are_included(raw, tmp_path):
     for tree, _ in TREES.values():
         city = raw / tree / "train" / "bochum"
         if not city.is_symlink():
@@ -211,9 +211,9 @@ def test_maps_scale_like_pillow_nearest(raw, tmp_path):
             assert (np.asarray(Image.open(after)) == np.asarray(expected)).all()
 
 
-@pytest.mark.parametrize("width", [640, *further(777)])
+@pytest.mark.parametrize("width", [640, *thorough(777)])
 def test_maps_of_one_scene_agree_where_scaling_is_a_tie(width, tmp_path):
-    """Pillow rounds 16-bit images in another way there."""
+    """Pillow rounds 16-bit images differently there."""
     labels = np.random.default_rng(0).integers(0, 35, (1024, 2048))
     pixels = {
         "img": np.zeros((1024, 2048, 3), np.uint8),
@@ -229,7 +229,7 @@ def test_maps_of_one_scene_agree_where_scaling_is_a_tie(width, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files cannot be locked there")
-def test_two_at_once_do_not_disturb_each_other(raw, tmp_path):
+def test_two_commands_at_once_do_not_disturb_each_other(raw, tmp_path):
     lock = lock_folder(tmp_path / "out", "")
     assert "running there" in refused("--raw", raw, "--out", tmp_path / "out")
     lock.close()
@@ -247,14 +247,14 @@ def test_rerun_completes_what_is_missing(raw, tmp_path, flags):
     half = gone.with_name(f".{gone.name}.tmp")
     half.write_bytes(b"half a file")  # as a kill leaves it
     inode = kept.stat().st_ino
-    said = ok("--raw", raw, "--out", out, *flags)
-    assert "1 files made, 5 there already" in said
+    output = ok("--raw", raw, "--out", out, *flags)
+    assert "1 files made, 5 there already" in output
     assert kept.stat().st_ino == inode
     assert {path: path.read_bytes() for path in files} == content
     assert not half.exists()
 
 
-def test_a_kill_never_leaves_fewer_scenes_that_look_whole(raw, tmp_path):
+def test_a_kill_never_leaves_a_smaller_set_that_looks_complete(raw, tmp_path):
     jobs, kinds = find_jobs(raw, tmp_path, "train"), len(TREES)
     assert len(jobs) == kinds * len(STEMS["train"])
     for made in range(1, len(jobs)):
@@ -262,7 +262,7 @@ def test_a_kill_never_leaves_fewer_scenes_that_look_whole(raw, tmp_path):
         assert min(scenes.values()) < kinds  # some scene lacks a map, so that training refuses it
 
 
-def test_other_size_other_files(raw, tmp_path):
+def test_another_size_replaces_all_files(raw, tmp_path):
     out = tmp_path / "out"
     before = [path.read_bytes() for _, path, _ in every_file(raw, out)]
     for flags, size in (
@@ -278,7 +278,7 @@ def test_other_size_other_files(raw, tmp_path):
     assert [path.read_bytes() for _, _, path in every_file(raw, out)] == before
 
 
-def test_changed_source_is_taken_again(raw, tmp_path):
+def test_changed_source_is_read_again(raw, tmp_path):
     out = tmp_path / "out"
     ok("--raw", raw, "--out", out, "--size", 16)
     path = source(raw, "val", STEMS["val"][0], "label")
@@ -288,12 +288,12 @@ def test_changed_source_is_taken_again(raw, tmp_path):
     assert set(np.asarray(Image.open(target(out, "val", STEMS["val"][0], "label"))).flat) == {7}
 
 
-def test_damaged_source_is_named_and_leaves_nothing_half(raw, tmp_path):
+def test_damaged_source_is_named_and_leaves_no_partial_file(raw, tmp_path):
     out = tmp_path / "out"
     path = source(raw, "train", STEMS["train"][0], "img")
     path.write_bytes(path.read_bytes()[:-200])
-    said = refused("--raw", raw, "--out", out, "--size", 16)
-    assert str(path) in said
+    output = refused("--raw", raw, "--out", out, "--size", 16)
+    assert str(path) in output
     assert not target(out, "train", STEMS["train"][0], "img").exists()
     assert not [name for name in names(out) if name.endswith(".tmp")]
 
@@ -302,8 +302,8 @@ def test_other_files_in_the_folders_are_pointed_out(raw, tmp_path):
     out = tmp_path / "out"
     (out / "train_img").mkdir(parents=True)
     (out / "train_img" / "old.png").write_bytes(b"")
-    said = ok("--raw", raw, "--out", out)
-    assert "note: 1 other files" in said and "old.png" in said
+    output = ok("--raw", raw, "--out", out)
+    assert "note: 1 other files" in output and "old.png" in output
 
 
 def test_bad_usage_ends_in_one_line(raw, tmp_path):

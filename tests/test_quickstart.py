@@ -1,5 +1,5 @@
-"""What quickstart.sh calls, with a python that only notes its arguments: two trainings at once, and
-what becomes of the one in the background."""
+"""What quickstart.sh calls, with a python that only records its arguments: two training runs at
+once, and what becomes of the one in the background."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ esac
 
 @pytest.fixture
 def start(tmp_path: Path):
-    """Starts the script in a folder of its own; keyword arguments: what the trainings do."""
+    """Start the script in its own folder; keyword arguments: what the training runs do."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     (tmp_path / "requirements.txt").touch()
     (tmp_path / "bin").mkdir()
@@ -41,9 +41,9 @@ def start(tmp_path: Path):
         env.pop("OMP_NUM_THREADS", None)
         command = ["bash", str(tmp_path / "scripts" / "quickstart.sh"), *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests may run behind "&"
+        reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests may run behind "&"
         process = subprocess.Popen(
-            command, env=env, start_new_session=True, preexec_fn=heard, **pipes
+            command, env=env, start_new_session=True, preexec_fn=reset, **pipes
         )
         started.append(process)
         return process
@@ -54,7 +54,7 @@ def start(tmp_path: Path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def trainings(folder: Path) -> list[str]:
+def training_runs(folder: Path) -> list[str]:
     """Threads and name of each training, in the order of their names."""
     calls = [line.split() for line in (folder / "calls").read_text().splitlines()]
     return sorted(f"{call[3]} {call[0]}" for call in calls if call[1] == "train.py")
@@ -67,7 +67,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_two_trainings_share_the_cores(start, tmp_path: Path) -> None:
+def test_two_training_runs_share_the_cores(start, tmp_path: Path) -> None:
     """Each begins before the other ends; later ones have all cores."""
     process = start(
         background="touch features; until [ -e labels ]; do sleep 0.02; done; echo trained",
@@ -76,17 +76,17 @@ def test_two_trainings_share_the_cores(start, tmp_path: Path) -> None:
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 0 and "toy_local/test_latest/index.html" in output
     expected = ["toy_features threads=3", "toy_labels threads=3", "toy_local threads=all"]
-    assert trainings(tmp_path) == expected
+    assert training_runs(tmp_path) == expected
     assert (tmp_path / "checkpoints" / "toy_features.log").read_text() == "trained\n"
 
 
 def test_labels_only(start, tmp_path: Path) -> None:
     process = start("--labels-only")
     assert "toy_labels/test_latest/index.html" in process.communicate(timeout=60)[0]
-    assert process.returncode == 0 and trainings(tmp_path) == ["toy_labels threads=all"]
+    assert process.returncode == 0 and training_runs(tmp_path) == ["toy_labels threads=all"]
 
 
-def test_what_went_wrong_in_the_background_is_shown(start, tmp_path: Path) -> None:
+def test_an_error_in_the_background_is_shown(start, tmp_path: Path) -> None:
     process = start(background="echo 'a disk is full'; exit 2")
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and output.endswith("a disk is full\n")
@@ -95,7 +95,7 @@ def test_what_went_wrong_in_the_background_is_shown(start, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "an error"])
 def test_the_background_ends_with_the_script(start, tmp_path: Path, how: str) -> None:
-    """It has the time to save, and the script waits for that."""
+    """It gets the time to save, and the script waits for that."""
     loop = "while :; do sleep 0.05; done"
     saves = f"trap 'sleep 0.3; touch saved; exit 143' TERM; touch runs; {loop}"
     until = "trap 'exit 130' INT; until [ -e runs ]; do sleep 0.02; done; touch both"

@@ -42,7 +42,7 @@ def test_upsampling_is_interpolation_and_a_convolution(upsample: str) -> None:
     layer = UpsampleConv2d(6, 4, upsample).double()
     x = torch.randn(2, 6, 5, 7, dtype=torch.double, requires_grad=True)
     weight = layer.weight.detach().flip(2, 3).transpose(0, 1)
-    plane = interpolated(F.pad(x, (2, 2, 2, 2)), upsample)  # outside of the image is zero
+    plane = interpolated(F.pad(x, (2, 2, 2, 2)), upsample)  # zero outside the image
     expected = F.conv2d(plane, weight, layer.bias, padding=1)[..., 4:-4, 4:-4]
     assert layer(x).shape == (2, 4, 10, 14)
     assert torch.allclose(layer(x), expected, rtol=0, atol=1e-12)
@@ -51,7 +51,7 @@ def test_upsampling_is_interpolation_and_a_convolution(upsample: str) -> None:
 
 @pytest.mark.parametrize("netG", ["global", "local", "encoder"])
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
-def test_upsampling_leaves_checkpoint_layouts_as_they_are(netG: str, upsample: str) -> None:
+def test_upsampling_keeps_checkpoint_layouts(netG: str, upsample: str) -> None:
     plain = define_G(5, 3, 4, netG, 2, 1)
     other = define_G(5, 3, 4, netG, 2, 1, upsample=upsample)
     shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (plain, other)]
@@ -73,7 +73,7 @@ def test_subpixel_weights_compute_what_the_3x3_weights_did(upsample: str) -> Non
 
 @pytest.mark.parametrize("netG", ["global", "local", "encoder"])
 def test_subpixel_convolutions_begin_as_doubled_pixels(netG: str) -> None:
-    """Weights that doubled pixels share have no part at the highest frequency, either way."""
+    """Weights that doubled pixels share have no highest-frequency part, in either direction."""
     torch.manual_seed(0)
     net = define_G(5, 3, 16, netG, 2, 1, upsample="icnr")
     ups = [layer for layer in net.modules() if isinstance(layer, nn.ConvTranspose2d)]
@@ -84,13 +84,13 @@ def test_subpixel_convolutions_begin_as_doubled_pixels(netG: str) -> None:
         assert kernel.shape[2:] == (4, 4)
         for part in (kernel @ sign, kernel.mT @ sign):
             assert part.abs().max() < 1e-7
-        corners = kernel[..., ::3, ::3]  # each the one of the nine that reaches there
+        corners = kernel[..., ::3, ::3]  # where only one of the nine 3x3 weights contributes
         assert corners.std() == pytest.approx(0.02, rel=0.15)
 
 
 def nyquist_share(image: torch.Tensor) -> float:
-    """The share of the energy at the highest vertical and horizontal frequencies, in all but the
-    mean."""
+    """The share of the energy, without that of the mean, at the highest vertical and horizontal
+    frequencies."""
     energy = np.abs(np.fft.fft2(image.mean(1)[0].numpy())) ** 2
     energy[0, 0] = 0
     rows, columns = energy.shape[0] // 2, energy.shape[1] // 2
@@ -150,11 +150,11 @@ def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "checkpoints" / "plus"
 
 
-def test_a_recipe_sets_what_is_not_given(trained: Path) -> None:
+def test_a_recipe_sets_the_flags_that_are_not_given(trained: Path) -> None:
     options = json.loads((trained / "opt.json").read_text())
     found = {flag: options[flag] for flag in RECIPES["plus"]}
     assert found == RECIPES["plus"] | {"ema": 0.9, "instance_noise": 0}  # it has features
-    assert set(RECIPES["plus"]) <= {"norm", *BEFORE}  # --norm is as old as runs are
+    assert set(RECIPES["plus"]) <= {"norm", *BEFORE}  # --norm existed from the start
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_the_recipe_has_noise_where_there_are_instances(flags: str, noise: int) 
     assert opt.instance_noise == noise
 
 
-def test_averages_are_saved_beside_the_weights(trained: Path) -> None:
+def test_averages_are_saved_with_the_weights(trained: Path) -> None:
     for name in "GE":
         raw, average = (
             load_file(trained / f"latest_net_{name}{ending}.pth") for ending in ("", "_ema")
@@ -176,7 +176,7 @@ def test_averages_are_saved_beside_the_weights(trained: Path) -> None:
     assert not (trained / "latest_net_D_ema.pth").exists()
 
 
-def test_images_come_from_the_averages_unless_told_otherwise(
+def test_images_come_from_the_averages_by_default(
     trained: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     images = {}
@@ -207,7 +207,7 @@ def test_images_come_from_the_averages_unless_told_otherwise(
 def test_the_next_stage_takes_features_from_the_average(
     trained: Path, own_data: Path, tmp_path: Path
 ) -> None:
-    """precompute_feature_maps.py, then the local stage on top of it, resumed, generates."""
+    """precompute_feature_maps.py, then the local stage on top of it trains and generates."""
     checkpoints = tmp_path / "checkpoints"
     shutil.copytree(trained, checkpoints / "plus")
     where = ["--dataroot", own_data, "--checkpoints_dir", checkpoints]
@@ -232,8 +232,8 @@ def test_the_next_stage_takes_features_from_the_average(
     assert len(list((tmp_path / "out").rglob("*_synthesized_image.png"))) == 2
 
 
-def test_a_run_of_before_these_flags_is_continued(toy_data: Path, tmp_path: Path) -> None:
-    """Its opt.json and latest_state.pth do not know them; what they did is the paper's."""
+def test_a_run_from_before_these_flags_is_continued(toy_data: Path, tmp_path: Path) -> None:
+    """Its opt.json and latest_state.pth do not have them; without them all is as in the paper."""
     where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "old"]
     where += ["--no_html"]
     done = run_command("train.py", *where, "--niter", 1, "--niter_decay", 0)

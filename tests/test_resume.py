@@ -1,4 +1,4 @@
-"""Training that was stopped and continued equals training that never was, bit for bit."""
+"""Training that was stopped and continued equals uninterrupted training, bit for bit."""
 
 import fcntl
 import functools
@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ranks
-from conftest import ROOT, TINY, further
+from conftest import ROOT, TINY, thorough
 from trainer import Training, assert_same, outcome, train
 
 from util.files import lock_folder
 from util.run.checkpoints import load_file
 
-# 4 scenes an epoch; every step is logged and saved, every other one shown
+# 4 scenes per epoch; every step is logged and saved, every other one shown
 ALL = ["--print_freq", 1, "--display_freq", 2, "--save_latest_freq", 1, "--save_epoch_freq", 1]
 SHORT = ["--niter", 1, "--niter_decay", 2]
 CASES = {
@@ -42,7 +42,7 @@ CASES = {
 def kill_after(folder: Path, saved: int, *flags: object) -> None:
     """Start training and kill it after a save at the given number of images."""
     training = Training(folder, *flags, prepare=KillAfter(saved))
-    assert training.end() == -signal.SIGKILL, training.told()
+    assert training.end() == -signal.SIGKILL, training.output()
 
 
 def kill_instead_of_saving() -> None:
@@ -71,7 +71,7 @@ class KillAfter:
         module.save = save
 
 
-@pytest.mark.parametrize("case", [*list(CASES)[:2], *further(*list(CASES)[2:])])
+@pytest.mark.parametrize("case", [*list(CASES)[:2], *thorough(*list(CASES)[2:])])
 def test_continued_equals_uninterrupted(case, toy_data, tmp_path):
     """Killed in the first epoch, at the end of an epoch, and in the decay of the rate."""
     flags = ["--dataroot", toy_data, *ALL, *SHORT, *CASES[case]]
@@ -87,7 +87,7 @@ def test_continued_equals_uninterrupted(case, toy_data, tmp_path):
 
 
 def test_a_kill_after_the_last_save_repeats_the_lost_steps(toy_data, tmp_path):
-    """Logs and pictures of steps that were not saved are taken back and made again."""
+    """Logs and images of steps that were not saved are removed and made again."""
     flags = ["--dataroot", toy_data, *ALL, *SHORT, "--save_latest_freq", 3]
     train(tmp_path / "whole", *flags)
     training = Training(tmp_path / "parts", *flags)
@@ -102,7 +102,7 @@ def test_a_kill_after_the_last_save_repeats_the_lost_steps(toy_data, tmp_path):
 
 
 def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_data, tmp_path):
-    """What the other one saved is put aside, so that nothing of it is gone on with."""
+    """What the other one saved is moved aside, so that training never continues from it."""
     flags = ["--dataroot", toy_data, *ALL, *SHORT]
     run = tmp_path / "run"
     train(run, *flags, "--seed", 5)
@@ -111,7 +111,7 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
         (run / name).touch()
     training = Training(run, *flags, prepare=kill_instead_of_saving)
     assert training.end() == -signal.SIGKILL
-    assert "--which_epoch replaced and replaced_best" in training.told()
+    assert "--which_epoch replaced and replaced_best" in training.output()
     assert not [*run.glob("latest*"), *run.glob("best*"), *run.glob("iter*")]
     assert not [*run.glob("features*")]
     assert (run / "replaced_object_library.npz").exists()
@@ -129,7 +129,7 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
     assert_same(tmp_path / "whole", run)
 
 
-def test_beta1_and_pool_size_of_a_resumed_run_are_its_own(toy_data, tmp_path):
+def test_a_resumed_run_uses_its_own_beta1_and_pool_size(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--niter_decay", 0]
     train(tmp_path / "run", *flags, "--niter", 1, "--pool_size", 4)
     more = ["--niter", 2, "--pool_size", 1, "--beta1", 0.9, "--continue_train"]
@@ -164,19 +164,19 @@ def refuse_loggers() -> None:
 
 
 def test_a_start_that_fails_leaves_the_earlier_run(toy_data, tmp_path):
-    """However often: its weights may be the only ones there are."""
+    """However often it fails: the earlier weights may be the only ones."""
     flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
     train(tmp_path / "run", *flags, "--niter", 1)
     before = outcome(tmp_path / "run")
     for _ in range(2):
         training = Training(tmp_path / "run", *flags, "--niter", 1, prepare=refuse_loggers)
-        assert training.end() == 2, training.told()
+        assert training.end() == 2, training.output()
     assert outcome(tmp_path / "run") == before
     assert "continuing" in train(tmp_path / "run", *flags, "--niter", 2, "--continue_train")
 
 
 @pytest.mark.parametrize(
-    "problem", ["a folder among images", *further("a class too many", "web is a file")]
+    "problem", ["a folder among images", *thorough("a class too many", "web is a file")]
 )
 def test_a_start_that_fails_late_leaves_the_earlier_run(problem, own_data, tmp_path):
     flags = ["--dataroot", own_data, *ALL, "--niter_decay", 0, "--niter", 1]
@@ -214,22 +214,22 @@ def kill_while_renaming(number: int) -> None:
     module.os.replace = replace
 
 
-@pytest.mark.parametrize("number", [1, *further(2, 3)])
-def test_a_kill_while_a_run_is_put_aside(number, toy_data, tmp_path):
+@pytest.mark.parametrize("number", [1, *thorough(2, 3)])
+def test_a_kill_while_a_run_is_moved_aside(number, toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0, "--niter", 1]
     train(tmp_path / "run", *flags, "--seed", 7)
     train(tmp_path / "whole", *flags)
     killed = Training(
         tmp_path / "run", *flags, prepare=functools.partial(kill_while_renaming, number)
     )
-    assert killed.end() == -signal.SIGKILL, killed.told()
-    told = train(tmp_path / "run", *flags, "--continue_train")
-    assert "except by the run it replaced" in told
+    assert killed.end() == -signal.SIGKILL, killed.output()
+    output = train(tmp_path / "run", *flags, "--continue_train")
+    assert "except by the run it replaced" in output
     whole, run = (torch.load(tmp_path / name / "latest_net_G.pth") for name in ("whole", "run"))
     assert all(torch.equal(whole[name], run[name]) for name in whole)
 
 
-@pytest.mark.parametrize("workers", [0, *further(1)])
+@pytest.mark.parametrize("workers", [0, *thorough(1)])
 def test_a_damaged_image_costs_no_step(workers, own_data, tmp_path):
     flags = [*ALL, *SHORT, "--serial_batches", "--save_latest_freq", 1000, "--nThreads", workers]
     train(tmp_path / "whole", "--dataroot", own_data, *flags)
@@ -238,15 +238,15 @@ def test_a_damaged_image_costs_no_step(workers, own_data, tmp_path):
     last.write_bytes(content[: len(content) // 2])
     training = Training(tmp_path / "run", "--dataroot", own_data, *flags)
     assert training.end() == 2
-    told = training.told().splitlines()[-1]
-    assert last.name in told and "--continue_train resumes from here" in told
+    output = training.output().splitlines()[-1]
+    assert last.name in output and "--continue_train resumes from here" in output
     last.write_bytes(content)
-    told = train(tmp_path / "run", "--dataroot", own_data, *flags, "--continue_train")
-    assert "continuing" in told and "after 3 images" in told
+    output = train(tmp_path / "run", "--dataroot", own_data, *flags, "--continue_train")
+    assert "continuing" in output and "after 3 images" in output
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_records_of_before_stay_where_only_weights_are_left(toy_data, tmp_path):
+def test_earlier_log_rows_stay_where_only_weights_are_left(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
     train(tmp_path / "run", *flags, "--niter", 2)
     (tmp_path / "run" / "latest_state.pth").unlink()
@@ -255,7 +255,7 @@ def test_records_of_before_stay_where_only_weights_are_left(toy_data, tmp_path):
     assert {json.loads(row)["epoch"] for row in rows} == {1, 2, 3}
 
 
-def test_a_fix_global_that_is_raised_counts(toy_data, tmp_path):
+def test_a_raised_niter_fix_global_takes_effect(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--netG", "local", "--n_blocks_local", 1, "--niter_decay", 0]
     train(tmp_path / "run", *flags, "--niter", 1)
     before = torch.load(tmp_path / "run" / "latest_net_G.pth")
@@ -271,7 +271,7 @@ def test_a_fix_global_that_is_raised_counts(toy_data, tmp_path):
     [
         {"epoch": "x"},
         {"batch": 99},
-        *further({"epoch": -1}, {"epoch": 2.5}, {"step": None}, {"best": "x"}),
+        *thorough({"epoch": -1}, {"epoch": 2.5}, {"step": None}, {"best": "x"}),
     ],
 )
 def test_an_impossible_position_is_refused(position, run_of_one, toy_data, tmp_path):
@@ -281,7 +281,7 @@ def test_an_impossible_position_is_refused(position, run_of_one, toy_data, tmp_p
     torch.save(state, tmp_path / "run" / "latest_state.pth")
     flags = ["--dataroot", toy_data, "--niter", 2, "--niter_decay", 0, "--continue_train"]
     training = Training(tmp_path / "run", *flags)
-    assert training.end() == 2 and "not the state of a training run" in training.told()
+    assert training.end() == 2 and "not the state of a training run" in training.output()
 
 
 @pytest.fixture(scope="module")
@@ -306,14 +306,14 @@ def test_reading_processes_change_nothing(toy_data, tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_other_networks_are_refused_with_the_list(toy_data, tmp_path):
+def test_other_networks_are_refused_with_the_differences(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *SHORT]
     train(tmp_path / "run", *flags, "--niter_decay", 0)
     before = outcome(tmp_path / "run")
     changed = ["--ngf", 8, "--num_D", 1, "--freeze", "down", "--load_pretrain", tmp_path / "run"]
     training = Training(tmp_path / "run", *flags, "--continue_train", *changed)
     assert training.end() == 2
-    log = training.told()
+    log = training.output()
     assert log.count("\n") == 1 and "--ngf was 4, now 8" in log and "--num_D was 2, now 1" in log
     assert "--freeze was [], now ['down']" in log
     assert outcome(tmp_path / "run") == before
@@ -358,7 +358,7 @@ def test_a_failed_start_of_an_epoch_that_starts_over_leaves_its_logs(toy_data, t
     before = outcome(tmp_path / "run")
     larger = [*flags, "--batchSize", 2, "--continue_train"]
     training = Training(tmp_path / "run", *larger, prepare=run_out_of_memory)
-    assert training.end() == 2 and "the epoch starts over" in training.told()
+    assert training.end() == 2 and "the epoch starts over" in training.output()
     assert outcome(tmp_path / "run") == before
 
 
@@ -370,37 +370,37 @@ def test_continue_without_a_run_says_so(toy_data, tmp_path):
 
 
 def test_continue_without_the_latest_weights_is_refused(run_of_one, toy_data, tmp_path):
-    """Kept epochs alone, as users of the 2018 code put them aside: to begin anew would replace
-    them. What the error asks for then works."""
+    """Only kept epochs, as users of the 2018 code moved them aside: a fresh start would replace
+    them. What the error suggests then works."""
     run = tmp_path / "run"
     run.mkdir()
     for kind in "GD":
         shutil.copy(run_of_one / f"latest_net_{kind}.pth", run / f"10_net_{kind}.pth")
     flags = ["--dataroot", toy_data, "--niter", 11, "--niter_decay", 0]
     training = Training(run, *flags, "--continue_train")
-    assert training.end() == 2 and "copy 10_net_*.pth to latest_net_*.pth" in training.told()
+    assert training.end() == 2 and "copy 10_net_*.pth to latest_net_*.pth" in training.output()
     for kind in "GD":
         shutil.copy(run / f"10_net_{kind}.pth", run / f"latest_net_{kind}.pth")
     (run / "iter.txt").write_text("11\n0\n")
     assert "epoch 11 of 11" in train(run, *flags, "--continue_train")
 
 
-@pytest.mark.parametrize("more", [[], *further(["--continue_train"])])
+@pytest.mark.parametrize("more", [[], *thorough(["--continue_train"])])
 def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, "--niter", 1, "--niter_decay", 0, "--no_html"]
     train(tmp_path / "run", *flags)
     before = outcome(tmp_path / "run")
-    held = lock_folder(tmp_path / "run")  # as by another training
+    held = lock_folder(tmp_path / "run")  # as by another training run
     second = Training(tmp_path / "run", *flags, *more)
     assert second.end() == 2
-    assert second.told().count("\n") == 1 and "another training is writing" in second.told()
+    assert second.output().count("\n") == 1 and "another training is writing" in second.output()
     assert outcome(tmp_path / "run") == before
     held.close()
     train(tmp_path / "run", *flags, *more)
 
 
-def test_a_lock_whose_file_is_removed_as_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
-    """Its last owner ends between another's opening and locking of the file."""
+def test_a_lock_whose_file_is_removed_as_it_is_taken_is_taken_again(tmp_path, monkeypatch):
+    """Its last owner ends after another process opened the file and before that locks it."""
     lockf, removed = fcntl.lockf, []
 
     def remove_once(file, how):
@@ -428,10 +428,10 @@ def test_asked_to_stop_saves_and_logs_one_line(number, status, workers, toy_data
         for child in _children(training.process.pid):
             os.kill(child, number)
     os.kill(training.process.pid, number)
-    assert training.end() == status, training.told()
-    last = training.told().splitlines()[-1]
+    assert training.end() == status, training.output()
+    last = training.output().splitlines()[-1]
     assert last.startswith("stopped ") and last.endswith("--continue_train resumes from here")
-    assert "Traceback" not in training.told()
+    assert "Traceback" not in training.output()
     state = load_file(tmp_path / "run" / "latest_state.pth")
     assert state["position"]["step"] == len((tmp_path / "run" / "metrics.jsonl").open().readlines())
 
@@ -442,8 +442,8 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.mark.thorough
-def test_stopping_by_the_command_line(toy_data, tmp_path):
-    """The same in a process of its own, started as a user does."""
+def test_stopping_from_the_command_line(toy_data, tmp_path):
+    """The same in a separate process, started as a user would."""
     flags = [*TINY, "--dataroot", toy_data, "--print_freq", 1, "--niter", 500]
     command = [sys.executable, "train.py", *flags, "--checkpoints_dir", tmp_path, "--name", "run"]
     with subprocess.Popen(
@@ -468,7 +468,7 @@ def test_the_rate_starts_over_only_for_weights_of_the_old_code(toy_data, tmp_pat
 
 
 def two(folders: tuple[Path, Path], *flags: object) -> list[Training]:
-    """Two processes of one training, each of which finds the run in a folder of its own."""
+    """Two processes of one run, each of which finds it in its own folder."""
     outs = (None, tmp_log(folders[0]))
     return [
         Training(folder, *flags, env=env, out=out)
@@ -478,7 +478,7 @@ def two(folders: tuple[Path, Path], *flags: object) -> list[Training]:
 
 def train_on_two(folder: Path, *flags: object) -> None:
     for training in two((folder, folder), *flags):
-        assert training.end() == 0, training.told()
+        assert training.end() == 0, training.output()
 
 
 def tmp_log(folder: Path) -> Path:
@@ -500,7 +500,7 @@ def test_two_processes_continue_exactly(toy_data, tmp_path):
     assert len(pools) == 2 and not torch.equal(pools[0][0], pools[1][0])
 
 
-def test_a_process_more_than_before_draws_numbers_of_its_own(toy_data, tmp_path):
+def test_an_additional_process_draws_its_own_random_numbers(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *TWO]
     train(tmp_path / "run", *flags, "--niter", 1)
     train_on_two(tmp_path / "run", *flags, "--niter", 2, "--continue_train")
@@ -510,10 +510,10 @@ def test_a_process_more_than_before_draws_numbers_of_its_own(toy_data, tmp_path)
 
 
 def error_of_two(folders: tuple[Path, Path], *flags: object) -> str:
-    """The one line in which a training of two processes ends."""
+    """The one line in which training on two processes ends."""
     pair = two(folders, *flags)
     assert {training.end() for training in pair} <= {1, 2}
-    lines = [line for training in pair for line in training.told().splitlines()]
+    lines = [line for training in pair for line in training.output().splitlines()]
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert not any("Traceback" in line or "terminate" in line for line in lines)
     return error
@@ -521,15 +521,15 @@ def error_of_two(folders: tuple[Path, Path], *flags: object) -> str:
 
 @pytest.fixture(scope="module")
 def run_of_two(toy_data, tmp_path_factory) -> Path:
-    """An epoch on two processes. Not to be changed."""
+    """An epoch on two processes. Do not change it."""
     folder = tmp_path_factory.mktemp("two") / "run"
     train_on_two(folder, "--dataroot", toy_data, *TWO, "--niter", 1)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["position", *further("weights", "nothing", "damage")])
+@pytest.mark.parametrize("kind", ["position", *thorough("weights", "nothing", "damage")])
 def test_processes_that_find_different_states_are_refused(kind, run_of_two, toy_data, tmp_path):
-    """Each machine has a disk of its own, and they hold different things."""
+    """Each machine has its own disk, with different contents."""
     flags = ["--dataroot", toy_data, *TWO]
     folders = tmp_path / "a" / "run", tmp_path / "b" / "run"
     shutil.copytree(run_of_two, folders[0])
@@ -563,8 +563,8 @@ def test_processes_that_load_different_weights_are_refused(toy_data, tmp_path):
         for own, env in zip((tmp_path / "0", tmp_path / "1"), ranks(2))
     ]
     assert {training.end() for training in pair} <= {1, 2}
-    told = pair[0].told() + pair[1].told()
-    assert told.count("error: the processes would start from different states") == 1
+    output = pair[0].output() + pair[1].output()
+    assert output.count("error: the processes would start from different states") == 1
     assert not list((tmp_path / "run").glob("*.pth"))
 
 
@@ -593,7 +593,7 @@ def test_torchrun_is_stopped_and_continues_exactly(toy_data, tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_options_tell_how_to_repeat_a_run(toy_data, tmp_path):
+def test_options_record_how_to_repeat_a_run(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--niter", 1, "--niter_decay", 0, "--seed", 7]
     train(tmp_path / "a", *flags, "--deterministic", "--print_freq", 1)
     train(tmp_path / "b", *flags, "--deterministic", "--print_freq", 1)

@@ -42,7 +42,7 @@ def test_training_on_a_cpu_is_deterministic(tmp_path: Path, flags: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_an_operation_that_has_none_is_named(capsys: pytest.CaptureFixture) -> None:
+def test_a_nondeterministic_operation_is_named(capsys: pytest.CaptureFixture) -> None:
     def main() -> None:
         message = "pad_cuda does not have a deterministic implementation, but you set ..."
         raise RuntimeError(message)
@@ -69,7 +69,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_not_asked_for_again() -> None:
+def test_freed_memory_is_reused() -> None:
     """Ten times 40 MB: 100,000 pages to clear, or none."""
     pages = {
         way: int(subprocess.check_output([sys.executable, "-c", PAGES, way], cwd=ROOT, text=True))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import further
+from conftest import thorough
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -39,7 +39,7 @@ HEIGHT, WIDTH = 32, 64
 
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VGG19 with random convolutions; its classifier, which nobody uses, takes no room."""
+    """VGG19 with random convolutions; its unused classifier takes no space."""
     with torch.device("meta"):
         shapes = {
             k: v.shape for k, v in torchvision.models.vgg19(weights=None).state_dict().items()
@@ -62,7 +62,7 @@ def options(flags: str = "--no_vgg_loss"):
 
 
 def make_model(flags: str) -> Pix2PixHDModel:
-    """A model whose weights depend on the architecture's flags alone, and are no longer tiny."""
+    """A model whose weights depend only on the architecture's flags, and are not tiny."""
     torch.manual_seed(0)
     model = Pix2PixHDModel(options(flags), CPU)
     with torch.no_grad():
@@ -72,10 +72,10 @@ def make_model(flags: str) -> Pix2PixHDModel:
     return model
 
 
-def make_batch(number: int = 0, pictures: int = 2) -> dict:
+def make_batch(number: int = 0, images: int = 2) -> dict:
     generator = torch.Generator().manual_seed(100 + number)
-    shape = (pictures, 1, HEIGHT, WIDTH)
-    blocks = torch.randint(0, 6, (pictures, 1, 4, 8), generator=generator)
+    shape = (images, 1, HEIGHT, WIDTH)
+    blocks = torch.randint(0, 6, (images, 1, 4, 8), generator=generator)
     label = blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
     inst = label * 1000 + (torch.arange(WIDTH) // 20)
     image = torch.rand(shape[0], 3, *shape[2:], generator=generator) * 2 - 1
@@ -94,7 +94,7 @@ def inst_noise(inst: Tensor, k: int, count: int) -> Tensor:
 
 
 class PlainStep:
-    """What the paper describes, as one would first write it; on copies of a model's networks."""
+    """What the paper describes, in its most direct form; on copies of a model's networks."""
 
     def __init__(self, model: Pix2PixHDModel) -> None:
         self.opt = opt = model.opt
@@ -140,13 +140,13 @@ class PlainStep:
             return x, torch.cat([x, *more], 1)
         feat = batch["feat"].clone()
         if opt.fit_features:
-            for picture, ids in zip(feat, batch["inst"]):
+            for features, ids in zip(feat, batch["inst"]):
                 for i in ids.unique():
                     mask = ids[0] == i
-                    picture[:, mask] = picture[:, mask].mean(1, keepdim=True)
+                    features[:, mask] = features[:, mask].mean(1, keepdim=True)
         return x, torch.cat([x, feat], 1) if opt.load_features else x
 
-    def judged(self, x: Tensor, images: Tensor, inst: Tensor) -> Tensor:
+    def input_of_D(self, x: Tensor, images: Tensor, inst: Tensor) -> Tensor:
         if not self.opt.instance_mean_D:
             return torch.cat([x, images], 1)
         return torch.cat([x, images, self.means(images, inst)], 1)
@@ -217,7 +217,7 @@ def gradients(networks: dict[str, nn.Module]) -> dict[str, Tensor]:
 def assert_gradients_close(found: dict, expected: dict, tolerance: float = 2e-4) -> None:
     """Each tensor within a share of its network's largest gradient.
 
-    (Alone, some have nothing but rounding: a bias in front of a normalization has gradient 0.)
+    (Some of them are only rounding: a bias in front of a normalization has gradient 0.)
     """
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -242,7 +242,7 @@ FLAGS = [
     "--no_vgg_loss --recipe plus --instance_feat",
     "--no_vgg_loss --no_ganFeat_loss --upsample bilinear --pool_size 2 --instance_mean_D",
     "VGG",
-    *further(
+    *thorough(
         "--no_vgg_loss --no_ganFeat_loss",
         "--no_vgg_loss --no_lsgan",
         "--no_vgg_loss --instance_feat --load_features",
@@ -274,7 +274,7 @@ def test_step_equals_the_plain_step(flags: str, request: pytest.FixtureRequest) 
 
 
 def test_photographs_may_be_bytes() -> None:
-    """They are turned into the same numbers on the device."""
+    """They are converted to the same numbers on the device."""
     batch = make_batch()
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, batch["image"].shape, dtype=torch.uint8, generator=generator)
@@ -297,19 +297,19 @@ def test_updates_equal_those_of_plain_adam() -> None:
         for key, expected in net.named_parameters():
             found, old = dict(model.networks()[name].named_parameters())[key], before[name]
             grad = expected.grad.abs()
-            clear = grad > 1e-3 * grad.max()  # Adam's first step is the sign: not of rounding
+            clear = grad > 1e-3 * grad.max()  # Adam's first step is the sign, not that of rounding
             if key.endswith("weight"):
                 assert not torch.equal(found, dict(old.named_parameters())[key])
                 torch.testing.assert_close(found[clear], expected[clear], rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_biases_that_a_normalization_takes_away_rest(norm: str) -> None:
-    """Adam would turn their rounding errors into steps as large as all others'."""
+def test_biases_before_a_normalization_are_not_trained(norm: str) -> None:
+    """Adam would turn their rounding errors into steps as large as any others."""
     model = make_model(f"--no_vgg_loss --instance_feat --norm {norm}")
     before = copy.deepcopy(model.networks())
     model.step(make_batch())
-    resting = 0
+    untrained = 0
     for name, net in model.networks().items():
         moved = {k for k, v in net.named_parameters() if not v.equal(before[name].get_parameter(k))}
         for module_name, layers in net.named_modules():
@@ -318,12 +318,12 @@ def test_biases_that_a_normalization_takes_away_rest(norm: str) -> None:
                     if isinstance(layer, (nn.InstanceNorm2d, nn.BatchNorm2d)):
                         key = f"{module_name}.{i}"
                         assert f"{key}.bias" not in moved and f"{key}.weight" in moved
-                        resting += 1
-    assert resting > 10
+                        untrained += 1
+    assert untrained > 10
 
 
 @pytest.mark.parametrize("flags", ["", "--instance_feat", "--no_lsgan --norm batch"])
-def test_step_does_what_the_lines_at_the_top_of_its_file_do(
+def test_step_equals_the_lines_in_its_module_docstring(
     flags: str, vgg_file: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """In float64, so that equal means equal: losses, and all weights after the update."""
@@ -368,15 +368,15 @@ def test_step_does_what_the_lines_at_the_top_of_its_file_do(
     assert losses.keys() == {"G_GAN", "G_GAN_Feat", "G_VGG", "D_real", "D_fake"}
     for name, value in losses.items():
         assert value.item() == pytest.approx(names[name].item(), rel=1e-10), name
-    resting = {id(p) for net in model.networks().values() for p in biases_before_norms(net)}
+    untrained = {id(p) for net in model.networks().values() for p in biases_before_norms(net)}
     for name, net in plain.networks().items():
         for found, expected in zip(model.networks()[name].parameters(), net.parameters()):
-            if id(found) not in resting:
+            if id(found) not in untrained:
                 torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
 def biases_before_norms(net: nn.Module) -> list[nn.Parameter]:
-    """Biases that have no effect: theirs is no gradient but rounding."""
+    """Biases that have no effect: their gradients are only rounding."""
     found = []
     for layers in net.modules():
         if isinstance(layers, nn.Sequential):
@@ -387,7 +387,7 @@ def biases_before_norms(net: nn.Module) -> list[nn.Parameter]:
 
 
 def test_step_with_a_pool() -> None:
-    """D learns from older pictures, G from the newest; weights rest, so that steps compare."""
+    """D learns from older images, G from the newest; weights stay, so that steps are comparable."""
     model = make_model("--no_vgg_loss --pool_size 3 --lr 0")
     plain = PlainStep(model)
     for number in range(6):
@@ -401,7 +401,7 @@ def test_step_with_a_pool() -> None:
     )
 
 
-def test_an_image_that_does_not_count_is_not_for_the_pool() -> None:
+def test_an_image_that_does_not_count_stays_out_of_the_pool() -> None:
     """A process without a share of the last batch computes with another one's image."""
     model = make_model("--no_vgg_loss --pool_size 3")
     model.step(make_batch(0), weight=0)
@@ -434,7 +434,7 @@ def test_the_smallest_images_that_may_be_trained_on(flags: str) -> None:
     assert model.fake.shape[-2:] == (side, side)
 
 
-def test_pictures_of_any_size_are_padded_and_cropped() -> None:
+def test_images_of_any_size_are_padded_and_cropped() -> None:
     model = make_model("--no_vgg_loss --instance_feat")
     batch = {kind: value[..., :27, :45] for kind, value in make_batch().items()}
     losses = model.step(batch)
@@ -453,9 +453,9 @@ def test_pictures_of_any_size_are_padded_and_cropped() -> None:
     ],
 )
 def test_a_step_stays_on_its_device(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shapes alone, on a device that stands for a GPU: a step mixes no tensors of two devices, and
-    brings no value to the host."""
-    monkeypatch.setattr(nn.Module, "to", lambda module, *_, **__: module)  # made where they belong
+    """Shapes only, on a device that stands in for a GPU: a step mixes no tensors of two devices and
+    copies no value to the host."""
+    monkeypatch.setattr(nn.Module, "to", lambda module, *_, **__: module)  # they are made there
     device, opt = torch.device("meta"), options(f"--no_vgg_loss {flags}")
     shape = 2, 3, HEIGHT, WIDTH
     batch = make_batch() | {"cond": torch.zeros(shape), "loss_weight": torch.zeros(shape)[:, :1]}
@@ -478,7 +478,7 @@ def test_a_step_stays_on_its_device(flags: str, monkeypatch: pytest.MonkeyPatch)
         "VGG",
     ],
 )
-def test_recomputation_changes_memory_alone(net: str, vgg_file: Path) -> None:
+def test_recomputation_changes_only_memory(net: str, vgg_file: Path) -> None:
     flags = f"--instance_feat {net.replace('VGG', '')}"
     flags += f" --vgg_weights {vgg_file}" if "VGG" in net else " --no_vgg_loss"
     plain, saving = make_model(flags), make_model(f"{flags} --checkpoint_activations")
@@ -495,9 +495,9 @@ def test_recomputation_changes_memory_alone(net: str, vgg_file: Path) -> None:
     assert peaks[1] < 0.9 * peaks[0]
 
 
-@pytest.mark.parametrize(("amp", "tolerance"), [*further(("bf16", 0.05)), ("fp16", 0.01)])
+@pytest.mark.parametrize(("amp", "tolerance"), [*thorough(("bf16", 0.05)), ("fp16", 0.01)])
 def test_half_precision_stays_close(amp: str, tolerance: float, vgg_file: Path) -> None:
-    # (VGG in fp16 takes a CPU long)
+    # (VGG in fp16 is slow on a CPU)
     vgg = "--no_vgg_loss" if amp == "fp16" else f"--vgg_weights {vgg_file}"
     flags = f"{vgg} --instance_feat"
     full, half = make_model(flags), make_model(f"{flags} --amp {amp}")
@@ -518,7 +518,7 @@ def test_half_precision_stays_close(amp: str, tolerance: float, vgg_file: Path) 
 
 @pytest.mark.parametrize("more", ["", "--instance_feat", "--netG local --n_blocks_local 1"])
 def test_half_precision_input_gives_the_same_step(more: str) -> None:
-    """Labels in half precision, which autocast would have rounded: not a bit is different."""
+    """Labels in half precision, to which autocast would have rounded: not a bit differs."""
     given, kept = (make_model(f"--no_vgg_loss --amp bf16 {more}") for _ in range(2))
     losses = kept.step(make_batch())
 
@@ -570,7 +570,7 @@ def test_a_compiled_step_is_the_same(flags: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("one_size", [False, True])
 def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch, one_size: bool) -> None:
     """The last batch of an epoch is smaller: then the compiler makes graphs for any size, but
-    where all pictures have one size, graphs for each of the two."""
+    where all images have one size, graphs for each of the two."""
     aot_eager = torch._dynamo.lookup_backend("aot_eager")
     for_any_size = []
 
@@ -586,16 +586,16 @@ def test_a_compiled_step_takes_batches_of_several_sizes(monkeypatch, one_size: b
             lambda net, dynamic: compile_network(net, dynamic=dynamic, backend=backend),
         )
         model = Pix2PixHDModel(options(f"{FEWEST_LAYERS} --compile"), CPU, one_size)
-    whole = make_batch(pictures=3)
-    for pictures in (3, 2, 3):
-        batch = {k: v[:pictures] for k, v in whole.items() if isinstance(v, Tensor)}
+    whole = make_batch(images=3)
+    for images in (3, 2, 3):
+        batch = {k: v[:images] for k, v in whole.items() if isinstance(v, Tensor)}
         losses = model.step(batch)
         assert all(value.isfinite() for value in losses.values())
     assert any(for_any_size) != one_size
 
 
-def test_a_state_is_adopted_by_another_kind_of_run() -> None:
-    """Adam's moments take the layout of the weights that they belong to, and its settings ours."""
+def test_a_state_can_be_loaded_by_another_kind_of_run() -> None:
+    """Adam's moments take the memory layout of their weights, its settings those of the new run."""
     first, second = make_model("--no_vgg_loss"), make_model("--no_vgg_loss")
     first.step(make_batch())
     assert first.optimizer_D.state[first.netD.scale0_layer1[0].weight]["exp_avg"].is_contiguous(
@@ -626,7 +626,7 @@ def test_an_overflow_in_fp16_skips_the_update_and_lowers_the_scale() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.netG.state_dict().items())
 
 
-def test_a_loss_that_is_no_number_is_noticed() -> None:
+def test_a_loss_that_is_not_a_number_is_noticed() -> None:
     model = make_model("--no_vgg_loss")
     with torch.no_grad():
         next(model.netG.parameters()).fill_(float("nan"))
@@ -634,8 +634,8 @@ def test_a_loss_that_is_no_number_is_noticed() -> None:
     assert not model.finite
 
 
-def test_graphs_never_stand_together(vgg_file: Path) -> None:
-    """What D and VGG save is gone before the next of them begins; G's graph alone remains."""
+def test_graphs_are_never_in_memory_together(vgg_file: Path) -> None:
+    """What D and VGG save is freed before the next of them begins; only G's graph remains."""
     model = make_model(f"--vgg_weights {vgg_file} --ndf 16")
     begun, ended = {}, {}
     with SavedBytes(list(model.parameters())) as saved:
@@ -655,13 +655,13 @@ def test_graphs_never_stand_together(vgg_file: Path) -> None:
     of_G = begun["VGG0"]
     assert of_G > 0
     for name in begun:
-        # inputs that a pass still to come needs may be noted once more, whole graphs may not
+        # inputs that a later pass needs may be counted once more, whole graphs may not
         assert begun[name] == of_G
         assert ended[name] > 1.2 * of_G
 
 
 @pytest.mark.parametrize("flags", ["", "--pool_size 2", "--no_ganFeat_loss", "--lambda_L1 10"])
-def test_maps_of_the_losses_are_gone_before_the_generators_backward(
+def test_maps_of_the_losses_are_freed_before_the_generators_backward(
     flags: str, vgg_file: Path
 ) -> None:
     """D's feature maps, and what the losses saved for backward."""
@@ -691,8 +691,8 @@ def test_maps_of_the_losses_are_gone_before_the_generators_backward(
     assert at_backward == [(at_forward[0], 0)]
 
 
-def test_no_gradient_is_computed_to_be_thrown_away() -> None:
-    """Each convolution of D computes its weight's gradient twice (real, fake), never thrice."""
+def test_no_gradient_is_computed_and_discarded() -> None:
+    """Each convolution of D computes its weight gradient twice (real, fake), never three times."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):

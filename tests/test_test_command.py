@@ -62,7 +62,7 @@ def test_aspect_ratio_widens_saved_images(tmp_path: Path) -> None:
 
 @pytest.fixture
 def odd_data(tmp_path: Path) -> Path:
-    """Two scenes of sizes that are no multiple of anything, without photographs."""
+    """Two scenes whose sizes are no multiples of the stride, without photographs."""
     rng = np.random.default_rng(0)
     for name, (height, width) in {"wide": (19, 37), "high": (41, 21)}.items():
         label = rng.integers(0, 35, (height, width)).astype(np.uint8)
@@ -86,18 +86,18 @@ def test_output_size_is_input_size(odd_data: Path, tmp_path: Path, netG: str) ->
     assert Image.open(images / "high_synthesized_image.jpg").size == (21, 41)
 
 
-def test_a_missing_package_is_told_before_anything_is_generated(
+def test_a_missing_package_is_reported_before_anything_is_generated(
     refused, odd_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_generator(tmp_path / "run")
     monkeypatch.setattr(command, "generate", None)
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    told = refused(
+    line = refused(
         *(command.main, "--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", odd_data),
         *("--ngf", 4, *NETWORK, "--resize_or_crop", "none", "--gpu_ids", -1),
         *("--image_format", "tif", "--results_dir", tmp_path / "results"),
     )
-    assert "TIFF files need the package tifffile; pip install -r requirements-images" in told
+    assert "TIFF files need the package tifffile; pip install -r requirements-images" in line
     assert not (tmp_path / "results").exists()
 
 
@@ -124,7 +124,7 @@ def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:
 def test_the_page_shows_what_shown_images_returns(
     image_format: str, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call
 ) -> None:
-    """A further image in its place of the row, as a function or an array, and as a file."""
+    """An extra image at its place in the row, as a function or an array, and as a file."""
     write_generator(tmp_path / "run")
     usual = command.shown_images
 
@@ -159,7 +159,7 @@ def test_background_work_is_bounded_and_its_errors_are_raised() -> None:
     with pytest.raises(OSError, match="disk full"), background(most=2) as submit:
         for number in range(100):
             submit(work, number)
-    assert max(done) < 7 + 2 + 2  # it did not go on for long
+    assert max(done) < 7 + 2 + 2  # it stopped soon
     with background() as submit:
         for number in range(200, 210):
             submit(work, number)
@@ -168,7 +168,7 @@ def test_background_work_is_bounded_and_its_errors_are_raised() -> None:
 
 @pytest.mark.parametrize("script", [command, encode_features, precompute_feature_maps])
 def test_exit_status_of_processes_is_the_commands(script, monkeypatch) -> None:
-    """distributed.launch returns it where it starts one process for each GPU."""
+    """distributed.launch returns it where it starts one process per GPU."""
     monkeypatch.setattr("sys.argv", ["command"])
     monkeypatch.setattr("util.distributed.launch", lambda work, opt: 3)
     assert script.main() == 3

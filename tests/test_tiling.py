@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, further, run_command
+from conftest import ROOT, run_command, thorough
 from PIL import Image
 from tiny_run import write_run
 from torch import nn
@@ -47,7 +47,7 @@ def generator(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("side", "on_disk"), [(1, True), (8, False), *further((3, False), (8, True))]
+    ("side", "on_disk"), [(1, True), (8, False), *thorough((3, False), (8, True))]
 )
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_tiles_give_the_whole_image(
@@ -99,7 +99,7 @@ RUNS = {
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_maps_of_any_size(kind: str, tmp_path: Path) -> None:
-    """Padding, one-hot labels and edges are those of the whole image, a batch is its images."""
+    """Padding, one-hot labels and edges are those of the whole image, a batch equals its images."""
     flags = {"instance_feat": False, **RUNS[kind]}
     G = load_generator(write_run(tmp_path, "run", **flags))
     G.netG.double()
@@ -116,7 +116,7 @@ def test_maps_of_any_size(kind: str, tmp_path: Path) -> None:
     G.tiling = Tiling(2)
     tiled = G(label, inst, feat)
     assert tiled.shape == whole.shape and whole.std() > 10
-    # float32 at the end, then cut off: a value at a step's edge may fall on either side
+    # float32 at the end, then truncated: a value between two grey levels may become either
     assert np.abs(tiled.astype(int) - whole).max() <= 1
     assert (tiled != whole).mean() < 1e-3
 
@@ -133,7 +133,7 @@ def test_half_precision(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_file_remains_of_a_killed_process(number: int, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_file(number: int, tmp_path: Path) -> None:
     program = f"""
 import time, torch
 from models import tiling

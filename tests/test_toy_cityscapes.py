@@ -1,4 +1,4 @@
-"""The toy scenes: maps that agree, colours that can be told, files laid out as in the download."""
+"""The toy scenes: maps that agree, distinct colours, files laid out as in the download."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def test_scenes_are_those_that_the_documented_figures_were_measured_on():
 
 
 @pytest.mark.parametrize("size", [(256, 128), (32, 32), (97, 61), (64, 128)])
-def test_maps_agree_and_have_the_size_asked_for(size):
+def test_maps_agree_and_have_the_requested_size(size):
     width, height = size
     for scene in scenes(4, *size):
         assert scene.photo.shape == (height, width, 3) and scene.photo.dtype == np.uint8
@@ -55,7 +55,7 @@ def test_maps_agree_and_have_the_size_asked_for(size):
         assert {i for i in scene.instance.flat if i >= 1000} == set(scene.styles)
 
 
-def test_every_class_appears_and_bicycles_pass_int16():
+def test_every_class_appears_and_bicycles_exceed_int16():
     drawn = scenes(20)
     labels = set(np.concatenate([np.unique(scene.label) for scene in drawn]).tolist())
     assert labels == {7, 8, 11, 17, 21, 23, 24, 25, 26, 28, 33}
@@ -89,7 +89,7 @@ def test_two_cars_are_large_enough_to_be_clustered(size):
         assert sum(area > 1 / 64 for area in areas) >= 2
 
 
-def test_layouts_differ_and_things_stay_a_minor_part():
+def test_layouts_differ_and_things_cover_a_minor_part():
     drawn = scenes(10)
     for i, scene in enumerate(drawn):
         assert np.mean(scene.instance >= 1000) < 0.35
@@ -110,10 +110,10 @@ def test_command_lays_out_the_download(tmp_path):
     tmp_path = tmp_path / "toy scenes_raw"
     done = toy("--out", tmp_path, "--train", 3, "--val", 2, "--size", "75x47", "--seed", 4)
     assert done.returncode == 0, done.stderr
-    told = shlex.split(done.stdout.split("next: python ")[1])  # as a shell takes it
+    suggested = shlex.split(done.stdout.split("next: python ")[1])  # as a shell parses it
     out = str(tmp_path).removesuffix("_raw")
-    assert told == ["prepare_cityscapes.py", "--raw", str(tmp_path), "--out", out]
-    assert done.stderr == ""  # no bar where there is no terminal
+    assert suggested == ["prepare_cityscapes.py", "--raw", str(tmp_path), "--out", out]
+    assert done.stderr == ""  # no progress bar without a terminal
     styles = json.loads((tmp_path / "toy_styles.json").read_text())
     assert len(styles) == 5
     for split, city, count in (("train", "toytown", 3), ("val", "toyville", 2)):
@@ -139,10 +139,10 @@ def test_same_seed_same_bytes_whatever_the_count(tmp_path):
     for name, count, seed in (("few", 2, 1), ("many", 4, 1), ("other", 2, 2)):
         write_dataset(tmp_path / name, train=count, val=1, size=(64, 32), seed=seed)
     few, many, other = (files_of(tmp_path / name) for name in ("few", "many", "other"))
-    pictures = [name for name in few if name.endswith(".png")]
-    assert len(pictures) == 9
-    assert all(few[name] == many[name] for name in pictures)
-    assert all(few[name] != other[name] for name in pictures)
+    images = [name for name in few if name.endswith(".png")]
+    assert len(images) == 9
+    assert all(few[name] == many[name] for name in images)
+    assert all(few[name] != other[name] for name in images)
     assert (
         few["leftImg8bit/train/toytown/toytown_000000_000019_leftImg8bit.png"]
         != (few["leftImg8bit/val/toyville/toyville_000000_000019_leftImg8bit.png"])
@@ -159,7 +159,7 @@ def test_an_interrupted_command_leaves_no_half_image_and_nothing_listed(tmp_path
     for folder in tmp_path / "new", tmp_path / "again":
         with pytest.raises(KeyboardInterrupt):
             write_dataset(folder, 1, 0)
-        # the quickstart and prepare_cityscapes.py would take the set for whole
+        # the quickstart and prepare_cityscapes.py would take the set for complete
         assert [path.read_text() for path in folder.glob("*.list")] == ["", ""]
         assert not (folder / "toy_styles.json").exists()
         with pytest.raises(UserError, match=r"train\.list: complete it, or run data\.toy_city"):
@@ -195,14 +195,14 @@ def test_bad_usage_ends_in_one_line(tmp_path, flags, word):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_one_split_alone(tmp_path, split):
+def test_a_single_split(tmp_path, split):
     counts = {"train": 0, "val": 0, split: 1}
     write_dataset(tmp_path / "out", **counts, size=(64, 32))
     lines = {name: (tmp_path / "out" / f"{name}.list").read_text() for name in counts}
     assert {name: text.count("\n") for name, text in lines.items()} == counts
 
 
-def test_real_pictures_are_left_alone(tmp_path):
+def test_real_photographs_are_left_alone(tmp_path):
     (tmp_path / "leftImg8bit/train/aachen").mkdir(parents=True)
     (tmp_path / "train.list").write_text("mine")
     with pytest.raises(UserError, match="aachen"):

@@ -1,7 +1,7 @@
 """train.py on toy scenes: the files it writes, what each flag does, how bad input ends.
 
 Most runs are made in this process, by the function that the command line calls; three are made
-by the command line itself.
+from the command line itself.
 """
 
 import json
@@ -76,7 +76,7 @@ class Links(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Four epochs by the command line: the run's folder and what was printed."""
+    """Four epochs from the command line: the run's folder and what was printed."""
     folder = tmp_path_factory.mktemp("runs")
     done = run_command(
         *("train.py", "--name", "city", "--checkpoints_dir", folder, "--dataroot", toy_data),
@@ -120,7 +120,7 @@ def test_loss_log_and_printed_lines(whole_run: tuple[Path, str]) -> None:
     assert "4 scenes, epoch 1 of 4, on cpu" in printed
 
 
-def test_metrics_are_the_same_rows_for_machines(whole_run: tuple[Path, str]) -> None:
+def test_metrics_are_the_same_rows_in_json(whole_run: tuple[Path, str]) -> None:
     run, _ = whole_run
     lines = (run / "loss_log.txt").read_text().splitlines()[1:]
     for row, line in zip(rows(run), lines, strict=True):
@@ -142,16 +142,16 @@ def test_page_of_a_run(whole_run: tuple[Path, str]) -> None:
     page = run / "web" / "index.html"
     links = Links(page)
     assert all(path.is_file() for path in links.files)
-    pictures = {
+    images = {
         f"epoch{epoch:03d}_{name}.png"
         for epoch in (1, 2, 3, 4)
         for name in ("input_label", "synthesized_image", "real_image")
     }
     curves = {"loss_curves.png", "validation_curves.png"}
-    assert pictures | curves | {"validation.html"} == {path.name for path in links.files}
-    for name in pictures:
-        with Image.open(run / "web" / "images" / name) as picture:
-            assert (picture.size, picture.mode) == ((64, 32), "RGB")
+    assert images | curves | {"validation.html"} == {path.name for path in links.files}
+    for name in images:
+        with Image.open(run / "web" / "images" / name) as image:
+            assert (image.size, image.mode) == ((64, 32), "RGB")
     assert 'http-equiv="refresh"' in page.read_text()
 
 
@@ -167,7 +167,7 @@ def test_options_of_a_run(whole_run: tuple[Path, str]) -> None:
 
 
 def read_map(data: Path, kind: str, batch: int = 1) -> torch.Tensor:
-    """The first files of a kind: integers (B, 1, H, W), or pictures (B, 3, H, W) in [-1, 1]."""
+    """The first files of a kind: integers (B, 1, H, W), or images (B, 3, H, W) in [-1, 1]."""
     paths = sorted((data / f"train_{kind}").iterdir())[:batch]
     stack = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths]))
     if stack.ndim == 4:
@@ -176,7 +176,7 @@ def read_map(data: Path, kind: str, batch: int = 1) -> torch.Tensor:
 
 
 def first_losses(run: Path, data: Path, batch: int = 1, **flags) -> dict[str, float]:
-    """The losses of the first batch, in plain torch, by the weights of a run with --lr 0."""
+    """The losses of the first batch, in plain torch, with the weights of a run with --lr 0."""
     label_nc = flags.get("label_nc", 35)
     inst = None if flags.get("no_instance") else read_map(data, "inst", batch)
     label = read_map(data, "label" if label_nc else "A", batch)
@@ -225,8 +225,8 @@ LOSS_FLAGS = {
     "another discriminator": {"n_layers_D": 2, "num_D": 3},
     "another weight": {"lambda_feat": 2.5},
     "no instances": {"no_instance": True},
-    "pictures to pictures": {"label_nc": 0},
-    "pictures without instances": {"label_nc": 0, "no_instance": True, "no_lsgan": True},
+    "images to images": {"label_nc": 0},
+    "images without instances": {"label_nc": 0, "no_instance": True, "no_lsgan": True},
     "batches": {"batch": 3},
     "batches under batch norm": {"batch": 2, "norm": "batch"},
 }
@@ -266,7 +266,7 @@ def test_losses_are_those_that_the_flags_ask_for(
 
 @pytest.fixture
 def without_vgg_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TINY's flags, also in the trained fixture, but for --no_vgg_loss."""
+    """TINY's flags, also in the trained fixture, without --no_vgg_loss."""
     monkeypatch.setattr(f"{__name__}.TINY", [flag for flag in TINY if flag != "--no_vgg_loss"])
 
 
@@ -285,7 +285,7 @@ def test_vgg_loss_is_added(
     assert row["G_VGG"] == pytest.approx(3 * distance.item(), rel=1e-4)
 
 
-def test_no_vgg_and_no_network_names_both_ways_out(
+def test_missing_vgg_weights_without_a_network_name_both_flags(
     without_vgg_flag: None,
     refused: Callable,
     toy_data: Path,
@@ -307,7 +307,7 @@ def test_no_vgg_and_no_network_names_both_ways_out(
     "flags", [[], ["--recipe", "plus"], ["--instance_feat", "--n_downsample_E", "1"]], ids=" ".join
 )
 def test_compiled_training(flags: list, toy_data: Path, tmp_path: Path) -> None:
-    """What torch's compiler makes of it on this machine loses no more than rounding in a step."""
+    """Compiled for this machine, the first step differs by no more than rounding."""
     losses = {}
     for name in ("plain", "compiled"):
         done = run_command(
@@ -324,7 +324,7 @@ def test_compiled_training(flags: list, toy_data: Path, tmp_path: Path) -> None:
     )
 
 
-def test_image_pool_shows_older_pictures_to_the_discriminator(trained: Callable) -> None:
+def test_image_pool_shows_older_images_to_the_discriminator(trained: Callable) -> None:
     flags = [*PLAIN, "--lr", 0, "--niter", 4, "--niter_decay", 0]
     plain = rows(trained(*flags, name="plain"))
     pooled = rows(trained(*flags, "--pool_size", 2, name="pooled"))
@@ -332,7 +332,7 @@ def test_image_pool_shows_older_pictures_to_the_discriminator(trained: Callable)
     for i, (a, b) in enumerate(zip(plain, pooled)):
         assert [a[name] for name in LOSSES[:3]] == pytest.approx([b[n] for n in LOSSES[:3]])
         shown = [j for j in range(i + 1) if own[j] == pytest.approx(b["D_fake"], rel=1e-5)]
-        assert shown, "a picture that was never generated"
+        assert shown, "an image that was never generated"
     assert any(a["D_fake"] != pytest.approx(b["D_fake"], rel=1e-4) for a, b in zip(plain, pooled))
 
 
@@ -347,7 +347,7 @@ def test_first_step_of_adam_is_the_learning_rate(trained: Callable) -> None:
         assert change.median() == pytest.approx(0.003, rel=1e-2)
 
 
-def test_beta1_is_adams(trained: Callable) -> None:
+def test_beta1_reaches_adam(trained: Callable) -> None:
     flags = [*EPOCH, *PLAIN, "--max_dataset_size", 2]
     for beta in (0.5, 0.9):
         run = trained(*flags, "--beta1", beta, name=f"beta{beta}")
@@ -374,7 +374,7 @@ def test_no_html_writes_no_page(trained: Callable) -> None:
     assert len(rows(run)) == 4 and not (run / "web").exists()
 
 
-def test_a_batch_that_passes_a_multiple_counts() -> None:
+def test_a_batch_that_crosses_a_multiple_counts() -> None:
     at, shown = Position(), []
     for _ in range(50):
         at.advance(8)
@@ -443,13 +443,13 @@ def test_automatic_label_count(trained: Callable, own_data: Path) -> None:
     assert weights(run, "G")["model.1.weight"].shape[1] == 13  # and the edges
 
 
-def test_sizes_that_are_no_multiple_are_padded(trained: Callable) -> None:
+def test_sizes_that_are_not_multiples_are_padded(trained: Callable) -> None:
     run = trained(
         *(*EPOCH, "--loadSize", 50, "--n_downsample_global", 3, "--max_dataset_size", 1),
         *("--display_freq", 1),
     )
-    with Image.open(run / "web" / "images" / "epoch001_synthesized_image.png") as picture:
-        assert picture.size == (50, 25)
+    with Image.open(run / "web" / "images" / "epoch001_synthesized_image.png") as image:
+        assert image.size == (50, 25)
 
 
 def test_local_enhancer_starts_from_the_coarse_generator(
@@ -471,7 +471,7 @@ def test_local_enhancer_starts_from_the_coarse_generator(
 # Bad input ----------------------------------------------------------------------------------------
 
 
-def spoil_label(path: Path, value: int) -> None:
+def damage_label(path: Path, value: int) -> None:
     label = np.array(Image.open(path))
     label[0, :5] = value
     save_png(path, label)
@@ -536,17 +536,17 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["toytown_000001_000019_gtFine_labelIds.png", "RGB"],
     ),
     "label 255": (
-        lambda data: spoil_label(second(data, "label"), 255),
+        lambda data: damage_label(second(data, "label"), 255),
         ["toytown_000001_000019_gtFine_labelIds.png", "255 (5 pixels)", "--label_nc 35"],
     ),
 }
 
 
-@pytest.mark.parametrize("spoil, flags, named", BAD_DATA.values(), ids=BAD_DATA)
+@pytest.mark.parametrize("damage, flags, named", BAD_DATA.values(), ids=BAD_DATA)
 def test_bad_data_is_refused_before_anything_is_written(
-    spoil: Callable, flags: list, named: list[str], refused: Callable, own_data: Path
+    damage: Callable, flags: list, named: list[str], refused: Callable, own_data: Path
 ) -> None:
-    spoil(own_data)
+    damage(own_data)
     runs = own_data.parent / "runs"
     line = refused(
         train.main, "--dataroot", own_data, "--checkpoints_dir", runs, *TINY, *EPOCH, *flags
@@ -555,11 +555,11 @@ def test_bad_data_is_refused_before_anything_is_written(
     assert not runs.exists()
 
 
-@pytest.mark.parametrize("spoil, named", BAD_FILES.values(), ids=BAD_FILES)
+@pytest.mark.parametrize("damage, named", BAD_FILES.values(), ids=BAD_FILES)
 def test_bad_file_ends_training_without_a_checkpoint(
-    spoil: Callable, named: list[str], refused: Callable, own_data: Path
+    damage: Callable, named: list[str], refused: Callable, own_data: Path
 ) -> None:
-    spoil(own_data)
+    damage(own_data)
     runs = own_data.parent / "runs"
     line = refused(train.main, "--dataroot", own_data, "--checkpoints_dir", runs, *TINY, *EPOCH)
     assert all(word in line for word in named)
@@ -567,7 +567,7 @@ def test_bad_file_ends_training_without_a_checkpoint(
 
 
 def test_bad_file_ends_the_command_line_too(own_data: Path) -> None:
-    spoil_label(second(own_data, "label"), 35)
+    damage_label(second(own_data, "label"), 35)
     done = run_command(
         *("train.py", "--dataroot", own_data, "--checkpoints_dir", own_data.parent / "runs"),
         *(*TINY, *EPOCH, "--nThreads", 2),
@@ -590,9 +590,7 @@ def test_checkpoint_folder_that_cannot_be_made(
     assert blocked.read_text() == "a file where a folder should be"
 
 
-def test_pretrained_weights_that_are_not_there(
-    refused: Callable, toy_data: Path, tmp_path: Path
-) -> None:
+def test_missing_pretrained_weights(refused: Callable, toy_data: Path, tmp_path: Path) -> None:
     line = refused(
         *(train.main, "--checkpoints_dir", tmp_path / "runs", "--dataroot", toy_data),
         *(*TINY, *EPOCH, "--load_pretrain", tmp_path / "none"),
@@ -634,4 +632,4 @@ def test_damaged_weights_are_named(
         *(*TINY, *EPOCH, "--load_pretrain", tmp_path / "old"),
     )
     assert "latest_net_G.pth" in line and "not a readable checkpoint" in line
-    assert "weights_only" not in line  # torch's advice to run what the file holds
+    assert "weights_only" not in line  # torch's advice to run the file's code

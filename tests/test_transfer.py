@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, further, one_line, run_command
+from conftest import TINY, one_line, run_command, thorough
 
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.augment import NAMES, Augmentation
@@ -22,17 +22,17 @@ TWO_BLOCKS = ["--n_blocks_global", 2]
 
 @pytest.fixture
 def classes(toy_data: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Two data sets of the same scenes: with Cityscapes' 35 classes, and with their order turned
-    round; instance maps are left as they are."""
+    """Two data sets of the same scenes: with Cityscapes' 35 classes, and with their order
+    reversed; instance maps are left as they are."""
     from PIL import Image
 
-    roots = tmp_path / "ids", tmp_path / "turned"
-    for root, turned in zip(roots, (False, True)):
+    roots = tmp_path / "ids", tmp_path / "flipped"
+    for root, flipped in zip(roots, (False, True)):
         for path in toy_data.rglob("*.png"):
             copy = root / path.relative_to(toy_data)
             copy.parent.mkdir(parents=True, exist_ok=True)
             array = np.asarray(Image.open(path))
-            array = 34 - array if turned and "_label" in copy.parent.name else array
+            array = 34 - array if flipped and "_label" in copy.parent.name else array
             Image.fromarray(array).save(copy)
     return roots
 
@@ -48,22 +48,20 @@ def weights(root: Path, name: str, net: str = "G") -> dict[str, torch.Tensor]:
     return torch.load(root.parent / "runs" / name / f"latest_net_{net}.pth")
 
 
-@pytest.mark.parametrize("net", [*further("global"), "local"])
-def test_classes_in_another_order_give_the_same_training(
-    classes: tuple[Path, Path], net: str
-) -> None:
-    """One run pretrained on classes in order, one on classes turned round and mapped: their
-    networks differ by the order of the first layers' columns alone."""
-    ids, turned = classes
+@pytest.mark.parametrize("net", [*thorough("global"), "local"])
+def test_classes_in_another_order_train_the_same(classes: tuple[Path, Path], net: str) -> None:
+    """One run starts from classes in order, one from reversed classes that are mapped: their
+    networks differ only in the order of the first layers' columns."""
+    ids, flipped = classes
     small = ["--n_blocks_local", 1, "--netG", net]
     train(ids, "base", *small)
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", *small, "--lr", 0]
     train(ids, "same", *pretrained)
     pairs = ",".join(f"{34 - k}={k}" for k in range(35))
-    told = train(turned, "mapped", *pretrained, "--map_classes", pairs)
-    assert "G: model.1.weight: 35 class + 1 edges -> 35 class + 1 edges" in told
+    log = train(flipped, "mapped", *pretrained, "--map_classes", pairs)
+    assert "G: model.1.weight: 35 class + 1 edges -> 35 class + 1 edges" in log
     for name in ("G", "D"):
-        same, mapped = weights(ids, "same", name), weights(turned, "mapped", name)
+        same, mapped = weights(ids, "same", name), weights(flipped, "mapped", name)
         moved = 0
         for layer, value in same.items():
             if not torch.equal(value, mapped[layer]):
@@ -97,16 +95,16 @@ def test_fewer_classes_by_name_and_new_ones_from_the_mean(
     torch.testing.assert_close(new[:, 30], old[:, :35].mean(1))
 
 
-@pytest.mark.parametrize("flags", [[], *further(["--no_ganFeat_loss"])])
+@pytest.mark.parametrize("flags", [[], *thorough(["--no_ganFeat_loss"])])
 def test_every_scale_of_the_discriminator_sees_the_classes_in_order(
     classes: tuple[Path, Path], flags: list
 ) -> None:
-    ids, turned = classes
+    ids, flipped = classes
     train(ids, "base", *flags)
     pairs = ",".join(f"{34 - k}={k}" for k in range(35))
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
-    train(turned, "turned", *flags, *pretrained, "--map_classes", pairs)
-    old, new = weights(ids, "base", "D"), weights(ids, "turned", "D")
+    train(flipped, "flipped", *flags, *pretrained, "--map_classes", pairs)
+    old, new = weights(ids, "base", "D"), weights(ids, "flipped", "D")
     first = [name for name, weight in old.items() if weight.ndim == 4 and weight.shape[1] == 39]
     assert len(first) == 2
     for name in first:
@@ -114,16 +112,16 @@ def test_every_scale_of_the_discriminator_sees_the_classes_in_order(
 
 
 @pytest.mark.thorough
-def test_labels_in_place_of_images_start_afresh(classes: tuple[Path, Path]) -> None:
-    """And the reverse; what reads them would otherwise be zero, or see no difference, for ever."""
+def test_labels_in_place_of_images_start_fresh(classes: tuple[Path, Path]) -> None:
+    """And the reverse; the weights that read them would otherwise stay zero, or equal, forever."""
     ids, _ = classes
     for phase in ("train", "test"):
         shutil.copytree(ids / f"{phase}_img", ids / f"{phase}_A")
         shutil.copytree(ids / f"{phase}_img", ids / f"{phase}_B")
     rgb = ["--label_nc", 0, "--no_instance"]
     train(ids, "rgb", *rgb)
-    told = train(ids, "labels", "--load_pretrain", ids.parent / "runs" / "rgb", "--lr", 0)
-    assert "3 input -> 35 class + 1 edges" in told
+    log = train(ids, "labels", "--load_pretrain", ids.parent / "runs" / "rgb", "--lr", 0)
+    assert "3 input -> 35 class + 1 edges" in log
     train(ids, "back", *rgb, "--load_pretrain", ids.parent / "runs" / "labels", "--lr", 0)
     for name in ("labels", "back"):
         first = weights(ids, name)["model.1.weight"][:, :3]
@@ -134,7 +132,7 @@ def test_labels_in_place_of_images_start_afresh(classes: tuple[Path, Path]) -> N
     assert "no classes to map" in refusal
 
 
-def test_upsampling_that_computes_something_else_is_named(classes: tuple[Path, Path]) -> None:
+def test_changed_upsampling_is_named(classes: tuple[Path, Path]) -> None:
     ids, _ = classes
     train(ids, "base")
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base"]
@@ -145,7 +143,7 @@ def test_upsampling_that_computes_something_else_is_named(classes: tuple[Path, P
 
 
 @pytest.mark.thorough
-def test_normalization_that_computes_something_else_is_named(classes: tuple[Path, Path]) -> None:
+def test_changed_normalization_is_named(classes: tuple[Path, Path]) -> None:
     """Batch and channel normalization have weights of the same names and shapes."""
     ids, _ = classes
     train(ids, "base", "--norm", "batch")
@@ -157,7 +155,7 @@ def test_normalization_that_computes_something_else_is_named(classes: tuple[Path
 def test_other_channels_and_conditions_start_without_effect(
     classes: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """A condition that is new changes nothing at first: G's image is that of before."""
+    """A new condition changes nothing at first: G generates the same image as before."""
     ids, _ = classes
     train(ids, "base")
     for phase in ("train", "test"):
@@ -166,8 +164,8 @@ def test_other_channels_and_conditions_start_without_effect(
         for path in (ids / f"{phase}_label").iterdir():
             np.save(folder / f"{path.stem}.npy", np.random.rand(32, 64).astype(np.float32))
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
-    told = train(ids, "cond", *pretrained, "--cond_nc", 1, "--cond_range", "0,1")
-    assert "35 class + 1 edges -> 35 class + 1 edges + 1 cond" in told
+    log = train(ids, "cond", *pretrained, "--cond_nc", 1, "--cond_range", "0,1")
+    assert "35 class + 1 edges -> 35 class + 1 edges + 1 cond" in log
     rng = np.random.default_rng(0)
     label = rng.integers(0, 35, (32, 64), dtype=np.uint8)
     before = load_generator(ids.parent / "runs" / "base")(label, label)
@@ -176,8 +174,8 @@ def test_other_channels_and_conditions_start_without_effect(
     np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("upsample", ["transpose", *further("nearest")])
-def test_icnr_goes_on_from_other_upsampling_without_a_difference(
+@pytest.mark.parametrize("upsample", ["transpose", *thorough("nearest")])
+def test_icnr_continues_from_other_upsampling_without_a_difference(
     classes: tuple[Path, Path], upsample: str, tmp_path: Path
 ) -> None:
     ids, _ = classes
@@ -189,9 +187,9 @@ def test_icnr_goes_on_from_other_upsampling_without_a_difference(
     before = load_generator(base)(label, label, feat)
     if upsample == "transpose":  # as the 2018 code leaves a run
         (base / "opt.json").unlink()
-    told = train(ids, "next", "--load_pretrain", base, "--upsample", "icnr", *features, "--lr", 0)
-    assert "G: model.8.weight: 3x3 -> 4x4, which computes the same" in told
-    assert "E: model.7.weight: 3x3 -> 4x4" in told and "starts fresh" not in told
+    log = train(ids, "next", "--load_pretrain", base, "--upsample", "icnr", *features, "--lr", 0)
+    assert "G: model.8.weight: 3x3 -> 4x4, which computes the same" in log
+    assert "E: model.7.weight: 3x3 -> 4x4" in log and "starts fresh" not in log
     after = load_generator(ids.parent / "runs" / "next")(label, label, feat)
     assert np.abs(before.astype(int) - after).max() <= 1
 
@@ -202,8 +200,8 @@ def test_noise_starts_without_effect_and_then_tells_instances_apart(
     ids, _ = classes
     train(ids, "base")
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--instance_noise", 3]
-    told = train(ids, "still", *pretrained, "--lr", 0)
-    assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in told
+    log = train(ids, "still", *pretrained, "--lr", 0)
+    assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in log
     train(ids, "noise", *pretrained, "--lr", 0.01)
     label = np.random.default_rng(0).integers(0, 35, (32, 64), dtype=np.uint8)
     before, still, noise = (
@@ -223,8 +221,8 @@ def test_the_image_of_a_grey_run_starts_as_the_mean(classes: tuple[Path, Path]) 
     for path in ids.glob("*_img/*"):
         Image.open(path).convert("L").save(path)
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
-    told = train(ids, "grey", *pretrained, "--output_nc", 1)
-    assert "3 -> 1 output channels" in told
+    log = train(ids, "grey", *pretrained, "--output_nc", 1)
+    assert "3 -> 1 output channels" in log
     last = [layer for layer in weights(ids, "base") if layer.endswith("weight")][-1]
     old, new = weights(ids, "base")[last], weights(ids, "grey")[last]
     torch.testing.assert_close(new, old.mean(0, keepdim=True))
@@ -265,7 +263,7 @@ def test_frozen_parts_stay_as_they_were(toy_data: Path, tmp_path: Path) -> None:
     assert "leaves nothing of G to train" in refusal
 
 
-def test_what_nobody_has_trained_is_not_frozen(classes: tuple[Path, Path]) -> None:
+def test_untrained_parts_cannot_be_frozen(classes: tuple[Path, Path]) -> None:
     ids, _ = classes
     train(ids, "base")
     base = ids.parent / "runs" / "base"
@@ -282,20 +280,20 @@ def test_what_nobody_has_trained_is_not_frozen(classes: tuple[Path, Path]) -> No
         assert expected in one_line(done)
 
 
-def test_a_run_of_the_2018_code_goes_on_with_what_it_did_not_have(
+def test_a_run_of_the_2018_code_continues_with_newer_flags(
     classes: tuple[Path, Path],
 ) -> None:
-    """It has no opt.json, and none of the flags that are newer."""
+    """It has no opt.json, and none of the newer flags."""
     ids, _ = classes
     train(ids, "base")
     base = ids.parent / "runs" / "base"
     (base / "opt.json").unlink()
     start = ["--load_pretrain", base, "--recipe", "plus", "--norm", "instance"]
     start += ["--instance_mean_D", "--lambda_latent", 5]
-    told = train(ids, "next", *start, "--upsample", "icnr", "--lr", 0)
-    assert "starts fresh: Q, which --lambda_latent trains" in told
-    assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in told
-    assert "35 class + 1 edges + 3 image -> 35 class + 1 edges + 3 image + 3 means" in told
+    log = train(ids, "next", *start, "--upsample", "icnr", "--lr", 0)
+    assert "starts fresh: Q, which --lambda_latent trains" in log
+    assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in log
+    assert "35 class + 1 edges + 3 image -> 35 class + 1 edges + 3 image + 3 means" in log
     for name in ("G", "D"):
         for layer, value in weights(ids, "base", name).items():
             if not layer.startswith("model.8."):  # the upsampling
@@ -304,8 +302,8 @@ def test_a_run_of_the_2018_code_goes_on_with_what_it_did_not_have(
     assert "--upsample transpose -> nearest" in train(ids, "nearest", *start)
 
 
-def test_a_first_save_that_was_cut_off_is_loaded_whole(classes: tuple[Path, Path]) -> None:
-    """By a kill after its marker, before its files had their names."""
+def test_an_interrupted_first_save_is_loaded_completely(classes: tuple[Path, Path]) -> None:
+    """By a kill after its marker was written, before its files were renamed."""
     ids, _ = classes
     train(ids, "base")
     base = ids.parent / "runs" / "base"
@@ -318,7 +316,7 @@ def test_a_first_save_that_was_cut_off_is_loaded_whole(classes: tuple[Path, Path
 
 @pytest.mark.thorough
 def test_parts_without_residual_blocks(toy_data: Path, tmp_path: Path) -> None:
-    """Upsampling is "up" all the same; where nothing is left to train, that is one line."""
+    """Upsampling is "up" even so; if nothing is left to train, the error is one line."""
     flags = ["--n_blocks_global", 0, "--name", "run"]
     where = ["--dataroot", toy_data, "--checkpoints_dir", tmp_path]
     done = run_command("train.py", *TINY, *ONCE, *where, *flags)
@@ -363,8 +361,8 @@ def test_ids_stay_ids_and_maps_stay_together(toy_data: Path, names: tuple[str, .
     assert seen > 1
 
 
-def test_a_rotation_is_one(toy_data: Path) -> None:
-    """Against the rotation's formula at every pixel of a map that encodes places."""
+def test_rotation_follows_its_formula(toy_data: Path) -> None:
+    """Against the rotation's formula at three pixels of a map that encodes positions."""
     rows, columns = np.mgrid[0:40, 0:60].astype(np.float32)
     item = {"cond": torch.from_numpy(np.stack([rows, columns]) / 100)}
     augment = Augmentation(("rotate", "scale", "shift"), None, 0)
@@ -375,11 +373,11 @@ def test_a_rotation_is_one(toy_data: Path) -> None:
         expected = matrix @ (np.array([y, x]) - middle) + middle + shift * (40, 60)
         np.testing.assert_allclose(got[:, y, x], expected, atol=0.01)
     assert np.linalg.det(matrix) == pytest.approx(1 / (1 / np.linalg.det(matrix)))
-    turn = matrix / np.sqrt(np.linalg.det(matrix))
-    np.testing.assert_allclose(turn @ turn.T, np.eye(2), atol=1e-9)
+    rotation = matrix / np.sqrt(np.linalg.det(matrix))
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(2), atol=1e-9)
 
 
-def test_augmented_trainings_resume(toy_data: Path, tmp_path: Path) -> None:
+def test_augmented_training_resumes(toy_data: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--no_html"]
     flags += ["--val_phase", "none", "--ignore_label", 255, "--augment", ",".join(NAMES)]
     epochs = ["--niter", 2, "--niter_decay", 0]
@@ -393,19 +391,19 @@ def test_augmented_trainings_resume(toy_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "told"),
+    ("before", "now", "expected"),
     [
         (TWO_BLOCKS, ["--n_blocks_local", 2], "; --n_blocks_global was 2, now 1: give"),
         (TWO_BLOCKS, [*TWO_BLOCKS, "--use_dropout"], "; --use_dropout was False, now True: give"),
         ([], ["--netG", "local"], "; --ngf was 4, which --netG local continues with --ngf 2"),
-        *further(
+        *thorough(
             (["--netG", "local"], [], "; --netG was local, now global: give"),
             (["--no_ganFeat_loss"], [], "; --no_ganFeat_loss was True, now False: give"),
         ),
     ],
 )
 def test_flags_that_give_other_layers_are_named(
-    before: list, now: list, told: str, toy_data: Path, tmp_path: Path
+    before: list, now: list, expected: str, toy_data: Path, tmp_path: Path
 ) -> None:
     def flags(name: str) -> list:
         return ["--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", name, *TINY, *ONCE]
@@ -413,7 +411,7 @@ def test_flags_that_give_other_layers_are_named(
     done = run_command("train.py", *flags("base"), *before, "--max_dataset_size", 1)
     assert done.returncode == 0, done.stderr
     own = [*flags("own"), *now, "--load_pretrain", tmp_path / "base"]
-    assert told in one_line(run_command("train.py", *own))
+    assert expected in one_line(run_command("train.py", *own))
     (tmp_path / "base" / "opt.json").unlink()
     assert "; check the flags" in one_line(run_command("train.py", *own))
 

@@ -1,4 +1,4 @@
-"""Trainings side by side on one CPU: turns, and how long idle threads hold a core."""
+"""Training runs that share one CPU: turns, and how long idle threads hold a core."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ _fork = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True)
 def all_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As train.py runs by default, with a lock file of the test's own."""
+    """As train.py runs by default, with the test's own lock file."""
     monkeypatch.setattr(turns, "_uses_all_cores", lambda: True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
@@ -39,7 +39,7 @@ def step_often(steps: int, seconds: float, log: Path, start_together) -> None:
             file.write(f"{os.getpid()} {start} {end}\n")
 
 
-def test_steps_of_two_trainings_never_overlap(tmp_path: Path) -> None:
+def test_steps_of_two_training_runs_never_overlap(tmp_path: Path) -> None:
     logs = [tmp_path / "first", tmp_path / "second"]
     barrier = _fork.Barrier(2)
     both = [_fork.Process(target=step_often, args=(20, 0.03, log, barrier)) for log in logs]
@@ -64,7 +64,7 @@ def hold(ready, release) -> None:
         release.wait(60)
 
 
-def test_nobody_waits_long_for_a_suspended_training() -> None:
+def test_nobody_waits_long_for_a_suspended_training_run() -> None:
     ready, release = _fork.Event(), _fork.Event()
     other = _fork.Process(target=hold, args=(ready, release))
     other.start()
@@ -79,7 +79,7 @@ def test_nobody_waits_long_for_a_suspended_training() -> None:
     assert 0.15 < waited < 5
 
 
-def test_a_training_with_fewer_threads_than_cores_takes_no_turns(monkeypatch) -> None:
+def test_training_with_fewer_threads_than_cores_takes_no_turns(monkeypatch) -> None:
     monkeypatch.setattr(turns, "_uses_all_cores", lambda: False)
     assert Turn(CPU)._file is None
     monkeypatch.undo()
@@ -88,7 +88,7 @@ def test_a_training_with_fewer_threads_than_cores_takes_no_turns(monkeypatch) ->
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "1000"), ("7", "7")])
-def test_idle_threads_hold_a_core_for_a_moment(given: str | None, expected: str) -> None:
+def test_idle_threads_hold_a_core_only_briefly(given: str | None, expected: str) -> None:
     """train.py sets it before torch is imported, and a user's own value stays."""
     env = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     env |= {} if given is None else {"GOMP_SPINCOUNT": given}

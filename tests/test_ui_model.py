@@ -1,4 +1,4 @@
-"""UIModel: edits by hand-made yardsticks, random edits against rebuilding, exact undo."""
+"""UIModel: edits against hand-made results, random edits against rebuilding, exact undo."""
 
 import io
 import json
@@ -70,7 +70,7 @@ def seen(ui: UIModel) -> torch.Tensor:
 
 
 def rebuilt(ui: UIModel) -> torch.Tensor:
-    """What the generator must see, from the maps alone."""
+    """What the generator must see, from the maps only."""
     multiple, least = ui.networks.multiple, ui.networks.least
     maps = [torch.from_numpy(m.astype(np.int64))[None, None] for m in (ui.label, ui.inst)]
     label, inst = (pad_to_multiple(m, multiple, least) for m in maps)
@@ -133,9 +133,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_edits_agree_with_rebuilding_and_undo_to_the_first_byte(
-    kind: str, tmp_path: Path
-) -> None:
+def test_random_edits_agree_with_rebuilding_and_undo_exactly(kind: str, tmp_path: Path) -> None:
     flags = KINDS[kind]
     bits = flags.get("data_type", 32)
     ui = editor(
@@ -166,7 +164,7 @@ def test_random_edits_agree_with_rebuilding_and_undo_to_the_first_byte(
     assert state(again) == states[-1]
 
 
-def test_select_tells_instance_class_and_mask(ui: UIModel) -> None:
+def test_select_gives_instance_class_and_mask(ui: UIModel) -> None:
     chosen = ui.select(15, 25)
     assert (chosen.instance, chosen.label) == (26001, CAR)
     assert chosen.mask.sum() == 60 and box_of(chosen.mask) == np.s_[14:20, 22:32]
@@ -175,7 +173,7 @@ def test_select_tells_instance_class_and_mask(ui: UIModel) -> None:
             ui.select(y, x)
 
 
-def test_the_picture_is_the_generators(ui: UIModel) -> None:
+def test_the_image_is_the_generators_output(ui: UIModel) -> None:
     label, inst = scene()
     feat = paint(inst, ui.features, 3)
     assert np.array_equal(ui.picture(), ui.networks(label, inst, feat))
@@ -200,14 +198,14 @@ def test_style_of_one_instance_and_of_its_class(ui: UIModel) -> None:
     assert not np.array_equal(ui.features.get(ROAD), vector)
 
 
-def test_previews_are_the_pictures_that_styles_would_give(ui: UIModel) -> None:
+def test_previews_are_the_images_that_styles_would_give(ui: UIModel) -> None:
     vectors = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
     found = ui.previews(26000, vectors)
     assert found.shape == (3, 24, 40, 3)
     before = state(ui)
     for vector, preview in zip(vectors, found):
         ui.set_style(26000, vector)
-        assert np.abs(ui.picture().astype(int) - preview).max() <= 1  # a batch may round otherwise
+        assert np.abs(ui.picture().astype(int) - preview).max() <= 1  # a batch rounds differently
         ui.undo()
     assert state(ui) == before
 
@@ -222,9 +220,9 @@ def test_previews_are_the_pictures_that_styles_would_give(ui: UIModel) -> None:
         ),
     ],
 )
-def test_out_of_memory_is_one_line_and_the_scene_goes_on(ui: UIModel, monkeypatch, error) -> None:
+def test_out_of_memory_is_one_line_and_the_scene_survives(ui: UIModel, monkeypatch, error) -> None:
     before = ui.picture()
-    draw = ui.networks.run_generator
+    generate = ui.networks.run_generator
 
     def fail(x: torch.Tensor) -> torch.Tensor:
         raise error
@@ -236,7 +234,7 @@ def test_out_of_memory_is_one_line_and_the_scene_goes_on(ui: UIModel, monkeypatc
             work()
         assert "\n" not in str(found.value)
     assert ui.last_picture is before
-    monkeypatch.setattr(ui.networks, "run_generator", draw)
+    monkeypatch.setattr(ui.networks, "run_generator", generate)
     assert not np.array_equal(ui.picture(), before)
     monkeypatch.setattr(ui.networks, "run_generator", lambda x: x[1:].mean(5))
     with pytest.raises(IndexError):  # other errors keep their traceback
@@ -282,7 +280,7 @@ def editing(ui: UIModel, files: object) -> tuple:
 
 @pytest.mark.thorough
 def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
-    """And those of an object that is no longer selected are given up."""
+    """And previews for an object that is no longer selected are dropped."""
     session, _ = editing(ui, SimpleNamespace(names=[], photos={}))
     ui.styles[CAR] = np.zeros((5, 3), np.float32)
     session.pointer([(16.0, 8.0)], 3.0, 1.0)
@@ -310,11 +308,11 @@ def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     assert len(count) < 5 and session.gallery is None
     session.pointer([(16.0, 8.0)], 3.0, 1.0)
     assert session.generate_gallery() and len(session.gallery) == 5
-    assert not session.generate_gallery()  # it is there
+    assert not session.generate_gallery()  # it is complete
 
 
 @pytest.mark.thorough
-def test_a_photograph_that_is_refused_leaves_the_one_of_before(ui: UIModel) -> None:
+def test_a_refused_photograph_leaves_the_previous_one(ui: UIModel) -> None:
     def load(name: str) -> tuple:
         if name == "bad":
             raise UserError("label 99")
@@ -328,8 +326,8 @@ def test_a_photograph_that_is_refused_leaves_the_one_of_before(ui: UIModel) -> N
     assert (session.photo == photo).all()
 
 
-def test_an_open_scene_keeps_integer_maps_and_its_last_image_alone(ui: UIModel) -> None:
-    """By pixel: label 1 byte, instances 2, image 3; and what the opened maps take compressed."""
+def test_an_open_scene_keeps_only_integer_maps_and_its_last_image(ui: UIModel) -> None:
+    """Per pixel: label 1 byte, instances 2, image 3; plus the opened maps, compressed."""
     label, inst = (np.kron(m, np.ones((16, 16), m.dtype)) for m in scene())
     first = ui.another()
     first.open(label, inst)
@@ -357,7 +355,7 @@ def test_class_of_a_chosen_kind_and_of_a_second_point(ui: UIModel) -> None:
     assert not ui.set_class(BUILDING, BUILDING)
 
 
-def test_paint_extends_what_it_begins_on_and_else_begins_anew(ui: UIModel) -> None:
+def test_paint_extends_what_it_begins_on_or_makes_a_new_object(ui: UIModel) -> None:
     assert ui.paint([(16, 13), (16, 17)], CAR, 1)
     assert ui.inst[16, 17] == 26000 and ui.label[16, 17] == CAR
     assert ui.paint([(22, 2)], CAR, 0)
@@ -401,7 +399,7 @@ def test_an_added_object_lies_centred_with_its_style(ui: UIModel) -> None:
     assert ui.feature(26002).tolist() == [1, 2, 3]
 
 
-def test_an_object_that_vanishes_when_scaled_is_not_said_to_lie_outside(ui: UIModel) -> None:
+def test_an_object_that_vanishes_when_scaled_is_not_reported_as_outside(ui: UIModel) -> None:
     ring = ["#######", *["#.....#"] * 5, "#######"]
     with pytest.raises(UserError, match=r"nothing is left of the object at 0\.25 times its size"):
         ui.add(ring, CAR, 10, 10, 0.25)
@@ -474,7 +472,7 @@ def test_an_object_made_like_one_without_a_style_keeps_its_style_in_the_edit_lis
     np.testing.assert_array_equal(bare.picture(), ui.picture())
 
 
-def test_edits_with_numpys_numbers_can_be_saved(ui: UIModel) -> None:
+def test_edits_with_numpy_numbers_can_be_saved(ui: UIModel) -> None:
     ui.add(["##", "##"], np.int64(CAR), np.float32(4), np.int32(5), scale=np.float32(1.5))
     ui.paint([(np.float32(3), np.int8(3))], np.uint8(24), np.float32(2))
     ui.move(np.uint16(26000), np.int64(1), np.int8(1))
@@ -589,7 +587,7 @@ def test_models_without_features_have_no_styles(tmp_path: Path) -> None:
         ui.set_style(26000, [0, 0, 0])
 
 
-def test_models_of_pictures_are_refused(tmp_path: Path) -> None:
+def test_models_of_rgb_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--label_nc 0"):
         editor(tmp_path, label_nc=0, instance_feat=False)
 
@@ -628,7 +626,7 @@ def test_without_instances_a_scene_may_have_any_number_of_pieces(tmp_path: Path)
 
 
 def test_scenes_share_networks_but_nothing_else(ui: UIModel) -> None:
-    """Threads that edit scenes of their own get the pictures of their own edits."""
+    """Threads that edit separate scenes get the images of their own edits."""
     alone, found = [], {}
     for number in range(4):
         one = ui.another()
@@ -651,12 +649,12 @@ def test_scenes_share_networks_but_nothing_else(ui: UIModel) -> None:
         thread.join()
     for number in range(4):
         assert len(found[number]) == 5
-        assert all(np.array_equal(picture, alone[number]) for picture in found[number])
+        assert all(np.array_equal(image, alone[number]) for image in found[number])
 
 
 @pytest.mark.thorough
 def test_memory_is_flat_after_500_edits(ui: UIModel) -> None:
-    """The history keeps compressed boxes: some hundred bytes an edit, never whole maps."""
+    """The history keeps compressed boxes: a few hundred bytes per edit, never whole maps."""
     rng = np.random.default_rng(3)
 
     def edit(times: int) -> None:
@@ -702,7 +700,7 @@ def distance(p, a, b) -> float:
     return min(((p[0] - y) ** 2 + (p[1] - x) ** 2) ** 0.5 for y, x in steps)
 
 
-def test_outline_follows_the_pixels_sides() -> None:
+def test_outline_follows_pixel_edges() -> None:
     mask = np.zeros((3, 4), bool)
     mask[1, 1:3] = True
     assert sorted(outline(mask)) == [(1, 1, 1, 2), (1, 1, 3, 1), (1, 2, 3, 2), (3, 1, 3, 2)]

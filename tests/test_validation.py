@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run_together
-from conftest import ROOT, TINY, further, one_line, run_command, save_png
+from conftest import ROOT, TINY, one_line, run_command, save_png, thorough
 from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
@@ -46,7 +46,7 @@ def validated(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(run: Path, toy_data: Path, epoch: str, out: Path) -> dict:
-    """What test.py and evaluate.py find of an epoch."""
+    """What test.py and evaluate.py measure for an epoch."""
     where = ["--checkpoints_dir", run.parent, "--name", run.name, "--results_dir", out]
     where += ["--which_epoch", epoch, "--gpu_ids", -1]
     done = run_command("test.py", *where)
@@ -57,7 +57,7 @@ def evaluated(run: Path, toy_data: Path, epoch: str, out: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_the_best_is_what_evaluate_measures_of_it(validated: Path, toy_data: Path, tmp_path: Path):
+def test_the_best_epoch_has_evaluates_figures(validated: Path, toy_data: Path, tmp_path: Path):
     pytest.importorskip("torchmetrics", reason="needs requirements-eval.txt")
     rows = read_rows(validated / "validation.jsonl")
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
@@ -88,8 +88,8 @@ def test_validation_leaves_training_as_it_is(toy_data: Path, tmp_path: Path) -> 
     assert {name for name in one if name not in other} == {"best_net_D.pth", "best_net_G.pth"}
 
 
-@pytest.mark.parametrize("folders, told", [("val test", "of val"), ("test", "of test"), ("", "no")])
-def test_the_default_phase(folders: str, told: str, own_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folders, part", [("val test", "of val"), ("test", "of test"), ("", "no")])
+def test_the_default_phase(folders: str, part: str, own_data: Path, tmp_path: Path) -> None:
     for kind in ("label", "inst", "img"):
         if "val" in folders:
             (own_data / f"val_{kind}").symlink_to(own_data / f"test_{kind}")
@@ -98,10 +98,10 @@ def test_the_default_phase(folders: str, told: str, own_data: Path, tmp_path: Pa
                 path.unlink()
     log = train(tmp_path / "run", "--dataroot", own_data, "--niter", 1, "--niter_decay", 0)
     (line,) = [line for line in log.splitlines() if "validation on" in line or "no valid" in line]
-    assert told in line
+    assert part in line
 
 
-def test_a_bad_scene_ends_validation_and_not_training(own_data: Path, tmp_path: Path) -> None:
+def test_a_bad_scene_ends_validation_but_not_training(own_data: Path, tmp_path: Path) -> None:
     last = sorted((own_data / "test_label").iterdir())[-1]
     save_png(last, np.full((32, 64), 99, np.uint8))
     log = train(tmp_path / "run", "--dataroot", own_data, *SHORT)
@@ -111,48 +111,48 @@ def test_a_bad_scene_ends_validation_and_not_training(own_data: Path, tmp_path: 
     assert "no validation on test:" in log and "done: weights" in log
 
 
-def fail_for_memory(*_: object) -> None:
+def run_out_of_gpu_memory(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def fail_for_memory_of_cpu(*_: object) -> None:
+def run_out_of_cpu_memory(*_: object) -> None:
     torch.empty(10**15)
 
 
 def without_memory_for_images() -> None:
-    Validation._generate = fail_for_memory
+    Validation._generate = run_out_of_gpu_memory
 
 
-def without_memory_for_measures(fail: Callable[..., None] = fail_for_memory) -> None:
+def without_memory_for_measures(fail: Callable[..., None] = run_out_of_gpu_memory) -> None:
     validation.why_missing = lambda *_: "not there"  # it checks weights, too
     measures._check_weights = fail
 
 
-def without_memory_of_cpu_for_measures() -> None:
-    without_memory_for_measures(fail_for_memory_of_cpu)
+def without_cpu_memory_for_measures() -> None:
+    without_memory_for_measures(run_out_of_cpu_memory)
 
 
 @pytest.mark.parametrize(
     "without, error",
     [
         (without_memory_for_images, "CUDA out of memory"),
-        *further(
+        *thorough(
             (without_memory_for_measures, "CUDA out of memory"),
-            (without_memory_of_cpu_for_measures, "[enforce fail at"),
+            (without_cpu_memory_for_measures, "[enforce fail at"),
         ),
     ],
 )
-def test_too_little_memory_ends_validation_and_not_training(
+def test_too_little_memory_ends_validation_but_not_training(
     without: Callable[[], None], error: str, toy_data: Path, tmp_path: Path
 ) -> None:
     training = Training(tmp_path / "run", "--dataroot", toy_data, *SHORT, prepare=without)
     assert training.end() == 0
-    told = training.told()
-    assert told.count(f"validation failed and is turned off: {error}") == 1
+    output = training.output()
+    assert output.count(f"validation failed and is turned off: {error}") == 1
     assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["epoch"] == 5
 
 
-def test_a_phase_that_is_not_there_is_refused(toy_data: Path, tmp_path: Path) -> None:
+def test_a_missing_phase_is_refused(toy_data: Path, tmp_path: Path) -> None:
     where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run"]
     assert "evening_label" in one_line(run_command("train.py", *where, "--val_phase", "evening"))
     refusal = one_line(run_command("train.py", *where, "--best_metric", "fid"))
@@ -165,7 +165,7 @@ def test_a_phase_that_is_not_there_is_refused(toy_data: Path, tmp_path: Path) ->
 
 
 def test_measures_of_sets_need_two_scenes(toy_data: Path, monkeypatch) -> None:
-    """Whatever weights there are."""
+    """Even if all weights are there."""
     monkeypatch.setattr("evaluation.validation.why_missing", lambda *_: None)
     assert {"lpips", "fid", "kid"} <= set(measured(toy_data))
     assert "lpips" in measured(toy_data, "--val_max", "1")
@@ -182,23 +182,21 @@ def test_kid_needs_a_scene_for_each_process(toy_data: Path, monkeypatch) -> None
 
 
 @pytest.mark.thorough
-def test_weights_that_cannot_be_used_are_no_reason_to_end_training(
-    toy_data: Path, tmp_path: Path
-) -> None:
-    """Damaged ones: the best is by SSIM, as without. Those that vanish end validation alone."""
+def test_unusable_weights_do_not_end_training(toy_data: Path, tmp_path: Path) -> None:
+    """Damaged ones: the best is by SSIM, as without. Unusable ones only end validation."""
     weights = tmp_path / measures.ALEXNET
     weights.write_bytes(b"half")
     assert "lpips" not in measured(toy_data, "--weights_dir", str(tmp_path))
     with pytest.raises(UserError, match=r"--best_metric lpips: not measured here \(.*alexnet"):
         measured(toy_data, "--weights_dir", str(tmp_path), "--best_metric", "lpips")
-    torch.save({"x": torch.zeros(1)}, weights)  # whole, but of no use
+    torch.save({"x": torch.zeros(1)}, weights)  # intact, but of no use
     more = ["--weights_dir", tmp_path, "--niter", 1, "--niter_decay", 0]
     log = train(tmp_path / "run", "--dataroot", toy_data, *more)
     assert "the best by lpips is kept" in log
     assert "warning: validation failed and is turned off: lpips" in log and "done: weights" in log
 
 
-def test_a_package_that_is_missing_leaves_measures_out(
+def test_a_missing_package_drops_its_measures(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"x": torch.zeros(1)}, tmp_path / measures.ALEXNET)
@@ -222,7 +220,7 @@ def measured(data: Path, *flags: str) -> list[str]:
 
 
 @pytest.mark.parametrize("more", [True, False])
-def test_judging_by_hand(more: bool) -> None:
+def test_the_best_and_patience_by_hand(more: bool) -> None:
     at = Position(epoch=2)
     sign = 1 if more else -1
     at.set_metric("ssim")
@@ -231,9 +229,9 @@ def test_judging_by_hand(more: bool) -> None:
     assert not at.add_validation(sign * 0.5, more) and at.worse == 1  # no better than the first
     assert not at.add_validation(float("nan"), more) and at.worse == 2
     assert at.add_validation(sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
-    at.set_metric("l1")  # another metric starts anew
+    at.set_metric("l1")  # another metric starts over
     assert at.add_validation(9.0, False) and at.best == 9.0
-    at.set_metric("l1", "4 scenes")  # an older state does not say of what
+    at.set_metric("l1", "4 scenes")  # an older state does not name the scenes
     assert not at.add_validation(9.5, False)
     at.set_metric("l1", "2 scenes")
     assert at.add_validation(9.7, False) and at.best == 9.7
@@ -256,7 +254,7 @@ def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -
 
 
 def test_loaded_weights_are_measured(toy_data: Path, tmp_path: Path) -> None:
-    """Validation sees the averages of the weights that --load_pretrain brought."""
+    """Validation sees the averages of the weights that --load_pretrain loaded."""
     last = ["--dataroot", toy_data, "--niter", 1, "--niter_decay", 0]
     train(tmp_path / "first", *last, "--lr", 0.002)
     train(tmp_path / "next", *last, "--lr", 0, "--ema", 0.5, "--load_pretrain", tmp_path / "first")
@@ -274,7 +272,7 @@ def save_val_scenes(data: Path, heights: tuple[int, ...]) -> None:
             Image.new(mode, (64, height)).save(data / f"val_{kind}" / f"{k}.png")
 
 
-def test_a_scene_that_is_not_measured_leaves_no_measure_out(own_data: Path, monkeypatch) -> None:
+def test_a_scene_that_is_not_measured_drops_no_measure(own_data: Path, monkeypatch) -> None:
     """One that is too small for LPIPS, and not of those that --val_max selects."""
     monkeypatch.setattr("evaluation.validation.why_missing", lambda *_: None)
     save_val_scenes(own_data, heights=(32, 16, 32))
@@ -316,10 +314,10 @@ def test_two_processes_measure_what_one_does(validated: Path, toy_data: Path, tm
 
 
 class WrongSize(torch.nn.Module):
-    """A segmenter that takes other images than there are."""
+    """A segmenter for images of another size."""
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        return picture.view(1, 3, 7, 7)
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.view(1, 3, 7, 7)
 
 
 def test_a_segmenter_is_tried_before_training(toy_data: Path, tmp_path: Path) -> None:
@@ -362,7 +360,7 @@ def killed_at_random(folder: Path, flags: list, draw: random.Random, times: int)
         time.sleep(draw.uniform(0.2, 3))
         if training.process.is_alive():
             training.process.kill()
-            assert training.end() in (-signal.SIGKILL, 0), training.told()
+            assert training.end() in (-signal.SIGKILL, 0), training.output()
     train(folder, *flags, "--continue_train")
 
 
@@ -384,7 +382,7 @@ def validations(folder: Path) -> tuple[list[dict], dict[str, bytes]]:
     return read_rows(folder / "validation.jsonl"), {p.name: p.read_bytes() for p in images}
 
 
-@pytest.mark.parametrize("times", [*further(3), pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [*thorough(3), pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_ends_the_same(times: int, toy_data: Path, tmp_path: Path) -> None:
     flags = ["--dataroot", toy_data, *FLAGS, "--patience", 3]
     train(tmp_path / "whole", *flags)
@@ -417,7 +415,7 @@ def test_pages(validated: Path, tmp_path: Path) -> None:
     assert (validated.parent / "compare" / "index.html").is_file()
 
 
-@pytest.mark.parametrize("width", [400, *further(1200)])
+@pytest.mark.parametrize("width", [400, *thorough(1200)])
 def test_pages_in_a_browser(width: int, validated: Path, browser) -> None:
     """Every image loads from the file, nothing is wider than the window, the slider moves all."""
     compared = validated.parent / "compare" / "index.html"
@@ -449,7 +447,7 @@ def test_pages_in_a_browser(width: int, validated: Path, browser) -> None:
 
 
 def test_a_thousand_validations(tmp_path: Path) -> None:
-    """The pages are written in a moment, and hold an image for each scene, not for each epoch."""
+    """The pages are written quickly, and hold an image for each scene, not for each epoch."""
     page = RunPage(tmp_path, 256)
     image = Image.new("RGB", (8, 4))
     for epoch in range(1, 1001):
@@ -459,7 +457,7 @@ def test_a_thousand_validations(tmp_path: Path) -> None:
         for name in ("input_label", "real_image"):
             image.save(tmp_path / "web" / "validation" / f"{name}_{scene}.jpg")
     rows = [{"epoch": n, "step": n, "ssim": n / 1000, "oracle_x": 1} for n in range(1, 1001)]
-    page.write([], rows, {"best": "7"})  # draws the curves, which is due once in a while
+    page.write([], rows, {"best": "7"})  # draws the curves, as it does once in a while
     start = time.perf_counter()
     page.write([], rows, {"best": "7"})
     assert time.perf_counter() - start < 1
@@ -469,7 +467,7 @@ def test_a_thousand_validations(tmp_path: Path) -> None:
 
 
 def test_the_slider_finds_scenes_of_any_name(tmp_path: Path, browser) -> None:
-    """Also names that are no Unicode, and with line breaks, which HTML changes."""
+    """Also names that are not Unicode, or have line breaks, which HTML changes."""
     web, image = tmp_path / "web", Image.new("RGB", (8, 4))
     page = RunPage(tmp_path, 256)
     for scene in ("plain", "50%25 #?\"'<b>", "new\r\nline", os.fsdecode(b"no \xff Unicode")):
@@ -530,8 +528,8 @@ def test_comparing_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_comparing_without_room_keeps_whole_images(tmp_path: Path) -> None:
-    """And names the image that lacks room, not the one that is copied."""
+def test_comparing_on_a_full_disk_keeps_complete_images(tmp_path: Path) -> None:
+    """And the error names the image that does not fit, not the one that is copied."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     source, out = tmp_path / "web" / "validation", tmp_path / "out"
     for folder in (source, out / "images"):
@@ -587,7 +585,7 @@ def test_mlflow_offline(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("flag", ["wandb", "mlflow"])
-def test_a_missing_package_is_one_line(flag: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_missing_package_is_named(flag: str, tmp_path: Path, monkeypatch) -> None:
     import sys
 
     from util.errors import UserError

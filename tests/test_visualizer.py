@@ -47,7 +47,7 @@ def shown(value: int) -> dict[str, np.ndarray]:
     return {name: np.full((4, 8, 3), value, np.uint8) for name in names}
 
 
-def test_log_writes_both_twins(tmp_path):
+def test_log_writes_both_files(tmp_path):
     line = visualizer(tmp_path).log(at(1, 4, 4, 0.2281), LOSSES)
     assert line == (
         "(epoch: 1, iters: 4, time: 0.228) "
@@ -99,7 +99,7 @@ def test_a_fresh_start_keeps_the_old_text_log(tmp_path):
 
 
 def test_a_run_without_metrics_can_be_resumed(tmp_path):
-    """The reference wrote loss_log.txt alone."""
+    """The reference wrote only loss_log.txt."""
     old = "==== Training Loss ====\n(epoch: 1, iters: 4, time: 0.228) G_GAN: 1.217 \n"
     (tmp_path / "loss_log.txt").write_text(old)
     visualizer(tmp_path, resume=True).truncate_after(2)
@@ -115,9 +115,9 @@ def test_a_row_without_iters_keeps_the_text_log_of_its_epoch(row: str, tmp_path)
     assert (tmp_path / "loss_log.txt").read_text() == lines[0]
 
 
-def test_a_spoiled_row_is_named(tmp_path):
-    for spoiled in ("spoiled", '{"epoch": 1}', '{"step": 1}', "[1]", '{"epoch": 1, "step": "2"}'):
-        (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 1, "step": 1}}\n{spoiled}\n')
+def test_a_damaged_row_is_named(tmp_path):
+    for damaged in ("spoiled", '{"epoch": 1}', '{"step": 1}', "[1]", '{"epoch": 1, "step": "2"}'):
+        (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 1, "step": 1}}\n{damaged}\n')
         with pytest.raises(UserError, match=r"metrics.jsonl: line 2"):
             read_rows(tmp_path / "metrics.jsonl")
 
@@ -149,7 +149,7 @@ def test_curves_that_a_kill_prevented_are_drawn_by_the_next_run(tmp_path):
     assert "2, step 8" in (tmp_path / "web" / "index.html").read_text()
 
 
-def test_lines_stay_where_the_metrics_are_lost(tmp_path):
+def test_lines_stay_if_the_metrics_are_lost(tmp_path):
     log(visualizer(tmp_path), range(1, 6))
     before = (tmp_path / "loss_log.txt").read_text()
     (tmp_path / "metrics.jsonl").write_text("")
@@ -163,8 +163,8 @@ def test_page_shows_what_is_on_disk_newest_first(tmp_path):
     assert not (tmp_path / "web" / "loss_curves.png").exists()  # nothing logged yet
     log(vis, range(1, 3))
     vis.display(shown(2), epoch=1, step=2)
-    with Image.open(tmp_path / "web" / "images" / "epoch001_real_image.png") as picture:
-        assert np.all(np.asarray(picture) == 2)
+    with Image.open(tmp_path / "web" / "images" / "epoch001_real_image.png") as image:
+        assert np.all(np.asarray(image) == 2)
 
     vis = visualizer(tmp_path, write_html=True, resume=True)
     vis.display(shown(3), epoch=1000, step=3)
@@ -178,7 +178,7 @@ def test_page_shows_what_is_on_disk_newest_first(tmp_path):
     assert 'http-equiv="refresh"' in text
 
 
-def test_pictures_of_the_2018_code_stay_on_the_page_of_a_continued_run(tmp_path):
+def test_images_of_the_2018_code_stay_on_the_page_of_a_continued_run(tmp_path):
     old = tmp_path / "web" / "images" / "epoch001_real_image.jpg"
     old.parent.mkdir(parents=True)
     Image.new("RGB", (8, 4)).save(old)
@@ -186,7 +186,7 @@ def test_pictures_of_the_2018_code_stay_on_the_page_of_a_continued_run(tmp_path)
     assert f'src="images/{old.name}"' in (tmp_path / "web" / "index.html").read_text()
 
 
-def test_a_fresh_start_drops_the_pictures_of_an_earlier_run(tmp_path):
+def test_a_fresh_start_drops_the_images_of_an_earlier_run(tmp_path):
     visualizer(tmp_path, write_html=True).display(shown(1), epoch=9, step=1)
     visualizer(tmp_path, write_html=True).display(shown(1), epoch=1, step=1)
     names = {path.name[:8] for path in (tmp_path / "web" / "images").iterdir()}
@@ -204,8 +204,8 @@ def test_curves_at_any_length(tmp_path, count):
     rows = [{"step": i, "A": v, "B": 0.5, "C": None} for i, v in enumerate(values.tolist())]
     rows[count // 2]["A"] = 1e30 if count > 100 else math.nan
     save_curves(tmp_path / "curves.png", {name: {name: series(rows, name)} for name in "ABC"})
-    with Image.open(tmp_path / "curves.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     panels = [pixels[:, i * len(pixels[0]) // 3 : (i + 1) * len(pixels[0]) // 3] for i in range(3)]
     blue = [np.abs(panel - [31, 119, 180]).sum(2) < 9 for panel in panels]
     assert blue[1].sum() > 20 and blue[2].sum() == 0
@@ -266,8 +266,8 @@ def test_without_matplotlib_a_page_is_refused_at_the_start(tmp_path, monkeypatch
 
 @pytest.fixture
 def board(monkeypatch):
-    """What reads TensorBoard's files: in order of their names, which end in a count from here on,
-    of two digits."""
+    """What reads TensorBoard's files: in order of their names, whose final count has two digits
+    from here on."""
     module = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
     monkeypatch.setattr(module, "_global_uid", module.AtomicCounter(10))
     return pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -288,7 +288,7 @@ def test_tensorboard(tmp_path, board):
 
 
 def test_a_start_that_fails_leaves_what_loggers_have(tmp_path, monkeypatch, board):
-    """They are made before the first step, and only start_anew, after it, replaces a run."""
+    """Loggers are made before the first step; only start_anew, after it, replaces a run."""
     ids = []
     service = SimpleNamespace(Image=None, init=lambda id, **_: ids.append(id) or MagicMock())
     monkeypatch.setitem(sys.modules, "wandb", service)

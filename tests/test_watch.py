@@ -1,11 +1,11 @@
-"""Watchful training: what is not finite stops it before anything is overwritten."""
+"""Values that are not finite stop training before anything is overwritten."""
 
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import further
+from conftest import thorough
 from trainer import Training, outcome, train
 
 from util.run.checkpoints import load_file
@@ -15,7 +15,7 @@ STEPS = ["--print_freq", 1, "--save_latest_freq", 1]
 
 
 class Poison:
-    """From a step on, the photographs that the model is given are NaN."""
+    """From this step on, the photographs that the model is given are NaN."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -40,23 +40,23 @@ def finite(folder: Path) -> bool:
     return bool(files) and all(v.isfinite().all() for state in files for v in state.values())
 
 
-@pytest.mark.parametrize("flags", [["--nThreads", 1], *further([], ["--amp", "bf16"])])
+@pytest.mark.parametrize("flags", [["--nThreads", 1], *thorough([], ["--amp", "bf16"])])
 def test_nan_stops_with_step_losses_and_files(flags, toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *STEPS, "--niter", 3, "--serial_batches", *flags]
     training = Training(tmp_path / "run", *flags, prepare=Poison(6))
     assert training.end() == 2
-    last = training.told().splitlines()[-1]
+    last = training.output().splitlines()[-1]
     assert last.startswith("error: step 6: a loss or gradient is not finite")
     second = sorted((toy_data / "train_label").iterdir())[1]  # of the second epoch
     assert str(second) in last and "G_GAN" in last and "D_real nan" in last
-    assert "Traceback" not in training.told()
+    assert "Traceback" not in training.output()
     assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 5
     assert finite(tmp_path / "run")
     assert "continuing" in train(tmp_path / "run", *flags, "--niter_decay", 0, "--continue_train")
 
 
 def test_nan_between_saves_is_not_saved(toy_data, tmp_path):
-    """Where nothing is looked at between two saves, the second is not made."""
+    """Even if nothing is checked between two saves, the second is not made."""
     flags = ["--dataroot", toy_data, "--niter", 3, "--save_epoch_freq", 1]
     training = Training(tmp_path / "run", *flags, prepare=Poison(7))
     assert training.end() == 2
@@ -72,7 +72,7 @@ def test_weights_that_are_not_finite_are_never_saved(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *STEPS, "--fp16", "--niter", 3]
     training = Training(tmp_path / "run", *flags, prepare=_break_a_weight)
     assert training.end() == 2
-    assert "weights of G are not finite" in training.told().splitlines()[-1]
+    assert "weights of G are not finite" in training.output().splitlines()[-1]
     assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["step"] == 1
     assert finite(tmp_path / "run")
 
@@ -92,20 +92,20 @@ def _break_a_weight() -> None:
 
 
 def test_a_rate_that_is_far_too_high_ends_clearly(toy_data, tmp_path):
-    """By flags alone: it stops in one line, or goes on; what is on disk is finite either way."""
+    """By flags only: it stops in one line, or continues; what is on disk is finite either way."""
     flags = ["--dataroot", toy_data, *STEPS, "--niter", 3, "--niter_decay", 0, "--lr", 1e6]
     training = Training(tmp_path / "run", *flags)
     status = training.end()
-    assert status in (0, 2) and "Traceback" not in training.told()
-    assert status == 0 or "not finite" in training.told().splitlines()[-1]
+    assert status in (0, 2) and "Traceback" not in training.output()
+    assert status == 0 or "not finite" in training.output().splitlines()[-1]
     assert finite(tmp_path / "run")
 
 
-def test_skipped_steps_of_fp16_are_no_errors(toy_data, tmp_path):
+def test_skipped_steps_of_fp16_are_not_errors(toy_data, tmp_path):
     """The first scale may be too high: the step is skipped and the scale falls."""
     flags = ["--dataroot", toy_data, *STEPS, "--fp16", "--niter", 1, "--niter_decay", 0]
     training = Training(tmp_path / "run", *flags, prepare=_high_scale)
-    assert training.end() == 0, training.told()
+    assert training.end() == 0, training.output()
     state = load_file(tmp_path / "run" / "latest_state.pth")
     assert state["model"]["scaler"]["scale"] < 2.0**80
     assert finite(tmp_path / "run") and len(outcome(tmp_path / "run")["metrics.jsonl"]) == 4
@@ -120,11 +120,11 @@ def _high_scale() -> None:
     torch.amp.GradScaler.__init__ = init
 
 
-def test_fp16_that_is_lost_stops(toy_data, tmp_path):
+def test_fp16_that_cannot_recover_stops(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *STEPS, "--fp16", "--niter", 30]
     training = Training(tmp_path / "run", *flags, prepare=Poison(3))
     assert training.end() == 2
-    assert "not finite" in training.told().splitlines()[-1]
+    assert "not finite" in training.output().splitlines()[-1]
     assert finite(tmp_path / "run")
 
 
@@ -135,13 +135,13 @@ def test_watch_names_the_first_bad_step():
         watch.add(torch.tensor(good), step, {"G": torch.tensor(float(step))}, [f"file{step}"])
     with pytest.raises(NonFinite, match=r"step 3: .*G 3.*file3"):
         watch.check()
-    watch.check()  # each step is looked at once
+    watch.check()  # each step is checked once
 
 
 @pytest.mark.parametrize(
     "loss, grey, word", [(0.001, 0.0, "discriminator"), (0.5, 1.0, "saturated"), (0.5, 0.0, None)]
 )
-def test_warnings_come_once_and_only_after_long(loss, grey, word):
+def test_warnings_come_once_and_only_after_a_while(loss, grey, word):
     watch, found = Watch(), []
     for look in range(100):
         if look == 10:  # an interruption starts the count over
@@ -153,7 +153,7 @@ def test_warnings_come_once_and_only_after_long(loss, grey, word):
     assert [word in warning for warning in found] == ([True] if word else [])
 
 
-def test_the_gap_between_training_and_validation_is_told_once() -> None:
+def test_the_gap_between_training_and_validation_is_reported_once() -> None:
     """By hand: images 25.5 grey levels from their photographs, and validation twice as far."""
     watch, image = Watch(), torch.zeros(1, 3, 4, 4)
     losses = {"D_real": 1.0, "D_fake": 1.0}
@@ -163,8 +163,8 @@ def test_the_gap_between_training_and_validation_is_told_once() -> None:
     assert watch.gap_warning(60.0) is None  # nothing was logged since
     for _ in range(5):
         watch.warnings(losses, image, image + 0.2)
-    told = watch.gap_warning(51.0)
-    assert "differ by 51.0 grey levels" in told and "by 25.5" in told
+    warning = watch.gap_warning(51.0)
+    assert "differ by 51.0 grey levels" in warning and "by 25.5" in warning
     for _ in range(5):
         watch.warnings(losses, image, image + 0.2)
     assert watch.gap_warning(99.0) is None

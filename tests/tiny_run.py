@@ -15,7 +15,7 @@ SMALL = {"ngf": 4, "n_downsample_global": 2, "n_blocks_global": 1, "nef": 4, "n_
 
 def write_run(checkpoints: Path, name: str, **flags: object) -> Path:
     """Write checkpoints/NAME: opt.json, latest_net_G.pth, latest_net_E.pth and five styles of
-    each class. flags: of the architecture and the data, --instance_feat unless told otherwise."""
+    each class. flags: of the architecture and the data; --instance_feat is on by default."""
     opt = {**DEFAULTS, **SMALL, "instance_feat": True, "resize_or_crop": "none", **flags}
     torch.manual_seed(0)
     folder = checkpoints / name
@@ -33,7 +33,7 @@ def write_run(checkpoints: Path, name: str, **flags: object) -> Path:
 
 
 def save(net: torch.nn.Module, path: Path) -> None:
-    """Random weights, large enough that the picture shows what the network sees."""
+    """Random weights, large enough that the image shows what the network sees."""
     for name, value in net.state_dict().items():
         if name.endswith("weight"):
             value.mul_(10)

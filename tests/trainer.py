@@ -20,7 +20,7 @@ from PIL import Image
 
 class Training:
     """A running train.py with tiny networks. prepare() is called in its process beforehand; env:
-    further variables of its environment."""
+    additional environment variables."""
 
     def __init__(
         self,
@@ -40,19 +40,19 @@ class Training:
         self.process.join(timeout)
         if self.process.is_alive():
             self.process.kill()
-            raise TimeoutError(f"still training after {timeout} s: {self.told()}")
+            raise TimeoutError(f"still training after {timeout} s: {self.output()}")
         return self.process.exitcode
 
-    def told(self) -> str:
+    def output(self) -> str:
         """What it has printed so far, on stdout and stderr."""
         return self.out.read_text() if self.out.exists() else ""
 
     def wait_for(self, text: str, timeout: float = 60) -> None:
         """Wait until it has printed this."""
         until = time.monotonic() + timeout
-        while text not in self.told():
+        while text not in self.output():
             if time.monotonic() > until or not self.process.is_alive():
-                raise AssertionError(f"never printed {text!r}: {self.told()}")
+                raise AssertionError(f"never printed {text!r}: {self.output()}")
             time.sleep(0.005)
 
 
@@ -68,7 +68,7 @@ def _train(
     import util.run.page
     from util.errors import run
 
-    # as long as all steps together; tests/test_visualizer.py looks at real ones
+    # drawing takes as long as all steps together; tests/test_visualizer.py checks real curves
     util.run.page.save_curves = lambda path, *_, **__: Image.new("L", (1, 1)).save(path)
     if prepare:
         prepare()
@@ -79,12 +79,12 @@ def train(folder: Path, *flags: object, prepare: Callable[[], None] | None = Non
     """Train to the end; what was printed."""
     training = Training(folder, *flags, prepare=prepare)
     status = training.end()
-    assert status == 0, training.told()
-    return training.told()
+    assert status == 0, training.output()
+    return training.output()
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """All that two equal trainings must have in common: every saved number, the logs, pictures."""
+    """All that two equal runs must have in common: every saved number, the logs, the images."""
     found: dict[str, object] = {}
     for path in sorted(folder.glob("*.pth")):
         found[path.name] = _plain(torch.load(path, weights_only=True))
@@ -108,11 +108,11 @@ def _plain(value: object) -> object:
     return value
 
 
-def assert_same(one: Path, other: Path, but: tuple[str, ...] = ()) -> None:
-    """Two trainings ended in the same files, bit for bit. but: keys of the state left out."""
+def assert_same(one: Path, other: Path, ignore: tuple[str, ...] = ()) -> None:
+    """Two runs ended in the same files, bit for bit. ignore: keys of the state to leave out."""
     first, second = outcome(one), outcome(other)
     for found in (first, second):
-        for key in but:
+        for key in ignore:
             with contextlib.suppress(KeyError):
                 del found["latest_state.pth"][key]
     assert first.keys() == second.keys()

@@ -34,7 +34,7 @@ NOTE = "features_encoder.txt"  # next to features.npy: the encoder that made it
 
 
 def encode(opt: argparse.Namespace, device: torch.device) -> None:
-    """Write the features, unless they are there, and the styles."""
+    """Write the features, unless they are up to date, and the styles."""
     set_up_torch(opt.deterministic, opt.tf32)
     seed_everything(opt.seed)
     path = run_dir(opt) / "features.npy"

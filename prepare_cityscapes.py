@@ -178,7 +178,7 @@ def check(jobs: list[Job]) -> None:
 
 
 def make_all(jobs: list[Job], args: argparse.Namespace, split: str) -> int:
-    """Make the files that are not there yet; return how many."""
+    """Make the files that are not complete yet; return how many."""
     work = partial(make, link=args.link, width=args.size)
     hidden = not sys.stderr.isatty()
     # Threads suffice: copying waits for the disk, and Pillow releases the interpreter lock
@@ -187,7 +187,7 @@ def make_all(jobs: list[Job], args: argparse.Namespace, split: str) -> int:
 
 
 def make(job: Job, link: bool, width: int | None) -> bool:
-    """Make one file, unless it is there; return whether it was made."""
+    """Make one file, unless it is complete; return whether it was made."""
     try:
         if is_complete(job, width):
             return False
@@ -260,7 +260,7 @@ def report(out: Path, split: str, jobs: list[Job], made: int) -> None:
     folders = sorted({target.parent for target in targets})
     others = [path for folder in folders for path in folder.glob("[!.]*") if path not in targets]
     if others:
-        print(f"note: {len(others)} other files lie there too, for example {others[0]}")
+        print(f"note: {len(others)} other files are there too, for example {others[0]}")
 
 
 def next_command(out: Path, image: Path) -> str:

@@ -43,7 +43,7 @@ from util.setup import seed_everything, set_up_torch
 
 
 def train(opt: argparse.Namespace, device: torch.device) -> int:
-    """The whole training, in each process. Returns the exit status."""
+    """Train from start to end, in each process. Returns the exit status."""
     seed_everything(opt.seed)
     for line in fix_data_flags(opt):
         log_main(line)

@@ -214,8 +214,8 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
     elif min(final := geometry.final(sizes["label"])) < geometry.smallest:
         problems.append(
             f"{files['label']}: {final[0]}x{final[1]} when scaled and cropped, but these networks "
-            f"and losses need {geometry.smallest} pixels each way; leave it out, or change "
-            "--loadSize, --fineSize or --resize_or_crop"
+            f"and losses need at least {geometry.smallest}x{geometry.smallest} pixels; leave it "
+            "out, or change --loadSize, --fineSize or --resize_or_crop"
         )
     return problems
 

@@ -172,7 +172,7 @@ def main() -> int:
 
 
 def _label_flags(found: set[int], colours: np.ndarray | None) -> str:
-    """The flags of training for the classes found; colours None: only these tell how many."""
+    """The flags of training for the classes found; colours None: these determine how many."""
     if colours is not None:
         return f"--label_nc {len(colours)}"
     if 255 in found:  # borders and unlabelled pixels, in VOC and most others

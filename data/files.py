@@ -17,7 +17,7 @@ from util.errors import UserError, brief, first_line, out_of_memory
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
 EXTENSIONS |= {".npy", ".npz"}
-_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # some of Pillow's others start programs
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # some other formats start programs
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged tags; Pillow raises what matters
 for library in "PIL", "tifffile":  # what they log, they raise as well

@@ -17,8 +17,8 @@ Files = dict[str, Path]  # by scene key
 
 
 class InputFiles(AlignedDataset):
-    """AlignedDataset's items, but for the files in --input, --input_inst and --input_cond, and
-    without photographs.
+    """AlignedDataset's items, from the files of --input, --input_inst and --input_cond, and without
+    photographs.
 
     Each file is checked only when it is read, so that a bad one does not stop the rest: its item is
     the UserError that says what is wrong with it.

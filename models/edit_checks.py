@@ -91,15 +91,15 @@ def feature_vectors(features: object, opt: argparse.Namespace) -> dict[int, np.n
 
 
 def integer(value: object, what: str, low: int, high: int) -> int:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not low <= value <= high:
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or not low <= value <= high:
         raise UserError(f"{what}: expected an integer from {low} to {high}, found {value!r:.40}")
     return int(value)
 
 
 def number(value: object, what: str, low: float, high: float) -> float:
-    real = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not real or not low <= value <= high:
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
         raise UserError(f"{what}: expected a number from {low} to {high:g}, found {value!r:.40}")
     return float(value)
 

@@ -228,11 +228,11 @@ def _check(model: InferenceModel, unchecked: Path, path: Path) -> dict[tuple[int
     return differences
 
 
-def _grey_levels(some: Tensor, others: Tensor) -> int:
+def _grey_levels(images: Tensor, expected: Tensor) -> int:
     """The largest difference between images, as they would be saved."""
-    if some.shape != others.shape or not some.isfinite().all():
+    if images.shape != expected.shape or not images.isfinite().all():
         return 255
-    return int(np.abs(to_pictures(some).astype(int) - to_pictures(others)).max())
+    return int(np.abs(to_pictures(images).astype(int) - to_pictures(expected)).max())
 
 
 def _random_scene(

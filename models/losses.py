@@ -18,7 +18,7 @@ VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # for relu1_1 .. relu5_1
 def gan_loss(outputs: Sequence[Sequence[Tensor]], is_real: bool, use_lsgan: bool = True) -> Tensor:
     """How far the scores of all scales are from "real" (1) or "fake" (0), summed over scales.
 
-    outputs: what MultiscaleDiscriminator gives; raw scores are the last of each scale. use_lsgan:
+    outputs: those of MultiscaleDiscriminator; raw scores are the last of each scale. use_lsgan:
     least squares (Mao et al., 2017), else cross entropy on the logits.
     """
     scores = [scale[-1].float() for scale in outputs]

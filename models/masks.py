@@ -48,7 +48,7 @@ def stroke(points: Sequence[Point], radius: float, shape: tuple[int, int]) -> np
 
 
 def scaled(mask: np.ndarray, scale: float) -> np.ndarray:
-    """A bool mask at scale times its size, at least one pixel each way, nearest neighbour."""
+    """A bool mask at scale times its size, at least 1x1, by nearest neighbour."""
     height, width = (max(1, round(side * scale)) for side in mask.shape)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 

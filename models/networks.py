@@ -132,7 +132,7 @@ class LocalEnhancer(nn.Module):
         coarse_ngf = ngf * 2**n_local_enhancers
         depths, style = (n_downsample_global, n_blocks_global), (norm, use_dropout, upsample)
         coarse = GlobalGenerator(input_nc, output_nc, coarse_ngf, *depths, *style)
-        # all but the last layers (padding, 7x7 convolution, tanh), which give the image
+        # all but the last layers (padding, 7x7 convolution, tanh), which make the image
         self.model = coarse.model[:-3]
 
         for n in range(1, n_local_enhancers + 1):
@@ -194,7 +194,7 @@ def patch_discriminator(
 ) -> list[list[nn.Module]]:
     """The layers of one PatchGAN discriminator in stages, one for each feature map that it returns.
 
-    The last stage gives raw scores (B, 1, h, w), before any sigmoid.
+    The last stage returns raw scores (B, 1, h, w), before any sigmoid.
     """
     conv = partial(Conv2d, kernel_size=4, padding=2)
     stages: list[list[nn.Module]] = [[conv(input_nc, ndf, stride=2), nn.LeakyReLU(0.2, True)]]
@@ -252,7 +252,7 @@ class MultiscaleDiscriminator(nn.Module):
         return outputs
 
 
-# -- Networks with fresh weights --------------------------------------------------------------
+# -- Networks with initialized weights --------------------------------------------------------
 
 
 def define_G(
@@ -268,7 +268,7 @@ def define_G(
     use_dropout: bool = False,
     upsample: str = "transpose",
 ) -> nn.Module:
-    """A generator ("global", "local") or the "encoder", with fresh weights.
+    """A generator ("global", "local") or the "encoder", with initialized weights.
 
     For the encoder output_nc is the number of features and n_downsample_global its depth.
     """
@@ -293,6 +293,6 @@ def define_D(
     get_features: bool = False,
     coarse_nc: int = 0,
 ) -> MultiscaleDiscriminator:
-    """A discriminator with fresh weights. get_features: for the feature matching loss."""
+    """A discriminator with initialized weights. get_features: for the feature matching loss."""
     first = input_nc, ndf, n_layers, NORMS[norm]
     return init_weights(MultiscaleDiscriminator(*first, num_D, get_features, coarse_nc))

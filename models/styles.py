@@ -199,7 +199,7 @@ def paint(inst: np.ndarray, features: Mapping[int, np.ndarray], feat_num: int) -
 class StyleChooser:
     """Chooses a style for every instance of a scene: a fixed one for its class, or at random.
 
-    fixed: class -> feature (feat_num,). Random choices depend on (seed, scene name, id) alone.
+    fixed: class -> feature (feat_num,). Random choices depend only on (seed, scene name, id).
     Classes for which there was no style are collected in missing.
     """
 
@@ -224,7 +224,7 @@ class StyleChooser:
 
 
 def style(styles: Styles, label: int, number: int, name: str) -> np.ndarray:
-    """One style of a class, which a UserError calls name if there is no style of this number."""
+    """One style of a class. name: what a UserError calls it if there is no style of this number."""
     if label not in styles:
         raise UserError(f"{name} has no styles: no instance of it was large enough to be clustered")
     if not 0 <= number < len(styles[label]):

@@ -146,16 +146,16 @@ def _becomes_subpixel(old: Tensor, new: Tensor, network: str) -> bool:
 
 
 def _input_weights(
-    weight: Tensor, fresh: Tensor, before: Parts, after: Parts, classes: dict[int, int]
+    weight: Tensor, initial: Tensor, before: Parts, after: Parts, classes: dict[int, int]
 ) -> Tensor:
-    """A convolution's weights (out, in, k, k) for other input channels. fresh: their
-    initialization."""
+    """A convolution's weights (out, in, k, k) for other input channels. initial: as the new layer
+    was initialized."""
     old = dict(zip((name for name, _ in before), weight.split([count for _, count in before], 1)))
     columns = []
-    for (name, count), initial in zip(after, fresh.split([count for _, count in after], 1)):
+    for (name, count), unseen in zip(after, initial.split([count for _, count in after], 1)):
         part = old.get(name, weight[:, :0])
         if name in ("class", "input") and name not in old:
-            columns.append(initial)  # zeros, or equal ones, would never learn
+            columns.append(unseen)  # zeros, or equal ones, would never learn
         elif name == "class":
             mean = part.mean(1, keepdim=True)
             one = part.split(1, 1)

@@ -26,7 +26,7 @@ class UIModel(Scene):
     A scene must not be used by two threads at once. Running out of memory is a UserError.
 
     last_picture    the last image; None at first
-    picture_version the version that it shows: lower than version if generating failed since
+    picture_version the version that it shows: lower than version if generating a newer one failed
     """
 
     def __init__(

@@ -508,7 +508,7 @@ def test_sizes_train_or_are_refused(size, mode, toy_data, tmp_path):
     final = size if mode == "none" else (64, max(1, 64 * size[1] // size[0]))
     assert "Traceback" not in output
     if min(final) < 4:  # the first layer reflects three pixels
-        assert status == 2 and "pixels each way" in output.splitlines()[-1], output
+        assert status == 2 and "need at least" in output.splitlines()[-1], output
     else:
         assert status == 0, output
 

@@ -260,7 +260,7 @@ def test_a_raised_niter_fix_global_takes_effect(toy_data, tmp_path):
     train(tmp_path / "run", *flags, "--niter", 1)
     before = torch.load(tmp_path / "run" / "latest_net_G.pth")
     more = ["--niter", 2, "--niter_fix_global", 2, "--continue_train"]
-    assert "the outermost enhancer alone is trained" in train(tmp_path / "run", *flags, *more)
+    assert "only the outermost enhancer is trained" in train(tmp_path / "run", *flags, *more)
     after = torch.load(tmp_path / "run" / "latest_net_G.pth")
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"model1_1", "model1_2"}

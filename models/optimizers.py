@@ -21,7 +21,7 @@ def adam(
 
 
 def learning_rate(opt: argparse.Namespace, epoch: int) -> float:
-    """The rate of an epoch (from 1): --lr for niter epochs, then linear decay in niter_decay."""
+    """The rate of an epoch (from 1): --lr for niter epochs, then linearly to 0 in niter_decay."""
     past = max(0, epoch - 1 - opt.niter)
     return opt.lr * (1 - past / max(1, opt.niter_decay))
 

@@ -14,7 +14,7 @@ from data.kinds import Size, files_of, scene_kinds
 from data.values import RGB8
 from util.errors import UserError, brief
 
-MOST_PIXELS = 2**28  # of a scaled image; a narrow strip scaled in width can need far more
+MAX_PIXELS = 2**28  # of a scaled image; a narrow strip scaled in width can need far more
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
     if len(set(compared.values())) > 1:
         listed = ", ".join(f"{files[kind]} is {w}x{h}" for kind, (w, h) in compared.items())
         problems.append(f"the files of a scene must have the same size, but {listed}")
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         problems.append(
             f"{files['label']}: would be {width}x{height} when scaled, too large for memory; "
             "leave it out, or give another --resize_or_crop or --loadSize"

@@ -25,7 +25,7 @@ TIFF = (".tif", ".tiff")
 # GeoAsciiParams (GeoTIFF 1.1) and GDAL_NODATA
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42113)
 _NEEDED_FOR = {"tifffile": "TIFF", "imagecodecs": "16-bit PNG"}
-MOST_NUMBERS = 2**31  # in one file
+MAX_NUMBERS = 2**31  # in one file
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -81,7 +81,7 @@ def array_shape(path: Path) -> tuple[int, int, int]:
                 shape = (image.height, image.width, len(image.getbands()))
     if len(shape) not in (2, 3):
         raise UserError(f"{path}: an array of shape {shape}, expected (H, W) or (H, W, C)")
-    if np.prod(shape, dtype=np.int64) > MOST_NUMBERS or min(shape) < 1:
+    if np.prod(shape, dtype=np.int64) > MAX_NUMBERS or min(shape) < 1:
         raise UserError(f"{path}: an image of shape {shape} cannot be held in memory")
     return (*shape, 1) if len(shape) == 2 else shape
 

@@ -19,7 +19,7 @@ from PIL import Image
 from data.aligned_dataset import Geometry, size_problems
 from data.arrays import NUMPY, TIFF, file_size
 from data.create import kind_flags
-from data.files import MOST_CLASSES, pairing_problems, scan_folder, shown_kind
+from data.files import MAX_CLASSES, pairing_problems, scan_folder, shown_kind
 from data.kinds import Kind, scene_kinds
 from data.values import SIDES, Values, side_values
 from util.errors import UserError
@@ -61,7 +61,7 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     smallest: the minimum height and width of a scaled and cropped image. Raises UserError if
     there is no such data set at all.
     """
-    label_nc = MOST_CLASSES if opt.label_nc == "auto" else opt.label_nc
+    label_nc = MAX_CLASSES if opt.label_nc == "auto" else opt.label_nc
     kinds = scene_kinds(label_nc, **kind_flags(opt), loss_weights=opt.loss_weights)
     files, problems = _scan(opt, kinds)
     found = [

@@ -22,7 +22,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from data.files import MOST_CLASSES, list_files, open_image, read_rgb
+from data.files import MAX_CLASSES, list_files, open_image, read_rgb
 from util.errors import UserError, brief, run
 from util.files import make_folder, replacing, write_text
 from util.pages.colours import palette
@@ -50,8 +50,8 @@ def read_palette(name: str) -> np.ndarray:
         if len(words) < 3 or not all(w.isdecimal() and int(w) <= 255 for w in words[:3]):
             raise UserError(f"--palette {name}: line {number} is {line!r}, expected 'R G B'")
         rows.append([int(word) for word in words[:3]])
-    if not 1 <= len(rows) <= MOST_CLASSES:
-        raise UserError(f"--palette {name}: {len(rows)} colours, expected 1 to {MOST_CLASSES}")
+    if not 1 <= len(rows) <= MAX_CLASSES:
+        raise UserError(f"--palette {name}: {len(rows)} colours, expected 1 to {MAX_CLASSES}")
     return np.array(rows, np.uint8)
 
 
@@ -186,9 +186,9 @@ def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:
     found: dict[int, None] = {}  # an ordered set
     for codes in parallel(find_colours, paths, args.workers, "looking for colours"):
         found |= dict.fromkeys(codes.tolist())
-        if len(found) > MOST_CLASSES:
+        if len(found) > MAX_CLASSES:
             raise UserError(
-                f"--palette auto: more than {MOST_CLASSES} colours in {args.input}: these are not "
+                f"--palette auto: more than {MAX_CLASSES} colours in {args.input}: these are not "
                 "label maps, or their edges are antialiased; list the colours and give --nearest"
             )
     colours = np.array([_rgb(code) for code in found], np.uint8)

@@ -13,7 +13,7 @@ from data.aligned_dataset import AlignedDataset, Geometry
 from data.arrays import read_array
 from data.augment import Augmentation
 from data.cache import create_cache
-from data.files import MOST_CLASSES, list_files, read_rgb, scan_folder
+from data.files import MAX_CLASSES, list_files, read_rgb, scan_folder
 from data.kinds import image_kind, scene_kinds
 from data.loader import Loader
 from data.values import SIDES, TYPES, Values, refuse_beyond_type, side_values
@@ -23,7 +23,7 @@ from util.run.checkpoints import saved_options
 
 Scene = TypeVar("Scene")
 
-MOST_MEASURED = 200  # files that --SIDE_range auto reads, evenly spaced
+MAX_MEASURED = 200  # files that --SIDE_range auto reads, evenly spaced
 
 
 def create_dataset(
@@ -194,7 +194,7 @@ def _type_of(path: Path, channels: int) -> str:
 def percentiles(files: list[Path], read: Callable) -> tuple[float, float]:
     """The range of --SIDE_range auto: from the lowest to the highest of the files' 0.1 and 99.9
     percentiles. read: a Kind's, so that what is measured is what training sees."""
-    chosen = evenly_spaced(files, MOST_MEASURED)
+    chosen = evenly_spaced(files, MAX_MEASURED)
     bounds = [np.percentile(np.asarray(read(path)), (0.1, 99.9)) for path in chosen]
     low, high = np.array(bounds).T
     low, high = float(low.min()), float(high.max())
@@ -211,9 +211,9 @@ def count_labels(dataroot: str, phase: str, ignore_label: int | None = None) -> 
     for path in files:
         label = np.asarray(kind.read(path))
         count = max(count, 1 + int(label[label != ignore_label].max(initial=0)))
-        if count > MOST_CLASSES:
+        if count > MAX_CLASSES:
             raise UserError(
-                f"{path}: label {count - 1}, but there are at most {MOST_CLASSES} classes; fix "
+                f"{path}: label {count - 1}, but there are at most {MAX_CLASSES} classes; fix "
                 "it, or if it stands for no class, give --ignore_label"
             )
     return count

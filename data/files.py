@@ -22,7 +22,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that si
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged tags; Pillow raises what matters
 for library in "PIL", "tifffile":  # what they log, they raise as well
     logging.getLogger(library).addHandler(logging.NullHandler())
-MOST_CLASSES = 65536  # what --label_nc takes
+MAX_CLASSES = 65536  # what --label_nc takes
 
 # Endings by which the files of one scene differ: Cityscapes' and common ones.
 _ENDING = re.compile(
@@ -306,7 +306,7 @@ def label_problem(
         return None
     found = [f"{v} ({n} pixels)" for v, n in zip(values[wrong], counts[wrong])]
     enough = int(values[wrong].max()) + 1
-    more = f"give --label_nc {enough}, " if label_nc < enough <= MOST_CLASSES else ""
+    more = f"give --label_nc {enough}, " if label_nc < enough <= MAX_CLASSES else ""
     return (
         f"{path}: label {brief(found)}, but --label_nc {label_nc} allows 0 to {label_nc - 1}; "
         f"fix the file, {more}or leave such pixels out with --ignore_label"

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.files import MOST_CLASSES
+from data.files import MAX_CLASSES
 from util.errors import UserError, first_line
 from util.run.checkpoints import verify_checksums
 
@@ -61,8 +61,8 @@ class Segmenter:
             raise self._error(f"returns {found}, {expected}")
         classes = classes.long()  # aminmax does not support uint16 and the like
         low, high = (int(end) for end in classes.aminmax())
-        if low < 0 or high >= MOST_CLASSES:
-            expected = f"expected 0 to {MOST_CLASSES - 1}"
+        if low < 0 or high >= MAX_CLASSES:
+            expected = f"expected 0 to {MAX_CLASSES - 1}"
             raise self._error(f"returns classes {low} to {high}, {expected}")
         return classes[0].cpu().numpy()
 

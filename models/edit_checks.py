@@ -8,7 +8,7 @@ import numpy as np
 from util.errors import UserError
 
 LARGEST_ID = 65535  # instance ids are stored in 16-bit PNG files
-MOST_POINTS = 10_000  # of one brush stroke
+MAX_POINTS = 10_000  # of one brush stroke
 
 
 def argument_checks(
@@ -106,8 +106,8 @@ def number(value: object, what: str, low: float, high: float) -> float:
 
 def _points(points: object, limit: float) -> list[list[float]]:
     """The points (y, x) of a brush stroke, with coordinates in [-limit, limit]."""
-    if not isinstance(points, Sequence) or not 1 <= len(points) <= MOST_POINTS:
-        raise UserError(f"points: expected 1 to {MOST_POINTS} pairs (y, x), found {points!r:.40}")
+    if not isinstance(points, Sequence) or not 1 <= len(points) <= MAX_POINTS:
+        raise UserError(f"points: expected 1 to {MAX_POINTS} pairs (y, x), found {points!r:.40}")
     for point in points:
         if not isinstance(point, Sequence) or len(point) != 2:
             raise UserError(f"points: expected (y, x), found {point!r:.40}")

@@ -249,8 +249,8 @@ def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -
     assert "ended after epoch 3 (--patience 2)" in again and "validation after" not in again
     more = train(tmp_path / "run", *flags[:-2], "--continue_train", "--patience", 4)
     assert "in 4 validations" in more
-    anew = train(tmp_path / "run", *flags, "--continue_train", "--best_metric", "psnr")
-    assert "no better psnr since epoch 6, in 2 validations" in anew
+    continued = train(tmp_path / "run", *flags, "--continue_train", "--best_metric", "psnr")
+    assert "no better psnr since epoch 6, in 2 validations" in continued
 
 
 def test_loaded_weights_are_measured(toy_data: Path, tmp_path: Path) -> None:

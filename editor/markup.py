@@ -67,7 +67,7 @@ def hint(session: Session) -> str:
 def gallery(session: Session) -> str:
     """The styles of the selected object as buttons, or a note on why there are none."""
     if not session.ui.has_features:
-        return note("This model has no styles: it was trained without --instance_feat.")
+        return note("This model has no styles: it was trained without features.")
     if session.selected is None:
         return note("Click an object to see its styles.")
     name = escape(session.name_of_selected())

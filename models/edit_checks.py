@@ -69,7 +69,7 @@ def check_labels(label: np.ndarray, opt: argparse.Namespace) -> None:
 def feature_vector(feature: object, opt: argparse.Namespace) -> np.ndarray:
     """A feature as (feat_num,) float32."""
     if not (opt.instance_feat or opt.label_feat):
-        raise UserError("this model has no styles: it was trained without --instance_feat")
+        raise UserError("this model has no styles: it was trained without features")
     try:
         with np.errstate(over="ignore"):  # becomes infinite, which is refused below
             vector = np.array(feature, np.float32)

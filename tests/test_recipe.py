@@ -146,7 +146,6 @@ def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]
     done = run_command("train.py", *TRAIN, *where, *features, "--name", "plus")
     assert done.returncode == 0, done.stderr
-    assert "G_L1" in done.stdout or (root / "checkpoints" / "plus" / "metrics.jsonl").exists()
     return root / "checkpoints" / "plus"
 
 

@@ -462,7 +462,7 @@ def test_the_rate_starts_over_only_for_weights_of_the_old_code(toy_data, tmp_pat
     flags = ["--dataroot", toy_data, *SHORT]
     train(tmp_path / "run", *flags)
     (tmp_path / "run" / "latest_state.pth").unlink()
-    (tmp_path / "run" / "iter.txt").write_text("3,0\n".replace(",", "\n"))
+    (tmp_path / "run" / "iter.txt").write_text("3\n0\n")
     log = train(tmp_path / "run", *flags, "--continue_train", "--print_freq", 1)
     assert "optimizers start fresh" in log and "epoch 3 of 3" in log
 

@@ -175,11 +175,11 @@ class PlainStep:
         opt, real, inst, losses = self.opt, batch["image"], batch.get("inst"), {}
         x, into_G = self.inputs(batch)
         fake = self.G(into_G)
-        old = self.pool.query(self.judged(x, fake.detach(), inst))
+        old = self.pool.query(self.input_of_D(x, fake.detach(), inst))
         losses["D_fake"] = self.gan(self.D(old), 0.0)
-        real_outputs = self.D(self.judged(x, real, inst))
+        real_outputs = self.D(self.input_of_D(x, real, inst))
         losses["D_real"] = self.gan(real_outputs, 1.0)
-        outputs = self.D(self.judged(x, fake, inst))
+        outputs = self.D(self.input_of_D(x, fake, inst))
         losses["G_GAN"] = self.gan(outputs, 1.0)
         if opt.lambda_L1:
             losses["G_L1"] = opt.lambda_L1 * F.l1_loss(fake, real)

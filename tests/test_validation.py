@@ -586,10 +586,6 @@ def test_mlflow_offline(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("flag", ["wandb", "mlflow"])
 def test_a_missing_package_is_named(flag: str, tmp_path: Path, monkeypatch) -> None:
-    import sys
-
-    from util.errors import UserError
-
     monkeypatch.setitem(sys.modules, flag, None)
     flags = {"tf_log": False, "wandb": False, "mlflow": False, flag: True}
     with pytest.raises(UserError, match=f"--{flag} needs a package.*pip install {flag}"):

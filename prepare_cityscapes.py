@@ -114,7 +114,7 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
     if not scenes:
         where, remedy = raw / "leftImg8bit" / split, "unpack leftImg8bit and gtFine in --raw"
         if listing.is_file():
-            where, remedy = listing, "complete it, or if it is data.toy_cityscapes', run that again"
+            where, remedy = listing, "complete it (a toy set: run data.toy_cityscapes again)"
         fail(f"no images for --splits {split} in {where}: {remedy}")
     phase = PHASES[split]
     return [

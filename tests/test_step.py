@@ -447,9 +447,11 @@ def test_images_of_any_size_are_padded_and_cropped() -> None:
     [
         "--instance_noise 2 --lambda_latent 3 --instance_mean_D --lambda_L1 5 --loss_weights",
         "--recipe plus --instance_feat --output_nc 1 --ignore_label 5",
-        "--instance_feat --load_features --fit_features --pool_size 2 --cond_nc 3",
-        "--label_feat --no_instance --norm batch --no_lsgan",
-        "--netG local --niter_fix_global 1 --norm channel --checkpoint_activations --use_dropout",
+        *thorough(
+            "--instance_feat --load_features --fit_features --pool_size 2 --cond_nc 3",
+            "--label_feat --no_instance --norm batch --no_lsgan --use_dropout",
+            "--netG local --niter_fix_global 1 --norm channel --checkpoint_activations",
+        ),
     ],
 )
 def test_a_step_stays_on_its_device(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:

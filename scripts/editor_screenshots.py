@@ -1,6 +1,6 @@
 """Take the screenshots of docs/editor.md from a running editor.
 
-    python -m scripts.editor_screenshots --name toy_features
+    python -m scripts.editor_screenshots --name toy_local
 
 Needs what edit.py needs, playwright, and chromium. Further flags go to edit.py.
 """
@@ -29,7 +29,7 @@ FLAGS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", default="toy_features", help="the run to show")
+    parser.add_argument("--name", default="toy_local", help="the run to show")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--scene", default=None, help="the scene to show; default: the first")
     arguments, others = parser.parse_known_args()

@@ -59,7 +59,6 @@ trap - EXIT
 
 step "encoding all instances, clustering their features into styles"
 python encode_features.py --name toy_features
-python -m editor.library --name toy_features
 python test.py --name toy_features --all_styles car --results_dir results/styles
 
 step "one car in several styles, and how well that works"
@@ -75,6 +74,9 @@ python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --n
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
 
+step "cutting objects for the editor to add"
+python -m editor.library --name toy_local
+
 printf '\nready after %d s; open these pages in a browser:\n' $((SECONDS - begin))
 page() { printf '%s:\n  %s\n' "$1" "$PWD/results/$2/index.html"; }
 page "from label maps, with a style sampled for each object" toy_local/test_latest
@@ -83,4 +85,4 @@ page "each scene with its cars in all styles" styles/toy_features/test_latest
 page "one car in all styles" toy_features/style_control
 page "the first stage, without features, half as wide" toy_labels/test_latest
 printf 'and edit individual objects in the editor (pip install -r requirements-ui.txt):\n  %s\n' \
-  "${activate}python edit.py --name toy_features"
+  "${activate}python edit.py --name toy_local"

@@ -286,9 +286,8 @@ def _exit_without_launcher() -> None:
     before its processes."""
     if _launcher_has_store() and os.getppid() != PARENT:
         if os.environ.get("LOCAL_RANK") == "0":
-            message = "the launcher of these processes was killed; start it again (to resume a "
-            message += "training, with --continue_train)"
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            reason = "the launcher of these processes was killed; start it again"
+            print(f"error: {reason} (training: --continue_train)", file=sys.stderr, flush=True)
         leave(1)
 
 

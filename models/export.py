@@ -16,6 +16,7 @@ import argparse
 import copy
 import importlib
 import json
+import logging
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -71,9 +72,14 @@ def export_onnx(model: InferenceModel, path: Path) -> dict[tuple[int, int, int],
     Returns for each size (B, H, W) checked by how many grey levels the images differ from
     PyTorch's: one at most. model: on the CPU, not compiled; one with data_type 16 gives a graph
     in half precision, which may differ from float32 by one more than PyTorch's own does.
-    Raises UserError if a package or the folder is missing, the graph would be too large for one
-    file, or the check fails.
+    Raises UserError if a package or the folder is missing, PyTorch is too old, the graph would be
+    too large for one file, or the check fails.
     """
+    if torch.__version__ < "2.8":
+        raise UserError(
+            f"--export_onnx needs PyTorch 2.8 or newer, and this is {torch.__version__}; "
+            "pip install -r requirements-onnx.txt"
+        )
     _package("onnxscript")
     _package("onnxruntime")
     if not path.parent.is_dir() or path.is_dir():
@@ -174,7 +180,10 @@ class _Graph(nn.Module):
     ) -> Tensor:
         height, width = label.shape[-2:]
         x = self.model.generator_input(label, inst, feat, cond)
-        return self.model.netG(x).float()[..., :height, :width]
+        image = self.model.netG(x).float()
+        for dim, side in ((-2, height), (-1, width)):  # a slice would fix whether there is padding
+            image = image.index_select(dim, torch.arange(side, device=image.device))
+        return image
 
 
 def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
@@ -183,6 +192,7 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
     dims = {0: "batch", 2: "height", 3: "width"}
     free = {axis: torch.export.Dim(name) for axis, name in dims.items()}
     model.to(memory_format=torch.contiguous_format)  # the layout that ONNX knows
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's internals
         program = torch.onnx.export(

@@ -19,6 +19,7 @@ from util.errors import UserError
 onnx = pytest.importorskip("onnx", reason="needs requirements-onnx.txt")
 ort = pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
 pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
+pytest.importorskip("torch", "2.8", reason="needs requirements-onnx.txt")
 
 from models import export  # noqa: E402
 

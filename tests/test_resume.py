@@ -320,7 +320,7 @@ def test_other_networks_are_refused_with_the_differences(toy_data, tmp_path):
 
 
 def test_changed_lengths_are_honoured_and_logged(toy_data, tmp_path):
-    flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
+    flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0, "--val_freq", 1]
     train(tmp_path / "whole", *flags, "--niter", 3)
     train(tmp_path / "parts", *flags, "--niter", 2)
     images = tmp_path / "parts" / "web" / "images"
@@ -489,7 +489,7 @@ TWO = [*ALL, "--batchSize", 2, "--niter_decay", 0, "--pool_size", 2, "--use_drop
 
 
 def test_two_processes_continue_exactly(toy_data, tmp_path):
-    flags = ["--dataroot", toy_data, *TWO]
+    flags = ["--dataroot", toy_data, *TWO, "--val_freq", 1]  # else the end of parts is validated
     train_on_two(tmp_path / "whole", *flags, "--niter", 3)
     train_on_two(tmp_path / "parts", *flags, "--niter", 1)
     train_on_two(tmp_path / "parts", *flags, "--niter", 3, "--continue_train")

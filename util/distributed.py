@@ -261,7 +261,7 @@ def _meet() -> tuple[dist.Store, int, int]:
         store, number, count = next(dist.rendezvous("env://"))
         # torchrun keeps its store across restarts: hide the keys of the attempt that failed
         return dist.PrefixStore(_attempt(), store), number, count
-    except (ValueError, dist.DistError) as error:
+    except (ValueError, RuntimeError) as error:  # PyTorch 2.6 has no class of its own for all
         raise UserError(
             f"this process cannot connect to the others: {first_line(error)}; start it with "
             "torchrun, or set its RANK, WORLD_SIZE and LOCAL_RANK in the environment, and the "

@@ -103,7 +103,7 @@ def train(opt: argparse.Namespace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript's format stays readable
         torch.jit.save(torch.jit.script(net.eval()), content)
-    write_bytes(opt.out, content.getbuffer())
+    write_bytes(opt.out, content.getvalue())
     seconds = time.perf_counter() - begin
     log(f"{opt.out}: loss {loss.item():.3f} after {opt.steps} steps, {seconds:.0f} s")
 

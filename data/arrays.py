@@ -222,7 +222,7 @@ def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) 
             file.write(_package("imagecodecs").png_encode(array))
         else:
             Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
-        temporary.write_bytes(file.getbuffer())
+        temporary.write_bytes(file.getvalue())
 
 
 def require_packages(ending: str, dtype: str) -> None:

@@ -21,7 +21,7 @@ ABANDONED = 3600  # seconds after which an unfinished file counts as left by a k
 TRAINING = "another training is writing there; wait for it to end, or give this one another --name"
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary name, flushed, then renamed."""
     with replacing(path) as temporary:
         write_flushed(temporary, content)
@@ -62,7 +62,7 @@ def remove_abandoned(folder: Path) -> None:
                 path.unlink()
 
 
-def write_flushed(path: Path, content: bytes | memoryview) -> None:
+def write_flushed(path: Path, content: bytes) -> None:
     try:
         with open(path, "wb") as file:
             file.write(content)

@@ -139,4 +139,4 @@ def save_image(array: np.ndarray, path: str | Path, quality: int = 95) -> None:
         options = {"quality": quality, "compress_level": 1}
         content = io.BytesIO()  # Pillow does not notice if a full disk cuts a JPEG short
         Image.fromarray(array).save(content, _FORMATS[path.suffix.lower()], **options)
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content.getvalue())

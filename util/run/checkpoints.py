@@ -52,12 +52,12 @@ def save_set(
     recover(folder)  # from the marker on, the new set is the valid one
 
 
-def _serialized(content: object) -> bytes | memoryview:
+def _serialized(content: object) -> bytes:
     if isinstance(content, str):
         return content.encode()
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    return buffer.getbuffer()
+    return buffer.getvalue()  # without a copy; getbuffer() on a full disk crashed Python 3.12.1
 
 
 def rename_set(folder: Path, renames: Mapping[str, str]) -> None:

@@ -192,9 +192,10 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
     dims = {0: "batch", 2: "height", 3: "width"}
     free = {axis: torch.export.Dim(name) for axis, name in dims.items()}
     model.to(memory_format=torch.contiguous_format)  # the layout that ONNX knows
+    # silence warnings about the exporter's internals
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter's internals
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Graph(model).eval(),
             kwargs=inputs,

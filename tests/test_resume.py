@@ -489,7 +489,8 @@ TWO = [*ALL, "--batchSize", 2, "--niter_decay", 0, "--pool_size", 2, "--use_drop
 
 
 def test_two_processes_continue_exactly(toy_data, tmp_path):
-    flags = ["--dataroot", toy_data, *TWO, "--val_freq", 1]  # else the end of parts is validated
+    # validated after each epoch, as otherwise only parts would validate epoch 1, its last
+    flags = ["--dataroot", toy_data, *TWO, "--val_freq", 1]
     train_on_two(tmp_path / "whole", *flags, "--niter", 3)
     train_on_two(tmp_path / "parts", *flags, "--niter", 1)
     train_on_two(tmp_path / "parts", *flags, "--niter", 3, "--continue_train")

@@ -61,7 +61,11 @@ def status(text: str, error: bool) -> str:
 
 
 def hint(session: Session) -> str:
-    return f'<div class="hint">{escape(HINTS[session.tool])}</div>'
+    """What to do with the chosen tool."""
+    text = HINTS[session.tool]
+    if session.tool == "Select" and not session.ui.has_features:
+        text = "Click an object, in either image."  # no styles to choose from
+    return f'<div class="hint">{escape(text)}</div>'
 
 
 def gallery(session: Session) -> str:

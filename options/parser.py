@@ -194,7 +194,7 @@ def names_inside(text: str) -> str:
 def name_inside(text: str) -> str:
     """An argparse type: a name that does not lead out of its folder."""
     path = Path(text)
-    if not text or path.is_absolute() or ".." in path.parts or "\0" in text:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in text:
         problem = f"{text!r}: expected a name inside its folder, without '..'"
         raise argparse.ArgumentTypeError(problem)
     return text

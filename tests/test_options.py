@@ -210,6 +210,7 @@ WRONG = {  # flags -> what the line must name
     "name outside": ("--name ../other", ["--name", "'../other'"]),
     "absolute name": ("--name /other", ["--name", "'/other'"]),
     "empty name": ("--name=", ["--name"]),
+    "name of the folder itself": ("--name .", ["--name", "'.'"]),
     "phase outside": ("--phase ../train", ["--phase"]),
     "precision": ("--fp16 --amp bf16", ["--fp16", "--amp bf16"]),
     "8 bits": ("--data_type 8", ["--data_type 8"]),

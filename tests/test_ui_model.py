@@ -278,6 +278,18 @@ def editing(ui: UIModel, files: object) -> tuple:
     return session, lambda: Page(ui, files, []).generate_gallery(session)
 
 
+def test_the_page_speaks_of_styles_only_if_there_are_some(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    from editor import markup
+    from editor.session import Session
+
+    for features in (True, False):
+        ui = editor(tmp_path / str(features), instance_feat=features)
+        session = Session(ui, SimpleNamespace(names=[], photos={}), [])
+        assert ("choose one of its styles" in markup.hint(session)) == features
+        assert ("has no styles" in markup.gallery(session)) == (not features)
+
+
 @pytest.mark.thorough
 def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     """And previews for an object that is no longer selected are dropped."""

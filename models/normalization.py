@@ -87,7 +87,8 @@ class ChannelNorm2d(nn.Module):
         """(B, C, H, W) -> the same shape and dtype, channels-last."""
         pixels = x.permute(0, 2, 3, 1)  # no copy for channels-last maps
         normalized = F.layer_norm(pixels, self.weight.shape, self.weight, self.bias, self.eps)
-        return normalized.permute(0, 3, 1, 2).to(x.dtype)  # autocast gives float32
+        # Autocast gives float32. A copy, as backward of a ReLU in place would copy a view thrice.
+        return normalized.permute(0, 3, 1, 2).to(x.dtype, copy=torch.is_grad_enabled())
 
 
 NORMS = {  # of --norm

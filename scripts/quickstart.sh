@@ -22,8 +22,6 @@ small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_v
 features=(--instance_feat --nef 16 --n_downsample_E 2 --upsample icnr)
 train_labels=(python train.py --name toy_labels "${small[@]}" --instance_mean_D --lambda_L1 50
   --lambda_latent 20 --niter 12 --niter_decay 16 --continue_train)
-train_features=(python train.py --name toy_features "${small[@]}" "${features[@]}"
-  --niter 8 --niter_decay 12 --continue_train)
 
 step "drawing toy scenes"
 [ -s datasets/toy_raw/val.list ] ||
@@ -33,46 +31,47 @@ python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 step "training on label maps, 128 pixels wide"
 if [ "${1:-}" = --labels-only ]; then
   "${train_labels[@]}"
-else
-  # Two training runs at once, each on just under half the cores, finish sooner than in sequence.
-  threads=$(python -c 'from util.parallel import available_cores as n; print(max(1, (n() - 1) // 2))')
-  threads=${OMP_NUM_THREADS:-$threads}
-  log=checkpoints/toy_features.log
-  echo "and with instance features, in the background: $log"
-  mkdir -p checkpoints
-  OMP_NUM_THREADS=$threads "${train_features[@]}" > "$log" 2>&1 &
-  trap 'kill $! 2> /dev/null; wait' EXIT # so that it stops with this script, after saving
-  OMP_NUM_THREADS=$threads "${train_labels[@]}"
-fi
-
-step "photographs of the validation scenes"
-python test.py --name toy_labels
-if [ "${1:-}" = --labels-only ]; then
+  python test.py --name toy_labels
   printf '\nready after %d s; open this page in a browser:\n  %s\n' $((SECONDS - begin)) \
     "$PWD/results/toy_labels/test_latest/index.html"
   exit
 fi
+# The other training runs alongside, each on just under half the cores, finish sooner than after it.
+threads=$(python -c 'from util.parallel import available_cores as n; print(max(1, (n() - 1) // 2))')
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
+log=checkpoints/toy_labels.log
+echo "in the background: $log"
+mkdir -p checkpoints
+"${train_labels[@]}" > "$log" 2>&1 &
+trap 'kill $! 2> /dev/null; wait' EXIT # so that it stops with this script, after saving
 
-step "waiting for training with instance features"
-wait $! || { cat "$log"; exit 1; }
-trap - EXIT
+step "meanwhile, training with instance features"
+python train.py --name toy_features "${small[@]}" "${features[@]}" \
+  --niter 7 --niter_decay 10 --continue_train
 
 step "encoding all instances, clustering their features into styles"
 python encode_features.py --name toy_features
 python test.py --name toy_features --all_styles car --results_dir results/styles
 
-step "one car in several styles, and how well that works"
-python -m benchmarks.style_control --name toy_features --labels_name toy_labels
-
 step "the next stage: twice the size, on crops, with features precomputed as maps"
 python precompute_feature_maps.py --name toy_features
 python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
-  --loadSize 256 --resize_or_crop scale_width_and_crop --fineSize 128 \
+  --loadSize 256 --resize_or_crop scale_width_and_crop --fineSize 96 \
   --load_features --fit_features --load_pretrain checkpoints/toy_features \
   --lambda_L1 85 --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 17 \
   --continue_train
+
+step "waiting for training on label maps"
+wait $! || { cat "$log"; exit 1; }
+trap - EXIT
+
+step "photographs of the validation scenes"
+python test.py --name toy_labels
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
+
+step "one car in several styles, and how well that works"
+python -m benchmarks.style_control --name toy_features --labels_name toy_labels
 
 step "cutting objects for the editor to add"
 python -m editor.library --name toy_local

@@ -104,8 +104,6 @@ def test_losses_in_float32(name: str, tmp_path: Path) -> None:
         )
         assert max(own[:3]) <= max(5 * max(reference[:3]), 5e-6), (key, own[:3], reference[:3])
         assert max(own) <= 0.02, (key, own)
-    if name == "labels_512p":  # one sign of a feature's difference flips in the eighth step
-        assert max(abs(row[k] / e[k] - 1) for row, e in zip(found[:7], exact) for k in row) <= 1e-5
 
 
 def test_validation_and_test_in_float64(toy_data: Path, tmp_path: Path) -> None:

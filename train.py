@@ -74,7 +74,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
             training.advance(batch, losses)
             if at.passed(opt.print_freq):
                 training.log_losses(losses, batch["weight"], rate)
-            if distributed.is_main() and at.passed(opt.display_freq):
+            if training.shows_images and at.passed(opt.display_freq):
                 fake, real = model.fake[0].cpu(), model.real[0].cpu()
                 training.show(partial(scene_images, batch["label"][0], fake, real, opt))
             if training.epoch_is_complete():

@@ -68,10 +68,12 @@ class Augmentation:
 
 
 def _color(image: Tensor, rng: random.Random) -> Tensor:
-    """A random gain for each channel and one offset for all, clipped to [-1, 1]."""
+    """A random gain for each channel and one offset for all, clipped to [-1, 1] or, where the image
+    exceeds that, to its own range."""
     gains = [1 + rng.uniform(-COLOR, COLOR) for _ in range(len(image))]
     offset = rng.uniform(-COLOR, COLOR)
-    return (image * torch.tensor(gains)[:, None, None] + offset).clamp(-1, 1)
+    low, high = min(-1.0, image.min().item()), max(1.0, image.max().item())
+    return (image * torch.tensor(gains)[:, None, None] + offset).clamp(low, high)
 
 
 def _blur(image: Tensor, rng: random.Random) -> Tensor:

@@ -78,7 +78,7 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     mismatches, notes = _compare_with_scheme(scenes)
     problems += [problem for scene in scenes for problem in scene.problems] + mismatches
     empty = [scene.files["inst"] for scene in scenes if scene.is_empty]
-    if len(empty) == len(files.get("inst", ())):  # else these are scenes without things
+    if len(empty) == sum("inst" in paths for paths in found):  # else some are without things
         problems += [f"{path}: every pixel is instance 0; create it again" for path in empty]
     sizes = {geometry.final(scene.size) for scene in scenes if scene.size}
     if len(sizes) > 1:

@@ -149,13 +149,13 @@ def _from_onnx(file: str, device: torch.device) -> tuple[_Network, ...]:
     taken, *others = session.get_inputs()
     if others or taken.type != "tensor(float)" or len(taken.shape) != 4:
         inputs = ", ".join(f"{one.name} {one.type} {one.shape}" for one in (taken, *others))
-        raise UserError(f"--segmenter {file}: takes {inputs}, expected float32 (1, 3, H, W) alone")
+        raise UserError(f"--segmenter onnx:{file}: takes {inputs}, not float32 (1, 3, H, W)")
 
     def network(image: np.ndarray) -> Tensor:
         given = _network_input(image).numpy()
         if any(isinstance(a, int) and a != b for a, b in zip(taken.shape, given.shape)):
             raise UserError(
-                f"--segmenter {file}: takes {taken.shape}, but there is an image of "
+                f"--segmenter onnx:{file}: takes {taken.shape}, but there is an image of "
                 f"{image.shape[1]}x{image.shape[0]}; see --segmenter_width"
             )
         return torch.from_numpy(session.run(None, {taken.name: given})[0])

@@ -140,6 +140,8 @@ def test_numbered_objects_of_one_class_are_not_taken_for_a_scheme(own_data):
     for path in files(own_data, "inst"):
         save_png(path, np.zeros((32, 64), np.uint16))
     assert len([p for p in problems(own_data) if "every pixel is instance 0" in p]) == 4
+    some = problems(own_data, "--max_dataset_size", 2)
+    assert len([p for p in some if "every pixel is instance 0" in p]) == 2
 
 
 def test_a_damaged_first_file_causes_no_other_problems(own_data, call, capsys):

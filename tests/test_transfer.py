@@ -378,6 +378,16 @@ def test_rotation_follows_its_formula(toy_data: Path) -> None:
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(2), atol=1e-9)
 
 
+def test_colours_are_clipped_only_to_the_range_of_the_image() -> None:
+    """Numbers outside --output_range lie beyond [-1, 1], and stay there."""
+    augment = Augmentation(("color",), None, 35)
+    for limit in (1.0, 3.0):
+        image = torch.linspace(-limit, limit, 300).reshape(3, 10, 10)
+        changed = [augment({"image": image}, random.Random(n))["image"] for n in range(8)]
+        assert (torch.stack(changed).min(), torch.stack(changed).max()) == (-limit, limit)
+        assert all(abs(one - image).max() <= 0.2 * limit + 0.2 for one in changed)
+
+
 def test_augmented_training_resumes(toy_data: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--no_html"]
     flags += ["--val_phase", "none", "--ignore_label", 255, "--augment", ",".join(NAMES)]

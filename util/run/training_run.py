@@ -160,11 +160,14 @@ class TrainingRun:
         for warning in self._watch.warnings(values, self.model.fake, self.model.real):
             log_main(warning)
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether this process has a page or a logger for them."""
+        return bool(self.visualizer and (self.visualizer.page or self.visualizer.loggers))
+
     def show(self, images: Callable[[], dict[str, np.ndarray]]) -> None:
         """Put images (H, W, 3) uint8 on the run's page. images: a function that makes them, called
         while training continues."""
-        if not self.visualizer:
-            return
         epoch, step = self.at.epoch, self.at.step
 
         def display() -> None:

@@ -174,7 +174,8 @@ class Normalize(torch.autograd.Function):
         if not over_batch:
             return y.to(x.dtype), None, None, count
         statistics = (mean + rest).flatten(), variance.flatten()
-        ctx.mark_non_differentiable(*statistics)
+        # were count differentiable, it and ctx would keep each other, and the graph, alive
+        ctx.mark_non_differentiable(*statistics, *([] if share is None else [count]))
         return y.to(x.dtype), *statistics, count
 
     @staticmethod

@@ -78,8 +78,10 @@ def _normalize_and_convolve(group: nn.Sequential, x: Tensor) -> Tensor:
     if node is None:
         return last(h)
 
+    shape = h.shape  # without h itself, as autograd keeps these two functions until backward
+
     def pack(saved: Tensor) -> Tensor | torch.dtype:
-        return saved.dtype if saved.shape == h.shape else saved  # under autocast h is cast
+        return saved.dtype if saved.shape == shape else saved  # under autocast h is cast
 
     def unpack(kept: Tensor | torch.dtype) -> Tensor:
         if isinstance(kept, Tensor):

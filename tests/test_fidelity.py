@@ -1,5 +1,8 @@
 """Float32 arithmetic at the size of real images, against the same formulas in float64 by numpy."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from models.layers import ReflectionPad2d, instance_average
 from models.losses import feature_matching_loss, gan_loss, l1
 from models.networks import define_D
-from models.normalization import BatchNorm2d, InstanceNorm2d, normalize_in_one_kernel
+from models.normalization import BatchNorm2d, InstanceNorm2d, Normalize, normalize_in_one_kernel
 
 WIDTH, HEIGHT = 2048, 1024
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -86,6 +89,20 @@ def test_small_maps_in_several_images_and_half_precision() -> None:
                 expected, _ = normalized(image[None].numpy(), image[None].numpy(), 1e-5)
                 exact = torch.from_numpy(expected[0]).to(kind)
                 torch.testing.assert_close(found, exact, rtol=torch.finfo(kind).eps, atol=1e-6)
+
+
+def test_statistics_over_processes_do_not_keep_the_graph_alive() -> None:
+    """Their count is a tensor: a reference cycle through it would leak each step's graph."""
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    y, mean, variance, count = Normalize.apply(x * 1, None, None, 1e-5, True, 1.0)
+    assert y.requires_grad and not any(one.requires_grad for one in (mean, variance, count))
+    gc.disable()
+    try:
+        graph = weakref.ref(y.grad_fn)
+        del y, mean, variance, count
+        assert graph() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("affine", [False, True])

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from conftest import thorough
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.layers import instance_average, reflect_by_index, reflect_channels_last
 from models.networks import define_D, define_G
 from models.normalization import ChannelNorm2d, InstanceNorm2d
-from models.recompute import recompute_blocks
+from models.recompute import Sequential, recompute_blocks
 
 LAYOUTS = json.loads((Path(__file__).parent / "checkpoint_layouts.json").read_text())
 
@@ -376,6 +378,29 @@ def test_recomputation_changes_no_bit(name: str, upsample: str, amp: bool, monke
         found.append([y, *once, image.grad, *(p.grad for p in net.parameters())])
         net.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("norm", [InstanceNorm2d, ChannelNorm2d])
+@pytest.mark.parametrize("amp", [False, True])
+def test_maps_that_are_recomputed_are_freed_in_forward(norm: type, amp: bool, monkeypatch) -> None:
+    """All that is kept of four convolutions is their outputs, not their inputs as well."""
+    monkeypatch.setattr("models.recompute.SMALL", 0)
+    convolutions = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)]
+    later = [layer for conv in convolutions[1:] for layer in (norm(8), nn.ReLU(True), conv)]
+    x, made = torch.randn(1, 8, 32, 64), []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.shape == x.shape:
+                made.append(StorageWeakRef(out.untyped_storage()))
+            return out
+
+    with Record(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        y = Sequential(convolutions[0], *later)(x)
+    alive = {storage.cdata for storage in made if not storage.expired()}
+    assert len(alive) == 4 + amp  # with autocast x as bfloat16, too
+    y.sum().backward()
 
 
 def test_frozen_normalizations_are_recomputed(monkeypatch) -> None:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data.files import all_below, image_size
 from util.errors import UserError, fail, run
 from util.files import lock_folder
+from util.parser import Parser, integer
 
 PHASES = {"train": "train", "val": "test"}  # split of the download -> name in the data set
 KINDS = {  # folder's ending -> (tree of the download, what follows the stem in its file names)
@@ -62,44 +63,24 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     """Read and check the flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = fail  # one line, without the usage
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--raw", type=Path, required=True, help="folder with leftImg8bit/ and gtFine/")
-    add(
-        "--out",
-        type=Path,
-        default=Path("./datasets/cityscapes"),
-        help="folder to write to (default: %(default)s)",
-    )
-    add(
-        "--splits",
-        nargs="+",
-        choices=list(PHASES),
-        default=list(PHASES),
-        help="what to take (default: all)",
-    )
+    add("--out", type=Path, default=Path("./datasets/cityscapes"), help="folder to write to")
+    splits = list(PHASES)
+    add("--splits", nargs="+", choices=splits, default=splits, help="what to take")
     add("--link", action="store_true", help="hard links instead of copies")
-    add("--size", type=int, metavar="W", help="scale to this width, the height in proportion")
-    add(
-        "--workers",
-        type=int,
-        default=min(os.cpu_count() or 1, 8),
-        help="files made at a time (default: %(default)s)",
-    )
+    width = integer(1, WIDEST)
+    add("--size", type=width, metavar="W", help="scale to this width, the height in proportion")
+    processes = min(os.cpu_count() or 1, 8)
+    add("--workers", type=integer(1), metavar="N", default=processes, help="files made at a time")
     args = parser.parse_args()
     if not args.raw.is_dir():
         fail(f"--raw {args.raw} is not a folder: give the one that holds leftImg8bit and gtFine")
     if args.out.exists() and not args.out.is_dir():
         fail(f"--out {args.out} is a file: give a folder")
-    if args.size is not None and not 1 <= args.size <= WIDEST:
-        fail(f"--size {args.size} must be 1 to {WIDEST}: it is the width to scale to, in pixels")
     if args.size is not None and args.link:
         fail("--link with --size: a scaled file cannot be a link; leave one of them out")
-    if args.workers < 1:
-        fail(f"--workers {args.workers} must be 1 or more")
     return args
 
 

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.scene import random_generator
 from models.ui_model import UIModel
-from options.parser import Parser
 from util.errors import run
+from util.parser import Parser
 
 HEIGHT, WIDTH, WINDOWS = 1024, 2048, 64
 

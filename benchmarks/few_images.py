@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measure import trained
-from options.parser import Parser, integer
 from util.errors import UserError, run
 from util.files import link_or_copy
 from util.pages.colours import colour_label, save_image
+from util.parser import Parser, integer
 from util.progress import log
 from util.run.visualizer import read_rows
 

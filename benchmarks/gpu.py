@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import machine, shown
-from options.parser import Parser, integer, number
 from util.errors import run
 from util.files import make_folder, write_text
+from util.parser import Parser, integer, number
 from util.progress import log
 
 ROOT = Path(__file__).parents[1]

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import AMP_TYPES
-from options.parser import Parser, integer
 from util.errors import UserError
 from util.files import make_folder, write_text
+from util.parser import Parser, integer
 
 Work = Callable[[], object]
 

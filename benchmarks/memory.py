@@ -19,8 +19,8 @@ from benchmarks import baseline, scene
 from benchmarks.measure import benchmark_parser, peak_saved_bytes, report
 from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
-from options.parser import number
 from util.errors import run
+from util.parser import number
 from util.setup import set_up_torch
 
 LOCAL = "--netG local --ngf 32 --num_D 3"

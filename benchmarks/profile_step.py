@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import scene
 from benchmarks.measure import benchmark_parser, report, synchronize
 from models.pix2pixHD_model import Pix2PixHDModel
-from options.parser import integer
 from util.errors import run
+from util.parser import integer
 from util.setup import set_up_torch
 
 SHOWN = 15

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import trained
-from options.parser import Parser, integer
 from util.errors import run
+from util.parser import Parser, integer
 from util.progress import bar, log
 from util.run.visualizer import read_rows
 

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks import scene
 from benchmarks.measure import benchmark_parser, report, trained
-from options.parser import integer
 from util.errors import run
+from util.parser import integer
 from util.run.visualizer import read_rows
 
 SCENES = 20

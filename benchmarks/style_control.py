@@ -27,12 +27,12 @@ from models import create_model
 from models.inference_model import InferenceModel, run_styles
 from models.instance_maps import instance_class
 from models.ui_model import UIModel
-from options.parser import Flag, Group
 from options.test_options import TestOptions
 from util.errors import UserError, run
 from util.files import make_folder, write_text
 from util.pages.colours import save_image, to_image
 from util.pages.html import Page, Picture
+from util.parser import Flag, Group
 from util.progress import log
 from util.setup import first_device, set_up_torch
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from data.aligned_dataset import AlignedDataset, Geometry
 from evaluation.segmentation import evaluation_classes
-from options.parser import Parser, integer
 from util.errors import UserError, run
 from util.files import make_folder, write_bytes
+from util.parser import Parser, integer
 from util.progress import bar, log
 
 CLASSES = 19

@@ -17,7 +17,6 @@ with a palette whose indices are the classes need --from_indexed. Names and subf
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -27,6 +26,7 @@ from util.errors import UserError, brief, run
 from util.files import make_folder, replacing, write_text
 from util.pages.colours import palette
 from util.parallel import parallel
+from util.parser import Parser, integer
 
 PALETTES = {"cityscapes": 35, "voc": 256}  # name -> classes
 
@@ -118,19 +118,14 @@ def convert(
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.convert_labels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = _refuse
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--input", type=Path, required=True, help="folder of coloured label maps")
     add("--output", type=Path, required=True, help="folder to write PNG files to")
     add("--palette", help="cityscapes (the default), voc, auto, or a file of colours")
     add("--nearest", action="store_true", help="for inexact colours: JPEG, edges")
     add("--from_indexed", action="store_true", help="the palette's indices are the classes")
-    add("--workers", type=int, default=2, help="worker processes, by default 2; 0: none")
+    add("--workers", type=integer(0), metavar="N", default=2, help="worker processes; 0: none")
     args = parser.parse_args()
     if not args.input.is_dir():
         raise UserError(f"--input {args.input}: no such folder")
@@ -141,13 +136,7 @@ def parse_args() -> argparse.Namespace:
     if args.from_indexed and (args.nearest or args.palette is not None):
         raise UserError("--from_indexed takes the indices, without --palette or --nearest")
     args.palette = args.palette or "cityscapes"
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers}: expected 0 or more")
     return args
-
-
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; --help lists the flags")
 
 
 def main() -> int:

@@ -4,7 +4,6 @@ python -m data.toy_cityscapes --out datasets/toy_raw --train 200 --val 20 --size
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 """
 
-import argparse
 import json
 import re
 import shlex
@@ -16,8 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.toy.scene import Scene, draw_scene
-from util.errors import UserError, brief, fail, run
+from util.errors import UserError, brief, run
 from util.files import replacing, write_text
+from util.parser import Parser, integer
 
 SMALLEST, LARGEST = 32, 8192  # pixels: a person is wider than one, a drawing fits into memory
 CITIES = {"train": "toytown", "val": "toyville"}
@@ -38,7 +38,7 @@ def write_dataset(
     does not draw again are removed. Raises UserError for what cannot be drawn, and for a folder
     that holds real images.
     """
-    _check(out, train, val, size, seed)
+    _check(out, train, val, size)
     out.mkdir(parents=True, exist_ok=True)
     # while a set is drawn its lists are empty: prepare_cityscapes.py then refuses it, and the
     # quickstart, which checks the last one written, draws it again
@@ -60,14 +60,11 @@ def write_dataset(
         write_text(out / f"{split}.list", text)
 
 
-def _check(out: Path, train: int, val: int, size: tuple[int, int], seed: int) -> None:
+def _check(out: Path, train: int, val: int, size: tuple[int, int]) -> None:
     if not SMALLEST <= min(size) <= max(size) <= LARGEST:
         raise UserError(
             f"--size {size[0]}x{size[1]}: width and height must be {SMALLEST} to {LARGEST} pixels"
         )
-    for flag, value in (("--train", train), ("--val", val), ("--seed", seed)):
-        if value < 0:
-            raise UserError(f"{flag} {value} must be 0 or more")
     if train + val == 0:
         raise UserError("--train 0 --val 0 asks for no scenes: give at least one of them")
     if out.exists() and not out.is_dir():
@@ -101,16 +98,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.toy_cityscapes", description="Draw toy street scenes."
-    )
-    parser.error = fail  # one line, without the usage
+    parser = Parser(description="Draw toy street scenes.")
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder to write to")
-    add("--train", type=int, default=200, help="scenes to train on (default: 200)")
-    add("--val", type=int, default=20, help="scenes to test on (default: 20)")
-    add("--size", default="256x128", help="WIDTHxHEIGHT in pixels (default: 256x128)")
-    add("--seed", type=int, default=0, help="random seed of the scenes (default: 0)")
+    add("--train", type=integer(0), metavar="N", default=200, help="scenes to train on")
+    add("--val", type=integer(0), metavar="N", default=20, help="scenes to test on")
+    add("--size", default="256x128", help="WIDTHxHEIGHT in pixels")
+    add("--seed", type=integer(0), metavar="N", default=0, help="random seed of the scenes")
     args = parser.parse_args()
     try:
         write_dataset(args.out, args.train, args.val, parse_size(args.size), args.seed)

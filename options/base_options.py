@@ -19,7 +19,9 @@ from data.create import used_sides, whole_images
 from data.values import SIDES, TYPES, refuse_beyond_type
 from models.normalization import NORMS
 from models.upsampling import UPSAMPLE
-from options.parser import (
+from util.errors import UserError
+from util.parallel import available_cores
+from util.parser import (
     Flag,
     Group,
     Parser,
@@ -30,8 +32,6 @@ from options.parser import (
     number,
     value_range,
 )
-from util.errors import UserError
-from util.parallel import available_cores
 from util.run.checkpoints import saved_options
 
 CHANNELS = integer(1, 2**16)

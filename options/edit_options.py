@@ -4,8 +4,8 @@ import argparse
 
 from data.values import side_values
 from options.base_options import CLUSTER_PATH, BaseOptions, scene_flags
-from options.parser import Flag, Group, integer
 from util.errors import UserError
+from util.parser import Flag, Group, integer
 
 EDITOR = Group(
     "editor",

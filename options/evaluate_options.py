@@ -14,8 +14,8 @@ from options.base_options import (
     run_dir,
     value_flags,
 )
-from options.parser import Flag, Group, integer, label_count, name_inside, names_inside
 from util.errors import UserError
+from util.parser import Flag, Group, integer, label_count, name_inside, names_inside
 
 IMAGES = Group(
     "what is measured",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from data.values import side_values
 from options.base_options import CLUSTER_PATH, BaseOptions, run_dir, scene_flags
-from options.parser import Flag, Group, count_or_inf, integer, number
 from options.train_options import TrainOptions
 from util.errors import UserError
+from util.parser import Flag, Group, count_or_inf, integer, number
 from util.run.checkpoints import is_saved, saved_options, weights_file
 
 FORMATS = ["png", "jpg", "tif", "npy"]

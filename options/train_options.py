@@ -7,8 +7,8 @@ from data.augment import GEOMETRIC, NAMES
 from evaluation.measures import BETTER_IS_MORE
 from options.base_options import CHANNELS, BaseOptions, inherited, scene_flags
 from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
-from options.parser import Flag, Group, integer, name_inside, names_of, number
 from util.errors import UserError
+from util.parser import Flag, Group, integer, name_inside, names_of, number
 
 # What --recipe sets unless the flags themselves are given; docs/recipes.md says what each gains.
 RECIPES: dict[str, dict[str, object]] = {

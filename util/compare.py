@@ -7,13 +7,13 @@ a panel for each figure with a curve for each run, and a row of images for each 
 validated.
 """
 
-import argparse
 from pathlib import Path
 
-from util.errors import UserError, fail, run
+from util.errors import UserError, run
 from util.files import make_folder, write_bytes
 from util.pages.html import Page, Picture
 from util.pages.plots import save_curves, series, shown_width
+from util.parser import Parser
 from util.progress import log
 from util.run.checkpoints import saved_options
 from util.run.page import NAMES, figure_names
@@ -113,18 +113,11 @@ def last_images(folder: Path, validations: list[dict]) -> dict[str, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m util.compare", description="Compare runs on one page."
-    )
-    parser.error = fail  # one line, without the usage
-    parser.add_argument("runs", nargs="+", metavar="NAME", help="folders in --checkpoints_dir")
-    parser.add_argument(
-        "--checkpoints_dir",
-        type=Path,
-        default=Path("checkpoints"),
-        help="folder of all runs (default: %(default)s)",
-    )
-    parser.add_argument("--out", type=Path, help="default: CHECKPOINTS_DIR/compare")
+    parser = Parser(description="Compare runs on one page.")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="NAME", help="folders in --checkpoints_dir")
+    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder of all runs")
+    add("--out", type=Path, help="default: CHECKPOINTS_DIR/compare")
     opt = parser.parse_args()
     folders = [opt.checkpoints_dir / name for name in opt.runs]
     log(str(compare(folders, opt.out or opt.checkpoints_dir / "compare")))

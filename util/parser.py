@@ -104,7 +104,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; {hint}")
 
 
-class _Formatter(argparse.HelpFormatter):
+class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Adds the range of numbers, and the default, to a flag's help."""
 
     def _format_action(self, action: argparse.Action) -> str:

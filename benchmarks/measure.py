@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import AMP_TYPES
@@ -160,6 +162,33 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 @dataclass(eq=False)
 class _Kept:
     tensor: Tensor
+
+
+class AllocatedBytes(TorchDispatchMode):
+    """A context that counts the bytes of all tensors that operations in it return, now and at the
+    peak, on any device (meta too). What kernels need inside, and fragmentation, are not counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        result = function(*args, **(kwargs or {}))
+        for tensor in filter(torch.is_tensor, tree_leaves(result)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+        return result
+
+    def _release(self, identity: int, size: int) -> None:
+        self._known.discard(identity)
+        self.now -= size
 
 
 def peak_saved_bytes(work: Work, parameters: list[Tensor]) -> int:

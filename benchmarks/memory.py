@@ -3,20 +3,22 @@
     python -m benchmarks.memory
     python -m benchmarks.memory --device cuda --amp bf16
 
-Bytes saved for backward depend on shapes alone, so on a CPU they are counted without computing
-anything (meta tensors), for the full-size networks. On CUDA the step is run, and its peak allocated
-memory is printed as well. Both ways average features as the project does, because the baseline's
-loop over instances needs real values; what that loop saves is left out.
+"saved" is what autograd keeps for backward; "allocated" the peak of all tensors in a step: weights,
+gradients and Adam's moments too. Both depend on shapes alone, so on a CPU they are counted without
+computing anything (meta tensors), for the full-size networks. On CUDA the step is run, and
+"allocated" is the allocator's own figure. Both ways average features as the project does, because
+the baseline's loop over instances needs real values; what that loop saves is left out.
 """
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from unittest.mock import patch
 
 import torch
 
 from benchmarks import baseline, scene
-from benchmarks.measure import benchmark_parser, peak_saved_bytes, report
+from benchmarks.measure import AllocatedBytes, benchmark_parser, peak_saved_bytes, report
 from models.layers import instance_average
 from models.pix2pixHD_model import Pix2PixHDModel
 from util.errors import run
@@ -34,19 +36,20 @@ STAGES = {
 
 
 def measure(make, batch: dict, device: torch.device) -> dict[str, float]:
-    """One way's GB saved for backward and, on CUDA, peak GiB allocated."""
-    if device.type == "cuda":
+    """One way's GB saved for backward, and peak GiB allocated."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.empty_cache()
-    with torch.device(device):  # no weights are initialized where nothing is computed
-        step = make()
-    parameters = list(step.parameters())
-    step.step(batch)  # the optimizers' state, as in every later step
-    row = {"saved GB": peak_saved_bytes(lambda: step.step(batch), parameters) / 1e9}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    with nullcontext() if on_gpu else AllocatedBytes() as allocated:
+        with torch.device(device):  # no weights are initialized where nothing is computed
+            step = make()
+        step.step(batch)  # the optimizers' state, as in every later step
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         step.step(batch)
-        row["allocated GiB"] = torch.cuda.max_memory_allocated() / 2**30
-    return row
+    peak = torch.cuda.max_memory_allocated() if on_gpu else allocated.peak
+    saved = peak_saved_bytes(lambda: step.step(batch), list(step.parameters()))
+    return {"saved GB": saved / 1e9, "allocated GiB": peak / 2**30}
 
 
 def main() -> None:

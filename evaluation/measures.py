@@ -199,7 +199,7 @@ LPIPS_MIN_SIDE = 31  # pixels; AlexNet needs that much in height and width
 TOO_SMALL = f"images have less than {LPIPS_MIN_SIDE} pixels in height or width"
 
 # The measures that --best_metric may name -> whether more is better
-BETTER_IS_MORE = {
+MORE_IS_BETTER = {
     **{"mean_iou": True, "pixel_accuracy": True, "lpips": False, "ssim": True, "psnr": True},
     **{"l1": False, "fid": False, "kid": False, "segmenter_kid": False},
 }

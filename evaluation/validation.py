@@ -12,8 +12,8 @@ from data.files import picture_names
 from data.loader import of_all_scenes, own_batches
 from data.values import side_values
 from evaluation.measures import (
-    BETTER_IS_MORE,
     LPIPS_MIN_SIDE,
+    MORE_IS_BETTER,
     SET_MEASURES,
     TOO_SMALL,
     Measures,
@@ -60,7 +60,7 @@ class Validation:
         measured = self._measured()
         usual = (name for name in ("mean_iou", "lpips", "ssim") if name in measured)
         self.metric = opt.best_metric or next(usual)
-        self.more_is_better = BETTER_IS_MORE[self.metric]
+        self.more_is_better = MORE_IS_BETTER[self.metric]
         if self.metric not in measured:
             why = self.left_out.get(self.metric)
             if self.metric in SET_MEASURES and not why:

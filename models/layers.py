@@ -3,7 +3,7 @@
 Padding on GPUs: torch copies channels-last maps to another layout and back; here they stay.
 
 Instance averages (paper, section 3.4): the time does not depend on the number of instances, and is
-200 times shorter than that of a loop over them at 1024x512 (docs/performance.md).
+200 times shorter than that of a loop over them at 2048x1024 (docs/performance.md).
 
 Normalization and upsampling are in models/normalization.py and models/upsampling.py.
 """

@@ -82,17 +82,6 @@ class _L1(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None
 
 
-class GANLoss(nn.Module):
-    """gan_loss as a module, for those who look for it by this name; training calls gan_loss."""
-
-    def __init__(self, use_lsgan: bool = True) -> None:
-        super().__init__()
-        self.use_lsgan = use_lsgan
-
-    def forward(self, outputs: Sequence[Sequence[Tensor]], target_is_real: bool) -> Tensor:
-        return gan_loss(outputs, target_is_real, self.use_lsgan)
-
-
 class VGGLoss(nn.Module):
     """Perceptual distance: L1 between VGG19's relu1_1 .. relu5_1 of two images, weighted.
 

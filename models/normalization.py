@@ -1,9 +1,9 @@
 """Normalization layers (--norm).
 
 On CPUs torch sums channels-last maps naively, so that normalized maps are off by 1e-3 at 2048x1024;
-its contiguous kernel is off by 7e-6 where the mean is 100 standard deviations. Here statistics are
-computed in float64 and rounded once: errors stay below 1e-6 in both layouts and at every size, and
-large maps take the same time as in torch (docs/fidelity.md).
+its contiguous kernel is off by 4e-6 where the mean is 100 standard deviations (docs/fidelity.md).
+Here errors stay below 1e-6 in both layouts and at every size, at a cost of a twentieth of a
+training step's time (docs/performance.md).
 
 Normalizing each pixel (--norm channel) avoids both the spikes and the softness that come from
 statistics of the whole image (docs/recipes.md).

@@ -112,7 +112,7 @@ class Pix2PixHDModel(nn.Module):
         return self.networks() | {f"{name}_ema": net for name, net in self.averages.items()}
 
     def start_stage(self, fix_global: bool) -> None:
-        """Start to train all of G, or (fix_global) only its outermost enhancer; E always.
+        """Start to train all of G, or (fix_global) only its outermost enhancer; E in both.
 
         G gets a new optimizer, as its set of parameters changes.
         """

@@ -3,7 +3,7 @@
 Normalization, ReLU and padding take a tenth of a generator's time, but produce more than half of
 the maps that it would save. Sequential recomputes them in backward: a training step then keeps half
 as many bytes. --checkpoint_activations (recompute_blocks and VGGLoss.recompute) keeps only the
-inputs of residual blocks and of VGG's slices: under a third of the bytes, for a tenth more time
+inputs of residual blocks and of VGG's slices: under a third of the bytes, for a sixth more time
 (docs/performance.md).
 """
 

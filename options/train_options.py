@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from data.augment import GEOMETRIC, NAMES
-from evaluation.measures import BETTER_IS_MORE
+from evaluation.measures import MORE_IS_BETTER
 from options.base_options import CHANNELS, BaseOptions, inherited, scene_flags
 from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
 from util.errors import UserError
@@ -150,7 +150,7 @@ VALIDATION = Group(
     Flag("--val_phase", None, "where to validate; default: val, else test; none: off", name_inside),
     Flag("--val_freq", 5, "epochs between two validations", integer(1)),
     Flag("--val_max", 50, "at most this many scenes, evenly spaced", integer(1)),
-    Flag("--best_metric", None, "the measure that selects best_net_*.pth", list(BETTER_IS_MORE)),
+    Flag("--best_metric", None, "the measure that selects best_net_*.pth", list(MORE_IS_BETTER)),
     Flag("--patience", None, "stop after this many validations without a better one", integer(1)),
     WEIGHTS_DIR,
 )

@@ -154,6 +154,7 @@ def test_memory_of_the_full_networks(monkeypatch, capsys) -> None:
     report = result(memory.main, "--device cpu --stage 512p", monkeypatch, capsys)
     base, project, least = report["rows"]
     assert base["ratio"] == 1 and project["ratio"] <= 0.65 and least["ratio"] <= 0.35
+    assert least["allocated GiB"] < project["allocated GiB"] <= 0.65 * base["allocated GiB"]
 
 
 def test_the_baseline_computes_the_same_losses() -> None:
@@ -197,6 +198,16 @@ def test_saved_bytes_by_hand() -> None:
         assert saved.now == 320
         w.sum().backward()
         assert (saved.now, saved.peak) == (0, 320)
+
+
+def test_allocated_bytes_by_hand() -> None:
+    with measure.AllocatedBytes() as allocated:
+        x = torch.ones(10, 4, device="meta")
+        y = (x + 1).view(40)[:3]  # views keep all of their memory
+        assert allocated.now == 320
+        del x
+        y = y.clone()
+        assert y.shape == (3,) and (allocated.now, allocated.peak) == (12, 320)
 
 
 def test_saved_bytes_do_not_depend_on_the_device() -> None:

@@ -1,4 +1,4 @@
-"""Set once, before anything else runs: random seeds, torch's settings, the device."""
+"""Random seeds and states, torch's settings, the device of single-process commands."""
 
 import argparse
 import ctypes

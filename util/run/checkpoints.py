@@ -1,4 +1,5 @@
-"""Writing files so that a kill at any instant, or a full disk, leaves the last complete set.
+"""A run's files: written so that a kill at any instant, or a full disk, leaves the last complete
+set; and read again.
 
 A set of files (networks, optimizers, position) is saved through a journal: all are written and
 flushed under temporary names, then a marker file lists them, then they are renamed. A kill before

@@ -14,7 +14,12 @@ need requirements.txt
 activate="" # .venv is not active in the caller's shell
 [ -n "${own_environment:-}" ] && activate=". .venv/bin/activate && "
 
-step() { printf '\n== %s\n' "$*"; }
+labels="" # the process in the background; if it fails, the script ends at its next step
+step() {
+  [ -z "$labels" ] || kill -0 "$labels" 2> /dev/null || wait_for_labels
+  printf '\n== %s\n' "$*"
+}
+wait_for_labels() { wait "$labels" || { cat "$log"; exit 1; }; }
 begin=$SECONDS
 small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_vgg_loss --cache ram
   --print_freq 200 --display_freq 200 --recipe plus
@@ -43,7 +48,8 @@ log=checkpoints/toy_labels.log
 echo "in the background: $log"
 mkdir -p checkpoints
 "${train_labels[@]}" > "$log" 2>&1 &
-trap 'kill $! 2> /dev/null; wait' EXIT # so that it stops with this script, after saving
+labels=$!
+trap 'kill $labels 2> /dev/null; wait' EXIT # so that it stops with this script, after saving
 
 step "meanwhile, training with instance features"
 python train.py --name toy_features "${small[@]}" "${features[@]}" \
@@ -62,7 +68,7 @@ python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --n
   --continue_train
 
 step "waiting for training on label maps"
-wait $! || { cat "$log"; exit 1; }
+wait_for_labels
 trap - EXIT
 
 step "photographs of the validation scenes"

@@ -86,11 +86,19 @@ def test_labels_only(start, tmp_path: Path) -> None:
     assert process.returncode == 0 and training_runs(tmp_path) == ["toy_labels threads=all"]
 
 
-def test_an_error_in_the_background_is_shown(start, tmp_path: Path) -> None:
-    process = start(background="echo 'a disk is full'; exit 2")
+@pytest.mark.parametrize("early", [True, False])
+def test_an_error_in_the_background_is_shown(start, tmp_path: Path, early: bool) -> None:
+    """Before the next step, or where the script waits for the background."""
+    until = "failed" if early else "calls"
+    process = start(
+        background=f"{'' if early else 'sleep 3;'} echo 'a disk is full'; touch failed; exit 2",
+        foreground=f"until [ -e {until} ]; do sleep 0.02; done; sleep 1",
+    )
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and output.endswith("a disk is full\n")
-    assert not any("test.py --name toy_labels" in line for line in (tmp_path / "calls").open())
+    calls = (tmp_path / "calls").read_text()
+    assert "test.py --name toy_labels" not in calls
+    assert early == ("encode_features.py" not in calls)
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "an error"])

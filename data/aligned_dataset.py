@@ -1,6 +1,7 @@
 """Label maps, instance maps, photographs and features of one scene, read and transformed alike."""
 
 import random
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,11 @@ class AlignedDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.scenes)
+
+    @property
+    def names_crc(self) -> int:
+        """A checksum of the scenes' names in their order, wherever the folder is."""
+        return zlib.crc32(repr(self.scenes).encode(errors="surrogateescape"))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict | UserError:
         epoch, index = key if isinstance(key, tuple) else (0, key)

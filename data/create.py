@@ -1,7 +1,6 @@
 """The data set and loader that a command's flags describe."""
 
 import argparse
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -92,8 +91,7 @@ def whole_images(options: dict) -> dict:
 def create_loader(opt: argparse.Namespace, dataset: AlignedDataset) -> Loader:
     """The batches to train on: shuffled unless --serial_batches. Raises UserError if the data
     set has too few scenes, or several sizes, for --batchSize, or machines have different scenes."""
-    named = zlib.crc32(repr(dataset.scenes).encode(errors="surrogateescape"))
-    found = f"{len(dataset)} (names {named:08x})"
+    found = f"{len(dataset)} (names {dataset.names_crc:08x})"
     distributed.agree(found, f"have different scenes in {opt.dataroot}", "give all the same files")
     if opt.batchSize > len(dataset):
         raise UserError(

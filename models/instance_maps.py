@@ -55,8 +55,9 @@ def pad_to_multiple(maps: Tensor, multiple: int, least: int = 1) -> Tensor:
 
 
 def instance_class(inst_id: int) -> int:
-    """The class of a Cityscapes instance id: the id itself, or id // 1000 for a thing."""
-    return inst_id if inst_id < 1000 else inst_id // 1000
+    """The class of a Cityscapes instance id: the id itself, or id // 1000 for a thing. Ids from
+    2**31 on are stored as negative numbers (data.files)."""
+    return inst_id if abs(inst_id) < 1000 else inst_id % 2**32 // 1000
 
 
 def instance_noise(inst: Tensor, count: int) -> Tensor:

@@ -102,6 +102,20 @@ def test_a_kill_before_any_file_operation_leaves_one_whole_set(tmp_path):
     assert outcomes == sorted(outcomes) and set(outcomes) == {1, 2}  # old, and from then on new
 
 
+def test_a_damaged_marker_renames_nothing_outside_the_folder(tmp_path) -> None:
+    folder = tmp_path / "run"
+    (folder / "below").mkdir(parents=True)
+    precious, own = tmp_path / "precious", folder / "x.new"
+    names = [*("../precious", str(precious), "below/../../precious"), *("..", ".", "")]
+    for text in [f"{name}\tx" for name in names] + [f"x.new\t{name}" for name in names]:
+        precious.write_text("precious")
+        own.write_text("new")
+        (folder / "save_complete.txt").write_text(text)
+        recover(folder)
+        assert (precious.read_text(), own.read_text()) == ("precious", "new")
+        assert not (folder / "save_complete.txt").exists() and not (folder / "x").exists()
+
+
 def test_a_save_may_end_while_a_reader_opens_its_file(tmp_path, monkeypatch):
     """The temporary name that the reader found is gone by the time it opens the file."""
     save_generation(tmp_path, 1)

@@ -84,9 +84,16 @@ def test_padding_repeats_the_last_row_and_column(
     np.testing.assert_array_equal(found, np.pad(x.numpy(), grow, mode="edge"))
 
 
-@pytest.mark.parametrize("inst_id, expected", [(7, 7), (0, 0), (26, 26), (26003, 26), (33000, 33)])
+@pytest.mark.parametrize(
+    "inst_id, expected", [(7, 7), (0, 0), (26, 26), (26003, 26), (33000, 33), (4000001007, 4000001)]
+)
 def test_class_of_an_instance_id(inst_id: int, expected: int) -> None:
     assert instance_class(inst_id) == expected
+    assert instance_class(int(np.uint32(inst_id).view(np.int32))) == expected  # as it is read
+
+
+def test_negative_ids_are_classes_of_their_own() -> None:
+    assert [instance_class(inst_id) for inst_id in (-1, -999)] == [-1, -999]
 
 
 def test_noise_is_one_point_per_instance_far_from_others() -> None:

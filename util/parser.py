@@ -49,7 +49,7 @@ class Flag:
         """Whether this is a value that the flag can have, as stored in JSON."""
         if self.default is False:
             return isinstance(value, bool)
-        if value is None or value == self.default:
+        if value is None or (value == self.default and type(value) is type(self.default)):
             return value == self.default
         if isinstance(self.values, list):
             return value in self.values

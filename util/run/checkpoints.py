@@ -9,6 +9,7 @@ that belong together goes the same way.
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -84,7 +85,8 @@ def recover(folder: Path) -> None:
     _flush_names(folder)
     for line in marker.read_text(errors="replace").splitlines():
         old, _, new = line.partition("\t")
-        if new and (folder / old).is_file():
+        plain = all(Path(name).name == name not in ("", "..") for name in (old, new))
+        if plain and (folder / old).is_file():  # a damaged marker must not lead elsewhere
             os.replace(folder / old, folder / new)
     _flush_names(folder)
     marker.unlink(missing_ok=True)
@@ -170,9 +172,28 @@ def saved_options(folder: Path) -> dict:
         options = json.loads(path.read_text())
         if not isinstance(options, dict):
             raise ValueError(f"found {options!r:.40}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not the options of a run ({error}); delete it") from error
+    for name, value in options.items():
+        if not _is_usable(name, value):
+            raise UserError(
+                f"{path}: {name} is {value!r}, invalid for --{name}; restore the file from a copy, "
+                "or fix it"
+            )
     return {**BEFORE, **options}
+
+
+def _is_usable(name: str, value: object) -> bool:
+    """Whether this can be the value of a flag that is read from a run's opt.json alone, without the
+    checks of the command line; True for other flags."""
+    if name in ("load_pretrain", "which_epoch"):
+        return isinstance(value, str)
+    if not name.endswith("_range") or isinstance(value, str):
+        return True
+    if not (isinstance(value, list) and [isinstance(n, int | float) for n in value] == [True] * 2):
+        return False
+    low, high = value
+    return low < high and math.isfinite(high - low)
 
 
 def weights_file(folder: Path, epoch: str | int, name: str, ema: float = 0.0) -> Path:

@@ -95,9 +95,10 @@ class Position:
         return self.step // every > (self.step - self.newest) // every
 
 
-def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
+def load(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     """Load what --continue_train or --load_pretrain asks for; returns where training starts.
 
+    dataset: the AlignedDataset to train on; if it has other scenes, the epoch starts over.
     opt.load_pretrain and opt.which_epoch keep naming the run whose features this one was trained
     on, even if it is continued or starts from weights of its own. Raises UserError if files are
     damaged or do not fit, or if the processes do not agree.
@@ -105,7 +106,7 @@ def load(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
     if opt.load_pretrain:  # absolute, as opt.json is read from other working directories too
         opt.load_pretrain = os.path.abspath(opt.load_pretrain)
     given = opt.load_pretrain
-    at = _continue(model, opt, folder, scenes) if opt.continue_train else None
+    at = _continue(model, opt, folder, dataset) if opt.continue_train else None
     if at is None and opt.load_pretrain:
         fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
         log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
@@ -155,13 +156,13 @@ def put_aside(folder: Path) -> None:
         log_main(f"note: its weights of epochs {epochs} stay until training reaches these")
 
 
-def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position | None:
+def _continue(model, opt: argparse.Namespace, folder: Path, dataset) -> Position | None:
     """Load what the run has saved, if anything."""
     if distributed.is_main():
         recover(folder)
     distributed.wait_for_all()
     if (folder / "latest_state.pth").is_file():
-        return _resume(model, opt, folder, scenes)
+        return _resume(model, opt, folder, dataset)
     if (folder / "latest_net_G.pth").is_file():
         model.load_networks(folder)
         log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
@@ -177,14 +178,16 @@ def _continue(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Posi
     return None
 
 
-def _resume(model, opt: argparse.Namespace, folder: Path, scenes: int) -> Position:
+def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     """Continue exactly: networks, optimizers, random states, position."""
     path = folder / "latest_state.pth"
     state = load_file(path)
     try:
         at, processes = Position(**state["position"]), state["processes"]
         old = {flag: (BEFORE | state["flags"])[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
-        same_epoch = (state["scenes"], old["batchSize"]) == (scenes, opt.batchSize)
+        names = state.get("names_crc", dataset.names_crc)  # older states have none
+        then = state["scenes"], names, old["batchSize"]
+        same_epoch = then == (len(dataset), dataset.names_crc, opt.batchSize)
         at.check(batches=-(-state["scenes"] // old["batchSize"]))
         _compare_flags(folder, old, opt)
         model.load_networks(folder)
@@ -254,7 +257,7 @@ def _reference_epoch(folder: Path) -> int:
         return 1
 
 
-def snapshot(model, opt: argparse.Namespace, at: Position, scenes: int) -> dict[str, object] | None:
+def snapshot(model, opt: argparse.Namespace, at: Position, dataset) -> dict[str, object] | None:
     """What a save writes, as copies in main memory: file name -> text, or anything that torch.save
     takes. All processes call it together; all but the main one get None.
 
@@ -275,7 +278,8 @@ def snapshot(model, opt: argparse.Namespace, at: Position, scenes: int) -> dict[
     files["latest_state.pth"] = {
         "position": dict(vars(at)),
         "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
-        "scenes": scenes,
+        "scenes": len(dataset),
+        "names_crc": dataset.names_crc,
         "model": model.training_state(),
         "processes": processes,
     }

@@ -46,7 +46,7 @@ class TrainingRun:
         self.scenes = len(loader.dataset)
         self.epochs = opt.niter + opt.niter_decay
         self._lock = lock_folder(folder) if distributed.is_main() else None
-        self.at = load(model, opt, folder, self.scenes)
+        self.at = load(model, opt, folder, loader.dataset)
         if validation:  # --patience counts comparable validations only
             self.at.set_metric(validation.metric, validation.measured_on)
         self._continues = self.at.step > 0 or self.at.epoch > 1
@@ -236,7 +236,7 @@ class TrainingRun:
             return
         self._watch.check()
         self._wait_for_save()  # so that there is one copy at a time
-        files = snapshot(self.model, self.opt, self.at, self.scenes)
+        files = snapshot(self.model, self.opt, self.at, self.loader.dataset)
         writing = None
         if files is not None:  # in the main process; written while training continues
             keep = self.opt.keep_checkpoints

@@ -170,7 +170,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
             if not _is_row(rows[-1]):
                 raise ValueError("expected numbers by name, with step and epoch")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: line {number} is not a row in JSON ({error}): delete that line or the "
                 "file"

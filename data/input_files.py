@@ -45,6 +45,7 @@ class InputFiles(AlignedDataset):
         for kind, files in self.files.items():
             if scene not in files:
                 path = self.files["label"][scene]
+                self.kinds["label"].size(path)  # raises if the label map itself is missing
                 raise UserError(f"{path}: --input_{kind} has no map of that name, or several")
         self.check_size(index)
         return self.scaled_maps(index)

@@ -56,7 +56,8 @@ def check_images(opt: argparse.Namespace) -> None:
 def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
     check_images(opt)  # before the data set: for a mistyped --name that is the default one
-    has_instances = (Path(opt.dataroot) / f"{opt.phase}_inst").is_dir()
+    folder = Path(opt.dataroot) / f"{opt.phase}_inst"
+    has_instances = folder.is_dir() and any(folder.iterdir())
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)
     names = picture_names(files["label"])
     images = find_images(opt.images, names)

@@ -28,14 +28,17 @@ def learning_rate(opt: argparse.Namespace, epoch: int) -> float:
 
 def adapt_state(optimizer: torch.optim.Adam, opt: argparse.Namespace, device: torch.device) -> None:
     """Give a loaded state this run's --beta1, kind of Adam, device and memory format: it may have
-    been saved on another device, without --compile, or by a version that was not fused on CPUs."""
+    been saved on another device, without --compile, or by a version that was not fused on CPUs.
+    Raises ValueError if it lacks a moment."""
     for group in optimizer.param_groups:
         group["betas"] = (opt.beta1, 0.999)
         group["fused"] = device.type in FUSED
         for weight in group["params"]:
-            state = optimizer.state.get(weight, {})
+            state = optimizer.state.get(weight)
+            if not state:
+                continue
+            if missing := {"step", "exp_avg", "exp_avg_sq"} - state.keys():
+                raise ValueError(f"Adam's {min(missing)} of a weight is missing")
             for key in ("exp_avg", "exp_avg_sq"):
-                if key in state:
-                    state[key] = torch.empty_like(weight).copy_(state[key])
-            if "step" in state:
-                state["step"] = state["step"].to(device)
+                state[key] = torch.empty_like(weight).copy_(state[key])
+            state["step"] = state["step"].to(device)

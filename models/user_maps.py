@@ -105,6 +105,7 @@ def _integers(maps: Maps, what: str) -> Tensor:
         raise UserError(f"{what} of {array.dtype}: expected integers")
     images = maps if isinstance(maps, (list, tuple)) else [maps]
     colour = any(isinstance(one, Image.Image) and len(one.getbands()) > 1 for one in images)
+    colour |= array.ndim == 3 and array.shape[-1] in (1, 3, 4)  # channels last, not maps so narrow
     if array.ndim == 4 and array.shape[1] == 1:
         array = array[:, 0]
     if colour or array.ndim not in (2, 3) or not array.size:

@@ -449,6 +449,7 @@ REFUSALS = {
     "a range of floats": (["--output_range", "type"], "give --output_range LOW,HIGH, or auto"),
     "a range beyond the type": (["--input_range", "0,70000"], "uint16 cannot hold it"),
     "no range": (["--output_range", "7,7"], "expected LOW,HIGH, type or auto"),
+    "tiny range": (["--output_range", "0,1e-45"], "expected LOW,HIGH, type or auto"),
     "another type": (["--input_type", "float32", "--input_range", "0,1"], "numbers of type uint16"),
     "VGG of bands": (["--output_nc", 2], "the VGG loss sees grey or RGB images"),
 }

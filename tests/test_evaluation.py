@@ -355,6 +355,11 @@ def test_the_real_photographs_against_themselves(measure: Callable, scenes: Path
     assert ratios["pixel_accuracy"] == ratios["mean_iou"] == ratios["sharpness"] == 1
 
 
+def test_an_empty_folder_of_instances_counts_as_none(measure: Callable, scenes: Path) -> None:
+    (scenes / "data" / "test_inst").mkdir()
+    assert len(measure()["pictures"]) == 2
+
+
 def test_val_max_measures_what_training_validates_on(measure: Callable, scenes: Path) -> None:
     """The order is that of file names: a-2.png comes before a.png."""
     for path in [*scenes.glob("data/*/b.png"), scenes / "images" / "b_synthesized_image.png"]:

@@ -117,9 +117,13 @@ def test_the_first_label_map_takes_no_instances_of_another_scene(
         (tmp_path / folder).mkdir()
         for name, file in zip(names, sorted((toy_data / f"train_{folder}").iterdir())):
             shutil.copy(file, tmp_path / folder / f"{name}.png")
-    flags = ["--input", tmp_path / "label", "--input_inst", tmp_path / "inst", "--how_many", 1]
-    done = run_command("test.py", *run, *flags, "--output", tmp_path / "out")
+    flags = ["--input_inst", tmp_path / "inst", "--how_many", 1, "--output", tmp_path / "out"]
+    done = run_command("test.py", *run, "--input", tmp_path / "label", *flags)
     assert done.returncode == 2 and "s0.png: --input_inst has no map" in done.stderr
+    absent = [f"{tmp_path / 'label' / name}.png\n" for name in ("absent", "s1")]
+    (tmp_path / "list.txt").write_text("".join(absent))
+    done = run_command("test.py", *run, "--input", tmp_path / "list.txt", *flags)
+    assert done.returncode == 2 and "absent.png: cannot be read as an image ([Errno 2]" in done.stderr
 
 
 def test_images_never_share_a_name(tmp_path: Path) -> None:

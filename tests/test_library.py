@@ -196,6 +196,7 @@ REFUSED = {
     "other count": ((LABEL, np.stack([INST] * 2)), "instance maps"),
     "floats": ((LABEL / 2, INST), "label map of float64: expected integers"),
     "colours": ((Image.fromarray(LABEL).convert("RGB"), INST), r"expected \(H, W\) or"),
+    "colours of numpy": ((np.stack([LABEL] * 3, -1), INST), r"shape \(17, 22, 3\)"),
     "one row": ((LABEL[0], INST[0]), r"shape \(22,\)"),
     "nothing": ((LABEL[:0], INST[:0]), "shape"),
     "too large a label": ((LABEL + 1, INST), "labels 1 to 35, but the model knows 0 to 34"),

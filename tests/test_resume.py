@@ -223,6 +223,10 @@ def test_a_kill_while_a_run_is_moved_aside(number, toy_data, tmp_path):
         tmp_path / "run", *flags, prepare=functools.partial(kill_while_renaming, number)
     )
     assert killed.end() == -signal.SIGKILL, killed.output()
+    if number == 3:  # all names of latest_net_*.pth are gone
+        own = ["--load_pretrain", tmp_path / "run"]
+        again = Training(tmp_path / "again", *flags, *own)
+        assert again.end() == 2 and "is --which_epoch replaced" in again.output()
     output = train(tmp_path / "run", *flags, "--continue_train")
     assert "except by the run it replaced" in output
     whole, run = (torch.load(tmp_path / name / "latest_net_G.pth") for name in ("whole", "run"))
@@ -282,6 +286,16 @@ def test_an_impossible_position_is_refused(position, run_of_one, toy_data, tmp_p
     flags = ["--dataroot", toy_data, "--niter", 2, "--niter_decay", 0, "--continue_train"]
     training = Training(tmp_path / "run", *flags)
     assert training.end() == 2 and "not the state of a training run" in training.output()
+
+
+def test_a_state_without_a_moment_is_refused(run_of_one, toy_data, tmp_path):
+    shutil.copytree(run_of_one, tmp_path / "run")
+    state = load_file(tmp_path / "run" / "latest_state.pth")
+    del state["model"]["optimizer_G"]["state"][0]["exp_avg"]
+    torch.save(state, tmp_path / "run" / "latest_state.pth")
+    flags = ["--dataroot", toy_data, "--niter", 2, "--niter_decay", 0, "--continue_train"]
+    training = Training(tmp_path / "run", *flags)
+    assert training.end() == 2 and "Adam's exp_avg of a weight is missing" in training.output()
 
 
 @pytest.fixture(scope="module")

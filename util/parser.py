@@ -162,7 +162,7 @@ def value_range(text: str) -> str | list[float]:
         return text
     with suppress(ValueError):
         low, high = (float(part) for part in text.split(","))
-        if low < high and math.isfinite(high - low):
+        if 1e-37 < high - low < 1e38:  # as float32
             return [low, high]
     raise argparse.ArgumentTypeError(f"{text!r}: expected LOW,HIGH, type or auto")
 

@@ -130,9 +130,11 @@ def load_file(path: Path) -> dict:
     Raises UserError if it is missing, damaged or not a checkpoint.
     """
     if not is_saved(path):
-        raise UserError(
-            f"{path}: no such file; train first, or check --name, --load_pretrain and --which_epoch"
-        )
+        remedy = "train first, or check --name, --load_pretrain and --which_epoch"
+        earlier = path.with_name(path.name.replace("latest", "replaced", 1))
+        if is_saved(earlier):
+            remedy = f"{earlier.name}, of the run before, is --which_epoch replaced"
+        raise UserError(f"{path}: no such file; {remedy}")
     try:
         with _open(path) as file:
             verify_checksums(file)

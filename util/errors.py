@@ -53,8 +53,7 @@ class UserError(Exception):
 
 
 def fail(message: str) -> NoReturn:
-    """Raise a UserError. As a parser's error function it prints one line where argparse would print
-    its usage too."""
+    """Raise a UserError."""
     raise UserError(message)
 
 

@@ -49,7 +49,8 @@ echo "in the background: $log"
 mkdir -p checkpoints
 "${train_labels[@]}" > "$log" 2>&1 &
 labels=$!
-trap 'kill $labels 2> /dev/null; wait' EXIT # so that it stops with this script, after saving
+# so that all training stops with this script, after saving (pkill: the foreground's as well)
+trap '{ pkill -P $$ || kill $labels; } 2> /dev/null; wait' EXIT
 
 step "meanwhile, training with instance features"
 python train.py --name toy_features "${small[@]}" "${features[@]}" \

@@ -101,17 +101,23 @@ def test_an_error_in_the_background_is_shown(start, tmp_path: Path, early: bool)
     assert early == ("encode_features.py" not in calls)
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "an error"])
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "an error"])
 def test_the_background_ends_with_the_script(start, tmp_path: Path, how: str) -> None:
-    """It gets the time to save, and the script waits for that."""
+    """It gets the time to save, and the script waits for that. SIGTERM reaches only the script,
+    which passes it on to the foreground too."""
     loop = "while :; do sleep 0.05; done"
     saves = f"trap 'sleep 0.3; touch saved; exit 143' TERM; touch runs; {loop}"
-    until = "trap 'exit 130' INT; until [ -e runs ]; do sleep 0.02; done; touch both"
+    until = "trap 'exit 130' INT; trap 'touch ended; exit 143' TERM"
+    until += "; until [ -e runs ]; do sleep 0.02; done; touch both"
     end = "exit 2" if how == "an error" else loop
     process = start(background=saves, foreground=f"{until}; {end}")
     wait_for(tmp_path / "both")
     if how == "Ctrl-C":
         os.killpg(process.pid, signal.SIGINT)
+    if how == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode == (2 if how == "an error" else 130)
+    assert process.returncode == {"Ctrl-C": 130, "SIGTERM": -15, "an error": 2}[how]
+    if how == "SIGTERM" and shutil.which("pkill"):
+        wait_for(tmp_path / "ended")
     assert (tmp_path / "saved").exists()

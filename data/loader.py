@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -145,12 +146,22 @@ def _read_by_threads(
 
 
 def _ignore_signals(worker: int) -> None:
-    """Terminals and tools like timeout signal a whole process group. Only the main process should
-    react, and it needs its workers to finish the current step. So each worker forms its own group;
-    the main process still terminates it by its id."""
+    """Terminals and tools like timeout signal a whole process group, schedulers (scancel, systemd)
+    all processes of a job. Only the main process should react, and it needs its workers to finish
+    the current step. So each worker forms its own group, and obeys no other process's SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey_main_process, daemon=True).start()
+
+
+def _obey_main_process() -> None:
+    """Exit when the main process sends SIGTERM."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def collate(items: list[dict | UserError]) -> dict | UserError:

@@ -434,23 +434,32 @@ def test_a_lock_whose_file_is_removed_as_it_is_taken_is_taken_again(tmp_path, mo
 
 @pytest.mark.parametrize(
     "number, status, workers",
-    [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 0), (signal.SIGINT, 130, 2)],
+    [
+        *((signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 2)),
+        *((signal.SIGINT, 130, 0), (signal.SIGINT, 130, 2)),
+    ],
 )
 def test_asked_to_stop_saves_and_logs_one_line(number, status, workers, toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--print_freq", 1, "--niter", 2, "--niter_decay", 500]
     flags += ["--nThreads", workers]
     training = Training(tmp_path / "run", *flags)
     training.wait_for("(epoch: 2, iters: 1")
-    if number == signal.SIGINT:  # as a terminal does: to the workers, too
-        for child in _children(training.process.pid):
-            os.kill(child, number)
+    children = _children(training.process.pid)
+    for child in children:  # as a terminal or a scheduler does
+        os.kill(child, number)
     os.kill(training.process.pid, number)
     assert training.end() == status, training.output()
+    assert len(children) >= workers and not any(_is_running(child) for child in children)
     last = training.output().splitlines()[-1]
     assert last.startswith("stopped ") and last.endswith("--continue_train resumes from here")
     assert "Traceback" not in training.output()
     state = load_file(tmp_path / "run" / "latest_state.pth")
     assert state["position"]["step"] == len((tmp_path / "run" / "metrics.jsonl").open().readlines())
+
+
+def _is_running(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().split()[2] != "Z"
 
 
 def _children(pid: int) -> list[int]:

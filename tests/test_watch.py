@@ -138,6 +138,19 @@ def test_watch_names_the_first_bad_step():
     watch.check()  # each step is checked once
 
 
+@pytest.mark.parametrize("loss", [1.0, math.nan])
+def test_of_several_processes_the_one_whose_loss_it_is_reports_first(loss, monkeypatch):
+    """All have the same averaged gradient; the first to report ends the others."""
+    waited = []
+    monkeypatch.setattr("util.distributed.world", lambda: 2)
+    monkeypatch.setattr("util.run.watch.time.sleep", waited.append)
+    watch = Watch()
+    watch.add(torch.tensor(False), 1, {"G": torch.tensor(loss)}, ["file"])
+    with pytest.raises(NonFinite):
+        watch.check()
+    assert bool(waited) == math.isfinite(loss)
+
+
 @pytest.mark.parametrize(
     "loss, grey, word", [(0.001, 0.0, "discriminator"), (0.5, 1.0, "saturated"), (0.5, 0.0, None)]
 )

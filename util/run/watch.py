@@ -1,8 +1,11 @@
 """Watching a training run: losses that are not finite, a collapsed discriminator, saturation."""
 
+import time
+
 import torch
 from torch import Tensor
 
+from util import distributed
 from util.errors import UserError, brief
 
 
@@ -47,6 +50,8 @@ class Watch:
         flags = torch.stack([finite for finite, *_ in steps]).tolist()
         for good, (_, step, losses, paths) in zip(flags, steps):
             if not good:
+                if distributed.world() > 1 and all(value.isfinite() for value in losses.values()):
+                    time.sleep(2)  # the process whose loss it is ends this one when it reports it
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
                 raise NonFinite(
                     f"step {step}: a loss or gradient is not finite ({values}) in {brief(paths)}; "

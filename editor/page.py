@@ -88,6 +88,7 @@ class Page:
                 self.scenes.names,
                 value=self.scenes.names[0] if self.scenes.names else None,
                 label="Scene",
+                interactive=True,
                 visible=bool(self.scenes.names),
                 min_width=280,
                 elem_id="scene",
@@ -139,6 +140,7 @@ class Page:
                         photos,
                         label="Photograph of",
                         value=None,
+                        interactive=True,
                         visible=bool(photos),
                         min_width=280,
                         elem_id="photo-scene",
@@ -179,7 +181,16 @@ class Page:
 
     def _wire(self, app: gr.Blocks) -> None:
         view = [
-            *(self.hint, self.stage, self.status, self.gallery, self.classes, self.library),
+            *(
+                self.scene,
+                self.photo_scene,
+                self.hint,
+                self.stage,
+                self.status,
+                self.gallery,
+                self.classes,
+                self.library,
+            ),
             *(self.photo, self.undo, self.redo, self.reset, self.radius, self.like),
             *(self.style_panel, self.class_panel, self.add_panel, self.file),
         ]
@@ -281,8 +292,10 @@ class Page:
             self.class_panel: gr.Column(visible=session.tool in NEEDS_CLASS),
             self.add_panel: gr.Column(visible=session.tool == "Add"),
         }
-        # these contain many images and rarely change
+        # what rarely changes: a list being searched, and parts with many images
         for part, content, render in (
+            (self.scene, session.scene, partial(gr.Dropdown, value=session.scene)),
+            (self.photo_scene, session.photo_of, partial(gr.Dropdown, value=session.photo_of)),
             (self.library, session.object, partial(markup.library, session, self.thumbnails)),
             (self.photo, session.photo, partial(markup.photo, session)),
         ):

@@ -60,6 +60,7 @@ class Session:
     gallery: list[np.ndarray] | None = None  # images of the selected object in its class's styles
     photo: np.ndarray | None = None  # to take styles from, (H, W, 3) uint8
     photo_inst: np.ndarray | None = None
+    photo_of: str | None = None  # the scene whose photograph it is; None: an uploaded one
     turn: int = 0  # number of responses sent to the page
     status: str = ""  # the status line that was last sent to the page
     shown: dict[object, object] = field(default_factory=dict)  # what the page shows, by part
@@ -86,7 +87,9 @@ class Session:
     def begin(self) -> str:
         return self.open_scene(self.scenes.names[0]) if self.scenes.names else self.scenes.missing
 
-    def open_scene(self, name: str) -> str:
+    def open_scene(self, name: str | None) -> str:
+        if name in (None, self.scene):  # the list was left without a choice
+            return ""
         label, inst, stem = self.scenes.load(name)
         self._open(label, inst, stem)
         self.scene = name
@@ -195,10 +198,12 @@ class Session:
         one = self.objects[self.object]
         y, x = points[-1]
         feature = None if one.feature is None else one.feature.tolist()
-        before = set(np.unique(self.ui.inst).tolist())
+        before, old = set(np.unique(self.ui.inst).tolist()), np.array(self.ui.label)
         self.ui.add(shape_rows(one.mask), one.label, y, x, self.scale, feature)
         new = set(np.unique(self.ui.inst).tolist()) - before  # none if stuff joins the same stuff
-        self._select(self.ui.selection(new.pop()) if new else self._at(points[-1]))
+        placed = np.argwhere(self.ui.label != old)  # need not contain the point
+        point = placed[0].tolist() if len(placed) else points[-1]
+        self._select(self.ui.selection(new.pop()) if new else self._at(point))
         return f"Added a {self.name_of(one.label)}."
 
     def _move(self, points: list[Point]) -> str:
@@ -269,13 +274,16 @@ class Session:
         who = f"Every {self.name_of(self.selected.label)}" if whole_class else name
         return f"{who} now has style {number}."
 
-    def open_photo(self, name: str) -> str:
+    def open_photo(self, name: str | None) -> str:
+        if name in (None, self.photo_of):  # the list was left without a choice
+            return ""
         photo, (_, inst, _) = self.scenes.photo(name), self.scenes.load(name)
-        self.photo, self.photo_inst = photo, inst
+        self.photo, self.photo_inst, self.photo_of = photo, inst, name
         return f"Click in the photograph of {name}: {self._target()} gets the style at that place."
 
     def upload_photo(self, path: str) -> str:
         self.photo, self.photo_inst = self.scenes.uploaded_photo(Path(path)), None
+        self.photo_of = None
         return f"Click in your photograph: {self._target()} gets the style at that place."
 
     def _target(self) -> str:

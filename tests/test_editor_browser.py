@@ -378,6 +378,12 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
     upload(good_label, good_inst)
     window.says(r"^Opened your maps mine_label, 128x64\.")
     opened = window.image("map")
+    listed = page.locator("#scene input")
+    assert listed.input_value() == ""
+    listed.click()
+    page.locator("#title").click()
+    page.wait_for_timeout(300)
+    window.says("Opened your maps mine_label")
 
     text = tmp_path / "text_label.png"
     text.write_text("not a picture")
@@ -441,6 +447,30 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
     assert not np.array_equal(window.image(), before)
     window.press("All styles from this scene's photograph")
     window.says(r"Every object now has its style from the photograph\.")
+
+
+def test_leaving_the_list_of_scenes_keeps_the_edits(window, project: Path) -> None:
+    """Only a choice opens a scene, not a key that leaves the box as it was."""
+    page, box = window.page, window.page.locator("#scene input")
+    _, y, x, _ = car(project)
+    window.tool("Delete")
+    window.click(y, x)
+    for leave in ("Tab", "Escape", "x"):
+        box.click()
+        page.keyboard.press(leave)
+        page.locator("#title").click()
+    page.wait_for_timeout(300)
+    window.says("Deleted car")
+    assert box.input_value() == SCENE
+    box.click()
+    other = page.get_by_role("option").last
+    name = other.inner_text().strip("\u2713 \n")
+    window.after(other.click)
+    window.says(f"Opened the scene {name}")
+    assert name != SCENE
+    box.fill("000001")  # and by keyboard
+    window.after(lambda: page.keyboard.press("Enter"))
+    window.says("Opened the scene toyville_000001")
 
 
 @pytest.mark.thorough

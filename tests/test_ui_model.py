@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from tiny_run import write_run
 
+from editor.library import LibraryObject
 from editor.record import download, edit_list, replay, replay_file
 from editor.scenes import Scenes
+from editor.session import Session
 from models import create_model
 from models.instance_maps import network_input, pad_to_multiple
 from models.masks import box_of, outline, stroke
@@ -409,6 +411,16 @@ def test_an_added_object_lies_centred_with_its_style(ui: UIModel) -> None:
     assert box in (np.s_[2:8, 18:24], np.s_[3:9, 18:24])
     assert (ui.inst == 26002).sum() == 8 * 4 and ui.inst[box[0].start, 23] == SKY
     assert ui.feature(26002).tolist() == [1, 2, 3]
+
+
+def test_an_added_object_is_selected_though_the_pointer_is_in_its_hole(ui: UIModel) -> None:
+    ring, pole = np.ones((5, 5), bool), 17
+    ring[1:4, 1:4] = False
+    session = Session(ui, None, [LibraryObject(pole, ring, None, np.zeros((5, 5, 4), np.uint8))])
+    session.choose_tool("Add")
+    session.choose_object(0)
+    assert session.pointer([(5, 20)], 3.0, 1.0) == "Added a pole."
+    assert session.selected.label == pole and ui.label[5, 20] == SKY
 
 
 def test_an_object_that_vanishes_when_scaled_is_not_reported_as_outside(ui: UIModel) -> None:

@@ -408,5 +408,5 @@ def test_to_labels_beyond_256_classes():
 def test_convert_refuses_bad_requests(refused, tmp_path):
     flags = ["--input", tmp_path, "--output", tmp_path / "out"]
     assert "holds no images" in refused(convert_main, *flags)
-    assert "--workers -1" in refused(convert_main, *flags, "--workers", -1)
+    assert "--workers: '-1'" in refused(convert_main, *flags, "--workers", -1)
     assert "a folder other than" in refused(convert_main, "--input", tmp_path, "--output", tmp_path)

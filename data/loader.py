@@ -1,6 +1,7 @@
 """From a dataset to batches: in an order set by seed and epoch, from any position, over ranks."""
 
 import argparse
+import multiprocessing
 import os
 import signal
 import threading
@@ -159,7 +160,8 @@ def _ignore_signals(worker: int) -> None:
 
 def _obey_main_process() -> None:
     """Exit when the main process sends SIGTERM."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+    main = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main:
         pass
     os._exit(0)
 

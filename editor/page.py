@@ -181,16 +181,8 @@ class Page:
 
     def _wire(self, app: gr.Blocks) -> None:
         view = [
-            *(
-                self.scene,
-                self.photo_scene,
-                self.hint,
-                self.stage,
-                self.status,
-                self.gallery,
-                self.classes,
-                self.library,
-            ),
+            *(self.scene, self.photo_scene, self.hint, self.stage, self.status),
+            *(self.gallery, self.classes, self.library),
             *(self.photo, self.undo, self.redo, self.reset, self.radius, self.like),
             *(self.style_panel, self.class_panel, self.add_panel, self.file),
         ]

@@ -74,9 +74,10 @@ def gallery(session: Session) -> str:
         return note("This model has no styles: it was trained without features.")
     if session.selected is None:
         return note("Click an object to see its styles.")
-    name = escape(session.name_of_selected())
+    name = escape(session.name_of_styled())
     if not session.has_styles:
-        return note(f"{name} has no styles: no instance of its class was large enough for one.")
+        kind = escape(session.name_of(session.selected.label))
+        return note(f"{kind} has no styles: no instance of it was large enough for one.")
     title = f"Styles of {name}"
     if session.gallery is None:
         count = len(session.ui.styles[session.selected.label])
@@ -93,12 +94,15 @@ def classes(session: Session) -> str:
     """All classes as buttons in their colours, those of the scene first."""
     colours = ["#" + bytes(colour).hex() for colour in palette(session.ui.networks.opt.label_nc)]
     here = set(np.unique(session.ui.label).tolist()) if session.is_open else set()
+    chosen = session.label
+    if session.tool == "Change class":
+        chosen = None if session.selected is None else session.selected.label
     tiles = {"In this scene": [], "Other classes": []}
     for label, colour in enumerate(colours):
         name = escape(session.name_of(label))
         content = f'<i style="background: {colour}"></i>{name}'
         group = tiles["In this scene" if label in here else "Other classes"]
-        group.append(_tile("class", label, session.label, name, content))
+        group.append(_tile("class", label, chosen, name, content))
     return "".join(_tiles(title, group) for title, group in tiles.items() if group)
 
 
@@ -140,8 +144,9 @@ def photo(session: Session) -> str:
     if session.photo is None:
         return note("Choose a scene's photograph or upload one, then click in it.")
     height, width = session.photo.shape[:2]
+    size = f"max-width: min(640px, 80vh * {width} / {height})"
     return (
-        f'<div class="canvas" data-width="{width}" data-height="{height}">'
+        f'<div class="canvas" data-width="{width}" data-height="{height}" style="{size}">'
         f'<img src="{data_uri(session.photo)}" alt="Photograph to take a style from" '
         'draggable="false"></div>'
     )

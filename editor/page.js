@@ -15,6 +15,7 @@ function stage(element, trigger, watch) {
   let points = null; // of the stroke that is being drawn
   let target = null;
   let turn = 0; // of the response that is shown
+  let deleted = -Infinity; // when, in ms
   const pictures = () => element.querySelector(".pictures");
   // as chosen here: the server's response to the choice may come after the stroke
   const tool = () => document.querySelector("#tools input:checked").value;
@@ -44,6 +45,8 @@ function stage(element, trigger, watch) {
     target = event.target.closest(".canvas");
     if (!target || event.button !== 0) return;
     event.preventDefault();
+    // the second click of a double click would delete what was behind the object
+    if (tool() === "Delete" && event.timeStamp - deleted < 500) return;
     document.activeElement.blur(); // a number field commits its value, within its range, on blur
     target.setPointerCapture(event.pointerId);
     points = [position(event, target.querySelector("img"), ...size())];
@@ -54,8 +57,9 @@ function stage(element, trigger, watch) {
     points.push(position(event, target.querySelector("img"), ...size()));
     show();
   });
-  element.addEventListener("pointerup", () => {
+  element.addEventListener("pointerup", (event) => {
     if (!points) return;
+    if (tool() === "Delete") deleted = event.timeStamp;
     element.dataset.busy = "yes";
     trigger("draw", { points: points.slice(0, 10000) });
     points = null;
@@ -71,15 +75,16 @@ function stage(element, trigger, watch) {
   });
 }
 
-// Ctrl+Z undoes; Ctrl+Shift+Z and Ctrl+Y redo. In text fields the browser handles them.
-function shortcuts() {
+// Ctrl+Z undoes; Ctrl+Shift+Z and Ctrl+Y redo, also while an image is being generated, when the
+// buttons may be disabled. In text fields the browser handles them.
+function shortcuts(trigger) {
   document.addEventListener("keydown", (event) => {
     const typing = "textarea, input:not([type=radio], [type=checkbox], [type=range])";
     const key = event.key.toLowerCase();
     if (!["z", "y"].includes(key) || !(event.ctrlKey || event.metaKey) || event.altKey) return;
     if (event.target.matches(typing)) return;
     event.preventDefault();
-    document.getElementById(key === "y" || event.shiftKey ? "redo" : "undo").click();
+    trigger(key === "y" || event.shiftKey ? "redo" : "undo");
   });
 }
 

@@ -119,13 +119,13 @@ class Page:
                 for what in ("Undo", "Redo", "Reset")
             )
         self.hint = part(elem_id="hint")
-        self.stage = part("stage(element, trigger, watch); shortcuts();", elem_id="stage")
+        self.stage = part("stage(element, trigger, watch); shortcuts(trigger);", elem_id="stage")
         self.status = part(elem_id="status")
         with gr.Column() as self.style_panel:
             self.gallery = part(tiles, elem_id="gallery")
             self.whole_class = gr.Checkbox(
                 label="Give the style to all objects of the class",
-                visible=self.ui.has_features,
+                visible=self.ui.styles_by_instance,
                 elem_id="whole-class",
             )
             with gr.Accordion(
@@ -217,6 +217,8 @@ class Page:
         on(self.tool.input, Session.choose_tool, self.tool)
         on(self.undo.click, Session.undo)
         on(self.redo.click, Session.redo)
+        on(self.stage.undo, Session.undo)  # by keyboard
+        on(self.stage.redo, Session.redo)
         on(self.reset.click, Session.reset)
         on(self.like.click, Session.start_copying)
         on(self.stage.draw, Session.pointer, self.radius, self.scale, sent=_points)
@@ -252,11 +254,11 @@ class Page:
             return {self.status: markup.status(ENDED, error=True)}
         with session.lock:
             start, error = time.perf_counter(), False
-            before = session.ui.last_picture
             try:
                 text = work()
                 # if this fails, the edit stays and the last image is shown
-                if session.is_open and session.ui.picture() is not before:
+                if session.is_open and session.ui.picture_version != session.ui.version:
+                    session.ui.picture()
                     text += f" Generated in {time.perf_counter() - start:.2f} s."
             except (UserError, MemoryError) as problem:
                 text, error = _message(problem), True

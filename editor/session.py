@@ -34,6 +34,7 @@ HINTS = {
 }
 PREVIEW_WIDTH = 320  # pixels; the page shows previews 132 wide
 NEEDS_CLASS = ("Paint", "Change class")
+KEPT = 8  # edited scenes that are kept while others are open; the oldest is dropped
 DOWNLOADS = {
     "photograph": "photograph",
     "label": "label map",
@@ -56,6 +57,7 @@ class Session:
     scale: float = 1.0
     object: int | None = None
     scene: str | None = None  # of the data set; None for uploaded maps
+    edited: dict[str, UIModel] = field(default_factory=dict)  # scenes left with edits, by name
     selected: Selection | None = None
     gallery: list[np.ndarray] | None = None  # images of the selected object in its class's styles
     photo: np.ndarray | None = None  # to take styles from, (H, W, 3) uint8
@@ -78,6 +80,12 @@ class Session:
     def name_of_selected(self) -> str:
         return self._name(self.selected.instance, self.selected.label)
 
+    def name_of_styled(self) -> str:
+        """What a style for the selected object applies to: with --label_feat its whole class."""
+        if self.ui.styles_by_instance:
+            return self.name_of_selected()
+        return f"every {self.name_of(self.selected.label)}"
+
     def _name(self, instance: int, label: int) -> str:
         numbered = instance != label and self.ui.has_instances
         return f"{self.name_of(label)} {instance}" if numbered else self.name_of(label)
@@ -90,25 +98,33 @@ class Session:
     def open_scene(self, name: str | None) -> str:
         if name in (None, self.scene):  # the list was left without a choice
             return ""
+        if name in self.edited:
+            self._show(self.edited.pop(name), name)
+            return f"Opened the scene {name} with your edits; Reset discards them."
         label, inst, stem = self.scenes.load(name)
-        self._open(label, inst, stem)
-        self.scene = name
+        self._show(self._opened(label, inst, stem), name)
         return f"Opened the scene {name}, {self._size()}."
 
     def open_upload(self, label_path: str | None, inst_path: str | None) -> str:
         if label_path is None:
             raise UserError("choose a label map first")
         maps = self.scenes.uploaded_maps(Path(label_path), Path(inst_path) if inst_path else None)
-        self._open(*maps)
-        self.scene = None
+        self._show(self._opened(*maps), None)
         return f"Opened your maps {maps[2]}, {self._size()}."
 
-    def _open(self, label: np.ndarray, inst: np.ndarray | None, name: str) -> None:
+    def _opened(self, label: np.ndarray, inst: np.ndarray | None, name: str) -> UIModel:
         fresh = self.ui.another()  # the old scene stays if this one is refused
         fresh.open(label, inst, name)
-        self.ui = fresh
+        return fresh
+
+    def _show(self, ui: UIModel, scene: str | None) -> None:
+        if self.scene is not None and self.ui.edits:
+            self.edited[self.scene] = self.ui
+            if len(self.edited) > KEPT:
+                del self.edited[next(iter(self.edited))]
+        self.ui, self.scene = ui, scene
         if not self.label:  # nothing chosen yet, and class 0 is rarely painted
-            known = fresh.label[fresh.label != fresh.networks.opt.ignore_label]
+            known = ui.label[ui.label != ui.networks.opt.ignore_label]
             self.label = int(np.bincount(known).argmax()) if known.size else 0
         self._select(None)
 
@@ -180,11 +196,15 @@ class Session:
         return self._click(points)
 
     def _change_class(self, **target: int) -> str:
-        old = self.name_of_selected()
+        old, before = self.name_of_selected(), self.selected.label
         where = np.argwhere(self.selected.mask)[0]
         changed = self.ui.set_class(self.selected.instance, **target)
         self._select(self.ui.select(*map(int, where)))
-        return f"{old} became {self.name_of_selected()}." if changed else "Nothing to change."
+        if not changed:
+            return "Nothing to change."
+        if before == self.selected.label:
+            return f"{old} now has the other's style."
+        return f"{old} became {self.name_of_selected()}."
 
     def _paint(self, points: list[Point]) -> str:
         changed = self.ui.paint([list(point) for point in points], self.label, self.radius)
@@ -268,10 +288,10 @@ class Session:
     def choose_style(self, number: int, whole_class: bool) -> str:
         if not self.has_styles:
             raise UserError("click an object that has styles first")
-        name = self.name_of_selected()
+        name = self.name_of_styled()
         vector = style(self.ui.styles, self.selected.label, number, name)
         self.ui.set_style(self.selected.instance, vector, whole_class)
-        who = f"Every {self.name_of(self.selected.label)}" if whole_class else name
+        who = f"every {self.name_of(self.selected.label)}" if whole_class else name
         return f"{who} now has style {number}."
 
     def open_photo(self, name: str | None) -> str:
@@ -287,7 +307,7 @@ class Session:
         return f"Click in your photograph: {self._target()} gets the style at that place."
 
     def _target(self) -> str:
-        return "the selected object" if self.selected is None else self.name_of_selected()
+        return "the selected object" if self.selected is None else self.name_of_styled()
 
     def take_style(self, points: list[Point]) -> str:
         """A click on the photograph: give its style at that place to the selected object."""
@@ -298,7 +318,7 @@ class Session:
         y, x = pixel(points[0], self.photo.shape[:2])
         feature = self.ui.photo_feature(self.photo, y, x, self.photo_inst)
         self.ui.set_style(self.selected.instance, feature)
-        return f"{self.name_of_selected()} now has the photograph's style at that place."
+        return f"{self.name_of_styled()} now has the photograph's style at that place."
 
     def take_all_styles(self) -> str:
         self._needs_scene()

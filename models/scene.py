@@ -98,6 +98,7 @@ class Scene:
         self.version = 0
         self.styles = styles or {}
         self.has_features = opt.instance_feat or opt.label_feat
+        self.styles_by_instance = self.has_features and not opt.label_feat
         self.has_instances = not opt.no_instance
 
     def open(
@@ -236,7 +237,7 @@ class Scene:
         """
         mask = stroke(points, radius, self.shape)
         if not mask.any():
-            raise UserError("paint: the stroke lies outside the image")
+            raise UserError("the stroke lies outside the image")
         y, x = map(round, points[0])
         under = int(self.inst[y, x]) if is_inside(y, x, self.shape) else None
         extends = under is not None and self._class_of(self.inst == under) == label
@@ -260,13 +261,13 @@ class Scene:
         largest = 2 * max(self.shape) / max(shape.shape)
         mask = scaled(shape, number(scale, "scale", 0.01, max(0.01, largest)))
         if not mask.any():
-            raise UserError(f"add: nothing is left of the object at {scale:g} times its size")
+            raise UserError(f"nothing is left of the object at {scale:g} times its size")
         top, left = (round(v - (side - 1) / 2) for v, side in zip((y, x), mask.shape))
         ys, xs = np.nonzero(mask)
         ys, xs = ys + top, xs + left
         inside = is_inside(ys, xs, self.shape)
         if not inside.any():
-            raise UserError("add: the object would lie outside the image")
+            raise UserError("the object would lie outside the image")
         return self._assigned((ys[inside], xs[inside]), label, self._id_for(label), feature)
 
     @edit
@@ -279,7 +280,7 @@ class Scene:
         ys, xs = np.nonzero(mask)
         inside = is_inside(ys + dy, xs + dx, self.shape)
         if not inside.any():
-            raise UserError("move: that would shift the object out of the image; delete it")
+            raise UserError("that would shift the object out of the image; delete it instead")
         if dy == dx == 0:
             return self.label, self.inst, {}
         label, inst = self._erased(mask)

@@ -238,10 +238,37 @@ def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
         window.page.locator("#tools input:checked").focus()
         window.after(partial(keyboard.press, undo))
         assert np.array_equal(window.image("map"), first)
-        keyboard.press(undo)  # nothing is left to undo
+        window.after(partial(keyboard.press, undo))
+        window.says(r"^Nothing to undo\.$")
         window.after(partial(keyboard.press, redo))
         assert np.array_equal(window.image("map"), edited)
     window.press("Undo")
+
+
+@pytest.mark.thorough
+def test_undo_by_key_need_not_wait_for_the_first_image(window) -> None:
+    """Until the first edit is answered, the buttons are disabled."""
+    first = window.image("map")
+    window.tool("Delete")
+    window.page.mouse.click(*window.at(60, 4))
+    window.page.keyboard.press("Control+z")
+    window.says(r"^Undid: a deletion\.")
+    assert np.array_equal(window.image("map"), first)
+
+
+@pytest.mark.thorough
+def test_a_double_click_deletes_one_object(window, project: Path) -> None:
+    first = window.image("map")
+    _, y, x, _ = car(project)
+    window.tool("Delete")
+    window.after(lambda: window.page.mouse.dblclick(*window.at(y, x)))
+    window.says(r"^Deleted car")
+    window.page.wait_for_timeout(300)
+    window.press("Undo")
+    assert np.array_equal(window.image("map"), first)
+    window.page.wait_for_timeout(500)
+    window.click(y, x)
+    window.says(r"^Deleted car")
 
 
 @pytest.mark.thorough
@@ -450,11 +477,14 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
 
 
 def test_leaving_the_list_of_scenes_keeps_the_edits(window, project: Path) -> None:
-    """Only a choice opens a scene, not a key that leaves the box as it was."""
+    """Only a choice opens a scene, not a key that leaves the box as it was; and an edited scene that
+    is opened again is as it was left."""
     page, box = window.page, window.page.locator("#scene input")
     _, y, x, _ = car(project)
     window.tool("Delete")
+    first = window.image("map")
     window.click(y, x)
+    edited = window.image("map")
     for leave in ("Tab", "Escape", "x"):
         box.click()
         page.keyboard.press(leave)
@@ -471,6 +501,12 @@ def test_leaving_the_list_of_scenes_keeps_the_edits(window, project: Path) -> No
     box.fill("000001")  # and by keyboard
     window.after(lambda: page.keyboard.press("Enter"))
     window.says("Opened the scene toyville_000001")
+    box.fill(SCENE)
+    window.after(lambda: page.keyboard.press("Enter"))
+    window.says(rf"^Opened the scene {SCENE} with your edits; Reset discards them\.$")
+    assert np.array_equal(window.image("map"), edited)
+    window.press("Undo")
+    assert np.array_equal(window.image("map"), first)
 
 
 @pytest.mark.thorough

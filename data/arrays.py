@@ -4,7 +4,6 @@ PNG (8 and 16 bits), TIFF (bands or pages become channels), npy, npz, and the 8-
 beyond what Pillow reads needs tifffile, 48-bit PNG needs imagecodecs: requirements-images.txt.
 """
 
-import importlib
 import io
 import zipfile
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from PIL import Image
 
 from data.files import image_size, open_image, png_bits, reading
 from data.values import TYPES
-from util.errors import UserError, brief
+from util.errors import UserError, brief, optional_package
 from util.files import replacing
 
 NUMPY = (".npy", ".npz")
@@ -24,7 +23,6 @@ TIFF = (".tif", ".tiff")
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams,
 # GeoAsciiParams (GeoTIFF 1.1) and GDAL_NODATA
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42113)
-_NEEDED_FOR = {"tifffile": "TIFF", "imagecodecs": "16-bit PNG"}
 MAX_NUMBERS = 2**31  # in one file
 
 
@@ -261,10 +259,5 @@ def _nearest(old: int, new: int) -> np.ndarray:
 
 
 def _package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"{_NEEDED_FOR[name]} files need the package {name}; pip install -r "
-            "requirements-images.txt"
-        ) from error
+    files = {"tifffile": "TIFF", "imagecodecs": "16-bit PNG"}[name]
+    return optional_package(name, f"{files} files need", "-r requirements-images.txt")

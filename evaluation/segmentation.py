@@ -12,7 +12,7 @@ from PIL import Image
 from evaluation.measures import ratio
 from evaluation.segmenters import Segmenter, load_segmenter
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, optional_package
 from util.pages.colours import palette
 
 
@@ -43,13 +43,9 @@ def evaluation_classes(label_nc: int, ignore_label: int | None, outputs: str) ->
     """
     known = [(i, i, str(i)) for i in range(label_nc)]
     if label_nc == 35:
-        try:
-            from cityscapesscripts.helpers.labels import labels
-        except ImportError as error:
-            raise UserError(
-                f"--segmenter: Cityscapes' classes need a package ({error}); "
-                "pip install -r requirements-eval.txt"
-            ) from error
+        where = "cityscapesscripts.helpers.labels"
+        needs_it, install = "--segmenter: Cityscapes' classes need", "-r requirements-eval.txt"
+        labels = optional_package(where, needs_it, install).labels
         known = sorted((one.trainId, one.id, one.name) for one in labels if not one.ignoreInEval)
     known = [one for one in known if one[1] != ignore_label]
     if not known:

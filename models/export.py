@@ -14,7 +14,6 @@ Needs the packages of requirements-onnx.txt; to run a graph, onnxruntime is enou
 
 import argparse
 import copy
-import importlib
 import json
 import logging
 import warnings
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from models.build import uses_features
 from models.inference_model import InferenceModel, to_pictures
-from util.errors import UserError
+from util.errors import UserError, optional_package
 from util.files import replacing
 
 PROVIDERS = {
@@ -290,9 +289,4 @@ def _check_description(session: object, opt: argparse.Namespace, path: Path) -> 
 
 
 def _package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"this needs the package {name} ({error}); pip install -r requirements-onnx.txt"
-        ) from error
+    return optional_package(name, "this needs", "-r requirements-onnx.txt")

@@ -477,8 +477,8 @@ def test_a_style_comes_from_a_photograph(window, project: Path) -> None:
 
 
 def test_leaving_the_list_of_scenes_keeps_the_edits(window, project: Path) -> None:
-    """Only a choice opens a scene, not a key that leaves the box as it was; and an edited scene that
-    is opened again is as it was left."""
+    """Only a choice opens a scene, not a key that leaves the box as it was; and a scene that was
+    edited is as it was left when it is opened again."""
     page, box = window.page, window.page.locator("#scene input")
     _, y, x, _ = car(project)
     window.tool("Delete")

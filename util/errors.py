@@ -1,10 +1,12 @@
 """How a command ends when its input is wrong: one line on stderr and exit status 2."""
 
 import errno
+import importlib
 import re
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from types import ModuleType
 from typing import NoReturn
 
 # a full disk, missing permissions: not a bug
@@ -55,6 +57,17 @@ class UserError(Exception):
 def fail(message: str) -> NoReturn:
     """Raise a UserError."""
     raise UserError(message)
+
+
+def optional_package(name: str, needs_it: str, install: str) -> ModuleType:
+    """Import a package that not every command needs. Raises UserError, with pip's argument."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise UserError(
+            f"{needs_it} the package {package} ({error}); pip install {install}"
+        ) from error
 
 
 def run(main: Callable[[], object]) -> None:

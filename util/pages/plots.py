@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import uniform_filter1d
 
-from util.errors import UserError
+from util.errors import optional_package
 from util.files import replacing
 
 WIDTH, HEIGHT = 3.6, 2.3  # inches of a panel
@@ -25,13 +25,9 @@ Panels = Mapping[str, Mapping[str, Series]]  # title -> label -> curve
 
 def require_matplotlib() -> type:
     """matplotlib's Figure. Raises UserError, which says what to do, if it cannot be imported."""
-    try:
-        from matplotlib.figure import Figure  # takes half a second: only if needed
-    except ImportError as error:
-        raise UserError(
-            f"plots need matplotlib ({error}): pip install matplotlib (or train with --no_html)"
-        ) from error
-    return Figure
+    install = "matplotlib (or train with --no_html)"
+    # takes half a second: only if needed
+    return optional_package("matplotlib.figure", "plots need", install).Figure
 
 
 def shown_width(path: Path) -> int:

@@ -131,7 +131,7 @@ def check_range(opt: argparse.Namespace, side: str) -> None:
 
 LOADING = Group(
     "reading and showing images",
-    Flag("--batchSize", 1, "total batch size over all GPUs", integer(1)),
+    Flag("--batchSize", 1, "total batch size over all GPUs (test.py: on each)", integer(1)),
     Flag("--serial_batches", False, "in order of name instead of shuffled"),
     Flag("--no_flip", False, "no random horizontal flips"),
     Flag("--max_dataset_size", None, "use at most this many scenes; default: all", count_or_inf),

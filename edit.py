@@ -48,7 +48,10 @@ def main() -> None:
     ui = create_model(opt, first_device(opt))
     if opt.verbose:
         log(str(ui.networks))
-    (replay if opt.replay else edit)(ui, opt)
+    if opt.replay:
+        replay(ui, opt)
+    else:
+        edit(ui, opt)
 
 
 if __name__ == "__main__":

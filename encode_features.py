@@ -20,13 +20,13 @@ from data.loader import of_all_scenes, own_batches
 from models import create_encoder
 from models.inference_model import InferenceModel
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
-from options.base_options import run_dir
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
 from util.files import lock_folder, make_folder, write_text
 from util.pages.colours import class_name
 from util.progress import log, log_main
+from util.run.checkpoints import run_dir, weights_file
 from util.setup import seed_everything, set_up_torch
 
 IN_USE = "another encode_features.py is running there; wait until it has ended"
@@ -68,7 +68,7 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     encoder = encoder_file(opt)
     if opt.reencode or not path.is_file():
         return True
-    note, made_by = path.with_name(NOTE), f"latest_net_E{'_ema' * bool(opt.ema)}.pth"
+    note, made_by = path.with_name(NOTE), weights_file(Path(), "latest", "E", opt.ema).name
     if note.is_file():  # earlier versions wrote none
         made_by = note.read_text(errors="replace")
     if made_by != name_of_encoder(opt):

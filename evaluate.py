@@ -20,17 +20,15 @@ from pathlib import Path
 from data.create import evenly_spaced
 from data.values import side_values
 from evaluation import report
-from evaluation.measures import Measures
+from evaluation.measures import Measures, measure_pair
 from evaluation.scenes import check_images, find_scenes
 from evaluation.segmentation import create_evaluator
-from evaluation.validation import summary
-from options.base_options import run_dir
 from options.evaluate_options import EvaluateOptions
 from util.errors import run
 from util.files import make_folder, write_text
 from util.pages.plots import require_matplotlib
 from util.progress import bar, log
-from util.run.checkpoints import weights_file
+from util.run.checkpoints import run_dir, weights_file
 from util.setup import first_device, set_up_torch
 
 
@@ -52,12 +50,13 @@ def evaluate(opt: argparse.Namespace) -> dict:
         generated, real, label, inst = scene.read(opt)
         sizes[generated.shape[1::-1]] += 1
         resized += scene.is_resized(generated, opt)
-        row = {"name": scene.name, **measures.add(generated, real, inst)}
+        measures.add(generated, real)
+        row = {"name": scene.name, **measure_pair(generated, real, inst)}
         rows.append(row | (evaluator.add(generated, real, label) if evaluator else {}))
 
     metrics = {
         "protocol": report.protocol(opt, sizes, resized, evaluator),
-        **summary(rows, measures, evaluator),
+        **report.summary(rows, measures, evaluator),
         "pictures": rows,
     }
     report.write_json(metrics, opt.out / "metrics.json")

@@ -30,7 +30,6 @@ from generation.results import Image, Results
 from models import create_model
 from models.inference_model import InferenceModel
 from models.tiling import Tiling
-from options.base_options import run_dir
 from options.test_options import TestOptions
 from util import distributed
 from util.errors import UserError, out_of_memory, print_error, run
@@ -38,6 +37,7 @@ from util.files import make_folder
 from util.pages.colours import label_picture, to_image
 from util.parallel import background
 from util.progress import log, log_main
+from util.run.checkpoints import run_dir
 from util.setup import seed_everything, set_up_torch
 
 

@@ -29,13 +29,13 @@ from data.create import create_dataset, create_loader, fix_data_flags
 from evaluation.validation import create_validation
 from models import create_model
 from models.build import smallest_side
-from options.base_options import run_dir
 from options.train_options import TrainOptions
 from util import distributed
 from util.errors import run
 from util.files import make_folder
 from util.pages.colours import scene_images
 from util.progress import log_main
+from util.run.checkpoints import run_dir
 from util.run.resume import FOLDER_FLAGS
 from util.run.training_run import TrainingRun
 from util.run.turns import Turn

@@ -29,14 +29,14 @@ from util.run.visualizer import read_rows
 
 CLASSES = 35
 FLAGS = [
-    *("--n_blocks_global", "4", "--batchSize", "2", "--lr", "0.0007", "--lambda_L1", "30"),
-    *("--nThreads", "0", "--print_freq", "1000", "--ignore_label", "255"),
-    *("--save_latest_freq", "1000000", "--niter_decay", "0", "--val_max", "20"),
-]
+    "--n_blocks_global", "4", "--batchSize", "2", "--lr", "0.0007", "--lambda_L1", "30",
+    "--nThreads", "0", "--print_freq", "1000", "--ignore_label", "255",
+    "--save_latest_freq", "1000000", "--niter_decay", "0", "--val_max", "20",
+]  # fmt: skip
 REVERSED = [  # smaller and longer, so that the plain run overfits
-    *("--label_nc", "0", "--no_instance", "--loadSize", "64", "--num_D", "2"),
-    *("--n_downsample_global", "2", "--niter", "150", "--niter_decay", "150", "--val_freq", "60"),
-]
+    "--label_nc", "0", "--no_instance", "--loadSize", "64", "--num_D", "2",
+    "--n_downsample_global", "2", "--niter", "150", "--niter_decay", "150", "--val_freq", "60",
+]  # fmt: skip
 FEW = ["--max_dataset_size", "20", "--val_freq", "5"]
 MAPPING = ",".join(f"{CLASSES - 1 - label}={label}" for label in range(CLASSES))
 

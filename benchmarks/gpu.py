@@ -94,10 +94,8 @@ def measure(command: str, limit: float) -> dict:
     start = time.monotonic()
     row: dict = {"command": f"python -m benchmarks.{command}"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", *f"benchmarks.{command}".split()],
-            **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": limit},
-        )
+        argv = [sys.executable, "-m", *f"benchmarks.{command}".split()]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=limit)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             row["failed"] = lines[-1] if lines else f"exit status {done.returncode}"

@@ -13,8 +13,8 @@ from benchmarks import scene
 from benchmarks.baseline import plain_generate
 from benchmarks.measure import benchmark_parser, compare_to_peak, flops, report
 from models.build import build_generator
-from options.base_options import integer
 from util.errors import UserError, run
+from util.parser import integer
 from util.setup import set_up_torch
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks import baseline, scene
 from benchmarks.measure import alternate, benchmark_parser, compare, report
 from models.layers import instance_average
-from options.base_options import integer
 from util.errors import run
+from util.parser import integer
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from benchmarks import baseline, scene
 from benchmarks.measure import alternate, benchmark_parser, compare, report
 from data.create import create_dataset, create_loader
-from options.base_options import integer
 from util.errors import run
+from util.parser import integer
 
 
 def read(batches: Iterable) -> None:

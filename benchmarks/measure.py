@@ -34,10 +34,10 @@ PEAK_SIZE = {"cuda": 8192, "cpu": 1536}  # side of the matrices that matmul_peak
 
 # flags for training on toy scenes at the quickstart's size
 TOY = [
-    *("--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss"),
-    *("--n_downsample_global", "1", "--n_layers_D", "2"),
-    *("--cache", "ram", "--no_html", "--gpu_ids", "-1"),
-]
+    "--loadSize", "128", "--ngf", "16", "--ndf", "16", "--num_D", "3", "--no_vgg_loss",
+    "--n_downsample_global", "1", "--n_layers_D", "2", "--cache", "ram", "--no_html",
+    "--gpu_ids", "-1",
+]  # fmt: skip
 
 
 def benchmark_parser(
@@ -82,8 +82,8 @@ def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) 
     folder = checkpoints_dir / name
     command = [sys.executable, "train.py", "--name", name, *TOY, *flags, "--continue_train"]
     command += ["--checkpoints_dir", str(checkpoints_dir)]
-    settings = {"cwd": Path(__file__).parents[1], "env": os.environ | env}
-    done = subprocess.run(command, **settings, capture_output=True, text=True)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=os.environ | env, capture_output=True, text=True)
     if done.returncode:
         last = "".join(done.stderr.splitlines()[-1:]).removeprefix("error: ")
         raise UserError(f"{name}: {last or done.returncode}")

@@ -64,7 +64,9 @@ def main() -> None:
         for event in events[:SHOWN]
     ]
     report(
-        *("profile_step", rows, given),
+        "profile_step",
+        rows,
+        given,
         flags=" ".join(more),
         size=f"{given.batch}x{given.width}x{given.height}",
         seconds_a_step=seconds,

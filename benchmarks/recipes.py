@@ -33,14 +33,14 @@ VARIANTS = {
     "plus without instance noise": ["--recipe", "plus", "--instance_noise", "0"],
 }
 FLAGS = [
-    *("--n_blocks_global", "6", "--lr", "0.0007", "--nThreads", "0", "--print_freq", "200"),
-    *("--save_latest_freq", "1000000", "--val_freq", "1000000"),
-]
+    "--n_blocks_global", "6", "--lr", "0.0007", "--nThreads", "0", "--print_freq", "200",
+    "--save_latest_freq", "1000000", "--val_freq", "1000000",
+]  # fmt: skip
 COLUMNS = {  # of validation.jsonl, and how many decimals
-    **{"l1": 1, "ratio_grid_energy": 2, "ratio_sharpness": 2, "ratio_hue_variance": 2},
-    **{"ratio_hue_mixture": 2, "ratio_brightness_variance": 2, "ratio_mean_iou": 3},
+    "l1": 1, "ratio_grid_energy": 2, "ratio_sharpness": 2, "ratio_hue_variance": 2,
+    "ratio_hue_mixture": 2, "ratio_brightness_variance": 2, "ratio_mean_iou": 3,
     "segmenter_kid": 4,
-}
+}  # fmt: skip
 TITLES = ["mean difference", "grid", "sharpness", "hue", "mixture", "brightness", "IoU", "KID"]
 
 

@@ -15,15 +15,15 @@ from benchmarks import scene
 from benchmarks.measure import alternate, benchmark_parser, compare, report
 from models.inference_model import to_pictures
 from models.tiling import Tiling
-from options.base_options import integer
 from util.errors import run
+from util.parser import integer, size
 from util.progress import peak_memory
 from util.setup import set_up_torch
 
 
 def main() -> None:
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--size", type=size, default=(2048, 1024), help="WIDTHxHEIGHT")
+    parser.add_argument("--size", type=size, metavar=size.metavar, default="2048x1024")
     parser.add_argument("--tile", type=integer(8), default=512)
     parser.add_argument("--tile_dir", type=Path, default=None)
     parser.add_argument("--netG", default="global", choices=["global", "local"])
@@ -66,12 +66,6 @@ def main() -> None:
         GB_at_most=peak_memory(given.device),
         **more,
     )
-
-
-def size(text: str) -> tuple[int, int]:
-    """An argparse type: WIDTHxHEIGHT."""
-    width, _, height = text.partition("x")
-    return integer(1)(width), integer(1)(height)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from benchmarks.measure import (
     report,
 )
 from models.pix2pixHD_model import Pix2PixHDModel
-from options.base_options import integer
 from util.errors import run
+from util.parser import integer
 from util.setup import set_up_torch
 
 

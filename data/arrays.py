@@ -6,9 +6,9 @@ beyond what Pillow reads needs tifffile, 48-bit PNG needs imagecodecs: requireme
 
 import io
 import zipfile
-from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -156,18 +156,22 @@ def _only_series(tiff: object, path: Path) -> tuple[object, tuple[int, ...], lis
 
 def _numpy_shape(path: Path) -> tuple[int, ...]:
     """The shape of the one array in an npy or npz file, by its header."""
-    with ExitStack() as stack:
-        if path.suffix.lower() == ".npy":
-            file = stack.enter_context(open(path, "rb"))
-        else:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            names = archive.namelist()
-            if len(names) != 1:
-                raise UserError(f"{path}: holds {len(names)} arrays ({brief(names)}), expected one")
-            file = stack.enter_context(archive.open(names[0]))
-        first = np.lib.format.read_magic(file) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        return read(file)[0]
+    if path.suffix.lower() == ".npy":
+        with open(path, "rb") as file:
+            return npy_header(file)[0]
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(names) != 1:
+            raise UserError(f"{path}: holds {len(names)} arrays ({brief(names)}), expected one")
+        with archive.open(names[0]) as file:
+            return npy_header(file)[0]
+
+
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape, order (True: Fortran's) and type of an npy file's array; reads up to its data."""
+    first = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    return read(file)
 
 
 def geo_tags(path: Path, width: int, height: int) -> list[tuple]:
@@ -189,7 +193,8 @@ def geo_tags(path: Path, width: int, height: int) -> list[tuple]:
 def _in_steps(code: int, value: object, x: float, y: float) -> object:
     """A tag of a georeference (GeoTIFF 1.1) for pixels that are x times as wide and y as high."""
     factors = {
-        **{33550: (x, y, 1), 33922: (1 / x, 1 / y, 1, 1, 1, 1)},  # pixel scale, tie points
+        33550: (x, y, 1),  # pixel scale
+        33922: (1 / x, 1 / y, 1, 1, 1, 1),  # tie points
         34264: (x, y, 1, 1) * 4,  # matrix
     }.get(code)
     if factors is None:

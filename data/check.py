@@ -20,7 +20,7 @@ from data.aligned_dataset import Geometry, size_problems
 from data.arrays import NUMPY, TIFF, file_size
 from data.create import kind_flags
 from data.files import MAX_CLASSES, pairing_problems, scan_folder, shown_kind
-from data.kinds import Kind, scene_kinds
+from data.kinds import Kind, label_counts, scene_kinds
 from data.values import SIDES, Values, side_values
 from util.errors import UserError
 from util.pages.colours import CITYSCAPES_NAMES
@@ -40,8 +40,8 @@ class Scene:
     instances: Counter = field(default_factory=Counter)  # label -> instances mostly of it
     pixels: int = 0  # that have both a label and an instance id
     things: int = 0  # of these, pixels whose id is class*1000 + n
-    is_empty: bool = False  # every pixel is instance 0, although there are several classes
     mismatches: int = 0  # of these, pixels whose id is not of their class in Cityscapes' scheme
+    is_empty: bool = False  # every pixel is instance 0, although there are several classes
     # of images, by kind: lowest and highest number, and a histogram, see BINS
     values: dict[str, tuple[float, float, np.ndarray]] = field(default_factory=dict)
 
@@ -181,12 +181,9 @@ def _count_instances(
         scene.problems.append(f"{path}: every pixel is instance {inst.flat[0]}; create it again")
     if label is None:
         return
-    code = inst.astype(np.int64) << 32 | label.astype(np.int64) & 0xFFFFFFFF
-    pairs, counts = np.unique(code, return_counts=True)
-    ids, labels = pairs >> 32, (pairs & 0xFFFFFFFF).astype(np.uint32).astype(np.int32)
-
-    order = np.argsort(counts, kind="stable")  # the most frequent label of an id comes last
-    scene.instances.update(dict(zip(ids[order].tolist(), labels[order].tolist())).values())
+    ids, labels, counts = label_counts(inst, label)
+    scene.instances.update(dict(zip(ids.tolist(), labels.tolist())).values())
+    ids %= 2**32  # those from 2**31 on are stored as negative numbers (data.files)
     # 0 in both maps, for what is neither a thing nor a class, follows any scheme
     known = (labels != ignore_label) & ((ids != 0) | (labels != 0))
     expected = np.where(ids < 1000, ids, ids // 1000)

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.files import MAX_CLASSES, list_files, open_image, read_rgb
+from data.files import MAX_CLASSES, open_image, read_rgb
+from data.input_files import find_inputs
 from util.errors import UserError, brief, run
 from util.files import make_folder, replacing, write_text
 from util.pages.colours import palette
@@ -141,11 +142,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    paths, results = [*list_files(args.input).values()], args.output.resolve()
-    if args.input.resolve() in results.parents:
-        paths = [path for path in paths if results not in path.resolve().parents]
-    if not paths:
-        raise UserError(f"--input {args.input}: holds no images except those of --output")
+    paths = [*find_inputs("--input", str(args.input), args.output).values()]
     make_folder(args.output, "--output")
     colours = None
     if not args.from_indexed:

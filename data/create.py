@@ -18,7 +18,7 @@ from data.loader import Loader
 from data.values import SIDES, TYPES, Values, refuse_beyond_type, side_values
 from util import distributed
 from util.errors import UserError, brief
-from util.run.checkpoints import saved_options
+from util.run.checkpoints import run_dir, saved_options
 
 Scene = TypeVar("Scene")
 
@@ -149,7 +149,7 @@ def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
     channels, given = getattr(opt, f"{side}_nc"), getattr(opt, f"{side}_range")
     dtype = getattr(opt, f"{side}_type") or _type_of_first(files, channels)
     setattr(opt, f"{side}_type", dtype)
-    before = saved_options(Path(opt.checkpoints_dir) / opt.name) if opt.continue_train else {}
+    before = saved_options(run_dir(opt)) if opt.continue_train else {}
     if isinstance(given, str) and isinstance(before.get(f"{side}_range"), list):
         given = before[f"{side}_range"]
     if given == "type":

@@ -68,8 +68,7 @@ class Kind:
             how = Image.Resampling.BICUBIC if self.smooth else Image.Resampling.NEAREST
             image = image.resize(size, how)
         array = np.asarray(image)
-        size = size or array.shape[1::-1]
-        return array.astype(self.dtype, copy=False).reshape(self.shape(size))
+        return array.astype(self.dtype, copy=False).reshape(self.shape(array.shape[1::-1]))
 
 
 def scene_kinds(
@@ -165,3 +164,14 @@ def _integers(path: Path, what: str) -> Image.Image | np.ndarray:
     """read_integers, for npy and npz files too."""
     read = read_integer_array if path.suffix.lower() in NUMPY else read_integers
     return read(path, what)
+
+
+def label_counts(inst: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many pixels have an id and a label, for each pair that occurs in maps (H, W) of integers:
+    (ids, labels, counts), int64 each, the most frequent label of an id last."""
+    # one number for each pair, as numbers are sorted faster; labels may be negative
+    pairs = inst.astype(np.int64) * 2**32 + label.astype(np.int64) + 2**31
+    pairs, counts = np.unique(pairs, return_counts=True)
+    order = np.argsort(counts, kind="stable")
+    ids, labels = np.divmod(pairs[order], 2**32)
+    return ids, labels - 2**31, counts[order]

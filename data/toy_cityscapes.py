@@ -5,7 +5,6 @@ python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 """
 
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from data.toy.scene import Scene, draw_scene
 from util.errors import UserError, brief, run
 from util.files import replacing, write_text
-from util.parser import Parser, integer
+from util.parser import Parser, integer, size
 
 SMALLEST, LARGEST = 32, 8192  # pixels: a person is wider than one, a drawing fits into memory
 CITIES = {"train": "toytown", "val": "toyville"}
@@ -88,14 +87,6 @@ def _write_scene(out: Path, split: str, stem: str, scene: Scene) -> tuple[str, s
     return photo, label
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of a text like 256x128."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match:
-        raise UserError(f"--size {text} is not a size: write WIDTHxHEIGHT, for example 256x128")
-    return int(match[1]), int(match[2])
-
-
 def main() -> None:
     """The command line."""
     parser = Parser(description="Draw toy street scenes.")
@@ -103,14 +94,15 @@ def main() -> None:
     add("--out", type=Path, required=True, help="folder to write to")
     add("--train", type=integer(0), metavar="N", default=200, help="scenes to train on")
     add("--val", type=integer(0), metavar="N", default=20, help="scenes to test on")
-    add("--size", default="256x128", help="WIDTHxHEIGHT in pixels")
+    add("--size", type=size, metavar=size.metavar, default="256x128", help="in pixels")
     add("--seed", type=integer(0), metavar="N", default=0, help="random seed of the scenes")
     args = parser.parse_args()
     try:
-        write_dataset(args.out, args.train, args.val, parse_size(args.size), args.seed)
+        write_dataset(args.out, args.train, args.val, args.size, args.seed)
     except OSError as error:
         raise UserError(f"--out {args.out}: {error}") from error
-    print(f"{args.train} + {args.val} scenes of {args.size} in {args.out}")
+    width, height = args.size
+    print(f"{args.train} + {args.val} scenes of {width}x{height} in {args.out}")
     prepared = str(args.out).removesuffix("_raw")
     if prepared in ("", str(args.out)):
         prepared = args.out / "prepared"

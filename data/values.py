@@ -11,7 +11,9 @@ from torch import Tensor
 from util.errors import UserError
 
 TYPES: dict[str, tuple[float, float] | None] = {  # type of a file's numbers -> its whole range
-    **{"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)},
+    "uint8": (0.0, 255.0),
+    "uint16": (0.0, 65535.0),
+    "int16": (-32768.0, 32767.0),
     "float32": None,
 }
 # side, as in --input_nc, --input_range, --input_type -> the kind of its images (data.kinds)

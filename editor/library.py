@@ -24,12 +24,12 @@ from models import create_encoder
 from models.build import uses_features
 from models.inference_model import InferenceModel, to_pictures
 from models.masks import components
-from options.base_options import run_dir
 from options.edit_options import LibraryOptions
 from util.errors import UserError, first_line, run
 from util.files import make_folder, write_bytes
 from util.pages.colours import class_name, palette
 from util.progress import log
+from util.run.checkpoints import run_dir
 from util.setup import first_device, seed_everything, set_up_torch
 
 FILE = "object_library.npz"
@@ -110,8 +110,8 @@ def whole_objects(
         inside = rows.start and columns.start and rows.stop < height and columns.stop < width
         mask = pieces[place] == number
         area = int(mask.sum())
-        own = int(ids[place][mask][0])
-        whole = inst is None or own < 1000 or area >= MIN_PIECE * areas[own]
+        own = int(ids[place][mask][0])  # from 2**31 on stored as a negative number (data.files)
+        whole = inst is None or own % 2**32 < 1000 or area >= MIN_PIECE * areas[own]
         if inside and whole and smallest <= area <= largest:
             found.append((place, mask))
     return found

@@ -9,6 +9,7 @@ from PIL import Image
 
 from editor.session import HINTS, Session
 from models.masks import outline
+from models.scene import CITYSCAPES_THINGS
 from util.pages.colours import palette
 
 
@@ -107,7 +108,7 @@ def classes(session: Session) -> str:
 
 
 def library(session: Session, thumbnails: list[str]) -> str:
-    """The objects to add, by class. thumbnails: their images' URLs."""
+    """The objects to add, by class, Cityscapes' things first. thumbnails: their images' URLs."""
     if not session.objects:
         name = escape(session.ui.networks.folder.name)
         return note(
@@ -120,7 +121,9 @@ def library(session: Session, thumbnails: list[str]) -> str:
         image = f'<img src="{thumbnails[k]}" alt="{name} {k}">'
         group = tiles.setdefault(one.label, [])
         group.append(_tile("object", k, session.object, name, image))
-    groups = (_tiles(escape(session.name_of(c)), group) for c, group in sorted(tiles.items()))
+    things = CITYSCAPES_THINGS if session.ui.networks.opt.label_nc == 35 else ()
+    order = sorted(tiles, key=lambda label: (label not in things, label))
+    groups = (_tiles(escape(session.name_of(label)), tiles[label]) for label in order)
     return f'<div class="shelf">{"".join(groups)}</div>'
 
 

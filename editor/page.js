@@ -15,7 +15,7 @@ function stage(element, trigger, watch) {
   let points = null; // of the stroke that is being drawn
   let target = null;
   let turn = 0; // of the response that is shown
-  let deleted = -Infinity; // when, in ms
+  let deleted = null; // the last click of Delete
   const pictures = () => element.querySelector(".pictures");
   // as chosen here: the server's response to the choice may come after the stroke
   const tool = () => document.querySelector("#tools input:checked").value;
@@ -46,7 +46,8 @@ function stage(element, trigger, watch) {
     if (!target || event.button !== 0) return;
     event.preventDefault();
     // the second click of a double click would delete what was behind the object
-    if (tool() === "Delete" && event.timeStamp - deleted < 500) return;
+    if (tool() === "Delete" && deleted && event.timeStamp - deleted.timeStamp < 500 &&
+      Math.hypot(event.pageX - deleted.pageX, event.pageY - deleted.pageY) < 10) return;
     document.activeElement.blur(); // a number field commits its value, within its range, on blur
     target.setPointerCapture(event.pointerId);
     points = [position(event, target.querySelector("img"), ...size())];
@@ -59,7 +60,7 @@ function stage(element, trigger, watch) {
   });
   element.addEventListener("pointerup", (event) => {
     if (!points) return;
-    if (tool() === "Delete") deleted = event.timeStamp;
+    if (tool() === "Delete") deleted = event;
     element.dataset.busy = "yes";
     trigger("draw", { points: points.slice(0, 10000) });
     points = null;

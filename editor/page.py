@@ -27,7 +27,7 @@ from util.errors import UserError
 from util.progress import log
 
 HERE = Path(__file__).parent
-MAX_SESSIONS = 64  # scenes in memory; the least recently used is dropped
+MAX_SESSIONS = 64  # windows in memory; the least recently used is dropped
 MAX_RADIUS = 32  # of the brush, in pixels
 ENCODED = 4  # windows whose images are also kept as data URLs
 ENDED = "This session has ended; reload the page to start again."

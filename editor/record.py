@@ -40,8 +40,10 @@ def _model(ui: UIModel) -> dict[str, int]:
     """What an edit list and the model that renders it must have in common."""
     opt = ui.networks.opt
     return {
-        **{"label_nc": opt.label_nc, "feat_num": opt.feat_num if ui.has_features else 0},
-        **{"no_instance": opt.no_instance, "label_feat": opt.label_feat},
+        "label_nc": opt.label_nc,
+        "feat_num": opt.feat_num if ui.has_features else 0,
+        "no_instance": opt.no_instance,
+        "label_feat": opt.label_feat,
     }
 
 
@@ -62,7 +64,8 @@ def replay(ui: UIModel, record: dict) -> None:
         try:
             ui.apply(edit)
         except UserError as error:
-            raise UserError(f"edit {number}: {error}") from error
+            tool = edit.get("tool") if isinstance(edit, dict) else None
+            raise UserError(f"edit {number} ({tool!r:.40}): {error}") from error
     if bare := ui.without_style():
         names = ", ".join(class_name(label, ui.networks.opt.label_nc) for label in bare)
         log(f"warning: the edit list has no styles for {names}; their features are zero")
@@ -94,11 +97,10 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
 
 def pictures(ui: UIModel) -> dict[str, Callable[[], np.ndarray]]:
     """The images that can be saved, with functions that make them."""
-    found = {
-        **{"photograph": ui.picture, "label": lambda: ui.label, "inst": lambda: ui.inst},
-        "label_colours": ui.label_picture,
-    }
-    return {kind: make for kind, make in found.items() if kind != "inst" or ui.has_instances}
+    found = {"photograph": ui.picture, "label": lambda: ui.label}
+    if ui.has_instances:
+        found["inst"] = lambda: ui.inst
+    return found | {"label_colours": ui.label_picture}
 
 
 def download(ui: UIModel, kind: str) -> tuple[str, str, bytes]:

@@ -100,7 +100,7 @@ class Session:
             return ""
         if name in self.edited:
             self._show(self.edited.pop(name), name)
-            return f"Opened the scene {name} with your edits; Reset discards them."
+            return f"Opened the scene {name} again, as you left it."
         label, inst, stem = self.scenes.load(name)
         self._show(self._opened(label, inst, stem), name)
         return f"Opened the scene {name}, {self._size()}."
@@ -202,8 +202,8 @@ class Session:
         self._select(self.ui.select(*map(int, where)))
         if not changed:
             return "Nothing to change."
-        if before == self.selected.label:
-            return f"{old} now has the other's style."
+        if before == self.selected.label and self.ui.styles_by_instance:
+            return f"{old} now has the style of the other one."
         return f"{old} became {self.name_of_selected()}."
 
     def _paint(self, points: list[Point]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage
 
 from util.errors import UserError, first_line, out_of_memory
 from util.run.checkpoints import load_file
@@ -49,7 +49,7 @@ def ssim(generated: np.ndarray, real: np.ndarray) -> float:
     a, b = generated / 255.0, real / 255.0
 
     def local_mean(values: np.ndarray) -> np.ndarray:
-        return gaussian_filter(values, 1.5, radius=5, axes=(0, 1), mode="mirror")
+        return ndimage.gaussian_filter(values, 1.5, radius=5, axes=(0, 1), mode="mirror")
 
     mean_a, mean_b = local_mean(a), local_mean(b)
     variances = local_mean(a * a) - mean_a**2 + (local_mean(b * b) - mean_b**2)
@@ -109,13 +109,12 @@ def hue_mixture(image: np.ndarray, inst: np.ndarray | None = None) -> float:
     It is the circular variance of hue, weighted by chroma (Mardia and Jupp, "Directional
     Statistics", 2000).
     """
-    things = _things(inst)
-    if image.shape[2] != 3 or things is None:
+    numbers, things = _things(inst)
+    if image.shape[2] != 3 or not things.size:
         return math.nan
-    index, counts, chosen = things
     plane = _chroma(image)
-    sums = [np.bincount(index, v.ravel(), len(counts)) for v in (*plane, np.hypot(*plane))]
-    left, right, lengths = (v[chosen] for v in sums)
+    sums = [ndimage.sum_labels(v, numbers, things) for v in (*plane, np.hypot(*plane))]
+    left, right, lengths = sums
     total = lengths.sum()
     return float((lengths - np.hypot(left, right)).sum() / total) if total > 1e-6 else math.nan
 
@@ -133,29 +132,23 @@ def _chroma(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return red - (green + blue) / 2, math.sqrt(3) / 2 * (green - blue)
 
 
-def _things(inst: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(each pixel's instance index (H * W), each instance's pixel count, whether it is a thing of
-    at least THING_PIXELS), or None if no instance is. inst: ids, things from 1000; from 2**31 on
-    they are negative (data.kinds)."""
+def _things(inst: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Each pixel's instance, numbered from 0 (H, W), and the numbers of the things among them that
+    have at least THING_PIXELS. inst: ids, things from 1000; from 2**31 on they are negative
+    (data.files)."""
     if inst is None:
-        return None
-    ids, index, counts = np.unique(inst, return_inverse=True, return_counts=True)
-    chosen = (ids.astype(np.int64) & 0xFFFFFFFF >= 1000) & (counts >= THING_PIXELS)
-    return (index.ravel(), counts, chosen) if chosen.any() else None
+        return np.zeros((0, 0), int), np.zeros(0, int)
+    ids, numbers, counts = np.unique(inst, return_inverse=True, return_counts=True)
+    things = (ids.astype(np.int64) & 0xFFFFFFFF >= 1000) & (counts >= THING_PIXELS)
+    return numbers.reshape(inst.shape), np.flatnonzero(things)
 
 
 def _variance_inside_things(values: Sequence[np.ndarray], inst: np.ndarray | None) -> float:
     """The mean over things; values: maps (H, W), whose variances are added."""
-    things = _things(inst)
-    if things is None:
+    numbers, things = _things(inst)
+    if not things.size:
         return math.nan
-    index, counts, chosen = things
-
-    def mean(v: np.ndarray) -> np.ndarray:
-        return np.bincount(index, v.ravel(), len(counts)) / counts
-
-    variances = sum(mean((v - mean(v)[index].reshape(v.shape)) ** 2) for v in values)
-    return float(variances[chosen].mean())
+    return float(sum(ndimage.variance(v, numbers, things) for v in values).mean())
 
 
 # -- Sets of images -----------------------------------------------------------------------------
@@ -186,9 +179,7 @@ def _lpips(count: int, others: dict) -> torch.nn.Module:
 
 PAIR_MEASURES = {"l1": l1, "psnr": psnr, "ssim": ssim}
 PROPERTIES = {
-    **{"grid_energy": grid_energy, "sharpness": sharpness},
-    **{"hue_variance": hue_variance, "hue_mixture": hue_mixture},
-    "brightness_variance": brightness_variance,
+    f.__name__: f for f in (grid_energy, sharpness, hue_variance, hue_mixture, brightness_variance)
 }
 # name -> its network's weights, and a function (number of pairs, the measures so far) -> metric
 SET_MEASURES = {"lpips": (ALEXNET, _lpips), "fid": (INCEPTION, _fid), "kid": (INCEPTION, _kid)}
@@ -200,9 +191,9 @@ TOO_SMALL = f"images have less than {LPIPS_MIN_SIDE} pixels in height or width"
 
 # The measures that --best_metric may name -> whether more is better
 MORE_IS_BETTER = {
-    **{"mean_iou": True, "pixel_accuracy": True, "lpips": False, "ssim": True, "psnr": True},
-    **{"l1": False, "fid": False, "kid": False, "segmenter_kid": False},
-}
+    "mean_iou": True, "pixel_accuracy": True, "lpips": False, "ssim": True, "psnr": True,
+    "l1": False, "fid": False, "kid": False, "segmenter_kid": False,
+}  # fmt: skip
 
 
 class Measures:
@@ -235,14 +226,8 @@ class Measures:
                 if name not in self.sets:
                     self.reasons[name] = failed[weights]
 
-    def add(self, generated: np.ndarray, real: np.ndarray, inst: np.ndarray | None) -> dict:
-        """Add a pair of images of one size, and its instance map (H, W) or None; returns its row:
-        pair measures and properties by name, the real image's properties as "oracle_..."."""
-        self.add_to_sets(generated, real)
-        return measure_pair(generated, real, inst)
-
-    def add_to_sets(self, generated: np.ndarray, real: np.ndarray) -> None:
-        """Add a pair to the set measures only."""
+    def add(self, generated: np.ndarray, real: np.ndarray) -> None:
+        """Add a pair of images of one size to the set measures."""
         if min(generated.shape[:2]) < LPIPS_MIN_SIDE:
             self.leave_out("lpips", TOO_SMALL)
         for name, metric in self.sets.items():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data.values import side_values
-from evaluation.measures import PAIR_MEASURES, SET_MEASURES, ratio
+from evaluation.measures import PAIR_MEASURES, SET_MEASURES, Measures, mean_measures, ratio
 from evaluation.scenes import Scene
 from evaluation.segmentation import Evaluator
 from util.files import write_text
@@ -20,12 +20,23 @@ from util.pages.html import Page, Picture
 from util.pages.plots import save_matrix
 from util.progress import log
 
-TITLES = {
-    **{"l1": "mean difference", "psnr": "PSNR (dB)", "ssim": "SSIM"},
-    **{"lpips": "LPIPS", "fid": "FID", "kid": "KID", "segmenter_kid": "KID (segmenter)"},
-    **{"pixel_accuracy": "pixel accuracy", "mean_iou": "mean IoU"},
-}  # the others' names are their titles
+DISTANCES = (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid")
+TITLES = {  # the others' names are their titles
+    "l1": "mean difference", "psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID",
+    "kid": "KID", "segmenter_kid": "KID (segmenter)", "pixel_accuracy": "pixel accuracy",
+    "mean_iou": "mean IoU",
+}  # fmt: skip
 HEAD = ["", "pictures", "oracle", "ratio"]
+
+
+def summary(rows: list[dict], measures: Measures, evaluator: Evaluator | None) -> dict[str, object]:
+    """All figures of a set of images by name; rows: the measures of each image."""
+    figures = mean_measures(rows) | measures.compute() | {"reasons": measures.reasons}
+    figures["identical_pictures"] = sum(row["psnr"] == np.inf for row in rows)
+    if evaluator:
+        scores = evaluator.compute()
+        figures |= scores | {key: figures[key] | scores[key] for key in ("oracle", "of_oracle")}
+    return figures
 
 
 def protocol(
@@ -68,7 +79,7 @@ def numbers(opt: argparse.Namespace) -> str:
 def table(metrics: dict) -> list[list[str]]:
     """The rows below HEAD: name, the generated images' figure, the oracle's, their ratio."""
     rows = []
-    for name in (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid"):
+    for name in DISTANCES:
         value = metrics.get(name)
         if value is None and name not in metrics["reasons"]:
             continue
@@ -107,7 +118,7 @@ def print_table(metrics: dict, files: str) -> None:
 def comparison(results: dict[str, dict]) -> list[list[str]]:
     """One table of several runs; results: run -> its metrics.json. The first row is the header."""
     found = {n for one in results.values() for n, value in one.items() if value is not None}
-    names = [n for n in (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid") if n in found]
+    names = [name for name in DISTANCES if name in found]
     ratios = list(dict.fromkeys(n for one in results.values() for n in one["of_oracle"]))
     table = [["run", *map(title, names), *(f"{title(name)} ratio" for name in ratios)]]
     for run, metrics in results.items():
@@ -132,7 +143,7 @@ def write_page(
     what = f"{opt.name}, {opt.phase}, epoch {opt.which_epoch}" if of_run else opt.images
     page = Page(opt.out, f"{what}: evaluation")
     for key, value in metrics["protocol"].items():
-        page.header(f"{key.replace('_', ' ')}: {value}")
+        page.paragraph(f"{key.replace('_', ' ')}: {value}")
     page.table(HEAD, table(metrics))
     if evaluator:
         names, plots = evaluator.classes.names, []

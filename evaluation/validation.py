@@ -17,11 +17,11 @@ from evaluation.measures import (
     SET_MEASURES,
     TOO_SMALL,
     Measures,
-    mean_measures,
     measure_pair,
     why_missing,
 )
-from evaluation.segmentation import Evaluator, create_evaluator
+from evaluation.report import summary
+from evaluation.segmentation import create_evaluator
 from models.inference_model import InferenceModel
 from models.pix2pixHD_model import Pix2PixHDModel
 from util import distributed
@@ -57,17 +57,17 @@ class Validation:
             self.left_out["lpips"] = TOO_SMALL
         if len(self.dataset) < distributed.world():
             self.left_out["kid"] = "there are fewer scenes than processes"
-        measured = self._measured()
-        usual = (name for name in ("mean_iou", "lpips", "ssim") if name in measured)
+        self.measured = self._measured()
+        usual = (name for name in ("mean_iou", "lpips", "ssim") if name in self.measured)
         self.metric = opt.best_metric or next(usual)
         self.more_is_better = MORE_IS_BETTER[self.metric]
-        if self.metric not in measured:
+        if self.metric not in self.measured:
             why = self.left_out.get(self.metric)
             if self.metric in SET_MEASURES and not why:
                 why = why_missing(self.metric, self.opt.weights_dir)
             raise UserError(
                 f"--best_metric {self.metric}: not measured here{f' ({why})' if why else ''}; "
-                f"there are {', '.join(measured)} "
+                f"there are {', '.join(self.measured)} "
                 "(more with --segmenter and --weights_dir)"
             )
         # figures of other scenes or segmenters cannot be compared; folders may have moved
@@ -134,7 +134,7 @@ class Validation:
                 generated, real = self._numbers(generated), self._numbers(photograph, exact=True)
                 inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
                 measured[index] = submit(measure_pair, generated, real, inst)
-                measures.add_to_sets(generated, real)
+                measures.add(generated, real)
                 if self.evaluator:
                     seen[index] = self.evaluator.add(generated, real, label[0].numpy())
         return {i: row.result() | seen.get(i, {}) for i, row in measured.items()}, shown
@@ -161,7 +161,7 @@ def create_validation(
     """The validation that the flags and the data set allow, and a message: what it is, or why there
     is none. Raises UserError if processes differ, as they would wait for each other."""
     validation, message = _create_validation(opt, model)
-    measured = f"; {validation.measured_on}, {validation._measured()}" if validation else ""
+    measured = f"; {validation.measured_on}, {validation.measured}" if validation else ""
     distributed.agree(
         message + measured,
         "would validate differently",
@@ -213,16 +213,6 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
     changed |= {"amp": "off", "compile": False, "data_type": 32, "which_epoch": "latest"}
     changed["weights_dir"] = Path(opt.weights_dir) if opt.weights_dir else None
     return argparse.Namespace(**{**vars(opt), **whole_images(vars(opt)), **changed})
-
-
-def summary(rows: list[dict], measures: Measures, evaluator: Evaluator | None) -> dict[str, object]:
-    """All figures of a set of images by name; rows: the measures of each image."""
-    figures = mean_measures(rows) | measures.compute() | {"reasons": measures.reasons}
-    figures["identical_pictures"] = sum(row["psnr"] == np.inf for row in rows)
-    if evaluator:
-        scores = evaluator.compute()
-        figures |= scores | {key: figures[key] | scores[key] for key in ("oracle", "of_oracle")}
-    return figures
 
 
 def flat(figures: dict[str, object]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from models.ui_model import UIModel
 from models.upsampling import UPSAMPLE
 from util.errors import UserError, first_line
 from util.progress import log_main
-from util.run.checkpoints import saved_options
+from util.run.checkpoints import is_range, run_dir, saved_options
 
 
 def create_model(
@@ -27,7 +27,7 @@ def create_model(
     """
     if opt.is_train:
         return Pix2PixHDModel(opt, device, one_size)
-    folder = Path(opt.checkpoints_dir) / opt.name
+    folder = run_dir(opt)
     networks = InferenceModel(opt, device, folder)
     if opt.model != "ui":
         return networks
@@ -38,8 +38,7 @@ def create_model(
 
 def create_encoder(opt: argparse.Namespace, device: torch.device, folder: Path) -> InferenceModel:
     """The trained encoder in a folder, the run's own or another run's, without a generator."""
-    own = Path(opt.checkpoints_dir) / opt.name
-    model = InferenceModel(opt, device, own, with_generator=False)
+    model = InferenceModel(opt, device, run_dir(opt), with_generator=False)
     model.load_encoder(folder)
     if opt.verbose:
         log_main(str(model))
@@ -84,7 +83,7 @@ def load_generator(
             expected = f"a value like {default!r}"
         elif name in CHOICES and value not in CHOICES[name]:
             expected = f"one of {', '.join(map(str, CHOICES[name]))}"
-        elif name.endswith("_range") and not _is_range(value):
+        elif name.endswith("_range") and not is_range(value):
             expected = "[low, high] or 'type'"
         else:
             continue
@@ -104,24 +103,14 @@ def _same_kind(value: object, default: object) -> bool:
     return default is None or isinstance(value, (str, list, tuple))
 
 
-def _is_range(value: object) -> bool:
-    """Whether this is a range as in opt.json: two numbers or a word ("auto" where unused)."""
-    if isinstance(value, str):
-        return value in ("type", "auto")
-    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
-    return numbers and len(value) == 2 and value[0] < value[1]
-
-
-CHOICES = {
-    **{"netG": ["global", "local"], "norm": list(NORMS), "upsample": UPSAMPLE},
-    **{f"{side}_type": [None, *TYPES] for side in SIDES},
-}
+CHOICES = {"netG": ["global", "local"], "norm": list(NORMS), "upsample": UPSAMPLE}
+CHOICES |= {f"{side}_type": [None, *TYPES] for side in SIDES}
 DEFAULTS = {  # of the flags that define an architecture, for checkpoints of the 2018 code
-    **{"netG": "global", "ngf": 64, "n_downsample_global": 4, "n_blocks_global": 9},
-    **{"n_blocks_local": 3, "n_local_enhancers": 1, "norm": "instance", "use_dropout": False},
-    **{"upsample": "transpose", "ema": 0.0, "instance_noise": 0, "fit_features": False},
-    **{"label_nc": 35, "input_nc": 3, "output_nc": 3, "no_instance": False, "ignore_label": None},
-    **{"cond_nc": 0, "input_range": "type", "output_range": "type", "cond_range": "type"},
-    **{"input_type": None, "output_type": None, "cond_type": None},
-    **{"instance_feat": False, "label_feat": False, "feat_num": 3, "nef": 16, "n_downsample_E": 4},
-}
+    "netG": "global", "ngf": 64, "n_downsample_global": 4, "n_blocks_global": 9,
+    "n_blocks_local": 3, "n_local_enhancers": 1, "norm": "instance", "use_dropout": False,
+    "upsample": "transpose", "ema": 0.0, "instance_noise": 0, "fit_features": False,
+    "label_nc": 35, "input_nc": 3, "output_nc": 3, "no_instance": False, "ignore_label": None,
+    "cond_nc": 0, "input_range": "type", "output_range": "type", "cond_range": "type",
+    "input_type": None, "output_type": None, "cond_type": None,
+    "instance_feat": False, "label_feat": False, "feat_num": 3, "nef": 16, "n_downsample_E": 4,
+}  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from models.build import uses_features
 from util.errors import UserError
 
 LARGEST_ID = 65535  # instance ids are stored in 16-bit PNG files
@@ -68,7 +69,7 @@ def check_labels(label: np.ndarray, opt: argparse.Namespace) -> None:
 
 def feature_vector(feature: object, opt: argparse.Namespace) -> np.ndarray:
     """A feature as (feat_num,) float32."""
-    if not (opt.instance_feat or opt.label_feat):
+    if not uses_features(opt):
         raise UserError("this model has no styles: it was trained without features")
     try:
         with np.errstate(over="ignore"):  # becomes infinite, which is refused below

@@ -24,7 +24,6 @@ def update_average(average: nn.Module, net: nn.Module, decay: float, updates: in
     updates: the number of earlier updates. Batch norm statistics are copied.
     """
     decay = min(decay, (1 + updates) / (10 + updates))
-    weights = list(average.parameters()), list(net.parameters())
-    torch._foreach_lerp_(*weights, 1 - decay)
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
     for target, source in zip(average.buffers(), net.buffers()):
         target.copy_(source)

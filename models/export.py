@@ -148,16 +148,16 @@ def run_graph(session: object, inputs: dict[str, Tensor]) -> Tensor:
 
 def describe(opt: argparse.Namespace) -> dict[str, object]:
     """What a graph's user must know; stored in the file."""
-    return {
+    described = {
         "label_nc": opt.label_nc,
         "no_instance": opt.no_instance,
         "feat_num": opt.feat_num if uses_features(opt) else 0,
         "ignore_label": opt.ignore_label,
         **{name: getattr(opt, name) for name in _WEIGHTS},
-        # left out if off, as in graphs that are older than these flags
-        **({"cond_nc": opt.cond_nc} if opt.cond_nc else {}),
-        **({"instance_noise": opt.instance_noise} if opt.instance_noise else {}),
     }
+    # left out if off, as in graphs that are older than these flags
+    later = {"cond_nc": opt.cond_nc, "instance_noise": opt.instance_noise}
+    return described | {name: count for name, count in later.items() if count}
 
 
 # -- export ----------------------------------------------------------------------------------

@@ -95,6 +95,7 @@ def network_input(
     """
     x = one_hot(label, label_nc, ignore_label, dtype) if label_nc else label
     parts = [x] if inst is None else [x, edges(inst).to(x.dtype)]
-    parts += [] if cond is None else [cond]
+    if cond is not None:
+        parts.append(cond)
     x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return x if layout is None else x.contiguous(memory_format=layout)

@@ -12,9 +12,8 @@ Point = tuple[float, float]  # (y, x) in pixels; the first pixel's centre is (0,
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
     """The bounding box (rows, columns) of a mask (H, W) bool, with a margin on each side."""
-    rows, columns = ndimage.find_objects(mask.astype(np.uint8))[0]
-    grow = (slice(max(0, side.start - margin), side.stop + margin) for side in (rows, columns))
-    return tuple(grow)
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
 
 
 def is_inside(y: np.ndarray | int, x: np.ndarray | int, shape: tuple[int, int]) -> np.ndarray:

@@ -241,20 +241,22 @@ class Pix2PixHDModel(nn.Module):
         if on_device["image"].dtype == torch.uint8:
             on_device["image"] = bytes_to_float(on_device["image"])
         height, width = on_device["label"].shape[-2:]
+        regions = "label" if self.opt.label_feat else "inst"
         if self.opt.fit_features:
-            regions = on_device["label" if self.opt.label_feat else "inst"]
-            on_device["feat"] = instance_average(on_device["feat"], regions)
+            on_device["feat"] = instance_average(on_device["feat"], on_device[regions])
         maps = {kind: pad_to_multiple(value, self.multiple) for kind, value in on_device.items()}
         x = self.call["network_input"](
-            *(maps["label"], maps.get("inst"), self.opt.label_nc, self.opt.ignore_label),
+            maps["label"],
+            maps.get("inst"),
+            self.opt.label_nc,
+            self.opt.ignore_label,
             cond=maps.get("cond"),
             dtype=AMP_TYPES.get(self.opt.amp),
             layout=self.layout,
         )
         inputs = [x]
         if self.netE is not None:
-            regions = maps["label"] if self.opt.label_feat else maps["inst"]
-            inputs.append(self._run("E", maps["image"], regions))
+            inputs.append(self._run("E", maps["image"], maps[regions]))
         elif uses_features(self.opt):
             inputs.append(maps["feat"])
         elif self.opt.instance_noise:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from data.kinds import scene_kinds
+from models.build import uses_features
 from models.edit_checks import (
     LARGEST_ID,
     argument_checks,
@@ -29,7 +31,7 @@ from util.errors import UserError
 
 LEVELS = 1000  # edits that can be undone
 HISTORY_BYTES = 64 << 20  # of compressed undo steps; the oldest are dropped
-_CITYSCAPES_THINGS = range(24, 34)  # classes with numbered instances
+CITYSCAPES_THINGS = range(24, 34)  # classes with numbered instances
 _CITYSCAPES_VOID = range(4)  # ego vehicle, image border: never used to fill a hole
 
 Features = dict[int, np.ndarray | None]  # region id -> (feat_num,) float32, or None
@@ -97,7 +99,7 @@ class Scene:
         self._opt = opt
         self.version = 0
         self.styles = styles or {}
-        self.has_features = opt.instance_feat or opt.label_feat
+        self.has_features = uses_features(opt)
         self.styles_by_instance = self.has_features and not opt.label_feat
         self.has_instances = not opt.no_instance
 
@@ -114,11 +116,10 @@ class Scene:
         (needed unless --no_instance). Regions without features get a style of their class, chosen
         by (--seed, name, region) as test.py chooses it. Raises UserError for maps that do not fit.
         """
-        check_maps(label, inst, self._opt)
         opt = self._opt
-        ignored = opt.ignore_label if opt.ignore_label is not None else 0
-        small = opt.label_nc <= 256 and 0 <= ignored <= 255
-        self.label = label.astype(np.uint8 if small else np.int32)
+        check_maps(label, inst, opt)
+        kind = scene_kinds(opt.label_nc, ignore_label=opt.ignore_label)["label"]
+        self.label = label.astype(kind.dtype)
         ids = inst if self.has_instances else components(self.label)
         self.inst = ids.astype(np.uint16 if self.has_instances else np.int32)
         self.name = name
@@ -217,7 +218,7 @@ class Scene:
         elif label is not None:
             new = self._id_for(label)
         else:
-            raise UserError("set_class: expected a label, or an instance to be like")
+            raise UserError("expected a label, or an instance to be like")
         if chosen.label == label and not (label in self._things and like is not None):
             return self.label, self.inst, {}
         return self._assigned(chosen.mask, label, new, feature)
@@ -437,7 +438,7 @@ class Scene:
         """Classes with numbered instances: Cityscapes' own, else those of the scene whose ids
         differ from the class."""
         if self._opt.label_nc == 35:
-            return set(_CITYSCAPES_THINGS)
+            return set(CITYSCAPES_THINGS)
         if not self.has_instances:
             return set()
         return set(np.unique(self.label[self.inst != self.label]).tolist())

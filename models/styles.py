@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy_format
 
+from data.arrays import npy_header
+from data.kinds import label_counts
 from models.instance_maps import instance_class
 from util.errors import UserError, first_line
 
@@ -38,12 +39,8 @@ def instance_classes(inst: np.ndarray, label: np.ndarray | None = None) -> dict[
     """
     if label is None:
         return {i: instance_class(i) for i in np.unique(inst).tolist()}
-    # one number for each pair, as numbers are sorted faster; labels may be negative
-    pairs = inst.astype(np.int64) * 2**32 + label.astype(np.int64) + 2**31
-    pairs, counts = np.unique(pairs, return_counts=True)
-    order = np.argsort(counts, kind="stable")  # the most frequent label of an id comes last
-    ids, labels = np.divmod(pairs[order], 2**32)
-    return dict(zip(ids.tolist(), (labels - 2**31).tolist()))
+    ids, labels, _ = label_counts(inst, label)
+    return dict(zip(ids.tolist(), labels.tolist()))
 
 
 def cluster(rows: np.ndarray, n_clusters: int, seed: int = 0) -> Styles:
@@ -126,15 +123,17 @@ class _ArraysOnly(pickle.Unpickler):
     _ALLOWED = {
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
-        *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-        *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy._core.numeric", "_frombuffer"),
         # how Python 2 and protocol 2 (numpy before 1.17) write an array's bytes, and empty bytes
-        *(("_codecs", "encode"), ("__builtin__", "bytes")),
+        ("_codecs", "encode"),
+        ("__builtin__", "bytes"),
     }
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self._ALLOWED:
+        current = module.replace("numpy.core.", "numpy._core.")  # its name before numpy 2
+        if (current, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)
 
@@ -143,13 +142,7 @@ def _load_array(path: Path) -> np.ndarray | dict:
     """An .npy file's array, or the dict inside an object array; nothing in it is executed."""
     try:
         with open(path, "rb") as file:
-            version = npy_format.read_magic(file)
-            read_header = {
-                (1, 0): npy_format.read_array_header_1_0,
-                (2, 0): npy_format.read_array_header_2_0,
-            }[version]
-            _, _, dtype = read_header(file)
-            if not dtype.hasobject:
+            if not npy_header(file)[2].hasobject:
                 file.seek(0)
                 return _numbers(np.load(file, allow_pickle=False))
             content = _ArraysOnly(file, encoding="latin1").load()

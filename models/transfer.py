@@ -99,7 +99,7 @@ def adapt_weights(
     Classes in place of an image, or the reverse, start from the initialization. classes: see
     map_classes. Raises UserError if --freeze would prevent the last two from being trained.
     """
-    if network == "G" and old.upsample != new.upsample != "icnr":
+    if network == "G" and old.upsample != new.upsample and new.upsample != "icnr":
         log_main(
             f"  G: --upsample {old.upsample} -> {new.upsample}: the same weights compute something "
             "else in upsampling layers; with --upsample icnr they compute the same as before"
@@ -115,6 +115,7 @@ def adapt_weights(
         if name not in own or weight.ndim != 4:
             continue
         before, after = (input_parts(opt, network, name) for opt in (old, new))
+        kernels = weight.shape[2:], own[name].shape[2:]
         sees_maps = weight.shape[1] == sum(count for _, count in before)
         first = sees_maps and own[name].shape[1] == sum(count for _, count in after)
         if first and (before != after or moved) and _is_first(name, network):
@@ -122,7 +123,7 @@ def adapt_weights(
                 _check_frozen_inputs(before, after)
             adapted[name] = _input_weights(weight, own[name], before, after, classes)
             log_main(f"  {network}: {name}: {_describe(before)} -> {_describe(after)}")
-        elif _becomes_subpixel(weight, own[name], network) and old.upsample != "bilinear":
+        elif kernels == ((3, 3), (4, 4)) and network != "D" and old.upsample != "bilinear":
             adapted[name] = as_subpixel(weight, old.upsample)
             log_main(f"  {network}: {name}: 3x3 -> 4x4, which computes the same")
         elif weight.shape[0] == old.output_nc != new.output_nc == own[name].shape[0]:
@@ -138,11 +139,6 @@ def _is_first(name: str, network: str) -> bool:
     if network == "D":
         return re.fullmatch(r"(scale\d+_layer0|layer\d+)\.0\.weight", name) is not None
     return name.endswith(".1.weight") and name.count(".") == 2
-
-
-def _becomes_subpixel(old: Tensor, new: Tensor, network: str) -> bool:
-    """Whether these are weights of an upsampling layer before and after --upsample icnr."""
-    return network != "D" and old.shape[2:] == (3, 3) and new.shape[2:] == (4, 4)
 
 
 def _input_weights(

@@ -32,7 +32,7 @@ def to_tensors(
         check_labels(label.numpy(), opt)
     else:
         label = _images(label, side_values(opt, "input"))
-    batch, height, width = shape = _shape(label)
+    shape = _shape(label)
     if opt.no_instance:
         inst = None
     elif inst is None:
@@ -41,23 +41,7 @@ def to_tensors(
         inst = _integers(inst, "an instance map")
         if _shape(inst) != shape:
             raise UserError(f"instance maps {_shape(inst)} for label maps {shape}")
-    if feat is None and uses_features(opt):
-        size = f"({opt.feat_num}, H, W)"
-        raise UserError(f"this model needs a feature map {size}: G(label, inst, feat)")
-    if feat is not None and not uses_features(opt):
-        raise UserError("this model takes no feature map")
-    if feat is not None:
-        array = _array(feat)
-        if array.dtype.kind not in "fiu":
-            raise UserError(f"feature maps of {array.dtype}: expected floats")
-        feat = torch.from_numpy(array).float()
-        feat = feat[None] if feat.ndim == 3 else feat
-        if feat.shape != (batch, opt.feat_num, height, width):
-            raise UserError(
-                f"feature maps {_shape(feat)} for label maps {shape}, expected {opt.feat_num} "
-                "features"
-            )
-        _check_finite(feat.numpy(), "feature maps")
+    feat = _features(feat, opt, shape)
     if cond is None and opt.cond_nc:
         raise UserError(f"this model needs conditions (H, W, {opt.cond_nc}): G(..., cond=...)")
     if cond is not None and not opt.cond_nc:
@@ -67,6 +51,31 @@ def to_tensors(
         if _shape(cond) != shape:
             raise UserError(f"conditions {_shape(cond)} for label maps {shape}")
     return label, inst, feat, cond
+
+
+def _features(
+    feat: Maps | None, opt: argparse.Namespace, shape: tuple[int, int, int]
+) -> Tensor | None:
+    """Feature maps as (B, feat_num, H, W) float32 for label maps of a shape (B, H, W)."""
+    if feat is None and uses_features(opt):
+        size = f"({opt.feat_num}, H, W)"
+        raise UserError(f"this model needs a feature map {size}: G(label, inst, feat)")
+    if feat is None:
+        return None
+    if not uses_features(opt):
+        raise UserError("this model takes no feature map")
+    array = _array(feat)
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"feature maps of {array.dtype}: expected floats")
+    feat = torch.from_numpy(array).float()
+    feat = feat[None] if feat.ndim == 3 else feat
+    batch, height, width = shape
+    if feat.shape != (batch, opt.feat_num, height, width):
+        raise UserError(
+            f"feature maps {_shape(feat)} for label maps {shape}, expected {opt.feat_num} features"
+        )
+    _check_finite(feat.numpy(), "feature maps")
+    return feat
 
 
 def is_single(label: Maps, label_nc: int) -> bool:

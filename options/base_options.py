@@ -17,6 +17,7 @@ import torch
 
 from data.create import used_sides, whole_images
 from data.values import SIDES, TYPES, refuse_beyond_type
+from models.build import uses_features
 from models.normalization import NORMS
 from models.upsampling import UPSAMPLE
 from util.errors import UserError
@@ -32,7 +33,7 @@ from util.parser import (
     number,
     value_range,
 )
-from util.run.checkpoints import saved_options
+from util.run.checkpoints import run_dir, saved_options
 
 CHANNELS = integer(1, 2**16)
 EMA = number(0, 1 - 1e-9)
@@ -181,7 +182,7 @@ def check_features(opt: argparse.Namespace) -> None:
         raise UserError(
             "--fit_features is for features of half the size: give --load_features as well"
         )
-    if opt.instance_noise and (opt.no_instance or opt.instance_feat or opt.label_feat):
+    if opt.instance_noise and (opt.no_instance or uses_features(opt)):
         raise UserError(
             "--instance_noise needs instance maps and takes the place of features: leave it out or "
             "do without --no_instance, --instance_feat and --label_feat"
@@ -205,7 +206,7 @@ STAGES = Group(
 
 @STAGES.check
 def check_stages(opt: argparse.Namespace) -> None:
-    if opt.load_features and not (opt.instance_feat or opt.label_feat):
+    if opt.load_features and not uses_features(opt):
         raise UserError("--load_features needs --instance_feat or --label_feat")
     if opt.load_features and opt.feat_num > 4:
         raise UserError("--load_features reads PNG files, which hold at most 4 features")
@@ -266,11 +267,6 @@ class BaseOptions:
         """Set what follows from the checked flags."""
         if opt.fp16:
             opt.amp = "fp16"
-
-
-def run_dir(opt: argparse.Namespace) -> Path:
-    """checkpoints/NAME"""
-    return Path(opt.checkpoints_dir) / opt.name
 
 
 def inherited(folder: Path) -> dict:

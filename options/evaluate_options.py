@@ -11,11 +11,11 @@ from options.base_options import (
     BaseOptions,
     check_range,
     inherited,
-    run_dir,
     value_flags,
 )
 from util.errors import UserError
 from util.parser import Flag, Group, integer, label_count, name_inside, names_inside
+from util.run.checkpoints import run_dir
 
 IMAGES = Group(
     "what is measured",

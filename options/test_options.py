@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 
 from data.values import side_values
-from options.base_options import CLUSTER_PATH, BaseOptions, run_dir, scene_flags
+from models.build import uses_features
+from options.base_options import CLUSTER_PATH, BaseOptions, scene_flags
 from options.train_options import TrainOptions
 from util.errors import UserError
 from util.parser import Flag, Group, count_or_inf, integer, number
-from util.run.checkpoints import is_saved, saved_options, weights_file
+from util.run.checkpoints import is_saved, run_dir, saved_options, weights_file
 
 FORMATS = ["png", "jpg", "tif", "npy"]
 
@@ -122,7 +123,7 @@ STYLES = Group(
 @STYLES.check
 def check_styles(opt: argparse.Namespace) -> None:
     chosen = opt.style or opt.style_from or opt.all_styles
-    if (chosen or opt.use_encoded_image) and not (opt.instance_feat or opt.label_feat):
+    if (chosen or opt.use_encoded_image) and not uses_features(opt):
         raise UserError("styles need a model trained with --instance_feat or --label_feat")
     if (chosen or opt.use_encoded_image) and opt.load_features:
         raise UserError("--load_features reads all features from files: leave styles out")

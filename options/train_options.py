@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data.augment import GEOMETRIC, NAMES
 from evaluation.measures import MORE_IS_BETTER
+from models.build import uses_features
 from options.base_options import CHANNELS, BaseOptions, inherited, scene_flags
 from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
 from util.errors import UserError
@@ -14,7 +15,10 @@ from util.parser import Flag, Group, integer, name_inside, names_of, number
 RECIPES: dict[str, dict[str, object]] = {
     "paper": {},
     "plus": {
-        **{"norm": "channel", "upsample": "nearest", "lambda_L1": 100.0, "ema": 0.998},
+        "norm": "channel",
+        "upsample": "nearest",
+        "lambda_L1": 100.0,
+        "ema": 0.998,
         "instance_noise": 3,
     },
 }
@@ -76,7 +80,7 @@ def check_training(opt: argparse.Namespace) -> None:
         raise UserError("--map_classes needs --load_pretrain DIR")
     if {"down", "blocks", "up"} <= set(opt.freeze):
         raise UserError("--freeze down,blocks,up leaves nothing of G to train; leave one out")
-    if "E" in opt.freeze and (opt.load_features or not (opt.instance_feat or opt.label_feat)):
+    if "E" in opt.freeze and (opt.load_features or not uses_features(opt)):
         raise UserError("--freeze E: no encoder is trained; leave it out or add --instance_feat")
     if opt.freeze and not (opt.load_pretrain or opt.continue_train):
         raise UserError("--freeze keeps weights of an earlier training; give --load_pretrain DIR")
@@ -164,7 +168,7 @@ class TrainOptions(BaseOptions):
 
     def defaults(self, opt: argparse.Namespace) -> dict:
         recipe = dict(RECIPES[opt.recipe] if self.is_train else {})
-        if opt.no_instance or opt.instance_feat or opt.label_feat:
+        if opt.no_instance or uses_features(opt):
             recipe.pop("instance_noise", None)  # it needs instance maps, or features replace it
         return super().defaults(opt) | recipe
 

@@ -503,7 +503,7 @@ def test_leaving_the_list_of_scenes_keeps_the_edits(window, project: Path) -> No
     window.says("Opened the scene toyville_000001")
     box.fill(SCENE)
     window.after(lambda: page.keyboard.press("Enter"))
-    window.says(rf"^Opened the scene {SCENE} with your edits; Reset discards them\.$")
+    window.says(rf"^Opened the scene {SCENE} again, as you left it\.$")
     assert np.array_equal(window.image("map"), edited)
     window.press("Undo")
     assert np.array_equal(window.image("map"), first)

@@ -681,7 +681,7 @@ def test_fid_of_images_with_themselves_is_0(inception: Path) -> None:
     for change in (0, 1):
         measure = measures.Measures(len(photos), inception, torch.device("cpu"))
         for photo in photos:
-            measure.add(photo // 2 if change else photo, photo, None)
+            measure.add(photo // 2 if change else photo, photo)
         results.append(measure.compute())
     same, other = results
     assert abs(same["fid"]) < 1e-3 < 1e-1 < other["fid"]
@@ -693,7 +693,7 @@ def test_images_too_small_for_lpips() -> None:
     measure = measures.Measures(1, None, torch.device("cpu"), rgb=False)
     measure.sets["lpips"] = torch.nn.Identity()  # which would refuse an image of 30x40
     image = np.zeros((30, 40, 3), np.uint8)
-    measure.add_to_sets(image, image)
+    measure.add(image, image)
     assert measure.compute()["lpips"] is None and "31 pixels" in measure.reasons["lpips"]
 
 

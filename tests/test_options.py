@@ -12,13 +12,14 @@ from conftest import TINY, one_line, run_command
 
 import train
 from models import DEFAULTS
-from options.base_options import reading_processes, run_dir
+from options.base_options import reading_processes
 from options.edit_options import EditOptions
 from options.evaluate_options import EvaluateOptions
 from options.test_options import EncoderOptions, TestOptions
 from options.train_options import TrainOptions
 from util.errors import UserError
 from util.parser import Flag, Group, Number, integer
+from util.run.checkpoints import run_dir
 from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS, write_options
 
 FLAGS = json.loads((Path(__file__).parent / "flags.json").read_text())

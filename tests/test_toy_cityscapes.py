@@ -178,7 +178,7 @@ def test_a_smaller_set_replaces_a_larger_one(tmp_path):
     "flags, word",
     [
         (["--size", "31x64"], "31x64"),
-        (["--size", "64"], "--size 64"),
+        (["--size", "64"], "--size: '64'"),
         (["--size", "99999x64"], "99999x64"),
         (["--train", "-1"], "--train: '-1'"),
         (["--train", "0", "--val", "0"], "no scenes"),

@@ -8,8 +8,9 @@ import torch
 from conftest import thorough
 from trainer import Training, outcome, train
 
+from util.errors import UserError
 from util.run.checkpoints import load_file
-from util.run.watch import NonFinite, Watch
+from util.run.watch import Watch
 
 STEPS = ["--print_freq", 1, "--save_latest_freq", 1]
 
@@ -133,7 +134,7 @@ def test_watch_names_the_first_bad_step():
     for step in range(1, 6):
         good = step not in (3, 4)
         watch.add(torch.tensor(good), step, {"G": torch.tensor(float(step))}, [f"file{step}"])
-    with pytest.raises(NonFinite, match=r"step 3: .*G 3.*file3"):
+    with pytest.raises(UserError, match=r"step 3: .*G 3.*file3"):
         watch.check()
     watch.check()  # each step is checked once
 
@@ -146,7 +147,7 @@ def test_of_several_processes_the_one_whose_loss_it_is_reports_first(loss, monke
     monkeypatch.setattr("util.run.watch.time.sleep", waited.append)
     watch = Watch()
     watch.add(torch.tensor(False), 1, {"G": torch.tensor(loss)}, ["file"])
-    with pytest.raises(NonFinite):
+    with pytest.raises(UserError, match="not finite"):
         watch.check()
     assert bool(waited) == math.isfinite(loss)
 

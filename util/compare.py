@@ -56,8 +56,8 @@ def last_figures(validations: dict[str, list[dict]]) -> list[list[str]]:
     """A row for each figure: the last validation of each run."""
     last = [rows[-1] if rows else {} for rows in validations.values()]
     names = dict.fromkeys(name for row in last for name in row if name != "step")
-    table = [[name, *(_text(row.get(name)) for row in last)] for name in names]
-    return [["last validation after epoch", *table[0][1:]], *table[1:]] if table else []
+    heads = {"epoch": "last validation after epoch"}
+    return [[heads.get(name, name), *(_text(row.get(name)) for row in last)] for name in names]
 
 
 def _text(value: float | None) -> str:

@@ -182,8 +182,8 @@ def start(processes: int) -> int:
     try:
         # signals from here on reach the new processes once they can handle them
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        for rank in map(str, range(processes)):
-            own = {"RANK": rank, "LOCAL_RANK": rank}
+        for number in map(str, range(processes)):
+            own = {"RANK": number, "LOCAL_RANK": number}
             started.append(subprocess.Popen(command, env=env | own))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return _wait(started, stop)

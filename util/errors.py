@@ -11,15 +11,14 @@ from typing import NoReturn
 
 # a full disk, missing permissions: not a bug
 _DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-    *(errno.EROFS, errno.EACCES, errno.EPERM),
-)
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+)  # fmt: skip
 _PATH_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST)
 # in torch's messages when memory runs out: on a GPU, in cuBLAS, on Linux, on Windows
 _MEMORY_ERRORS = (
-    *("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"),
-    *("can't allocate memory", "not enough memory"),
-)
+    "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory",
+    "not enough memory",
+)  # fmt: skip
 # in torch's messages when a convolution lacks memory for all of cuDNN's algorithms or, rarely, when
 # cuDNN has none for it
 _NO_ALGORITHM = ("find an engine to execute", "find a valid cuDNN algorithm")
@@ -66,7 +65,7 @@ def optional_package(name: str, needs_it: str, install: str) -> ModuleType:
     except ImportError as error:
         package = name.partition(".")[0]
         raise UserError(
-            f"{needs_it} the package {package} ({error}); pip install {install}"
+            f"{needs_it} the package {package}; pip install {install} ({error})"
         ) from error
 
 
@@ -87,60 +86,64 @@ def run(main: Callable[[], object]) -> None:
 def print_error(error: BaseException) -> int | None:
     """Print an error that the user can fix as one line, and return the exit status.
 
-    These are UserErrors, a full disk, missing permissions, a lack of memory, other processes that
-    were killed, operations that --deterministic rules out, a GPU that PyTorch cannot use, and a
-    missing compiler. Prints nothing and returns None for all others.
+    Prints nothing and returns None for all others.
     """
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
         return 130
-    if isinstance(error, UserError):
-        message = str(error)
-    elif out_of_memory(error):
+    message = str(error) if isinstance(error, UserError) else _explained(error)
+    if message is None:
+        return None
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _explained(error: BaseException) -> str | None:
+    """What the user can do about a full disk, missing permissions, a lack of memory, other
+    processes that were killed, operations that --deterministic rules out, a GPU that PyTorch cannot
+    use, or a missing compiler; None for other errors."""
+    if out_of_memory(error):
         size = re.search(r"allocate ([\d.]+ \w+)", str(error))
         tried = f" (tried to allocate {size[1]})" if size else ""
         if _line_with(_NO_ALGORITHM, error):
             tried = f", or cuDNN does not work here ({first_line(error)})"
-        message = (
+        return (
             f"out of memory{tried}; use smaller images (--loadSize, --fineSize), a smaller "
             "--batchSize, --amp bf16 or, in training, --checkpoint_activations, or close other "
             "programs that use memory"
         )
-    elif isinstance(error, BrokenProcessPool) or str(error).startswith("DataLoader worker"):
-        message = (
+    if isinstance(error, BrokenProcessPool) or str(error).startswith("DataLoader worker"):
+        return (
             "a process that reads images was killed by the system, usually for lack of memory; use "
             "fewer (--nThreads or --workers, 0: none), --cache disk, or close other programs that "
             "use memory"
         )
-    elif _line_with(_LOST_PROCESS, error):
-        message = (
+    if _line_with(_LOST_PROCESS, error):
+        return (
             "another process is gone: it was killed, usually for lack of memory, or its machine "
             "failed; fix that and start again (to resume a training, with --continue_train)"
         )
-    elif isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename
-        message = f"{where}: {error.strerror}; free space or fix the permissions there"
-    elif isinstance(error, OSError) and error.errno in _PATH_ERRORS:
-        message = f"{error.filename}: {error.strerror}; check the path that was given"
-    elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
-        message = f"{error}; check the path that was given"  # Path.resolve's before Python 3.13
-    elif isinstance(error, RuntimeError) and _NONDETERMINISTIC in str(error):
+        return f"{where}: {error.strerror}; free space or fix the permissions there"
+    if isinstance(error, OSError) and error.errno in _PATH_ERRORS:
+        return f"{error.filename}: {error.strerror}; check the path that was given"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return f"{error}; check the path that was given"  # Path.resolve's before Python 3.13
+    if isinstance(error, RuntimeError) and _NONDETERMINISTIC in str(error):
         operation = str(error).partition(_NONDETERMINISTIC)[0]
-        message = (
+        return (
             f"--deterministic: {operation}{_NONDETERMINISTIC}; leave --deterministic out, or run "
             "on a CPU (--gpu_ids -1)"
         )
-    elif reason := _line_with(_UNUSABLE_GPU, error):
-        message = (
+    if reason := _line_with(_UNUSABLE_GPU, error):
+        return (
             f"the GPU cannot be used ({reason}); install a PyTorch and a driver that support it, "
             "close the program that occupies it, or compute on the CPU (--gpu_ids -1)"
         )
-    elif reason := _line_with(_NO_COMPILER, error):
-        message = f"--compile: {reason}; install what it needs, or leave --compile out"
-    else:
-        return None
-    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
-    return 2
+    if reason := _line_with(_NO_COMPILER, error):
+        return f"--compile: {reason}; install what it needs, or leave --compile out"
+    return None
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
     nearest flag, and whose --help shows ranges and defaults."""
 
     def __init__(self, **settings: object) -> None:
-        super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **settings})
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **settings)
         if module := sys.modules["__main__"].__spec__:  # as argparse does from Python 3.14 on
             self.prog = f"python -m {module.name}"
         # a range like -1000,3000 is a value as well, not a flag
@@ -168,6 +168,16 @@ def value_range(text: str) -> str | list[float]:
 
 
 value_range.metavar = "LOW,HIGH"
+
+
+def size(text: str) -> tuple[int, int]:
+    """An argparse type: WIDTHxHEIGHT."""
+    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT, for example 256x128")
+    return int(match[1]), int(match[2])
+
+
+size.metavar = "WIDTHxHEIGHT"
 
 
 def names_of(choices: Sequence[str]) -> Callable[[str], list[str]]:

@@ -94,7 +94,7 @@ def scene_images(
 
 def class_name(label: int, label_nc: int) -> str:
     """A class's name if the classes are Cityscapes' 35, else e.g. "class 7"."""
-    has_name = label_nc == len(CITYSCAPES_NAMES) > label >= 0
+    has_name = label_nc == len(CITYSCAPES_NAMES) and 0 <= label < label_nc
     return CITYSCAPES_NAMES[label] if has_name else f"class {label}"
 
 

@@ -18,15 +18,11 @@ _CSS = Path(__file__).with_name("page.css").read_text()
 
 @dataclass(frozen=True)
 class Picture:
-    """An image on a page. Paths are relative to the page's folder; a click opens link.
-
-    Without a link the click opens the image itself, at full size. data: its data-* attributes, for
-    scripts.
-    """
+    """An image on a page; a click opens it at full size. path: relative to the page's folder; data:
+    its data-* attributes, for scripts."""
 
     path: str | Path
     caption: str = ""
-    link: str | Path | None = None
     data: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -47,7 +43,7 @@ class Page:
             tags.style(raw(_CSS))
         self.add(tags.h1(title))
 
-    def header(self, text: str) -> None:
+    def paragraph(self, text: str) -> None:
         """Add a paragraph of plain text."""
         self.add(tags.p(text))
 
@@ -91,9 +87,8 @@ class Page:
         shown = tags.img(src=source, alt=picture.caption, **size, loading="lazy", **data)
         if size and size["width"] < width:
             shown["class"] = "enlarged"
-        link = source if picture.link is None else self._url(picture.link)
         caption = [tags.figcaption(picture.caption)] if picture.caption else []
-        return tags.figure(tags.a(shown, href=link), *caption)
+        return tags.figure(tags.a(shown, href=source), *caption)
 
     def _url(self, path: str | Path) -> str:
         """The path as a relative URL; file names may contain any character."""

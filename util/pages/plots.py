@@ -14,10 +14,10 @@ WIDTH, HEIGHT = 3.6, 2.3  # inches of a panel
 DPI = 200  # twice what the page shows, for sharp screens
 MAX_CLASSES = 60  # shown in a confusion matrix
 STYLE = {
-    **{"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False},
-    **{"axes.titlesize": "medium", "font.size": 9, "grid.alpha": 0.3, "legend.frameon": False},
+    "axes.grid": True, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": "medium", "font.size": 9, "grid.alpha": 0.3, "legend.frameon": False,
     "text.parse_math": False,  # a run's name may hold dollar signs
-}
+}  # fmt: skip
 
 Series = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,), finite
 Panels = Mapping[str, Mapping[str, Series]]  # title -> label -> curve

@@ -7,9 +7,9 @@ the marker leaves the old set, a kill after it leaves work that recover() finish
 that belong together goes the same way.
 """
 
+import argparse
 import io
 import json
-import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -85,7 +85,7 @@ def recover(folder: Path) -> None:
     _flush_names(folder)
     for line in marker.read_text(errors="replace").splitlines():
         old, _, new = line.partition("\t")
-        plain = all(Path(name).name == name not in ("", "..") for name in (old, new))
+        plain = all(Path(n).name == n and n not in ("", "..") for n in (old, new))
         if plain and (folder / old).is_file():  # a damaged marker must not lead elsewhere
             os.replace(folder / old, folder / new)
     _flush_names(folder)
@@ -190,12 +190,20 @@ def _is_usable(name: str, value: object) -> bool:
     checks of the command line; True for other flags."""
     if name in ("load_pretrain", "which_epoch"):
         return isinstance(value, str)
-    if not name.endswith("_range") or isinstance(value, str):
-        return True
-    if not (isinstance(value, list) and [isinstance(n, int | float) for n in value] == [True] * 2):
-        return False
-    low, high = value
-    return low < high and math.isfinite(high - low)
+    return not name.endswith("_range") or is_range(value)
+
+
+def is_range(value: object) -> bool:
+    """Whether this is a range as in opt.json: two numbers or a word ("auto" where unused)."""
+    if isinstance(value, str):
+        return value in ("type", "auto")
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+    return numbers and len(value) == 2 and 1e-37 < value[1] - value[0] < 1e38  # as float32
+
+
+def run_dir(opt: argparse.Namespace) -> Path:
+    """checkpoints/NAME"""
+    return Path(opt.checkpoints_dir) / opt.name
 
 
 def weights_file(folder: Path, epoch: str | int, name: str, ema: float = 0.0) -> Path:

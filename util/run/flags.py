@@ -20,33 +20,31 @@ from util.files import write_text
 
 # A resumed run must train the same networks as the run that it continues ...
 NETWORK_FLAGS = (
-    *("netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local"),
-    *("n_local_enhancers", "norm", "use_dropout", "upsample", "ema"),
-    *("label_nc", "input_nc", "output_nc", "cond_nc", "no_instance"),
-    *("instance_feat", "label_feat", "feat_num", "nef", "n_downsample_E", "load_features"),
-    *("instance_noise", "lambda_latent", "fit_features"),
-    *("ndf", "n_layers_D", "num_D", "instance_mean_D", "no_ganFeat_loss", "freeze"),
-)
+    "netG", "ngf", "n_downsample_global", "n_blocks_global", "n_blocks_local",
+    "n_local_enhancers", "norm", "use_dropout", "upsample", "ema", "label_nc", "input_nc",
+    "output_nc", "cond_nc", "no_instance", "instance_feat", "label_feat", "feat_num", "nef",
+    "n_downsample_E", "load_features", "instance_noise", "lambda_latent", "fit_features", "ndf",
+    "n_layers_D", "num_D", "instance_mean_D", "no_ganFeat_loss", "freeze",
+)  # fmt: skip
 # ... but these may change, which it reports.
 TRAINING_FLAGS = (
-    *("niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed"),
-    *("lambda_feat", "lambda_L1", "no_vgg_loss", "no_lsgan"),
-    *("amp", "dataroot", "loadSize", "fineSize"),
-    *("resize_or_crop", "serial_batches", "no_flip", "max_dataset_size", "ignore_label"),
-    *("input_range", "input_type", "output_range", "output_type", "cond_range", "cond_type"),
-    *("loss_weights", "augment"),
-    *("val_phase", "val_freq", "val_max", "patience", "segmenter"),
-)
+    "niter", "niter_decay", "niter_fix_global", "lr", "beta1", "batchSize", "pool_size", "seed",
+    "lambda_feat", "lambda_L1", "no_vgg_loss", "no_lsgan", "amp", "dataroot", "loadSize",
+    "fineSize", "resize_or_crop", "serial_batches", "no_flip", "max_dataset_size",
+    "ignore_label", "input_range", "input_type", "output_range", "output_type", "cond_range",
+    "cond_type", "loss_weights", "augment", "val_phase", "val_freq", "val_max", "patience",
+    "segmenter",
+)  # fmt: skip
 
 # The behaviour of runs from before these flags existed, whose files do not contain them.
 BEFORE = {
-    **{"upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0, "lambda_latent": 0.0},
-    **{"instance_noise": 0, "fit_features": False, "instance_mean_D": False},
-    **{"cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type"},
-    **{"input_type": None, "output_type": "uint8", "cond_type": None},
-    **{"loss_weights": False, "augment": [], "freeze": []},
-    **{"val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None},
-}
+    "upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0, "lambda_latent": 0.0,
+    "instance_noise": 0, "fit_features": False, "instance_mean_D": False,
+    "cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type",
+    "input_type": None, "output_type": "uint8", "cond_type": None,
+    "loss_weights": False, "augment": [], "freeze": [],
+    "val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None,
+}  # fmt: skip
 
 
 def write_options(folder: Path, opt: argparse.Namespace) -> None:

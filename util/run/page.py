@@ -95,7 +95,7 @@ class RunPage:
         pictures = self._pictures()
         for epoch in sorted({epoch for epoch, _ in pictures}, reverse=True):
             own = {name: path for (e, name), path in pictures.items() if e == epoch}
-            order = [*(name for name in NAMES if name in own), *(n for n in own if n not in NAMES)]
+            order = [name for name in dict.fromkeys((*NAMES, *own)) if name in own]
             row = [Picture(own[name].relative_to(self.web), name) for name in order]
             page.row(row, heading=f"epoch {epoch}", width=self.display_winsize)
         page.save()

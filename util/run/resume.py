@@ -35,7 +35,6 @@ from util.errors import UserError, out_of_memory
 from util.progress import log_main
 from util.run.checkpoints import load_file, recover, rename_set, save_set, saved_options
 from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
-from util.run.watch import NonFinite
 from util.setup import random_state, set_random_state
 
 FOLDER_FLAGS = "--checkpoints_dir or --name"  # choose a run's folder
@@ -122,7 +121,8 @@ def load(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     own = bool(given) and Path(given).resolve() == folder.resolve()
     if at is not None or own:
         began = saved_options(folder)
-        opt.load_pretrain = (not own and given) or began.get("load_pretrain", "")
+        if own or not given:
+            opt.load_pretrain = began.get("load_pretrain", "")
         opt.which_epoch = began.get("which_epoch", "latest")
     at = at or Position()
     if opt.continue_train or given:
@@ -138,10 +138,11 @@ def put_aside(folder: Path) -> None:
     renames, kept = {}, []
     for old, new in (("latest", "replaced"), ("best", "replaced_best")):
         files = [path.name for path in folder.glob(f"{old}_*.pth")]
-        for path in folder.glob(f"{new}_net_*.pth") if files else ():
-            path.unlink()
-        renames |= {name: new + name.removeprefix(old) for name in files}
-        kept += [new] if files else []
+        if files:
+            for path in folder.glob(f"{new}_net_*.pth"):
+                path.unlink()
+            renames |= {name: new + name.removeprefix(old) for name in files}
+            kept.append(new)
     if kept:
         others = "features*.npy", "object_library.npz", "iter.txt"  # from that run's encoder
         found = [path.name for pattern in others for path in folder.glob(pattern)]
@@ -184,7 +185,8 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     state = load_file(path)
     try:
         at, processes = Position(**state["position"]), state["processes"]
-        old = {flag: (BEFORE | state["flags"])[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
+        saved = BEFORE | state["flags"]
+        old = {flag: saved[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         names = state.get("names_crc", dataset.names_crc)  # older states have none
         then = state["scenes"], names, old["batchSize"]
         same_epoch = then == (len(dataset), dataset.names_crc, opt.batchSize)
@@ -261,12 +263,12 @@ def snapshot(model, opt: argparse.Namespace, at: Position, dataset) -> dict[str,
     """What a save writes, as copies in main memory: file name -> text, or anything that torch.save
     takes. All processes call it together; all but the main one get None.
 
-    Raises NonFinite if a weight is not finite.
+    Raises UserError if a weight is not finite.
     """
     networks = {n: net.state_dict() for n, net in model.saved_networks().items()}
     broken = [n for n, ws in networks.items() if not all(w.isfinite().all() for w in ws.values())]
     if broken:
-        raise NonFinite(
+        raise UserError(
             f"step {at.step}: weights of {' and '.join(broken)} are not finite; the last "
             "checkpoint is kept: lower --lr, or leave --amp out"
         )

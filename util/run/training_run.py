@@ -129,7 +129,7 @@ class TrainingRun:
             raise UserError(f"{error}; then {self._how_to_continue()}") from error
 
     def advance(self, batch: dict, losses: dict[str, torch.Tensor]) -> None:
-        """Record a step. Raises NonFinite if a loss or gradient was not finite; on a GPU, which the
+        """Record a step. Raises UserError if a loss or gradient was not finite; on a GPU, which the
         check would have to wait for, only before losses are logged and networks saved."""
         self.at.advance(batch["pictures"])
         self._watch.add(self.model.finite, self.at.step, losses, batch["path"])

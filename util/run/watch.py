@@ -8,11 +8,6 @@ from torch import Tensor
 from util import distributed
 from util.errors import UserError, brief
 
-
-class NonFinite(UserError):
-    """A loss or gradient was NaN or infinite."""
-
-
 COLLAPSED = (
     "warning: the discriminator's loss has been near 0 for a long time, so G learns little from "
     "it; try a lower --lr or another --num_D (docs/validation.md)"
@@ -43,7 +38,7 @@ class Watch:
         self._steps.append((finite, step, losses, paths))
 
     def check(self) -> None:
-        """Raise NonFinite naming the first bad step since the last check."""
+        """Raise UserError naming the first bad step since the last check."""
         steps, self._steps = self._steps, []
         if not steps:
             return
@@ -53,7 +48,7 @@ class Watch:
                 if distributed.world() > 1 and all(value.isfinite() for value in losses.values()):
                     time.sleep(2)  # the process whose loss it is ends this one when it reports it
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                raise NonFinite(
+                raise UserError(
                     f"step {step}: a loss or gradient is not finite ({values}) in {brief(paths)}; "
                     "the last checkpoint is kept: check these files, lower --lr or leave --amp out"
                 )
@@ -69,7 +64,8 @@ class Watch:
             count = self._in_a_row[warning]
             if count < self.PATIENCE:  # else it was given already
                 self._in_a_row[warning] = count + 1 if wrong else 0
-                found += [warning] if self._in_a_row[warning] == self.PATIENCE else []
+                if self._in_a_row[warning] == self.PATIENCE:
+                    found.append(warning)
         return found
 
     def gap_warning(self, validation_l1: float) -> str | None:

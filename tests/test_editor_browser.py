@@ -116,7 +116,7 @@ class Window:
     def says(self, pattern: str) -> str:
         """Wait until the status line matches a pattern (in part), and return it."""
         line = self.page.locator("#status .status")  # Gradio adds its own text next to it
-        expect(line).to_have_text(re.compile(pattern))
+        expect(line).to_have_text(re.compile(pattern), timeout=20_000)
         return line.inner_text()
 
     def save(self, name: str) -> bytes:

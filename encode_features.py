@@ -93,7 +93,7 @@ def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarr
     found: dict[int, np.ndarray] = {}
     for index, batch in own_batches(dataset, opt, "encoding"):
         regions = batch.get("inst", batch["label"])  # instances, with --label_feat too
-        features = model.encode(batch["image"], regions)[0].cpu().numpy()
+        features = model.encode_regions(batch["image"], regions)[0].numpy()
         label = batch["label"][0, 0].numpy() if opt.label_nc else None
         inst = regions[0, 0].numpy()
         found[index] = instance_rows(features, inst, instance_classes(inst, label))

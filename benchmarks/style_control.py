@@ -113,12 +113,12 @@ def colours_of_styles(
 ) -> list[int]:
     """For each style, the true palette colour of most training cars nearest to its centre."""
     training = copy.copy(opt)
-    training.phase = "train"
+    training.phase, training.max_dataset_size = "train", None
     dataset = create_dataset(training, training=False)
     votes = np.zeros((len(centres), len(PALETTES[CAR])), int)
     for _, batch in own_batches(dataset, training, "styles of cars"):
         ids = batch["inst"][0, 0].numpy()
-        features = model.encode(batch["image"], batch["inst"])[0].cpu().numpy()
+        features = model.encode_regions(batch["image"], batch["inst"])[0].numpy()
         for i, colour in read_styles(to_image(batch["image"][0]), ids).items():
             mask = ids == i
             if instance_class(i) == CAR and mask.mean() > 1 / 64:

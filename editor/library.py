@@ -81,7 +81,8 @@ def objects_of(
     if encoder is not None:
         if photo is None:
             raise UserError(f"{opt.dataroot}: no photographs of --phase {opt.phase} to encode")
-        features = encoder.encode_batch(batch)[0].cpu().numpy()
+        regions = encoder.regions(batch["label"], batch.get("inst"))
+        features = encoder.encode_regions(batch["image"], regions)[0].numpy()
     inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
     for place, mask in whole_objects(label, inst):
         classes, counts = np.unique(label[place][mask], return_counts=True)

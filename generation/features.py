@@ -96,7 +96,8 @@ def style_of_instance(
     if not scene or not number.isdecimal():
         raise UserError(f"--style_from {request}: expected SCENE,ID, e.g. aachen_0_19,26001")
     batch = find_scene(scene, opt)
-    regions = model.regions(batch["label"], batch.get("inst"))[0, 0].numpy()
+    maps = model.regions(batch["label"], batch.get("inst"))
+    regions = maps[0, 0].numpy()
     inst = batch["inst"][0, 0].numpy() if "inst" in batch else regions
     ids = np.stack([inst, regions]).astype(np.int64) & 0xFFFFFFFF  # negative from 2**31 on
     places = np.argwhere(ids == int(number))
@@ -104,7 +105,7 @@ def style_of_instance(
         raise UserError(f"--style_from {request}: that scene has no instance {number}")
     _, y, x = places[0]
     label = batch["label"][0, 0].numpy() if opt.label_nc else None
-    feature = model.encode_batch(batch)[0, :, y, x].cpu().numpy()
+    feature = model.encode_regions(batch["image"], maps)[0, :, y, x].numpy()
     return instance_classes(regions, label)[int(regions[y, x])], feature
 
 

@@ -223,12 +223,9 @@ class InferenceModel(nn.Module):
         image = image.to(self.device, torch.get_default_dtype())
         regions = regions.to(self.device)
         if self.encoder_shrink > 1:
-            size = [max(1, side // self.encoder_shrink) for side in (height, width)]
+            rows, columns = self._encoded_places(height, width)
+            size = len(rows), len(columns)
             image = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1, 1)
-            rows, columns = (
-                (2 * torch.arange(to, device=self.device) + 1) * side // (2 * to)
-                for to, side in zip(size, (height, width))
-            )
             regions = regions[..., rows[:, None], columns]
         small = image.shape[-2:]
         padding = self.encoder_multiple, max(4, 2 * self.encoder_multiple)  # reflected, as in G
@@ -238,6 +235,31 @@ class InferenceModel(nn.Module):
         if self.encoder_shrink > 1:
             feat = F.interpolate(feat, (height, width), mode="nearest-exact")
         return feat.float()
+
+    def _encoded_places(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The rows and columns of the pixels whose regions an encoder of smaller images sees."""
+        sizes = [(side, max(1, side // self.encoder_shrink)) for side in (height, width)]
+        rows, columns = ((2 * torch.arange(to) + 1) * side // (2 * to) for side, to in sizes)
+        return rows.to(self.device), columns.to(self.device)
+
+    @torch.inference_mode()
+    def encode_regions(self, image: Tensor, regions: Tensor) -> Tensor:
+        """encode's features, but constant in each region. Those of an encoder of smaller images
+        consist of blocks, which reach across edges: here each region has its own feature, if the
+        encoder saw it at all, in all of its pixels."""
+        features = self.encode(image, regions).cpu()
+        if self.encoder_shrink == 1:
+            return features
+        height, width = regions.shape[-2:]
+        rows, columns = (places.cpu().numpy() for places in self._encoded_places(height, width))
+        for feature, (one,) in zip(features, regions.cpu().numpy()):
+            ids, first, numbers = np.unique(one, return_index=True, return_inverse=True)
+            seen, place = np.unique(one[rows[:, None], columns], return_index=True)
+            y, x = np.divmod(place, len(columns))
+            first[np.searchsorted(ids, seen)] = rows[y] * width + columns[x]
+            own = feature.flatten(1)[:, torch.from_numpy(first)]
+            feature[:] = own[:, torch.from_numpy(numbers.reshape(height, width))]
+        return features
 
     def regions(self, label: Tensor, inst: Tensor | None) -> Tensor:
         """What features are averaged over: instances, or classes with --label_feat."""

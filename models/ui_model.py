@@ -125,4 +125,4 @@ class UIModel(Scene):
         image = RGB8.to_tensor(photo)[None]
         ids = torch.from_numpy(regions.astype(np.int32))[None, None]
         with self._network():
-            return self.networks.encode(image, ids)[0].cpu().numpy()
+            return self.networks.encode_regions(image, ids)[0].numpy()

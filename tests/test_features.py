@@ -229,6 +229,28 @@ def test_the_encoder_of_a_smaller_stage_sees_the_regions_of_scaled_files(
     np.testing.assert_array_equal(found[0, 0], expected)
 
 
+@pytest.mark.parametrize("size", [(32, 16), (43, 31)])
+def test_each_region_has_its_own_feature_though_the_encoder_saw_smaller_images(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    """Rectangles with edges anywhere: none gets the feature of a neighbour."""
+    opt = TestOptions().parse(["--name", "run", "--gpu_ids", "-1"])
+    model = InferenceModel(opt, torch.device("cpu"), tmp_path, with_generator=False)
+    model.encoder_shrink, model.encoder_multiple = 2, 1
+    model.netE = lambda image, regions: regions.float().expand(-1, 3, -1, -1)
+    rng = np.random.default_rng(0)
+    maps = np.zeros((2, 1, *size[::-1]), np.int32)
+    for ids in maps[:, 0]:
+        for number in (7, 26001, 33000):
+            y, x = (int(rng.integers(1, side - 9)) for side in ids.shape)
+            ids[y : y + int(rng.integers(2, 8)), x : x + int(rng.integers(2, 8))] = number
+    image = torch.zeros(2, 3, *maps.shape[2:])
+    blocks = model.encode(image, torch.from_numpy(maps))
+    found = model.encode_regions(image, torch.from_numpy(maps))
+    assert (blocks[:, :1] != torch.from_numpy(maps)).any()
+    assert torch.equal(found, torch.from_numpy(maps).float().expand(-1, 3, -1, -1))
+
+
 def test_feature_maps_of_another_runs_encoder_have_its_channels(
     toy_data: Path, tmp_path: Path
 ) -> None:

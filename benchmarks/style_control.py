@@ -74,7 +74,8 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
             mask = ids == car
             shown = ui.previews(car, styles[CAR])
             for styled, colour in zip(shown, colours):
-                hits.append(nearest_style(CAR, styled[mask].mean(0)) == colour)
+                if colour is not None:
+                    hits.append(nearest_style(CAR, styled[mask].mean(0)) == colour)
                 changes.append(np.abs(styled.astype(int) - picture)[~mask].mean())
         if index < 8 and cars:
             pictures = {"input_label": ui.label_picture(), "real_image": real}
@@ -110,8 +111,9 @@ def colour_errors(picture: np.ndarray, real: np.ndarray, ids: np.ndarray) -> lis
 
 def colours_of_styles(
     model: InferenceModel, opt: argparse.Namespace, centres: np.ndarray
-) -> list[int]:
-    """For each style, the true palette colour of most training cars nearest to its centre."""
+) -> list[int | None]:
+    """For each style, the true palette colour of most training cars nearest to its centre, or None
+    if there is no such car."""
     training = copy.copy(opt)
     training.phase, training.max_dataset_size = "train", None
     dataset = create_dataset(training, training=False)
@@ -124,7 +126,7 @@ def colours_of_styles(
             if instance_class(i) == CAR and mask.mean() > 1 / 64:
                 distances = np.linalg.norm(centres - features[:, mask][:, 0], axis=1)
                 votes[distances.argmin(), colour] += 1
-    return votes.argmax(1).tolist()
+    return [int(of_style.argmax()) if of_style.any() else None for of_style in votes]
 
 
 def page_row(page: Page, scene: str, pictures: dict[str, np.ndarray], what: str) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from data.files import list_files, picture_names
+from data.files import list_files, picture_names, scan_folder, scene_key
 from data.kinds import files_of, image_kind, scene_kinds
 from data.values import side_values
 from util.errors import UserError
@@ -57,7 +57,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
     check_images(opt)  # before the data set: for a mistyped --name that is the default one
     folder = Path(opt.dataroot) / f"{opt.phase}_inst"
-    has_instances = folder.is_dir() and any(folder.iterdir())
+    has_instances = folder.is_dir() and bool(scan_folder(folder)[0])
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)
     names = picture_names(files["label"])
     images = find_images(opt.images, names)
@@ -101,8 +101,11 @@ def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:
         there = [path for path in paths if path.is_file()]
         if there:  # test.py may have written other formats before
             found[scene] = max(there, key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        found = {scene: path for scene, path in list_files(folder).items() if scene in names}
+    if not found:  # named by scene, or by test.py --output
+        files = list_files(folder)
+        keys = {scene: scene_key(folder / f"{name}.png", folder) for scene, name in names.items()}
+        found = {scene: files.get(scene, files.get(key)) for scene, key in keys.items()}
+        found = {scene: path for scene, path in found.items() if path}
     if not found:
         raise UserError(
             f"{folder}: no image of the data set's scenes (expected e.g. "

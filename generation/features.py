@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from data.create import create_dataset
+from data.files import picture_names
 from data.loader import collate
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path, run_styles
 from models.styles import StyleChooser, instance_classes, paint, style
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, brief
 from util.pages.colours import class_id, class_name
 from util.progress import log_main
 
@@ -119,13 +120,22 @@ def find_scene(name: str, opt: argparse.Namespace) -> dict:
         except UserError as error:  # most often a phase without photographs
             problems.append(str(error))
             continue
-        for index, scene in enumerate(dataset.scenes):
-            names = scene, Path(scene).name, normalize("NFC", dataset.files["label"][scene].stem)
+        pictures, found = picture_names(dataset.files["label"]), []
+        for scene in dataset.scenes:
+            file = dataset.files["label"][scene].stem
+            names = scene, Path(scene).name, *(normalize("NFC", n) for n in (file, pictures[scene]))
             if normalize("NFC", name) in names:
-                batch = collate([dataset[index]])
-                if isinstance(batch, UserError):
-                    raise batch
-                return batch
+                found.append(scene)
+        if len(found) > 1 and name not in found:
+            raise UserError(
+                f"--style_from {name}: could be {brief(found)}; give one of these names"
+            )
+        if found:
+            scene = name if name in found else found[0]
+            batch = collate([dataset[dataset.scenes.index(scene)]])
+            if isinstance(batch, UserError):
+                raise batch
+            return batch
     raise UserError(
         f"--style_from {name}: no scene of that name with a photograph in {opt.dataroot} "
         f"({'; '.join([f'{opt.phase} or train', *problems])})"

@@ -31,6 +31,7 @@ from evaluation.segmentation import (
     pixel_accuracy,
 )
 from evaluation.segmenters import Segmenter, load_segmenter
+from options.evaluate_options import EvaluateOptions
 from util.errors import UserError
 from util.pages.html import Page, Picture
 
@@ -840,3 +841,20 @@ def test_the_newest_format_of_an_image_is_measured(tmp_path: Path) -> None:
         path.touch()
         os.utime(path, (seconds, seconds))
     assert find_images(tmp_path, {"a": "a"}) == {"a": new}
+
+
+def test_images_of_scenes_in_folders_are_found_where_output_wrote_them(tmp_path: Path) -> None:
+    """test.py --input DIR --output writes them side by side, named as on its page."""
+    names = {"a/0001": "a__0001", "b/0002": "0002_gtFine_labelIds", "b/0003": "b__0003"}
+    for name in [*names.values()][:2]:
+        save_png(tmp_path / f"{name}.png", np.zeros((4, 4, 3), np.uint8))
+    found = {scene: path.name for scene, path in find_images(tmp_path, names).items()}
+    assert found == {"a/0001": "a__0001.png", "b/0002": "0002_gtFine_labelIds.png"}
+
+
+def test_a_hidden_file_does_not_make_instance_maps(scenes: Path) -> None:
+    (scenes / "data" / "test_inst").mkdir()
+    (scenes / "data" / "test_inst" / ".gitkeep").touch()
+    flags = ["--images", str(scenes / "images"), "--dataroot", str(scenes / "data")]
+    (opt,) = EvaluateOptions().parse_runs(flags)
+    assert [scene.inst for scene in find_scenes(opt)] == [None, None]

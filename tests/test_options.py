@@ -42,8 +42,8 @@ resize_or_crop serial_batches no_flip max_dataset_size ignore_label
 SILENT_FLAGS = """
 name checkpoints_dir model gpu_ids local_rank deterministic verbose tf_log fp16 data_type tf32
 compile nThreads cache display_winsize n_clusters print_freq display_freq save_latest_freq
-save_epoch_freq keep_checkpoints wandb mlflow no_html debug phase which_epoch recipe continue_train
-load_pretrain map_classes vgg_weights checkpoint_activations best_metric segmenter_classes
+save_epoch_freq keep_checkpoints wandb mlflow no_html debug which_epoch recipe continue_train
+load_pretrain map_classes vgg_weights checkpoint_activations segmenter_classes
 segmenter_width weights_dir
 """
 

@@ -401,6 +401,15 @@ def test_step_with_a_pool() -> None:
     )
 
 
+def test_a_full_pool_takes_images_of_another_size() -> None:
+    """After --continue_train with another --loadSize, or in data sets of several sizes."""
+    pool = ImagePool(3)
+    pool.query(torch.zeros(3, 1, 4, 4))
+    seen = [pool.query(torch.full((1, 1, 2, 2), float(k))).mean().item() for k in range(1, 40)]
+    assert 2 in {image.shape[1] for image in pool.images}
+    assert any(value < k for k, value in enumerate(seen, start=1))
+
+
 def test_an_image_that_does_not_count_stays_out_of_the_pool() -> None:
     """A process without a share of the last batch computes with another one's image."""
     model = make_model("--no_vgg_loss --pool_size 3")

@@ -398,9 +398,14 @@ def test_a_run_that_replaces_another_keeps_its_own_epochs(
 ) -> None:
     """However late the epochs of the replaced run are."""
     flags = ["--niter_decay", 0, "--no_html", "--val_phase", "none", "--save_epoch_freq", 1]
-    trained("--niter", 3, *flags, "--keep_checkpoints", 2)
+    run = trained("--niter", 3, *flags, "--keep_checkpoints", 2)
     capsys.readouterr()
+    stale = [run / "web" / "index.html", run / "logs" / "events", run / "wandb_id.txt"]
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     run = trained("--niter", 1, *flags, "--keep_checkpoints", 1, "--seed", 1)
+    assert not any(path.exists() for path in stale)
     assert "its weights of epochs 2, 3 stay until training reaches these" in capsys.readouterr().out
     assert {path.name for path in run.glob("*_net_G.pth")} == {
         *("latest_net_G.pth", "1_net_G.pth", "2_net_G.pth", "3_net_G.pth", "replaced_net_G.pth"),

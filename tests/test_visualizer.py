@@ -14,8 +14,8 @@ from PIL import Image
 
 from util.errors import UserError
 from util.pages.plots import most_frequent, save_curves, save_matrix, series
-from util.run.loggers import create_loggers
-from util.run.page import RunPage
+from util.run.loggers import create_loggers, forget_unused
+from util.run.page import RunPage, delete_pages
 from util.run.visualizer import Visualizer, read_rows
 
 LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
@@ -307,6 +307,20 @@ def test_a_start_that_fails_leaves_what_loggers_have(tmp_path, monkeypatch, boar
     assert ids[3] == ids[4] != ids[0]
     events = board.EventAccumulator(str(tmp_path / "logs")).Reload()
     assert not events.Scalars("loss/G_GAN")
+
+
+def test_a_run_leaves_no_records_of_the_one_that_it_replaces(tmp_path):
+    """With other loggers, or without a page: used again later, they would go on from it."""
+    (tmp_path / "logs").mkdir()
+    for name in ("wandb_id.txt", "mlflow_id.txt"):
+        (tmp_path / name).write_text("old")
+    forget_unused(argparse.Namespace(tf_log=False, wandb=True, mlflow=False), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["wandb_id.txt"]
+    (tmp_path / "web").mkdir()
+    for name in ("index.html", "validation.html", "loss_curves.png", "mine.txt"):
+        (tmp_path / "web" / name).touch()
+    delete_pages(tmp_path)
+    assert [path.name for path in (tmp_path / "web").iterdir()] == ["mine.txt"]
 
 
 def test_tensorboard_missing(tmp_path, monkeypatch):

@@ -25,7 +25,11 @@ class ImagePool:
             self.images.append(image.clone())
             return image
         same_shape = [i for i, old in enumerate(self.images) if old.shape == image.shape]
-        if self.rng.random() <= 0.5 or not same_shape:
+        shows_newest = self.rng.random() <= 0.5
+        if not same_shape:  # the first of its size takes the place of any
+            self.images[self.rng.randrange(self.size)] = image.clone()
+            return image
+        if shows_newest:
             return image
         chosen = self.rng.choice(same_shape)
         old, self.images[chosen] = self.images[chosen], image.clone()

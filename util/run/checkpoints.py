@@ -241,7 +241,7 @@ def load_pretrained(
     state = adapt(_network_state(path, own), own)
     wrong = _shape_mismatches(state, own)
     unknown = list(dict.fromkeys(n.rpartition(".")[0] for n in state if n not in own))
-    if len(unknown) > 1:
+    if len(unknown) > 1 or any(layer.count(".") > 1 for layer in unknown):
         wrong += [f"{layer} is unknown" for layer in unknown]
     if wrong:
         raise UserError(

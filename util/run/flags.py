@@ -32,8 +32,8 @@ TRAINING_FLAGS = (
     "lambda_feat", "lambda_L1", "no_vgg_loss", "no_lsgan", "amp", "dataroot", "loadSize",
     "fineSize", "resize_or_crop", "serial_batches", "no_flip", "max_dataset_size",
     "ignore_label", "input_range", "input_type", "output_range", "output_type", "cond_range",
-    "cond_type", "loss_weights", "augment", "val_phase", "val_freq", "val_max", "patience",
-    "segmenter",
+    "cond_type", "loss_weights", "augment", "phase", "val_phase", "val_freq", "val_max",
+    "best_metric", "patience", "segmenter",
 )  # fmt: skip
 
 # The behaviour of runs from before these flags existed, whose files do not contain them.
@@ -43,7 +43,8 @@ BEFORE = {
     "cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type",
     "input_type": None, "output_type": "uint8", "cond_type": None,
     "loss_weights": False, "augment": [], "freeze": [],
-    "val_phase": None, "val_freq": 5, "val_max": 50, "patience": None, "segmenter": None,
+    "phase": "train", "val_phase": None, "val_freq": 5, "val_max": 50, "best_metric": None,
+    "patience": None, "segmenter": None,
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ in the run's folder, and MLflow writes there unless MLFLOW_TRACKING_URI names a 
 import argparse
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -129,6 +130,16 @@ LOGGERS: dict[str, tuple[type, str]] = {
     "wandb": (WeightsAndBiases, "wandb"),
     "mlflow": (MLflow, "mlflow"),
 }
+
+
+def forget_unused(opt: argparse.Namespace, folder: Path) -> None:
+    """Delete what loggers that are not used have kept of an earlier run in the same folder: used
+    later, they would go on from it."""
+    if not opt.tf_log:
+        shutil.rmtree(folder / "logs", ignore_errors=True)
+    for flag in ("wandb", "mlflow"):
+        if not getattr(opt, flag):
+            (folder / f"{flag}_id.txt").unlink(missing_ok=True)
 
 
 def create_loggers(opt: argparse.Namespace, folder: Path, resume: bool) -> list[Logger]:

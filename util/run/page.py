@@ -33,6 +33,15 @@ _PICTURE = re.compile(r"epoch(\d+)_(.+)\.(?:png|jpg)")  # jpg: from the 2018 cod
 _SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
 
 
+_PARTS = ("loss_curves.png", "validation_curves.png", "validation.html")
+
+
+def delete_pages(run_dir: Path, names: Sequence[str] = ("index.html", *_PARTS)) -> None:
+    """Delete an earlier run's pages and plots."""
+    for name in names:
+        (run_dir / "web" / name).unlink(missing_ok=True)
+
+
 class RunPage:
     """Writes the pages from the files on disk and the rows of figures, so that a resumed run shows
     everything."""
@@ -53,8 +62,7 @@ class RunPage:
         for path in [*self._pictures().values(), *(self.web / "validation").iterdir()]:
             if path.is_file():
                 path.unlink()
-        for name in ("loss_curves.png", "validation_curves.png", "validation.html"):
-            (self.web / name).unlink(missing_ok=True)
+        delete_pages(self.run_dir, _PARTS)
 
     def forget_after(self, epoch: int) -> None:
         """Delete the images of later epochs, which a killed run had begun but not saved."""

@@ -188,8 +188,8 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
         saved = BEFORE | state["flags"]
         old = {flag: saved[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         names = state.get("names_crc", dataset.names_crc)  # older states have none
-        then = state["scenes"], names, old["batchSize"]
-        same_epoch = then == (len(dataset), dataset.names_crc, opt.batchSize)
+        same_scenes = (state["scenes"], names) == (len(dataset), dataset.names_crc)
+        same_epoch = same_scenes and old["batchSize"] == opt.batchSize
         at.check(batches=-(-state["scenes"] // old["batchSize"]))
         _compare_flags(folder, old, opt)
         model.load_networks(folder)
@@ -212,6 +212,8 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     if at.batch and not same_epoch:
         log_main("note: the data set or --batchSize changed: the epoch starts over")
         at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
+    elif not same_scenes:
+        log_main("note: the data set changed")
     log_main(f"continuing {folder} in epoch {at.epoch} after {at.step} images")
     return at
 

@@ -15,8 +15,8 @@ from util.files import cannot_write, lock_folder
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.flags import write_options
-from util.run.loggers import create_loggers
-from util.run.page import RunPage
+from util.run.loggers import create_loggers, forget_unused
+from util.run.page import RunPage, delete_pages
 from util.run.resume import FOLDER_FLAGS, load, put_aside, save, snapshot
 from util.run.stop import Stop
 from util.run.visualizer import Visualizer
@@ -87,6 +87,9 @@ class TrainingRun:
                 put_aside(self.folder)
             if not self._continues:
                 self.visualizer.start_anew()
+                forget_unused(self.opt, self.folder)
+                if self.opt.no_html:
+                    delete_pages(self.folder)
             elif at.step > at.newest:
                 self.visualizer.truncate_after(at.step - at.newest)
             if self.visualizer.page and self._continues:

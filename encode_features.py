@@ -18,19 +18,18 @@ from data.arrays import write_array
 from data.create import create_dataset
 from data.loader import of_all_scenes, own_batches
 from models import create_encoder
-from models.inference_model import InferenceModel
+from models.inference_model import InferenceModel, find_encoder, note_encoder, noted_encoder
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
-from util.files import lock_folder, make_folder, write_text
+from util.files import lock_folder, make_folder
 from util.pages.colours import class_name
 from util.progress import log, log_main
 from util.run.checkpoints import run_dir, weights_file
 from util.setup import seed_everything, set_up_torch
 
 IN_USE = "another encode_features.py is running there; wait until it has ended"
-NOTE = "features_encoder.txt"  # next to features.npy: the encoder that made it
 
 
 def encode(opt: argparse.Namespace, device: torch.device) -> None:
@@ -42,14 +41,14 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     _lock = lock_folder(path, IN_USE) if distributed.is_main() else None
     # the first process decides for all: other machines may have a copy of the folder as it was
     if distributed.gather(needs_encoding(opt, path))[0]:
-        encoder = encoder_file(opt)
+        encoder = used_encoder(opt)
         seen = encoder.stat() if encoder.is_file() else None
-        model = create_encoder(opt, device, encoder.parent)
+        model = create_encoder(opt, device, encoder_file(opt).parent)
         make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
             path.unlink(missing_ok=True)  # if killed, no other encoder's features are left
-            write_text(path.with_name(NOTE), name_of_encoder(opt))
+            note_encoder(path.parent, encoder)
             write_array(rows, path)
             if seen:  # as old as what was read: training may have saved another encoder since
                 os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
@@ -57,23 +56,21 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         write_styles(path, opt)
 
 
-def name_of_encoder(opt: argparse.Namespace) -> str:
-    """The encoder's file: its name if it is in the run's folder, which may move, else its path."""
-    encoder = encoder_file(opt)
-    return encoder.name if encoder.parent == run_dir(opt) else os.path.abspath(encoder)
+def used_encoder(opt: argparse.Namespace) -> Path:
+    """The file of the encoder that encodes: that of encoder_file, or of the run whose features its
+    run was trained on."""
+    path = encoder_file(opt)
+    return find_encoder(path.parent, opt, run_dir(opt))[0] or path
 
 
 def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     """Whether features.npy is missing, outdated, another encoder's, or to be replaced."""
-    encoder = encoder_file(opt)
+    encoder = used_encoder(opt)
     if opt.reencode or not path.is_file():
         return True
-    note, made_by = path.with_name(NOTE), weights_file(Path(), "latest", "E", opt.ema).name
-    if note.is_file():  # earlier versions wrote none
-        made_by = note.read_text(errors="replace")
-    if made_by != name_of_encoder(opt):
-        shown = " ".join(made_by.split())[:200]  # one line, even if the note is damaged
-        log_main(f"{path} was made by {shown}: encoding again")
+    made_by = noted_encoder(path.parent) or weights_file(path.parent, "latest", "E", opt.ema)
+    if os.path.abspath(made_by) != os.path.abspath(encoder):
+        log_main(f"{path} was made by {made_by}: encoding again")
         return True
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     log_main(

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import os
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +31,11 @@ from models.styles import Styles, load_styles
 from models.tiling import Map, Region, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
+from util.files import write_text
 from util.progress import log_main
 from util.run.checkpoints import is_saved, load_network, saved_options, weights_file
+
+ENCODER_NOTE = "features_encoder.txt"  # next to features.npy: the encoder that made it
 
 
 class InferenceModel(nn.Module):
@@ -93,20 +97,13 @@ class InferenceModel(nn.Module):
         """
         if self.netE is not None:
             return
-        epoch = self.opt.which_epoch
         run = source or self.folder
-        for folder in run_and_pretrained(run):
-            # the encoder of another run has that run's architecture
-            saved = saved_options(folder) if folder != self.folder else {}
-            opt = argparse.Namespace(**{**vars(self.opt), **saved})
-            path = weights_file(folder, epoch, "E", opt.ema)
-            if is_saved(path):
-                break
-            epoch = saved_options(folder).get("which_epoch", "latest")  # what it started from
-        else:
-            if folder != run and not folder.is_dir():
+        path, opt = find_encoder(run, self.opt, self.folder)
+        if path is None:
+            first = run_and_pretrained(run)[-1]
+            if first != run and not first.is_dir():
                 raise UserError(
-                    f"{folder}: no such folder, and {run} was trained from its weights and "
+                    f"{first}: no such folder, and {run} was trained from its weights and "
                     "features; put it back, or next to that run under its old name"
                 )
             raise UserError(
@@ -118,7 +115,9 @@ class InferenceModel(nn.Module):
         self.netE = self._prepare(netE)
         self.encoder_multiple = 2**opt.n_downsample_E
         # before the 1024p stage the encoder saw smaller images
-        earlier = folder != self.folder and (folder != source or saved.get("netG") == "global")
+        folder = path.parent
+        of_global = saved_options(folder).get("netG") == "global"
+        earlier = folder != self.folder and (folder != source or of_global)
         shrinks = earlier and self.opt.netG == "local"
         self.encoder_shrink = 2**self.opt.n_local_enhancers if shrinks else 1
 
@@ -335,6 +334,22 @@ def run_and_pretrained(folder: Path) -> list[Path]:
         folders.append(path)
 
 
+def find_encoder(
+    run: Path, opt: argparse.Namespace, own: Path
+) -> tuple[Path | None, argparse.Namespace]:
+    """The file of the encoder of a run, its own or that of the run whose features it was trained
+    on, or None; and the flags of its architecture. own: the folder of the run that opt is of."""
+    epoch = opt.which_epoch
+    for folder in run_and_pretrained(run):
+        saved = saved_options(folder)
+        flags = argparse.Namespace(**{**vars(opt), **(saved if folder != own else {})})
+        path = weights_file(folder, epoch, "E", flags.ema)
+        if is_saved(path):
+            return path, flags
+        epoch = saved.get("which_epoch", "latest")  # what it started from
+    return None, opt
+
+
 def cluster_path(folder: Path, name: str) -> Path:
     """A run's cluster file: in its folder, in that of the run whose features it was trained on, or
     else at the path name."""
@@ -343,16 +358,43 @@ def cluster_path(folder: Path, name: str) -> Path:
 
 
 def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
-    """The styles of a run, with a warning if its encoder is newer.
+    """The styles of a run, with a warning if its encoder is newer or they are of another one.
 
     Raises UserError as load_styles does."""
     path = cluster_path(folder, opt.cluster_path)
     styles = load_styles(path, opt.feat_num)
-    own = weights_file(folder, opt.which_epoch, "E", opt.ema)  # none in the 1024p stage
-    encoder = own if own.is_file() else weights_file(path.parent, opt.which_epoch, "E", opt.ema)
-    if encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime:
+    encoder, _ = find_encoder(folder, opt, folder)
+    if encoder is None or not encoder.is_file():
+        return styles
+    if encoder.stat().st_mtime > path.stat().st_mtime:
         log_main(
             f"warning: {encoder} is newer than {path}: if it was trained since, these are not its "
             "styles; make them with encode_features.py"
         )
+    elif (maker := noted_encoder(path.parent)) and not same_weights(maker, encoder):
+        log_main(
+            f"warning: {path} has the styles of {maker}, not of {encoder}; make its own with "
+            f"encode_features.py --which_epoch {opt.which_epoch}"
+        )
     return styles
+
+
+def note_encoder(folder: Path, encoder: Path) -> None:
+    """Record whose features a folder holds, relative to it: folders may move together."""
+    write_text(folder / ENCODER_NOTE, os.path.relpath(encoder, folder))
+
+
+def noted_encoder(folder: Path) -> Path | None:
+    """The file of the encoder whose features a folder holds, which may be gone, if it is known."""
+    note = folder / ENCODER_NOTE
+    if not note.is_file():  # earlier versions wrote none
+        return None
+    name = " ".join(note.read_text(errors="replace").split())[:200]  # even if it is damaged
+    return Path(os.path.normpath(folder / name))
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two files of weights are the same, or saved together: an epoch's and the latest."""
+    if os.path.abspath(one) == os.path.abspath(other) or not one.is_file():
+        return os.path.abspath(one) == os.path.abspath(other)
+    return one.stat().st_mtime == other.stat().st_mtime

@@ -20,7 +20,7 @@ from tiny_run import write_run
 import encode_features
 from data.kinds import scene_kinds
 from models import load_generator
-from models.inference_model import InferenceModel, run_styles
+from models.inference_model import InferenceModel, note_encoder, noted_encoder, run_styles
 from models.styles import (
     StyleChooser,
     cluster,
@@ -201,6 +201,42 @@ def test_styles_older_than_the_encoder_are_named(run: Path) -> None:
         os.utime(encoder, (before, before))
     assert done.returncode == 0, done.stderr
     assert f"{encoder} is newer than" in done.stdout and "encode_features.py" in done.stdout
+
+
+def test_styles_of_another_epochs_encoder_are_named(tmp_path: Path, capsys) -> None:
+    """Even if they are newer; an epoch that was saved together with the latest is the same."""
+    folder = write_run(tmp_path, "run")
+    for name, time in (("1_net_E.pth", 1000), ("2_net_E.pth", 2000), ("latest_net_E.pth", 2000)):
+        if name != "latest_net_E.pth":
+            shutil.copy(folder / "latest_net_E.pth", folder / name)
+        os.utime(folder / name, (time, time))
+    note_encoder(folder, folder / "latest_net_E.pth")
+    for epoch in ("1", "2", "latest"):
+        flags = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--which_epoch", epoch]
+        run_styles(folder, TestOptions().parse(flags))
+        warned = "latest_net_E.pth, not of" in capsys.readouterr().out
+        assert warned == (epoch == "1"), epoch
+    moved = shutil.move(folder, tmp_path / "moved")
+    assert noted_encoder(moved) == moved / "latest_net_E.pth"
+
+
+def test_a_new_encoder_of_the_first_stage_makes_the_seconds_features_anew(
+    stages, tmp_path: Path, toy_data: Path, capsys
+) -> None:
+    """Encoded with the encoder that the 1024p stage was trained with."""
+    first, folder = stages("above"), tmp_path / "above"
+    flags = ["--name", "above", "--checkpoints_dir", tmp_path, "--dataroot", toy_data]
+    flags += ["--gpu_ids", -1, "--nThreads", 0, "--loadSize", 64]
+    assert "as it is" in run_command("encode_features.py", *flags).stdout
+    weights = torch.load(tmp_path / "below" / "1_net_E_ema.pth", weights_only=True)
+    torch.save({name: -w for name, w in weights.items()}, tmp_path / "below" / "1_net_E_ema.pth")
+    os.utime(tmp_path / "below" / "1_net_E_ema.pth", (2**31, 2**31))
+    opt = TestOptions().parse([str(flag) for flag in flags[:4]])
+    run_styles(folder, opt)
+    assert "1_net_E_ema.pth is newer than" in capsys.readouterr().out
+    done = run_command("encode_features.py", *flags)
+    assert "1_net_E_ema.pth is newer than" in done.stdout
+    assert not np.array_equal(np.load(folder / "features.npy"), first)
 
 
 def test_older_styles_of_the_pretrained_run_are_named(tmp_path: Path, capsys) -> None:

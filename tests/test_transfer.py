@@ -406,6 +406,7 @@ def test_augmented_training_resumes(toy_data: Path, tmp_path: Path) -> None:
     [
         (TWO_BLOCKS, ["--n_blocks_local", 2], "; --n_blocks_global was 2, now 1: give"),
         (TWO_BLOCKS, [*TWO_BLOCKS, "--use_dropout"], "; --use_dropout was False, now True: give"),
+        ([], ["--use_dropout"], "; --use_dropout was False, now True: give"),
         ([], ["--netG", "local"], "; --ngf was 4, which --netG local continues with --ngf 2"),
         *thorough(
             (["--netG", "local"], [], "; --netG was local, now global: give"),

@@ -17,6 +17,7 @@ import copy
 import json
 import logging
 import warnings
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,7 @@ from models.build import uses_features
 from models.inference_model import InferenceModel, to_pictures
 from util.errors import UserError, optional_package
 from util.files import replacing
+from util.run.checkpoints import weights_file
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -38,6 +40,7 @@ PROVIDERS = {
 _LARGEST_FILE = 2**31  # bytes that protobuf, and so a graph in one file, can hold
 _DESCRIPTION = "pix2pixHD"  # key of describe's result in the graph's metadata
 _WEIGHTS = ("which_epoch", "ema")  # which of the run's weights; older graphs do not say
+_CHECKSUM = "weights_crc32"  # of their file; older graphs lack it
 
 
 class OnnxModel(InferenceModel):
@@ -50,7 +53,13 @@ class OnnxModel(InferenceModel):
         of a generator with opt's inputs, or provider (a key of PROVIDERS) is not available."""
         super().__init__(opt, device, folder, with_generator=False)
         self.session = open_session(file, provider, device.index or 0)
-        _check_description(self.session, opt, file)
+        saved = _check_description(self.session, opt, file)
+        checksum = _checksum(self)
+        if checksum and saved.get(_CHECKSUM, checksum) != checksum:
+            raise UserError(
+                f"{file}: was exported from other weights than {_weights(self)}; export it again, "
+                "or give the flags of its run"
+            )
 
     def generate(
         self,
@@ -206,7 +215,8 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
         )
     for axis, name in dims.items():
         program.model.graph.outputs[0].shape[axis] = name  # the exporter writes formulas
-    program.model.metadata_props[_DESCRIPTION] = json.dumps(describe(model.opt))
+    described = describe(model.opt) | {_CHECKSUM: _checksum(model)}
+    program.model.metadata_props[_DESCRIPTION] = json.dumps(described)
     return program
 
 
@@ -263,8 +273,20 @@ def _random_scene(
     return graph_inputs(opt, label, blocks(34_000), feat, cond)
 
 
-def _check_description(session: object, opt: argparse.Namespace, path: Path) -> None:
-    """Refuse a graph that was exported from a model with other inputs or weights."""
+def _weights(model: InferenceModel) -> Path:
+    """The file of a model's generator."""
+    return weights_file(model.folder, model.opt.which_epoch, "G", model.opt.ema)
+
+
+def _checksum(model: InferenceModel) -> int | None:
+    """The CRC-32 of a generator's file, or None where it is missing: --onnx does without it."""
+    path = _weights(model)
+    return zlib.crc32(path.read_bytes()) if path.is_file() else None
+
+
+def _check_description(session: object, opt: argparse.Namespace, path: Path) -> dict:
+    """Refuse a graph that was exported from a model with other inputs or weights. Returns what is
+    stored in it."""
     saved = None
     with suppress(ValueError):
         saved = json.loads(session.get_modelmeta().custom_metadata_map.get(_DESCRIPTION, ""))
@@ -272,7 +294,7 @@ def _check_description(session: object, opt: argparse.Namespace, path: Path) -> 
     if not (isinstance(saved, dict) and {"label", "picture"} <= ports.keys()):
         raise UserError(f"{path}: not a generator of this project; write one with --export_onnx")
     here = describe(opt)
-    keys = sorted({*saved, *here} - {name for name in _WEIGHTS if name not in saved})
+    keys = sorted({*saved, *here} - {n for n in _WEIGHTS if n not in saved} - {_CHECKSUM})
     wrong = [
         f"{k} {saved.get(k)!r}, here {here.get(k)!r}" for k in keys if saved.get(k) != here.get(k)
     ]
@@ -286,6 +308,7 @@ def _check_description(session: object, opt: argparse.Namespace, path: Path) -> 
         raise UserError(
             f"{path}: was exported from a model with {'; '.join(wrong)}; give its flags or --name"
         )
+    return saved
 
 
 def _package(name: str) -> ModuleType:

@@ -194,6 +194,9 @@ def test_commands_write_the_file_and_a_page_from_it(
         assert found.shape == (25, 50, 3)  # no multiples of the stride
         assert np.abs(found - expected).max() <= 1
 
+    torch.save({}, tmp_path / "run" / "latest_net_G_ema.pth")  # trained since
+    line = refused(command.main, *common, "--onnx", file)
+    assert "was exported from other weights than" in line and "latest_net_G_ema.pth" in line
     line = refused(command.main, *common, "--onnx", file, "--label_nc", 36)
     assert "label_nc 35, here 36" in line
     line = refused(command.main, *common, "--onnx", file, "--which_epoch", "best", "--ema", 0)

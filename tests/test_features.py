@@ -19,6 +19,7 @@ from tiny_run import write_run
 
 import encode_features
 from data.kinds import scene_kinds
+from generation.features import find_scene
 from models import load_generator
 from models.inference_model import InferenceModel, note_encoder, noted_encoder, run_styles
 from models.styles import (
@@ -336,6 +337,22 @@ def test_features_of_several_lengths_are_refused(rows: dict, tmp_path: Path) -> 
     np.save(tmp_path / "features.npy", np.array(rows, object), allow_pickle=True)
     with pytest.raises(UserError, match="not the features of instances"):
         load_rows(tmp_path / "features.npy")
+
+
+def test_style_from_one_of_two_scenes_of_a_name_is_refused(toy_data: Path, tmp_path: Path) -> None:
+    """The name on test.py's page, or with the folder, says which one."""
+    for city in ("a", "b"):
+        for kind in ("label", "inst", "img"):
+            first = min((toy_data / f"test_{kind}").iterdir())
+            (tmp_path / f"test_{kind}" / city).mkdir(parents=True)
+            shutil.copy(first, tmp_path / f"test_{kind}" / city / f"0001_{kind}.png")
+    flags = ["--name", "run", "--dataroot", tmp_path, "--gpu_ids", -1, "--loadSize", 32]
+    opt = TestOptions().parse([str(flag) for flag in flags])
+    with pytest.raises(UserError, match="could be a/0001, b/0001; give one"):
+        find_scene("0001", opt)
+    for name in ("b/0001", "b__0001"):
+        (path,) = find_scene(name, opt)["path"]
+        assert Path(path).parent.name == "b"
 
 
 def test_style_from_another_photograph(run: Path) -> None:

@@ -70,7 +70,7 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
         return True
     made_by = noted_encoder(path.parent) or weights_file(path.parent, "latest", "E", opt.ema)
     if os.path.abspath(made_by) != os.path.abspath(encoder):
-        log_main(f"{path} was made by {made_by}: encoding again")
+        log_main(f"{path} was made by {made_by!s:.200}: encoding again")
         return True
     outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     log_main(

@@ -389,12 +389,12 @@ def noted_encoder(folder: Path) -> Path | None:
     note = folder / ENCODER_NOTE
     if not note.is_file():  # earlier versions wrote none
         return None
-    name = " ".join(note.read_text(errors="replace").split())[:200]  # even if it is damaged
-    return Path(os.path.normpath(folder / name))
+    lines = note.read_text(errors="surrogateescape").splitlines()
+    return Path(os.path.normpath(folder / "".join(lines[:1])[:4096]))  # even if it is damaged
 
 
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two files of weights are the same, or saved together: an epoch's and the latest."""
-    if os.path.abspath(one) == os.path.abspath(other) or not one.is_file():
-        return os.path.abspath(one) == os.path.abspath(other)
-    return one.stat().st_mtime == other.stat().st_mtime
+    if os.path.abspath(one) == os.path.abspath(other):
+        return True
+    return one.is_file() and one.stat().st_mtime == other.stat().st_mtime

@@ -51,6 +51,8 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
     if CAR not in styles:
         raise UserError(f"--name {opt.name}: there are no styles of cars")
     colours = colours_of_styles(model, opt, styles[CAR])
+    if set(colours) == {None}:
+        raise UserError(f"{opt.dataroot}: no training car is large enough to show a style's colour")
     plain = None
     if opt.labels_name:
         flags = ["--name", opt.labels_name, "--checkpoints_dir", opt.checkpoints_dir]

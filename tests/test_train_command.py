@@ -400,7 +400,8 @@ def test_a_run_that_replaces_another_keeps_its_own_epochs(
     flags = ["--niter_decay", 0, "--no_html", "--val_phase", "none", "--save_epoch_freq", 1]
     run = trained("--niter", 3, *flags, "--keep_checkpoints", 2)
     capsys.readouterr()
-    stale = [run / "web" / "index.html", run / "logs" / "events", run / "wandb_id.txt"]
+    names = "web/index.html", "logs/events.out.tfevents.1", "wandb_id.txt"
+    stale = [run / name for name in names]
     for path in stale:
         path.parent.mkdir(exist_ok=True)
         path.touch()

@@ -312,10 +312,11 @@ def test_a_start_that_fails_leaves_what_loggers_have(tmp_path, monkeypatch, boar
 def test_a_run_leaves_no_records_of_the_one_that_it_replaces(tmp_path):
     """With other loggers, or without a page: used again later, they would go on from it."""
     (tmp_path / "logs").mkdir()
-    for name in ("wandb_id.txt", "mlflow_id.txt"):
+    names = "wandb_id.txt", "mlflow_id.txt", "logs/events.out.tfevents.1.host", "logs/job.log"
+    for name in names:
         (tmp_path / name).write_text("old")
     forget_unused(argparse.Namespace(tf_log=False, wandb=True, mlflow=False), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["wandb_id.txt"]
+    assert [(tmp_path / name).exists() for name in names] == [True, False, False, True]
     (tmp_path / "web").mkdir()
     for name in ("index.html", "validation.html", "loss_curves.png", "mine.txt"):
         (tmp_path / "web" / name).touch()

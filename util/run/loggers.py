@@ -10,7 +10,6 @@ in the run's folder, and MLflow writes there unless MLFLOW_TRACKING_URI names a 
 import argparse
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -136,7 +135,8 @@ def forget_unused(opt: argparse.Namespace, folder: Path) -> None:
     """Delete what loggers that are not used have kept of an earlier run in the same folder: used
     later, they would go on from it."""
     if not opt.tf_log:
-        shutil.rmtree(folder / "logs", ignore_errors=True)
+        for path in (folder / "logs").glob("events.out.tfevents.*"):
+            path.unlink()
     for flag in ("wandb", "mlflow"):
         if not getattr(opt, flag):
             (folder / f"{flag}_id.txt").unlink(missing_ok=True)

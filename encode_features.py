@@ -18,12 +18,18 @@ from data.arrays import write_array
 from data.create import create_dataset
 from data.loader import of_all_scenes, own_batches
 from models import create_encoder
-from models.inference_model import InferenceModel, find_encoder, note_encoder, noted_encoder
+from models.inference_model import (
+    ENCODER_NOTE,
+    InferenceModel,
+    encoder_note,
+    find_encoder,
+    noted_encoder,
+)
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
-from util.files import lock_folder, make_folder
+from util.files import lock_folder, make_folder, write_text
 from util.pages.colours import class_name
 from util.progress import log, log_main
 from util.run.checkpoints import run_dir, weights_file
@@ -42,13 +48,13 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     # the first process decides for all: other machines may have a copy of the folder as it was
     if distributed.gather(needs_encoding(opt, path))[0]:
         encoder = used_encoder(opt)
-        seen = encoder.stat() if encoder.is_file() else None
+        seen = encoder.stat() if encoder and encoder.is_file() else None
         model = create_encoder(opt, device, encoder_file(opt).parent)
         make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
             path.unlink(missing_ok=True)  # if killed, no other encoder's features are left
-            note_encoder(path.parent, encoder)
+            write_text(path.with_name(ENCODER_NOTE), encoder_note(encoder, run_dir(opt)))
             write_array(rows, path)
             if seen:  # as old as what was read: training may have saved another encoder since
                 os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
@@ -56,11 +62,10 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         write_styles(path, opt)
 
 
-def used_encoder(opt: argparse.Namespace) -> Path:
+def used_encoder(opt: argparse.Namespace) -> Path | None:
     """The file of the encoder that encodes: that of encoder_file, or of the run whose features its
-    run was trained on."""
-    path = encoder_file(opt)
-    return find_encoder(path.parent, opt, run_dir(opt))[0] or path
+    run was trained on; None if both are missing."""
+    return find_encoder(encoder_file(opt).parent, opt, run_dir(opt))[0]
 
 
 def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
@@ -68,17 +73,17 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     encoder = used_encoder(opt)
     if opt.reencode or not path.is_file():
         return True
-    made_by = noted_encoder(path.parent) or weights_file(path.parent, "latest", "E", opt.ema)
-    if os.path.abspath(made_by) != os.path.abspath(encoder):
-        log_main(f"{path} was made by {made_by!s:.200}: encoding again")
+    made_by = noted_encoder(path.parent) or weights_file(Path(), "latest", "E", opt.ema).name
+    if encoder and made_by != encoder_note(encoder, run_dir(opt)):
+        log_main(f"{path} was made by {made_by:.200}: encoding again")
         return True
-    outdated = encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
+    outdated = encoder and encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
     log_main(
         f"{encoder} is newer than {path}: encoding again"
         if outdated
         else f"clustering {path} as it is (if the data changed, give --reencode)"
     )
-    return outdated
+    return bool(outdated)
 
 
 def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The scenes that evaluate.py compares: generated images, photographs, label maps."""
 
 import argparse
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,11 @@ def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:
     if not found:  # named by scene, or by test.py --output
         files = list_files(folder)
         keys = {scene: scene_key(folder / f"{name}.png", folder) for scene, name in names.items()}
-        found = {scene: files.get(scene, files.get(key)) for scene, key in keys.items()}
+        unique = Counter(keys.values())
+        found = {
+            scene: files.get(scene, files.get(key) if unique[key] == 1 else None)
+            for scene, key in keys.items()
+        }
         found = {scene: path for scene, path in found.items() if path}
     if not found:
         raise UserError(

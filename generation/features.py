@@ -112,7 +112,7 @@ def style_of_instance(
 
 def find_scene(name: str, opt: argparse.Namespace) -> dict:
     """The scene of that name with its photograph, in this phase or in "train": a batch of one."""
-    problems: list[str] = []
+    name, problems = normalize("NFC", name), []
     for phase in dict.fromkeys([opt.phase, "train"]):
         flags = argparse.Namespace(**{**vars(opt), "phase": phase, "max_dataset_size": None})
         try:
@@ -124,7 +124,7 @@ def find_scene(name: str, opt: argparse.Namespace) -> dict:
         for scene in dataset.scenes:
             file = dataset.files["label"][scene].stem
             names = scene, Path(scene).name, *(normalize("NFC", n) for n in (file, pictures[scene]))
-            if normalize("NFC", name) in names:
+            if name in names:
                 found.append(scene)
         if len(found) > 1 and name not in found:
             raise UserError(

@@ -55,7 +55,7 @@ class OnnxModel(InferenceModel):
         self.session = open_session(file, provider, device.index or 0)
         saved = _check_description(self.session, opt, file)
         checksum = _checksum(self)
-        if checksum and saved.get(_CHECKSUM, checksum) != checksum:
+        if checksum is not None and saved.get(_CHECKSUM, checksum) != checksum:
             raise UserError(
                 f"{file}: was exported from other weights than {_weights(self)}; export it again, "
                 "or give the flags of its run"
@@ -215,7 +215,9 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
         )
     for axis, name in dims.items():
         program.model.graph.outputs[0].shape[axis] = name  # the exporter writes formulas
-    described = describe(model.opt) | {_CHECKSUM: _checksum(model)}
+    described = describe(model.opt)
+    if (checksum := _checksum(model)) is not None:
+        described[_CHECKSUM] = checksum
     program.model.metadata_props[_DESCRIPTION] = json.dumps(described)
     return program
 

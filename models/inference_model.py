@@ -2,7 +2,7 @@
 
 import argparse
 import copy
-import os
+import filecmp
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from models.styles import Styles, load_styles
 from models.tiling import Map, Region, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
-from util.files import write_text
 from util.progress import log_main
 from util.run.checkpoints import is_saved, load_network, saved_options, weights_file
 
@@ -358,7 +357,7 @@ def cluster_path(folder: Path, name: str) -> Path:
 
 
 def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
-    """The styles of a run, with a warning if its encoder is newer or they are of another one.
+    """The styles of a run, with a warning if its encoder is newer or they are of another epoch's.
 
     Raises UserError as load_styles does."""
     path = cluster_path(folder, opt.cluster_path)
@@ -371,30 +370,36 @@ def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
             f"warning: {encoder} is newer than {path}: if it was trained since, these are not its "
             "styles; make them with encode_features.py"
         )
-    elif (maker := noted_encoder(path.parent)) and not same_weights(maker, encoder):
+    elif encoder.parent == path.parent and not _is_of(path, encoder):
         log_main(
-            f"warning: {path} has the styles of {maker}, not of {encoder}; make its own with "
-            f"encode_features.py --which_epoch {opt.which_epoch}"
+            f"warning: {path} has the styles of {noted_encoder(path.parent)}, not of {encoder}; "
+            "encode_features.py with the same --which_epoch and --ema makes its own"
         )
     return styles
 
 
-def note_encoder(folder: Path, encoder: Path) -> None:
-    """Record whose features a folder holds, relative to it: folders may move together."""
-    write_text(folder / ENCODER_NOTE, os.path.relpath(encoder, folder))
+def _is_of(clusters: Path, encoder: Path) -> bool:
+    """Whether styles are of an encoder in their folder, as far as note and features.npy tell."""
+    features, note = clusters.with_name("features.npy"), noted_encoder(clusters.parent)
+    if note is None or not features.is_file():
+        return True
+    if features.stat().st_mtime != clusters.stat().st_mtime:  # clustered from earlier features
+        return True
+    maker = encoder.with_name(Path(note).name)
+    same_run = note == encoder_note(maker, encoder.parent)
+    return same_run and maker.is_file() and filecmp.cmp(maker, encoder, shallow=False)
 
 
-def noted_encoder(folder: Path) -> Path | None:
-    """The file of the encoder whose features a folder holds, which may be gone, if it is known."""
+def encoder_note(encoder: Path, folder: Path) -> str:
+    """What the note next to features.npy in a folder says of the encoder that made them: its file's
+    name, with that of its run's folder if it is another one. Folders may move."""
+    return encoder.name if encoder.parent == folder else f"{encoder.parent.name}/{encoder.name}"
+
+
+def noted_encoder(folder: Path) -> str | None:
+    """The note in a folder, if there is one."""
     note = folder / ENCODER_NOTE
     if not note.is_file():  # earlier versions wrote none
         return None
-    lines = note.read_text(errors="surrogateescape").splitlines()
-    return Path(os.path.normpath(folder / "".join(lines[:1])[:4096]))  # even if it is damaged
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    """Whether two files of weights are the same, or saved together: an epoch's and the latest."""
-    if os.path.abspath(one) == os.path.abspath(other):
-        return True
-    return one.is_file() and one.stat().st_mtime == other.stat().st_mtime
+    lines = note.read_text("utf-8", errors="replace").splitlines()
+    return "/".join(Path("".join(lines[:1])).parts[-2:])  # older ones hold the whole path

@@ -21,7 +21,7 @@ import encode_features
 from data.kinds import scene_kinds
 from generation.features import find_scene
 from models import load_generator
-from models.inference_model import InferenceModel, note_encoder, noted_encoder, run_styles
+from models.inference_model import ENCODER_NOTE, InferenceModel, encoder_note, run_styles
 from models.styles import (
     StyleChooser,
     cluster,
@@ -207,18 +207,23 @@ def test_styles_older_than_the_encoder_are_named(run: Path) -> None:
 def test_styles_of_another_epochs_encoder_are_named(tmp_path: Path, capsys) -> None:
     """Even if they are newer; an epoch that was saved together with the latest is the same."""
     folder = write_run(tmp_path, "run")
-    for name, time in (("1_net_E.pth", 1000), ("2_net_E.pth", 2000), ("latest_net_E.pth", 2000)):
-        if name != "latest_net_E.pth":
-            shutil.copy(folder / "latest_net_E.pth", folder / name)
-        os.utime(folder / name, (time, time))
-    note_encoder(folder, folder / "latest_net_E.pth")
-    for epoch in ("1", "2", "latest"):
+    weights = torch.load(folder / "latest_net_E.pth", weights_only=True)
+    torch.save({name: -w for name, w in weights.items()}, folder / "1_net_E.pth")
+    shutil.copy(folder / "latest_net_E.pth", folder / "2_net_E.pth")
+    shutil.copy2(folder / "features_clustered_010.npy", folder / "features.npy")
+    for path in folder.glob("*_net_E.pth"):
+        os.utime(path, (1000, 1000))
+
+    def warned(epoch: str) -> bool:
         flags = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--which_epoch", epoch]
         run_styles(folder, TestOptions().parse(flags))
-        warned = "latest_net_E.pth, not of" in capsys.readouterr().out
-        assert warned == (epoch == "1"), epoch
-    moved = shutil.move(folder, tmp_path / "moved")
-    assert noted_encoder(moved) == moved / "latest_net_E.pth"
+        return "has the styles of latest_net_E.pth, not of" in capsys.readouterr().out
+
+    assert not warned("1")  # nothing is known
+    (folder / ENCODER_NOTE).write_text(encoder_note(folder / "latest_net_E.pth", folder))
+    assert [warned(epoch) for epoch in ("1", "2", "latest")] == [True, False, False]
+    os.utime(folder / "features.npy", (0, 0))  # since then, others were encoded
+    assert not warned("1")
 
 
 def test_a_new_encoder_of_the_first_stage_makes_the_seconds_features_anew(

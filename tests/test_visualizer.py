@@ -14,7 +14,7 @@ from PIL import Image
 
 from util.errors import UserError
 from util.pages.plots import most_frequent, save_curves, save_matrix, series
-from util.run.loggers import create_loggers, forget_unused
+from util.run.loggers import create_loggers, delete_unused_records
 from util.run.page import RunPage, delete_pages
 from util.run.visualizer import Visualizer, read_rows
 
@@ -315,7 +315,7 @@ def test_a_run_leaves_no_records_of_the_one_that_it_replaces(tmp_path):
     names = "wandb_id.txt", "mlflow_id.txt", "logs/events.out.tfevents.1.host", "logs/job.log"
     for name in names:
         (tmp_path / name).write_text("old")
-    forget_unused(argparse.Namespace(tf_log=False, wandb=True, mlflow=False), tmp_path)
+    delete_unused_records(argparse.Namespace(tf_log=False, wandb=True, mlflow=False), tmp_path)
     assert [(tmp_path / name).exists() for name in names] == [True, False, False, True]
     (tmp_path / "web").mkdir()
     for name in ("index.html", "validation.html", "loss_curves.png", "mine.txt"):

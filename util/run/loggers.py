@@ -11,6 +11,7 @@ import argparse
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -131,12 +132,13 @@ LOGGERS: dict[str, tuple[type, str]] = {
 }
 
 
-def forget_unused(opt: argparse.Namespace, folder: Path) -> None:
+def delete_unused_records(opt: argparse.Namespace, folder: Path) -> None:
     """Delete what loggers that are not used have kept of an earlier run in the same folder: used
     later, they would go on from it."""
     if not opt.tf_log:
         for path in (folder / "logs").glob("events.out.tfevents.*"):
-            path.unlink()
+            with suppress(PermissionError):  # on Windows, while TensorBoard shows it
+                path.unlink()
     for flag in ("wandb", "mlflow"):
         if not getattr(opt, flag):
             (folder / f"{flag}_id.txt").unlink(missing_ok=True)

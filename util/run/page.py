@@ -27,19 +27,20 @@ Table, Facts = Sequence[Mapping], Mapping[str, str]
 # The keys of rows that are not figures.
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_pictures")
 REFRESH_SECONDS = 30
+_PAGES = ("index.html", "validation.html", "loss_curves.png", "validation_curves.png")
 NAMES = ("input_label", "synthesized_image", "real_image")
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.(?:png|jpg)")  # jpg: from the 2018 code
 
 _SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
 
 
-_PARTS = ("loss_curves.png", "validation_curves.png", "validation.html")
-
-
-def delete_pages(run_dir: Path, names: Sequence[str] = ("index.html", *_PARTS)) -> None:
-    """Delete an earlier run's pages and plots."""
-    for name in names:
-        (run_dir / "web" / name).unlink(missing_ok=True)
+def delete_pages(run_dir: Path) -> None:
+    """Delete the pages, plots and images of an earlier run."""
+    web = run_dir / "web"
+    images = [path for path in (web / "images").glob("*") if _PICTURE.fullmatch(path.name)]
+    for path in [*images, *(web / "validation").glob("*"), *(web / name for name in _PAGES)]:
+        if path.is_file():
+            path.unlink()
 
 
 class RunPage:
@@ -59,10 +60,7 @@ class RunPage:
 
     def start_anew(self) -> None:
         """Delete what an earlier run of the same name has left."""
-        for path in [*self._pictures().values(), *(self.web / "validation").iterdir()]:
-            if path.is_file():
-                path.unlink()
-        delete_pages(self.run_dir, _PARTS)
+        delete_pages(self.run_dir)
 
     def forget_after(self, epoch: int) -> None:
         """Delete the images of later epochs, which a killed run had begun but not saved."""

@@ -34,7 +34,7 @@ from util import distributed
 from util.errors import UserError, out_of_memory
 from util.progress import log_main
 from util.run.checkpoints import load_file, recover, rename_set, save_set, saved_options
-from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
+from util.run.flags import NETWORK_FLAGS, TRAINING_FLAGS
 from util.setup import random_state, set_random_state
 
 FOLDER_FLAGS = "--checkpoints_dir or --name"  # choose a run's folder
@@ -185,7 +185,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     state = load_file(path)
     try:
         at, processes = Position(**state["position"]), state["processes"]
-        saved = BEFORE | state["flags"]
+        saved = saved_options(folder) | state["flags"]  # older states lack flags that opt.json has
         old = {flag: saved[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         names = state.get("names_crc", dataset.names_crc)  # older states have none
         same_scenes = (state["scenes"], names) == (len(dataset), dataset.names_crc)

@@ -15,7 +15,7 @@ from util.files import cannot_write, lock_folder
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.flags import write_options
-from util.run.loggers import create_loggers, forget_unused
+from util.run.loggers import create_loggers, delete_unused_records
 from util.run.page import RunPage, delete_pages
 from util.run.resume import FOLDER_FLAGS, load, put_aside, save, snapshot
 from util.run.stop import Stop
@@ -87,7 +87,7 @@ class TrainingRun:
                 put_aside(self.folder)
             if not self._continues:
                 self.visualizer.start_anew()
-                forget_unused(self.opt, self.folder)
+                delete_unused_records(self.opt, self.folder)
                 if self.opt.no_html:
                     delete_pages(self.folder)
             elif at.step > at.newest:

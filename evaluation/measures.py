@@ -113,8 +113,9 @@ def hue_mixture(image: np.ndarray, inst: np.ndarray | None = None) -> float:
     if image.shape[2] != 3 or not things.size:
         return math.nan
     plane = _chroma(image)
-    sums = [ndimage.sum_labels(v, numbers, things) for v in (*plane, np.hypot(*plane))]
-    left, right, lengths = sums
+    left, right, lengths = (
+        ndimage.sum_labels(v, numbers, things) for v in (*plane, np.hypot(*plane))
+    )
     total = lengths.sum()
     return float((lengths - np.hypot(left, right)).sum() / total) if total > 1e-6 else math.nan
 

@@ -255,15 +255,21 @@ def test_older_styles_of_the_pretrained_run_are_named(tmp_path: Path, capsys) ->
     assert f"{own / 'latest_net_E.pth'} is newer than {base}" in capsys.readouterr().out
 
 
+def encoder_of_half_size(folder: Path) -> InferenceModel:
+    """As in the 1024p stage; each region's feature is its own id."""
+    opt = TestOptions().parse(["--name", "run", "--gpu_ids", "-1"])
+    model = InferenceModel(opt, torch.device("cpu"), folder, with_generator=False)
+    model.encoder_shrink, model.encoder_multiple = 2, 1
+    model.netE = lambda image, regions: regions.float().expand(-1, 3, -1, -1)
+    return model
+
+
 @pytest.mark.parametrize("size", [(32, 16), (43, 31)])
 def test_the_encoder_of_a_smaller_stage_sees_the_regions_of_scaled_files(
     size: tuple[int, int], tmp_path: Path
 ) -> None:
     """As in precompute_feature_maps.py: by Pillow's nearest neighbours, and back."""
-    opt = TestOptions().parse(["--name", "run", "--gpu_ids", "-1"])
-    model = InferenceModel(opt, torch.device("cpu"), tmp_path, with_generator=False)
-    model.encoder_shrink, model.encoder_multiple = 2, 1
-    model.netE = lambda image, regions: regions.float().expand(-1, 3, -1, -1)
+    model = encoder_of_half_size(tmp_path)
     ids = np.random.default_rng(0).integers(0, 99, size[::-1], np.int32)
     small = Image.fromarray(ids).resize([side // 2 for side in size], Image.Resampling.NEAREST)
     expected = np.asarray(small.resize(size, Image.Resampling.NEAREST))
@@ -276,10 +282,7 @@ def test_each_region_has_its_own_feature_though_the_encoder_saw_smaller_images(
     size: tuple[int, int], tmp_path: Path
 ) -> None:
     """Rectangles with edges anywhere: none gets the feature of a neighbour."""
-    opt = TestOptions().parse(["--name", "run", "--gpu_ids", "-1"])
-    model = InferenceModel(opt, torch.device("cpu"), tmp_path, with_generator=False)
-    model.encoder_shrink, model.encoder_multiple = 2, 1
-    model.netE = lambda image, regions: regions.float().expand(-1, 3, -1, -1)
+    model = encoder_of_half_size(tmp_path)
     rng = np.random.default_rng(0)
     maps = np.zeros((2, 1, *size[::-1]), np.int32)
     for ids in maps[:, 0]:

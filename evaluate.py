@@ -21,7 +21,7 @@ from data.create import evenly_spaced
 from data.values import side_values
 from evaluation import report
 from evaluation.measures import Measures, measure_pair
-from evaluation.scenes import check_images, find_scenes
+from evaluation.scenes import Scene, find_scenes
 from evaluation.segmentation import create_evaluator
 from options.evaluate_options import EvaluateOptions
 from util.errors import run
@@ -32,11 +32,10 @@ from util.run.checkpoints import run_dir, weights_file
 from util.setup import first_device, set_up_torch
 
 
-def evaluate(opt: argparse.Namespace) -> dict:
-    """Measure opt.images, write metrics.json and the page, and return what metrics.json holds."""
+def evaluate(opt: argparse.Namespace, scenes: list[Scene]) -> dict:
+    """Measure the scenes, write metrics.json and the page, and return what metrics.json holds."""
     device = first_device(opt)
     set_up_torch(deterministic=False, tf32=False)
-    scenes = evenly_spaced(find_scenes(opt), opt.val_max)
     warn_if_older([scene.generated for scene in scenes], opt)
     evaluator = create_evaluator(opt, device) if opt.segmenter else None
     if evaluator:
@@ -80,9 +79,9 @@ def warn_if_older(images: list[Path], opt: argparse.Namespace) -> None:
 
 def main() -> None:
     runs = EvaluateOptions().parse_runs()
-    for opt in runs:  # report missing images before measuring any
-        check_images(opt)
-    results = {f"{opt.name} {opt.which_epoch}": evaluate(opt) for opt in runs}
+    # of all runs first, so that missing images are reported before any are measured
+    scenes = [evenly_spaced(find_scenes(opt), opt.val_max) for opt in runs]
+    results = {f"{o.name} {o.which_epoch}": evaluate(o, found) for o, found in zip(runs, scenes)}
     if len(runs) > 1:
         table = report.comparison(results)
         widths = [max(map(len, column)) for column in zip(*table)]

@@ -46,17 +46,12 @@ class Scene:
         return size != generated.shape[1::-1]
 
 
-def check_images(opt: argparse.Namespace) -> None:
-    """Raise UserError if there is no opt.images."""
-    if not opt.images.is_dir():
+def find_scenes(opt: argparse.Namespace) -> list[Scene]:
+    """The scenes of opt.phase that have an image in opt.images."""
+    if not opt.images.is_dir():  # before the data set: for a mistyped --name it is the default one
         raise UserError(
             f"{opt.images}: no such folder; generate images with test.py, or check --name, --images"
         )
-
-
-def find_scenes(opt: argparse.Namespace) -> list[Scene]:
-    """The scenes of opt.phase that have an image in opt.images."""
-    check_images(opt)  # before the data set: for a mistyped --name that is the default one
     folder = Path(opt.dataroot) / f"{opt.phase}_inst"
     has_instances = folder.is_dir() and bool(scan_folder(folder)[0])
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)

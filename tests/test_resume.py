@@ -402,6 +402,18 @@ def test_continue_without_the_latest_weights_is_refused(run_of_one, toy_data, tm
     assert "epoch 11 of 11" in train(run, *flags, "--continue_train")
 
 
+def test_weights_of_another_epoch_than_the_state_are_noticed(toy_data, tmp_path):
+    flags = ["--dataroot", toy_data, *ALL, "--ema", 0.9, "--niter_decay", 0, "--no_html"]
+    train(tmp_path / "run", *flags, "--niter", 2)
+    more = [*flags, "--niter", 3, "--continue_train"]
+    assert "was not saved with" not in train(tmp_path / "run", *more)
+    for path in (tmp_path / "run").glob("2_net_G*.pth"):
+        shutil.copy(path, path.with_name(path.name.replace("2_", "latest_")))
+    log = train(tmp_path / "run", *more)
+    assert "latest_net_G.pth was not saved with latest_state.pth" in log
+    assert "latest_net_G_ema.pth was not saved" in log and "latest_net_D" not in log
+
+
 @pytest.mark.parametrize("more", [[], *thorough(["--continue_train"])])
 def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_path):
     flags = ["--dataroot", toy_data, *ALL, "--niter", 1, "--niter_decay", 0, "--no_html"]

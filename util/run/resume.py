@@ -193,6 +193,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
         at.check(batches=-(-state["scenes"] // old["batchSize"]))
         _compare_flags(folder, old, opt)
         model.load_networks(folder)
+        _compare_weights(state.get("checksums", {}), model)  # older states have none
         model.load_training_state(state["model"])
         if distributed.rank() < len(processes):  # else an additional process keeps its own
             mine = processes[distributed.rank()]
@@ -253,6 +254,25 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
         log_main(f"note: {text}")
 
 
+def _compare_weights(old: dict[str, int], model) -> None:
+    new = _checksums(model)
+    for name in [name for name, value in old.items() if value != new[name]]:
+        log_main(
+            f"warning: latest_net_{name}.pth was not saved with latest_state.pth, whose position "
+            "and optimizers it continues with; to continue with fresh optimizers in the epoch of "
+            "iter.txt, delete latest_state.pth"
+        )
+
+
+def _checksums(model) -> dict[str, int]:
+    """A number for the weights of each network, the same on every machine and device."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {
+        name: sum(int(w.view(integers[w.element_size()]).sum()) for w in net.state_dict().values())
+        for name, net in model.saved_networks().items()
+    }
+
+
 def _reference_epoch(folder: Path) -> int:
     """The epoch in an iter.txt of the 2018 code (two lines: epoch, images done in it), or 1."""
     try:
@@ -284,6 +304,7 @@ def snapshot(model, opt: argparse.Namespace, at: Position, dataset) -> dict[str,
         "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
         "scenes": len(dataset),
         "names_crc": dataset.names_crc,
+        "checksums": _checksums(model),
         "model": model.training_state(),
         "processes": processes,
     }

@@ -262,6 +262,8 @@ class Page:
                     text += f" Generated in {time.perf_counter() - start:.2f} s."
             except (UserError, MemoryError) as problem:
                 text, error = _message(problem), True
+                for part in (self.scene, self.photo_scene):  # a refused choice does not stay
+                    session.shown.pop(part, None)
             return self._view(session, text, error)
 
     def _view(self, session: Session, text: str, error: bool) -> dict:

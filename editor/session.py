@@ -291,6 +291,8 @@ class Session:
         name = self.name_of_styled()
         vector = style(self.ui.styles, self.selected.label, number, name)
         self.ui.set_style(self.selected.instance, vector, whole_class)
+        if whole_class:
+            self.gallery = None  # its previews show other objects as well
         who = f"every {self.name_of(self.selected.label)}" if whole_class else name
         return f"{who} now has style {number}."
 
@@ -327,6 +329,7 @@ class Session:
         photo = self.scenes.photo(self.scene)
         if not self.ui.set_styles(self.ui.photo_features(photo)):
             return "The objects have these styles already."
+        self.gallery = None  # its previews show other objects as well
         return "Every object now has its style from the photograph."
 
     def refresh(self) -> str:

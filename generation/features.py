@@ -73,7 +73,7 @@ def refuse_second_style(fixed: Container[int], label: int, opt: argparse.Namespa
     """Raises UserError for a class whose style is fixed already."""
     if label in fixed:
         raise UserError(
-            f"class {class_name(label, opt.label_nc)} is named twice by --style, --style_from and "
+            f"{class_name(label, opt.label_nc)} is named twice by --style, --style_from and "
             "--all_styles; name it once"
         )
 

@@ -404,17 +404,23 @@ class Scene:
     def _erased(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The maps after an object is removed and the nearest pixels fill the hole.
 
-        Only stuff fills it (road, not the next car), if there is any.
+        Only stuff fills it (road, not the next car), if there is any; otherwise other classes.
         """
         longest = max(side.stop - side.start for side in box_of(mask))
         near = box_of(mask, longest // 2 + 4)
-        unfit = [*self._things]
-        if self._opt.label_nc == 35:
-            unfit += _CITYSCAPES_VOID
+        void = _CITYSCAPES_VOID if self._opt.label_nc == 35 else []
         if self._opt.ignore_label is not None:
-            unfit.append(self._opt.ignore_label)
+            void = [*void, self._opt.ignore_label]
+        things = [*self._things, *void]
         labels, ids = self.label.copy(), self.inst.copy()
-        for box, excluded in ((near, unfit), (np.s_[:, :], unfit), (np.s_[:, :], [])):
+        everywhere = np.s_[:, :]
+        tries = (
+            (near, things),
+            (everywhere, things),
+            (everywhere, [self._class_of(mask), *void]),  # if ids make every class one of things
+            (everywhere, []),
+        )
+        for box, excluded in tries:
             hole = mask[box]
             source = ~hole & ~np.isin(labels[box], excluded)
             if source.any():

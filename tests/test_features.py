@@ -379,8 +379,8 @@ def test_style_from_another_photograph(run: Path) -> None:
         (["--cluster_path", "nothing.npy"], "no such file"),
         (["--feat_num", "4"], "expected"),
         (["--all_styles", "rider"], "has no styles"),
-        (["--style", "road=0", "--style", "7=1"], "class road is named twice"),
-        (["--style", "road=0", "--all_styles", "road"], "class road is named twice"),
+        (["--style", "road=0", "--style", "7=1"], "road is named twice"),
+        (["--style", "road=0", "--all_styles", "road"], "road is named twice"),
     ],
 )
 def test_refusals(run: Path, flags: list[str], message: str) -> None:

@@ -325,6 +325,26 @@ def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     assert not session.generate_gallery()  # it is complete
 
 
+def test_previews_are_made_anew_when_other_objects_change_too(ui: UIModel) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    session, _ = editing(ui, SimpleNamespace(names=[], photos=["s"], photo=lambda name: photo))
+    session.scene = "s"
+    ui.styles[CAR] = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
+    session.pointer([(16.0, 8.0)], 3.0, 1.0)
+    changes = (
+        lambda: session.choose_style(2, whole_class=True),
+        session.take_all_styles,
+        lambda: session.choose_style(1, whole_class=False),
+    )
+    for change in changes:
+        session.generate_gallery()
+        change()
+        shown, session.gallery = session.gallery, None
+        session.generate_gallery()
+        assert shown is None or np.array_equal(shown, session.gallery)
+    assert shown is not None  # after the style of one object they are kept
+
+
 @pytest.mark.thorough
 def test_a_refused_photograph_leaves_the_previous_one(ui: UIModel) -> None:
     def load(name: str) -> tuple:
@@ -391,6 +411,22 @@ def test_deleted_objects_are_filled_by_the_nearest_stuff_not_by_the_next_car(
     assert ui.delete(26005)
     assert (ui.label[14:17, 14:22] == BUILDING).all() and (ui.label[17:20, 14:22] == ROAD).all()
     assert (ui.inst[19, 14:22] == ROAD).all()
+
+
+@pytest.mark.parametrize("ids", [{1: 901, 2: 902}, {1: 0, 2: 0}], ids=["panoptic", "zero"])
+def test_deleted_objects_are_not_filled_by_their_class_if_every_class_has_ids(
+    ids: dict, tmp_path: Path
+) -> None:
+    ui = editor(tmp_path, label_nc=10)
+    label = np.full((16, 24), 1)
+    label[8:] = 2
+    inst = np.vectorize(ids.get)(label)
+    for column, number in ((4, 17), (10, 18)):  # bumper to bumper
+        label[10:14, column : column + 6], inst[10:14, column : column + 6] = 5, number
+    ui.open(label, inst)
+    assert ui.delete(17)
+    assert (ui.label[10:14, 4:10] == 2).all() and (ui.inst[10:14, 4:10] == ids[2]).all()
+    assert (ui.label[10:14, 10:16] == 5).all()
 
 
 def test_move_takes_the_pixels_along_and_fills_the_hole(ui: UIModel) -> None:

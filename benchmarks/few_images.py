@@ -113,7 +113,8 @@ def main() -> None:
         plain = train(opt, f"plain-{seed}", opt.dataroot, *few)
         augmented = train(opt, f"augmented-{seed}", opt.dataroot, *few, *augment)
         tuned = train(opt, f"fine-tuned-{seed}", opt.dataroot, *few, *tune)
-        reached = next((5 * (k + 1) for k, error in enumerate(tuned) if error <= plain[-1]), None)
+        number = next((k for k, error in enumerate(tuned, 1) if error <= plain[-1]), None)
+        reached = number and min(5 * number, opt.epochs)
         log(
             f"| {seed} | {plain[-1]:.1f} | {augmented[-1]:.1f} | "
             f"{1 - augmented[-1] / plain[-1]:.0%} | {tuned[-1]:.1f} | "

@@ -78,8 +78,16 @@ def _device(name: str) -> torch.device:
 
 def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) -> Path:
     """Train a run with TOY and these flags, unless that is done; returns its folder. env:
-    additional environment variables. Raises UserError if the training fails."""
-    folder = checkpoints_dir / name
+    additional environment variables. Raises UserError if the training fails, or if a run with other
+    flags has this name."""
+    folder = make_folder(checkpoints_dir / name, "--checkpoints_dir")
+    record, asked = folder / "benchmark_flags.txt", " ".join(flags)
+    if record.is_file() and record.read_text() != asked:
+        raise UserError(
+            f"{folder}: trained with other flags ({record.read_text()}); delete it, or give "
+            "another --checkpoints_dir"
+        )
+    write_text(record, asked)
     command = [sys.executable, "train.py", "--name", name, *TOY, *flags, "--continue_train"]
     command += ["--checkpoints_dir", str(checkpoints_dir)]
     root = Path(__file__).parents[1]

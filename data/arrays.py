@@ -20,9 +20,9 @@ from util.files import replacing
 
 NUMPY = (".npy", ".npz")
 TIFF = (".tif", ".tiff")
-# ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams,
-# GeoAsciiParams (GeoTIFF 1.1) and GDAL_NODATA
-GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42113)
+# ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams and
+# GeoAsciiParams (GeoTIFF 1.1)
+GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 MAX_NUMBERS = 2**31  # in one file
 
 
@@ -129,6 +129,8 @@ def _not_samples(page: object) -> str | None:
         return "inverted numbers (TIFF's WhiteIsZero)"
     if page.photometric == 3:
         return "a palette, expected the numbers themselves"
+    if getattr(page.tags.get(274), "value", 1) != 1:
+        return "a rotation in its Orientation tag, expected an upright image"
     if page.bitspersample not in (8, 16, 32, 64):
         return f"{page.bitspersample} bits a channel, expected 8, 16 or 32"
     return None

@@ -184,8 +184,8 @@ def _count_instances(
     ids, labels, counts = label_counts(inst, label)
     scene.instances.update(dict(zip(ids.tolist(), labels.tolist())).values())
     ids %= 2**32  # those from 2**31 on are stored as negative numbers (data.files)
-    # 0 in both maps, for what is neither a thing nor a class, follows any scheme
-    known = (labels != ignore_label) & ((ids != 0) | (labels != 0))
+    # class 0 may be what has no class, and 0 * 1000 + n tells it from no other
+    known = (labels != ignore_label) & ((ids >= 1000) | (labels != 0))
     expected = np.where(ids < 1000, ids, ids // 1000)
     scene.pixels = int(counts[known].sum())
     scene.things = int(counts[known & (expected == labels) & (ids >= 1000)].sum())

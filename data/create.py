@@ -18,7 +18,7 @@ from data.loader import Loader
 from data.values import SIDES, TYPES, Values, refuse_beyond_type, side_values
 from util import distributed
 from util.errors import UserError, brief
-from util.run.checkpoints import run_dir, saved_options
+from util.run.checkpoints import is_saved, run_dir, saved_options
 
 Scene = TypeVar("Scene")
 
@@ -149,8 +149,10 @@ def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
     channels, given = getattr(opt, f"{side}_nc"), getattr(opt, f"{side}_range")
     dtype = getattr(opt, f"{side}_type") or _type_of_first(files, channels)
     setattr(opt, f"{side}_type", dtype)
-    before = saved_options(run_dir(opt)) if opt.continue_train else {}
-    if isinstance(given, str) and isinstance(before.get(f"{side}_range"), list):
+    continues = opt.continue_train and is_saved(run_dir(opt) / "latest_net_G.pth")
+    before = saved_options(run_dir(opt)) if continues else {}
+    same_type = before.get(f"{side}_type") in (None, dtype)
+    if isinstance(given, str) and same_type and isinstance(before.get(f"{side}_range"), list):
         given = before[f"{side}_range"]
     if given == "type":
         if TYPES[dtype] is None:

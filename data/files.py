@@ -22,6 +22,8 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that si
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged tags; Pillow raises what matters
 for library in "PIL", "tifffile":  # what they log, they raise as well
     logging.getLogger(library).addHandler(logging.NullHandler())
+_ORIENTATION = 274
+TURNED = "asks for a rotation (its Orientation tag), which some programs follow; save it upright"
 MAX_CLASSES = 65536  # what --label_nc takes
 
 # Endings by which the files of one scene differ: Cityscapes' and common ones.
@@ -165,6 +167,8 @@ def _dropped_by_pillow(image: Image.Image) -> str | None:
             return f"has {stored} channels, expected {read}; save it without the others"
         if image.mode == "L" and _is_signed(image):
             return "has signed 8-bit values, which would be read as unsigned; save it as PNG"
+        if image.tag_v2.get(_ORIENTATION, 1) != 1:
+            return TURNED
     if image.format == "PPM":
         codec, _, _, arguments = image.tile[0]
         if codec != "raw" and arguments[-1] != 255:

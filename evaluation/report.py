@@ -181,7 +181,7 @@ def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None
         images |= {
             "label": ("label map", colour(evaluator.classes.of_labels(label))),
             "found": ("segmentation of generated", colour(evaluator.find(generated))),
-            "found_real": ("segmentation of real", colour(evaluator.find(real))),
+            "oracle": ("segmentation of real", colour(evaluator.find(real))),
         }
     row = []
     for kind, (caption, image) in images.items():

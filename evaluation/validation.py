@@ -1,6 +1,7 @@
 """Validation: how good the generator is, during training, on scenes that it is not trained on."""
 
 import argparse
+import zlib
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Validation:
         # figures of other scenes or segmenters cannot be compared; folders may have moved
         self.measured_on = f"{len(self.names)} of {opt.val_phase}, {self.names[0]} {sizes[0]}"
         if self.metric in ("mean_iou", "pixel_accuracy", "segmenter_kid"):
-            self.measured_on += f", {Path(opt.segmenter.partition(':')[2]).name}"
+            self.measured_on += f", {_segmenter(opt)}"
 
     def _measured(self) -> list[str]:
         """The measures that are available, of those that --best_metric may name."""
@@ -153,6 +154,13 @@ class Validation:
         if self.values.is_rgb8 and not exact:
             return self.networks.to_arrays(image[None])[0]
         return self.values.scaled(self.values.to_array(image))
+
+
+def _segmenter(opt: argparse.Namespace) -> str:
+    """What tells a segmenter from others whose figures differ; its folder may have moved."""
+    kind, _, source = opt.segmenter.partition(":")
+    weights = "" if kind == "hf" else f" {zlib.crc32(Path(source).read_bytes()):08x}"
+    return f"{Path(source).name}{weights} {opt.segmenter_classes} {opt.segmenter_width or ''}"
 
 
 def create_validation(

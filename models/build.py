@@ -76,9 +76,10 @@ def build_latent_regressor(opt: argparse.Namespace) -> nn.Sequential:
 
 
 def size_multiple(opt: argparse.Namespace) -> int:
-    """What H and W of a network's input must be multiples of: the deepest network's stride."""
-    depth = opt.n_downsample_global + (opt.n_local_enhancers if opt.netG == "local" else 0)
-    if uses_features(opt) and not opt.load_features:
+    """What H and W of a network's input must be multiples of: the deepest network's stride. E's
+    counts even where its features are read from files, as the trained model may also encode."""
+    depth = opt.n_downsample_global + enhancers(opt)
+    if uses_features(opt):
         depth = max(depth, opt.n_downsample_E)
     return 2**depth
 
@@ -86,8 +87,12 @@ def size_multiple(opt: argparse.Namespace) -> int:
 def least_input_side(opt: argparse.Namespace) -> int:
     """The minimum height and width of G's padded input: reflection padding adds one pixel around
     its smallest maps, and three around the global generator's input, which netG local halves."""
-    halvings = opt.n_local_enhancers if opt.netG == "local" else 0
-    return max(2 * size_multiple(opt), 4 * 2**halvings)
+    return max(2 * size_multiple(opt), 4 * 2 ** enhancers(opt))
+
+
+def enhancers(opt: argparse.Namespace) -> int:
+    """The number of local enhancers of G: each doubles the size of its images."""
+    return opt.n_local_enhancers if opt.netG == "local" else 0
 
 
 def smallest_side(opt: argparse.Namespace) -> int:

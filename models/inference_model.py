@@ -3,6 +3,7 @@
 import argparse
 import copy
 import filecmp
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from models.build import (
     build_encoder,
     build_generator,
     convolution_layout,
+    enhancers,
     generator_channels,
     least_input_side,
     size_multiple,
@@ -66,9 +68,8 @@ class InferenceModel(nn.Module):
         self.dtype = torch.float16 if opt.data_type == 16 else torch.get_default_dtype()
         self.tiling: Tiling | None = None  # for images that are too large for memory
         if with_generator:
-            netG = build_generator(opt)
-            load_network(netG, weights_file(folder, opt.which_epoch, "G", opt.ema))
-            self.netG = self._prepare(netG).to(self.dtype)
+            path = weights_file(folder, opt.which_epoch, "G", opt.ema)
+            self.netG = self._loaded(build_generator, opt, path).to(self.dtype)
             self._generator = torch.compile(self.netG) if opt.compile else self.netG
 
     @classmethod
@@ -80,10 +81,17 @@ class InferenceModel(nn.Module):
         networks.netG = networks._generator = _for_inference(nets["G"])
         if "E" in nets:
             networks.netE = _for_inference(nets["E"])
-            networks.encoder_multiple, networks.encoder_shrink = 2**opt.n_downsample_E, 1
+            networks.encoder_multiple, networks.encoder_shrink = networks.multiple, 1
         return networks
 
-    def _prepare(self, net: nn.Module) -> nn.Module:
+    def _loaded(
+        self, build: Callable[[argparse.Namespace], nn.Module], opt: argparse.Namespace, path: Path
+    ) -> nn.Module:
+        """A network with a file's weights. Its initialization does not advance torch's random
+        state."""
+        with torch.random.fork_rng(devices=[]):
+            net = build(opt)
+        load_network(net, path)
         layout = convolution_layout(self.opt, self.device)
         net = _for_inference(net).requires_grad_(False)
         return net.to(self.device, memory_format=layout)
@@ -109,16 +117,13 @@ class InferenceModel(nn.Module):
                 f"{run}: no trained encoder ({self.opt.which_epoch}_net_E.pth); train with "
                 "--instance_feat or --label_feat first"
             )
-        netE = build_encoder(opt)
-        load_network(netE, path)
-        self.netE = self._prepare(netE)
-        self.encoder_multiple = 2**opt.n_downsample_E
+        stages = [stage.resolve() for stage in run_and_pretrained(self.folder)]
+        if path.parent.resolve() in stages[1:] and not saved_options(path.parent):
+            opt.netG = "global"  # a first stage of the 2018 code
+        self.encoder_multiple = size_multiple(opt)
         # before the 1024p stage the encoder saw smaller images
-        folder = path.parent
-        of_global = saved_options(folder).get("netG") == "global"
-        earlier = folder != self.folder and (folder != source or of_global)
-        shrinks = earlier and self.opt.netG == "local"
-        self.encoder_shrink = 2**self.opt.n_local_enhancers if shrinks else 1
+        self.encoder_shrink = 2 ** max(0, enhancers(self.opt) - enhancers(opt))
+        self.netE = self._loaded(build_encoder, opt, path)  # last: other threads look for it
 
     @torch.inference_mode()
     def generate(
@@ -148,7 +153,8 @@ class InferenceModel(nn.Module):
         were encoded at half the size consist of blocks that reach across the edges of things."""
         if feat is None or not self.opt.fit_features:
             return feat
-        return instance_average(feat.to(self.device), self.regions(label, inst).to(self.device))
+        regions = self.regions(label, inst).to(self.device).long()
+        return instance_average(feat.to(self.device), regions)
 
     def _generate_in_tiles(self, *maps: Tensor | None) -> Tensor:
         """The images of maps, padded to what the networks need, on the CPU."""
@@ -219,7 +225,7 @@ class InferenceModel(nn.Module):
         self.load_encoder()
         height, width = image.shape[-2:]
         image = image.to(self.device, torch.get_default_dtype())
-        regions = regions.to(self.device)
+        regions = regions.to(self.device).long()  # torch has few operations of unsigned types
         if self.encoder_shrink > 1:
             rows, columns = self._encoded_places(height, width)
             size = len(rows), len(columns)

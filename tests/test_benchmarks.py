@@ -331,6 +331,8 @@ def test_gains_with_few_scenes(toy_data: Path, tmp_path: Path, call, monkeypatch
     first = sorted((toy_data / "train_label").iterdir())[0]
     renumbered = np.asarray(Image.open(tmp_path / "renumbered" / "train_label" / first.name))
     assert np.array_equal(renumbered, 34 - np.asarray(Image.open(first)))
+    with pytest.raises(UserError, match="trained with other flags"):  # and are not these runs
+        call(*few, "--epochs", 6, "--base_epochs", 1)
 
 
 def test_the_table_of_recipes(toy_data: Path, tmp_path: Path, call, monkeypatch, capsys) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, one_line, run_command, thorough
+from conftest import ROOT, TINY, one_line, run_command, save_png, thorough
 from crafted_images import tiff
 from PIL import Image
 
@@ -476,6 +476,27 @@ def test_a_range_is_measured_on_what_training_reads(mode: str, tmp_path: Path) -
     fix_data_flags(opt)
     expected = np.percentile(np.asarray(image.convert("RGB")), (0.1, 99.9))
     assert opt.output_range == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(
+    ("saved", "dtype", "expected"),
+    [(True, "uint8", [0, 99]), (False, "uint8", [9, 200]), (True, "uint16", [9, 200])],
+)
+def test_only_a_run_with_weights_and_of_this_type_keeps_its_range(
+    saved: bool, dtype: str, expected: list, tmp_path: Path
+) -> None:
+    for folder in ("train_A", "train_B"):
+        save_png(tmp_path / folder / "x.png", np.full((8, 8, 3), (9, 60, 200), np.uint8))
+    run = tmp_path / "ck" / "run"
+    run.mkdir(parents=True)
+    (run / "opt.json").write_text(f'{{"output_range": [0, 99], "output_type": "{dtype}"}}')
+    if saved:
+        (run / "latest_net_G.pth").touch()
+    flags = ["--label_nc", 0, "--output_range", "auto", "--dataroot", tmp_path, *TINY]
+    flags += ["--checkpoints_dir", tmp_path / "ck", "--name", "run", "--continue_train"]
+    opt = TrainOptions().parse([str(flag) for flag in flags])
+    fix_data_flags(opt)
+    assert list(opt.output_range) == expected
 
 
 def test_a_range_is_measured_on_few_files() -> None:

@@ -290,7 +290,7 @@ def test_figures_by_hand(measure: Callable, scenes: Path, capsys: pytest.Capture
     page = (scenes / "out" / "index.html").read_text()
     assert "<table>" in page and "mean IoU" in page and "confusion_oracle.png" in page
     pictures = sorted(path.name for path in (scenes / "out" / "images").iterdir())
-    kinds = ("found", "found_real", "generated", "label", "real")
+    kinds = ("found", "generated", "label", "oracle", "real")
     expected = [f"{name}_{kind}.png" for name in "ab" for kind in kinds]
     assert pictures == sorted(["confusion.png", "confusion_oracle.png", *expected])
 

@@ -497,6 +497,20 @@ def test_the_larger_stage_uses_the_encoder_that_it_was_trained_with(stages, tmp_
     np.testing.assert_array_equal(own, named)
 
 
+def test_a_smaller_stage_of_the_2018_code_sees_images_scaled_alike(stages, tmp_path: Path) -> None:
+    """It has no opt.json."""
+    (tmp_path / "below" / "opt.json").unlink()
+    weights = torch.load(tmp_path / "below" / "1_net_E_ema.pth", weights_only=True)
+    torch.save(weights, tmp_path / "below" / "1_net_E.pth")
+    flags = ["--nef", 6, "--upsample", "nearest", "--ema", 0]
+    own = stages("above", *flags, "--which_epoch", "latest")
+    named = stages("above", *flags, "--load_pretrain", tmp_path / "below", "--which_epoch", 1)
+    np.testing.assert_array_equal(own, named)
+    G = load_generator(tmp_path / "above", nef=6, upsample="nearest")
+    G.load_encoder()
+    assert G.encoder_shrink == 2
+
+
 def test_a_missing_smaller_stage_is_named(stages, tmp_path: Path) -> None:
     (tmp_path / "below").rename(tmp_path / "renamed")
     with pytest.raises(UserError, match=r"below: no such folder.*above was trained from its"):

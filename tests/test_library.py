@@ -56,6 +56,38 @@ KINDS = {
 }
 
 
+def test_images_are_padded_as_in_training_where_features_are_read(tmp_path: Path) -> None:
+    """To the encoder's stride as well, whatever the flags of the command."""
+    flags = {"instance_feat": True, "load_features": True, "n_downsample_E": 3}
+    run = write_run(tmp_path, "run", n_downsample_global=1, **flags)
+    command = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--gpu_ids", "-1"]
+    for more in ([], ["--load_features"]):
+        opt = TestOptions().parse([*command, *more])
+        assert InferenceModel(opt, torch.device("cpu"), run).multiple == 8
+    assert load_generator(run).multiple == 8
+
+
+def test_the_encoder_takes_instances_of_any_integer_type(tmp_path: Path) -> None:
+    G = load_generator(write_run(tmp_path, "run", fit_features=True))
+    label, inst = (torch.from_numpy(m)[None, None] for m in maps())
+    image = torch.rand(1, 3, *label.shape[-2:]) * 2 - 1
+    features = G.encode(image, inst)
+    expected = G.generate(label, inst, features)
+    for kind in (torch.uint16, torch.uint32, torch.uint64, torch.int64):
+        assert torch.equal(G.encode(image, inst.to(kind)), features)
+        assert torch.equal(G.encode_regions(image, inst.to(kind)), features)
+        assert torch.equal(G.generate(label, inst.to(kind), features), expected)
+
+
+def test_loading_leaves_the_random_state(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "run")
+    torch.manual_seed(0)
+    first = torch.rand(1)
+    torch.manual_seed(0)
+    load_generator(run).load_encoder()
+    assert torch.equal(torch.rand(1), first)
+
+
 def test_fitted_features_are_means_over_instances(tmp_path: Path) -> None:
     """In blocks of two pixels, as encoded at half the size, or averaged by hand: the same image."""
     flags = {"instance_feat": True, "fit_features": True}

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from trainer import Training, assert_same, outcome, train
 
 from util.files import lock_folder
 from util.run.checkpoints import load_file
+from util.run.visualizer import read_rows
 
 # 4 scenes per epoch; every step is logged and saved, every other one shown
 ALL = ["--print_freq", 1, "--display_freq", 2, "--save_latest_freq", 1, "--save_epoch_freq", 1]
@@ -259,6 +261,24 @@ def test_earlier_log_rows_stay_where_only_weights_are_left(toy_data, tmp_path):
     assert {json.loads(row)["epoch"] for row in rows} == {1, 2, 3}
 
 
+def test_an_epoch_that_is_trained_again_replaces_its_log_rows(toy_data, tmp_path):
+    """From an earlier epoch's weights, as docs/from_reference.md says; then resumed as usual."""
+    flags = ["--dataroot", toy_data, *ALL, "--niter_decay", 0]
+    run = tmp_path / "run"
+    train(run, *flags, "--niter", 3)
+    before = read_rows(run / "metrics.jsonl")
+    for kind in "GD":
+        shutil.copy(run / f"1_net_{kind}.pth", run / f"latest_net_{kind}.pth")
+    (run / "iter.txt").write_text("2\n0\n")
+    (run / "latest_state.pth").unlink()
+    train(run, *flags, "--niter", 2, "--continue_train")
+    train(run, *flags, "--niter", 3, "--continue_train")
+    after = read_rows(run / "metrics.jsonl")
+    assert [(row["epoch"], row["step"]) for row in after] == [
+        (row["epoch"], row["step"]) for row in before
+    ]
+
+
 def test_a_raised_niter_fix_global_takes_effect(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--netG", "local", "--n_blocks_local", 1, "--niter_decay", 0]
     train(tmp_path / "run", *flags, "--niter", 1)
@@ -426,6 +446,12 @@ def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_pat
     assert outcome(tmp_path / "run") == before
     held.close()
     train(tmp_path / "run", *flags, *more)
+
+
+def test_without_a_temporary_folder_nothing_is_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [])
+    assert lock_folder(tmp_path) is None
 
 
 def test_a_lock_whose_file_is_removed_as_it_is_taken_is_taken_again(tmp_path, monkeypatch):

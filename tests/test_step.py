@@ -20,6 +20,7 @@ from benchmarks.measure import SavedBytes
 from data.values import RGB8
 from models import pix2pixHD_model
 from models.build import smallest_side
+from models.inference_model import InferenceModel
 from models.instance_maps import instance_noise, network_input
 from models.losses import feature_matching_loss, gan_loss, l1, load_vgg19
 from models.pix2pixHD_model import Pix2PixHDModel
@@ -724,3 +725,14 @@ def test_no_gradient_is_computed_and_discarded() -> None:
     with Count() as count:
         model.step(make_batch())
     assert count.weights == convolutions["G"] + 2 * convolutions["D"]
+
+
+def test_the_encoder_sees_photographs_padded_as_in_training() -> None:
+    """Of validation and other commands: to the larger stride of G."""
+    model = make_model("--no_vgg_loss --instance_feat --netG local --n_blocks_local 1")
+    batch = {kind: value[..., :26, :50] for kind, value in make_batch().items()}
+    seen, encode = [], model.call["E"]
+    model.call["E"] = lambda image, regions: seen.append(encode(image, regions)) or seen[-1]
+    model.generate(batch)
+    found = InferenceModel.in_training(model, model.opt).encode_batch(batch)
+    torch.testing.assert_close(found, seen[0][..., :26, :50])

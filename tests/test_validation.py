@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from evaluation import measures, validation
 from evaluation.validation import Validation
 from models.pix2pixHD_model import Pix2PixHDModel
 from options.train_options import TrainOptions
+from util.compare import common_scenes
 from util.errors import UserError
 from util.run.checkpoints import load_file
 from util.run.loggers import create_loggers
@@ -227,11 +229,14 @@ def test_the_best_and_patience_by_hand(more: bool) -> None:
     assert at.add_validation(sign * 0.5, more) and at.best_epoch == 1
     at.epoch = 3
     assert not at.add_validation(sign * 0.5, more) and at.worse == 1  # no better than the first
-    assert not at.add_validation(float("nan"), more) and at.worse == 2
+    assert not at.add_validation(float("nan"), more) and at.worse == 1
+    assert not at.add_validation(float("-inf" if more else "inf"), more) and at.worse == 2
     assert at.add_validation(sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
     at.set_metric("l1")  # another metric starts over
     assert at.add_validation(9.0, False) and at.best == 9.0
     at.set_metric("l1", "4 scenes")  # an older state does not name the scenes
+    assert not at.add_validation(9.5, False)
+    at.set_metric("l1", "4 scenes, net.pt 1a2b")  # nor do they name all of the segmenter
     assert not at.add_validation(9.5, False)
     at.set_metric("l1", "2 scenes")
     assert at.add_validation(9.7, False) and at.best == 9.7
@@ -251,6 +256,63 @@ def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -
     assert "in 4 validations" in more
     continued = train(tmp_path / "run", *flags, "--continue_train", "--best_metric", "psnr")
     assert "no better psnr since epoch 6, in 2 validations" in continued
+
+
+def fail_to_save_once() -> None:
+    import util.run.training_run as module
+
+    original = module.save
+
+    def failed(*args: object) -> bool:
+        module.save = original
+        return False
+
+    module.save = failed
+
+
+def test_a_best_that_could_not_be_saved_is_replaced_by_the_next(toy_data: Path, tmp_path: Path):
+    """With a rate of 0 no validation is better than the first."""
+    flags = ["--dataroot", toy_data, "--niter", 3, "--niter_decay", 0, "--val_freq", 1, "--lr", 0]
+    flags += ["--save_epoch_freq", 9]
+    training = Training(tmp_path / "run", *flags, prepare=fail_to_save_once)
+    assert training.end() == 0, training.output()
+    assert load_file(tmp_path / "run" / "latest_state.pth")["position"]["best_epoch"] == 2
+    assert (tmp_path / "run" / "best_net_G.pth").is_file()
+
+
+def test_a_measure_that_is_nan_is_reported_and_ends_no_training(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    """Mean IoU where no label map has an evaluated class."""
+    data = shutil.copytree(toy_data, tmp_path / "data")
+    for path in data.glob("*_label/*.png"):
+        Image.fromarray(np.zeros_like(Image.open(path))).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(NoClass()).save(str(tmp_path / "net.pt"))
+    flags = ["--dataroot", data, "--niter", 3, "--niter_decay", 0, "--val_freq", 1, "--patience", 1]
+    log = train(tmp_path / "run", *flags, "--segmenter", f"torchscript:{tmp_path}/net.pt")
+    assert "mean_iou cannot be measured on these scenes" in log and "done: weights" in log
+
+
+class NoClass(torch.nn.Module):
+    """A segmenter that finds the first of 19 classes everywhere."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(image.shape[0], 19, image.shape[2], image.shape[3])
+        found[:, 0] = 1
+        return found
+
+
+def test_another_segmenter_of_the_same_name_is_another(tmp_path: Path) -> None:
+    opt = argparse.Namespace(segmenter=f"torchscript:{tmp_path / 'net.pt'}")
+    opt.segmenter_classes, opt.segmenter_width = "trainIds", None
+    found = []
+    for content, change in ((b"a", {}), (b"b", {}), (b"b", {"segmenter_classes": "ids"})):
+        (tmp_path / "net.pt").write_bytes(content)
+        found.append(validation._segmenter(argparse.Namespace(**{**vars(opt), **change})))
+    found.append(validation._segmenter(argparse.Namespace(**{**vars(opt), "segmenter_width": 32})))
+    assert len(set(found)) == 4 and all(name.startswith("net.pt") for name in found)
 
 
 def test_loaded_weights_are_measured(toy_data: Path, tmp_path: Path) -> None:
@@ -496,6 +558,23 @@ def test_other_scenes_than_before(toy_data: Path, tmp_path: Path) -> None:
     assert text.count("data-scene=") == 1 and "epoch0002_" in text and "epoch0001_" not in text
 
 
+def test_compared_images_are_those_of_their_run(tmp_path: Path) -> None:
+    """toy_b's scene 1 and toy's scene b_1."""
+    for name, grey in (("toy", 50), ("toy_b", 200)):
+        for k, scene in enumerate(("1", "b_1")):
+            for file in (f"epoch0001_{scene}", f"input_label_{scene}", f"real_image_{scene}"):
+                image = np.full((8, 8), grey + 9 * k, np.uint8)
+                save_png(tmp_path / name / "web" / "validation" / f"{file}.png", image)
+    for path in tmp_path.glob("*/web/validation/*.png"):
+        path.rename(path.with_suffix(".jpg"))
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    runs = {name: tmp_path / name for name in ("toy", "toy_b")}
+    rows = common_scenes(runs, {name: [{"epoch": 1}] for name in runs}, tmp_path / "out")
+    for scene, more in (("1", 0), ("b_1", 9)):
+        greys = [np.asarray(Image.open(tmp_path / "out" / p.path)).mean() for p in rows[scene]]
+        assert greys == [50 + more, 50 + more, 200 + more, 50 + more]
+
+
 def test_comparing_runs(tmp_path: Path) -> None:
     for name, lr in (("a", 0.1), ("b", 0.2)):
         folder = tmp_path / name
@@ -536,7 +615,7 @@ def test_comparing_on_a_full_disk_keeps_complete_images(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
     for file in ("epoch0001_s", "input_label_s", "real_image_s"):
         noise.save(source / f"{file}.jpg")
-    earlier = out / "images" / "input_label_s.jpg"
+    earlier = out / "images" / "0_s.jpg"
     earlier.write_bytes(b"earlier")
     program = (
         "import resource, sys; from pathlib import Path; from util.compare import common_scenes\n"

@@ -96,7 +96,9 @@ def common_scenes(
         images[NAMES[2]] = first / f"{NAMES[2]}_{scene}.jpg"
         if not all(path.is_file() for path in images.values()):
             continue  # a first validation that is still being written, or was interrupted
-        rows[scene] = [Picture(f"images/{name}_{scene}.jpg", name) for name in images]
+        rows[scene] = [
+            Picture(f"images/{column}_{scene}.jpg", name) for column, name in enumerate(images)
+        ]
         for picture, path in zip(rows[scene], images.values()):
             write_bytes(out / picture.path, path.read_bytes())
     return rows

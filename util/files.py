@@ -121,8 +121,8 @@ def lock_folder(folder: Path, busy: str = TRAINING) -> IO | None:
     if not fcntl:
         return None
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"pix2pixHD-{os.getuid()}-{name}.lock"
     try:
+        path = Path(tempfile.gettempdir()) / f"pix2pixHD-{os.getuid()}-{name}.lock"
         file = path.open("w")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it
     except BlockingIOError as error:

@@ -67,18 +67,19 @@ class Position:
     def set_metric(self, metric: str, on: str = "") -> None:
         """Choose the metric that decides which validation is the best. The search for the best
         starts over if the metric, or what it is measured on, differs from before."""
-        if metric != self.best_metric or self.best_on not in ("", on):
+        # older states have the beginning of what it is measured on
+        if metric != self.best_metric or not on.startswith(self.best_on):
             self.best_metric, self.best, self.best_epoch, self.worse = metric, None, 0, 0
         self.best_on = on
 
     def add_validation(self, value: float, more_is_better: bool) -> bool:
         """Record a validation's value of the metric; returns whether it is the best so far. A value
-        that is not finite is never the best."""
+        that is not finite is never the best; NaN is not worse, either."""
         sign = 1 if more_is_better else -1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_epoch, self.worse = value, self.epoch - 1, 0
             return True
-        self.worse += 1
+        self.worse += not math.isnan(value)
         return False
 
     def advance(self, pictures: int) -> None:
@@ -167,7 +168,8 @@ def _continue(model, opt: argparse.Namespace, folder: Path, dataset) -> Position
     if (folder / "latest_net_G.pth").is_file():
         model.load_networks(folder)
         log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
-        return Position(epoch=_reference_epoch(folder))
+        epoch = _reference_epoch(folder)
+        return Position(epoch=epoch, step=(epoch - 1) * len(dataset))
     earlier = ", except by the run it replaced" if any(folder.glob("replaced_*")) else ""
     if not (earlier or opt.load_pretrain) and (epochs := sorted(_numbered_networks(folder))):
         raise UserError(
@@ -334,7 +336,9 @@ def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int
             _drop_old(folder, keep, ended=position["epoch"] - 1)
     except OSError as error:
         failed = f"saving after {position['step']} images failed ({error.strerror})"
-        log_main(f"warning: {failed}; the last checkpoint is kept")
+        there = (folder / "latest_state.pth").is_file()
+        kept = "the last checkpoint is kept" if there else "there is no checkpoint yet"
+        log_main(f"warning: {failed}; {kept}")
         return False
     return True
 

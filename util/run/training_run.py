@@ -1,6 +1,7 @@
 """The bookkeeping of a training run: its position, what it logs, when it saves and stops."""
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,6 +15,7 @@ from util.errors import UserError
 from util.files import cannot_write, lock_folder
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
+from util.run.checkpoints import is_saved
 from util.run.flags import write_options
 from util.run.loggers import create_loggers, delete_unused_records
 from util.run.page import RunPage, delete_pages
@@ -190,6 +192,7 @@ class TrainingRun:
         at, ended = self.at, self.at.epoch - 1
         if not self.validation or (ended % self.opt.val_freq and ended < self.epochs):
             return
+        self._wait_for_save()  # if the best so far is not on disk, this one is better
         start = time.perf_counter()
         try:
             figures, images = self.validation.measure()
@@ -208,6 +211,11 @@ class TrainingRun:
         best = "the best" if self._is_best else f"best: epoch {at.best_epoch}"
         seconds = time.perf_counter() - start
         log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
+        if math.isnan(value):
+            log_main(
+                f"warning: {metric} cannot be measured on these scenes (do they have the classes "
+                "of the segmenter?), so no epoch is the best: choose another --best_metric"
+            )
         if warning := self._watch.gap_warning(figures["l1"]):
             log_main(warning)
         if at.worse == WARN_AFTER:
@@ -275,7 +283,11 @@ class TrainingRun:
         return 0
 
     def _how_to_continue(self) -> str:
-        return f"--continue_train resumes from {'here' if self._saved else 'the last checkpoint'}"
+        if self._saved:
+            return "--continue_train resumes from here"
+        if is_saved(self.folder / "latest_state.pth"):
+            return "--continue_train resumes from the last checkpoint"
+        return "there is no checkpoint: training starts from the beginning"
 
     def _close(self) -> None:
         """Wait until the last save, the page and the loggers' last rows are written, and the last

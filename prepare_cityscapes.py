@@ -93,10 +93,10 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
     listing = raw / f"{split}.list"
     scenes = read_list(raw, listing) if listing.is_file() else walk(raw, split)
     if not scenes:
-        where, remedy = raw / "leftImg8bit" / split, "unpack leftImg8bit and gtFine in --raw"
+        where, remedy = raw / "leftImg8bit" / split, f"unpack both Cityscapes zips into {raw}"
         if listing.is_file():
             where, remedy = listing, "complete it (a toy set: run data.toy_cityscapes again)"
-        fail(f"no images for --splits {split} in {where}: {remedy}")
+        fail(f"{where}: no images (for --splits {split}); {remedy}")
     phase = PHASES[split]
     return [
         Job(kind, source, out / f"{phase}_{kind}" / source.name)

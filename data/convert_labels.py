@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.files import MAX_CLASSES, open_image, read_rgb
+from data.files import MAX_CLASSES, is_grey, open_image, read_rgb
 from data.input_files import find_inputs
 from util.errors import UserError, brief, run
 from util.files import make_folder, replacing, write_text
@@ -30,6 +30,7 @@ from util.parallel import parallel
 from util.parser import Parser, integer
 
 PALETTES = {"cityscapes": 35, "voc": 256}  # name -> classes
+GREY = "if they are the classes themselves, use the maps as they are (of three channels, one)"
 
 
 def read_palette(name: str) -> np.ndarray:
@@ -80,10 +81,10 @@ def to_labels(image: np.ndarray, colours: np.ndarray, nearest: bool, path: Path)
     if strange.any() and not nearest:
         unknown = zip(found[strange], counts[strange])
         listed = [f"{_rgb(code).tolist()} ({count} pixels)" for code, count in unknown]
-        raise UserError(
-            f"{path}: colours that are not in the palette: {brief(listed)}; add them to it, or "
-            "give --nearest to take the nearest"
-        )
+        remedy = "add them to it, or give --nearest to take the nearest"
+        if is_grey(image):
+            remedy = f"{GREY}; otherwise {remedy}"
+        raise UserError(f"{path}: colours that are not in the palette: {brief(listed)}; {remedy}")
     for index in np.flatnonzero(strange):
         distance = ((colours.astype(int) - _rgb(found[index])) ** 2).sum(1)
         labels[index] = distance.argmin()
@@ -181,6 +182,8 @@ def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:
     listing = args.output / "palette.txt"
     write_text(listing, "".join(f"{r} {g} {b}\n" for r, g, b in colours.tolist()))
     print(f"{len(colours)} colours, listed in {listing}")
+    if is_grey(colours):
+        print(f"all of them are grey: {GREY}")
     if len(colours) > 256:
         print("that is a lot: if the edges are antialiased, list the colours and give --nearest")
     return colours

@@ -237,9 +237,12 @@ def read_integers(path: Path, what: str) -> Image.Image:
     if image.format == "JPEG" or "jpeg" in compression:
         raise UserError(f"{path}: the {what} map is a JPEG, which blurs integers; save it as PNG")
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        remedy = "python -m data.convert_labels makes one from colours"
+        if image.mode in ("RGB", "RGBA") and is_grey(np.asarray(image)[..., :3]):
+            remedy = "its channels are equal: save one of them, e.g. by Pillow's getchannel(0)"
         raise UserError(
             f"{path}: {what} maps must have one integer for each pixel, but this file is "
-            f"{image.mode}; python -m data.convert_labels makes one from colours"
+            f"{image.mode}; {remedy}"
         )
     changed = _changed_by_pillow(image)
     if not changed and what == "label" and _is_wrapped(image):
@@ -252,6 +255,11 @@ def read_integers(path: Path, what: str) -> Image.Image:
         scale = 255 // (2 ** _bits(image, path) - 1)  # 85 and 17 for 2 and 4 bits
         return image if scale == 1 else Image.fromarray(np.asarray(image) // scale)
     return image if image.mode == "I" else Image.fromarray(np.asarray(image).astype(np.int32))
+
+
+def is_grey(colours: np.ndarray) -> bool:
+    """Whether all colours (..., 3) have three equal channels."""
+    return bool((colours == colours[..., :1]).all())
 
 
 def read_features(path: Path, feat_num: int) -> Image.Image:
@@ -310,8 +318,13 @@ def label_problem(
         return None
     found = [f"{v} ({n} pixels)" for v, n in zip(values[wrong], counts[wrong])]
     enough = int(values[wrong].max()) + 1
-    more = f"give --label_nc {enough}, " if label_nc < enough <= MAX_CLASSES else ""
+    remedies = ["fix the file"]
+    if label_nc < enough <= MAX_CLASSES:
+        remedies.append(f"give --label_nc {enough}")
+    if len(found) == 1 or 255 in values[wrong]:
+        ignored = values[wrong][0] if len(found) == 1 else 255
+        remedies.append(f"leave the pixels of {ignored} out with --ignore_label {ignored}")
     return (
         f"{path}: label {brief(found)}, but --label_nc {label_nc} allows 0 to {label_nc - 1}; "
-        f"fix the file, {more}or leave such pixels out with --ignore_label"
+        f"{', or '.join(remedies)}"
     )

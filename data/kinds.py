@@ -48,8 +48,11 @@ class Kind:
             if (root / name).is_dir():
                 return root / name
         remedy = self.remedy.format(phase)
-        if not remedy and names[0].startswith("test_"):
-            remedy = "; --phase train uses the training scenes"
+        if not remedy:
+            maps = f"{phase}_label, {phase}_img and, unless --no_instance, {phase}_inst"
+            remedy = f"; expected {maps}, or with --label_nc 0 {phase}_A and {phase}_B"
+        if phase == "test":
+            remedy += "; --phase train uses the training scenes"
         raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")
 
     def shape(self, size: Size) -> tuple[int, ...]:

@@ -320,7 +320,7 @@ def _reason(error: Exception, weights: str) -> str:
     if isinstance(error, ImportError):
         return f"{error}; pip install -r requirements-eval.txt"
     line = first_line(error)
-    return f"{weights} could not be downloaded or used ({line}); put it into --weights_dir"
+    return f"{weights} could not be downloaded or used ({line}); give its folder as --weights_dir"
 
 
 def _check_weights(file: str, fetch: bool) -> None:

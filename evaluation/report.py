@@ -26,7 +26,7 @@ TITLES = {  # the others' names are their titles
     "kid": "KID", "segmenter_kid": "KID (segmenter)", "pixel_accuracy": "pixel accuracy",
     "mean_iou": "mean IoU",
 }  # fmt: skip
-HEAD = ["", "pictures", "oracle", "ratio"]
+HEAD = ["", "images", "oracle", "ratio"]
 
 
 def summary(rows: list[dict], measures: Measures, evaluator: Evaluator | None) -> dict[str, object]:

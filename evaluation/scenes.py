@@ -50,7 +50,8 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     """The scenes of opt.phase that have an image in opt.images."""
     if not opt.images.is_dir():  # before the data set: for a mistyped --name it is the default one
         raise UserError(
-            f"{opt.images}: no such folder; generate images with test.py, or check --name, --images"
+            f"{opt.images}: no such folder; generate images with test.py, or check --name, "
+            "--which_epoch, --phase and --results_dir (or --images)"
         )
     folder = Path(opt.dataroot) / f"{opt.phase}_inst"
     has_instances = folder.is_dir() and bool(scan_folder(folder)[0])

@@ -138,14 +138,13 @@ def _takes_a_tensor(method: object) -> bool:
 
 
 def _from_onnx(file: str, device: torch.device) -> tuple[_Network, ...]:
-    import onnxruntime
-
     from models.export import open_session
 
-    # many have the package that only runs on CPUs
-    known = onnxruntime.get_available_providers()
-    on_gpu = device.type == "cuda" and "CUDAExecutionProvider" in known
-    session = open_session(Path(file), "cuda" if on_gpu else "cpu", device.index or 0)
+    try:
+        provider = "cuda" if device.type == "cuda" else "cpu"
+        session = open_session(Path(file), provider, device.index or 0)
+    except UserError:  # many have the package that only runs on CPUs
+        session = open_session(Path(file))
     taken, *others = session.get_inputs()
     if others or taken.type != "tensor(float)" or len(taken.shape) != 4:
         inputs = ", ".join(f"{one.name} {one.type} {one.shape}" for one in (taken, *others))

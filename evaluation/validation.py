@@ -15,6 +15,7 @@ from data.values import side_values
 from evaluation.measures import (
     LPIPS_MIN_SIDE,
     MORE_IS_BETTER,
+    PAIR_MEASURES,
     SET_MEASURES,
     TOO_SMALL,
     Measures,
@@ -84,7 +85,7 @@ class Validation:
         found = ["mean_iou", "pixel_accuracy"] if self.evaluator else []
         if self.evaluator and self.evaluator.segmenter.features:
             found.append("segmenter_kid")
-        return [*found, *sets, "ssim", "psnr", "l1"]
+        return [*found, *sets, *reversed(PAIR_MEASURES)]
 
     @torch.inference_mode()
     def measure(self) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:

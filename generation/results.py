@@ -101,7 +101,7 @@ class Results:
             for index, row in rows.items():
                 page.row(row, heading=self.stems[index], width=opt.display_winsize)
             log(f"{len(rows)} scenes on the page {page.save()}")
-        if opt.input:
+        if opt.input and rows:
             log(f"{len(rows)} label maps: their images are in {self.folder}")
         if failed:
             raise UserError(f"{failed} of {len(self.labels)} label maps were left out, see above")

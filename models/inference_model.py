@@ -215,7 +215,9 @@ class InferenceModel(nn.Module):
             raise ValueError(f"this model needs conditions (B, {self.opt.cond_nc}, H, W)")
 
     def _padded(self, maps: Tensor) -> Tensor:
-        return pad_to_multiple(maps.to(self.device, non_blocking=True), self.multiple, self.least)
+        # from a GPU to the CPU, maps would be read before they have arrived
+        maps = maps.to(self.device, non_blocking=self.device.type != "cpu")
+        return pad_to_multiple(maps, self.multiple, self.least)
 
     @torch.inference_mode()
     def encode(self, image: Tensor, regions: Tensor) -> Tensor:

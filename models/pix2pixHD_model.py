@@ -299,6 +299,9 @@ class Pix2PixHDModel(nn.Module):
         self.scaler.step(self.optimizer_G)
         self.scaler.step(self.optimizer_D)
         self.scaler.update()
+        if self.scaler.is_enabled():  # an overflow must not stay in batch norm's statistics
+            for buffer in self.buffers():
+                buffer.nan_to_num_(0, 0, 0)
         for name, average in self.averages.items():
             update_average(average, self.networks()[name], self.opt.ema, self.updates)
         self.updates += 1

@@ -45,7 +45,7 @@ RUN = Group(
     Flag("--name", "label2city", "folder of the run in --checkpoints_dir", name_inside),
     Flag("--checkpoints_dir", "./checkpoints", "folder of all runs", "DIR"),
     Flag("--model", "pix2pixHD", "ui: for the editor, see edit.py", ["pix2pixHD", "ui"]),
-    Flag("--gpu_ids", None, "e.g. 0, or 0,1,2 for a process each; -1: CPU; default: 0, or CPU"),
+    Flag("--gpu_ids", None, "e.g. 0; 0,1,2: a process each; -1: CPU; default: 0, or CPU"),
     Flag("--local_rank --local-rank", 0, "set by torch.distributed.launch", integer(0)),
     Flag("--seed", 0, "seed of all random number generators", integer(0, 2**63 - 1)),
     Flag("--deterministic", False, "deterministic algorithms only, else an error (CUDA)"),
@@ -144,7 +144,7 @@ LOADING = Group(
 GENERATOR = Group(
     "generator",
     Flag("--netG", "global", "local: with local enhancers (1024p stage)", ["global", "local"]),
-    Flag("--ngf", 64, "channels of its first layer", CHANNELS),
+    Flag("--ngf", 64, "channels of the generator's first layer", CHANNELS),
     Flag("--norm", "instance", "normalization of all networks", list(NORMS)),
     Flag("--use_dropout", False, "dropout in the residual blocks"),
     Flag("--upsample", "transpose", "upsampling of all networks", UPSAMPLE),
@@ -159,7 +159,7 @@ GENERATOR = Group(
 FEATURES = Group(
     "instance features",
     Flag("--instance_feat", False, "the generator sees encoded features of each instance"),
-    Flag("--label_feat", False, "the same for each class"),
+    Flag("--label_feat", False, "the generator sees encoded features of each class"),
     Flag(
         "--instance_noise",
         0,

@@ -89,7 +89,7 @@ class EvaluateOptions(BaseOptions):
         named = self.parser().parse_args(argv)
         pairs = [(n, e) for n in named.name.split(",") for e in named.which_epoch.split(",")]
         if len(pairs) > 1 and (named.images or named.out):
-            raise UserError("--images and --out take one run and one epoch")
+            raise UserError("--images and --out are for one run and one epoch; leave them out")
         return [self.parse([*argv, "--name", n, "--which_epoch", e]) for n, e in pairs]
 
     def defaults(self, opt: argparse.Namespace) -> dict:

@@ -305,6 +305,20 @@ def convert(call):
     return converted
 
 
+def test_classes_in_three_equal_channels(own_data, convert, tmp_path, capsys):
+    """They are not colours: neither the check nor the conversion takes them for some."""
+    path = files(own_data, "label")[0]
+    image = Image.open(path).convert("RGB")
+    image.save(path)
+    (found,) = problems(own_data)
+    assert str(path) in found and "its channels are equal: save one of them" in found
+    save_png(tmp_path / "in" / "1.png", np.asarray(image))
+    with pytest.raises(UserError, match="if they are the classes themselves"):
+        convert(tmp_path / "in", tmp_path / "out")
+    convert(tmp_path / "in", tmp_path / "out", "--palette", "auto")
+    assert "all of them are grey: if they are the classes" in capsys.readouterr().out
+
+
 def test_convert_cityscapes_colours(tmp_path):
     label = np.random.default_rng(0).integers(7, 34, (8, 9), np.uint8)
     save_png(tmp_path / "in" / "a b" / "é'.png", colour_label(label, 35))

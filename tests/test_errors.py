@@ -144,7 +144,7 @@ def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
     """--load_pretrain with a file of weights in place of its folder."""
     weights = tmp_path / "latest_net_G.pth"
     weights.touch()
-    with pytest.raises(UserError, match=r"latest_net_G\.pth: no such file"):
+    with pytest.raises(UserError, match=r"latest_net_G\.pth: no such run folder"):
         load_file(weights / "latest_net_G.pth")
 
 

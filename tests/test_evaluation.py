@@ -448,6 +448,18 @@ def test_an_onnx_segmenter_finds_what_torchscript_finds(measure: Callable, scene
     assert found["iou"] == expected["iou"] and found["mean_iou"] > 0.5
 
 
+def test_an_onnx_segmenter_runs_on_the_cpu_if_a_gpu_cannot_be_used(scenes: Path, monkeypatch):
+    """As where onnxruntime is built for another CUDA: it has the provider but cannot start it."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
+    pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
+    picture = torch.rand(1, 3, 16, 32)
+    torch.onnx.export(Scores().eval(), (picture,), scenes / "net.onnx", verbose=False, dynamo=True)
+    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    net = load_segmenter(f"onnx:{scenes / 'net.onnx'}", torch.device("cuda"))
+    assert net(np.zeros((16, 32, 3), np.uint8)).shape == (16, 32)
+
+
 @pytest.mark.thorough
 def test_a_transformers_segmenter(measure: Callable, scenes: Path) -> None:
     """With random weights: the counts equal those of the library's own results."""
@@ -627,7 +639,7 @@ REFUSED = {
     "labels": ("--label_nc 10 --segmenter torchscript:net.pt", "label 23"),
     "weights": ("--weights_dir nowhere", "no such folder"),
     "flag": ("--segmentor x", "did you mean --segmenter?"),
-    "two runs, one folder": ("--which_epoch 1,2", "take one run and one epoch"),
+    "two runs, one folder": ("--which_epoch 1,2", "for one run and one epoch"),
     "width alone": ("--segmenter_width 64", "needs --segmenter"),
 }
 

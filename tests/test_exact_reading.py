@@ -216,7 +216,8 @@ def test_read_exactly_or_refused(name: str, role: str, tmp_path: Path) -> None:
         READERS[role](path, feat_num)
     message = str(error.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and expected in message
-    assert any(part in message for part in ("save it", "save the one", "create it", "makes one"))
+    remedies = "save it", "save the one", "save one of", "create it", "makes one"
+    assert any(remedy in message for remedy in remedies)
 
 
 # in training and data.check ---------------------------------------------------------------------

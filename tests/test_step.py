@@ -638,6 +638,15 @@ def test_an_overflow_in_fp16_skips_the_update_and_lowers_the_scale() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.netG.state_dict().items())
 
 
+def test_an_overflow_in_fp16_does_not_stay_in_batch_norm() -> None:
+    model = make_model("--no_vgg_loss --amp fp16 --norm batch --ema 0.9 --cond_nc 1")
+    batch = make_batch() | {"cond": torch.full((2, 1, HEIGHT, WIDTH), 1e6)}
+    model.step(batch)
+    assert model.finite
+    buffers = [b for net in model.saved_networks().values() for b in net.buffers()]
+    assert buffers and all(buffer.isfinite().all() for buffer in buffers)
+
+
 def test_a_loss_that_is_not_a_number_is_noticed() -> None:
     model = make_model("--no_vgg_loss")
     with torch.no_grad():

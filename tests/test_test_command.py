@@ -188,7 +188,10 @@ def test_other_architecture_is_refused(toy_data: Path, tmp_path: Path) -> None:
 def test_missing_weights(toy_data: Path, tmp_path: Path) -> None:
     where = ["--name", "none", "--checkpoints_dir", tmp_path]
     done = run_command("test.py", *where, "--gpu_ids", -1, "--ngf", 4)
-    assert "latest_net_G.pth" in one_line(done)
+    assert f"{tmp_path / 'none'}: no such run folder" in one_line(done)
+    (tmp_path / "none").mkdir()
+    done = run_command("test.py", *where, "--gpu_ids", -1, "--ngf", 4)
+    assert "latest_net_G.pth: no such file" in one_line(done)
 
 
 @pytest.mark.parametrize(

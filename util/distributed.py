@@ -152,7 +152,8 @@ def _device(opt) -> torch.device:
     if index >= torch.cuda.device_count():
         raise UserError(
             f"process {local} on this machine has no GPU of its own: start only as many processes "
-            "as there are GPUs, or as --gpu_ids lists"
+            "as there are GPUs, or as --gpu_ids lists, and let each see all GPUs (srun "
+            "--gpu-bind=none)"
         )
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", len(opt.gpu_ids)))
     if local == 0 and processes < len(opt.gpu_ids):

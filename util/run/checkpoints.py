@@ -130,6 +130,8 @@ def load_file(path: Path) -> dict:
     Raises UserError if it is missing, damaged or not a checkpoint.
     """
     if not is_saved(path):
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: no such run folder; train first, or check its name")
         remedy = "train first, or check --name, --load_pretrain and --which_epoch"
         earlier = path.with_name(path.name.replace("latest", "replaced", 1))
         if is_saved(earlier):

@@ -10,7 +10,7 @@ from util.errors import UserError, brief
 
 COLLAPSED = (
     "warning: the discriminator's loss has been near 0 for a long time, so G learns little from "
-    "it; try a lower --lr or another --num_D (docs/validation.md)"
+    "it; try a lower --lr, more data or a smaller --n_layers_D (docs/validation.md)"
 )
 SATURATED = (
     "warning: nearly every pixel of the generated images is at its limit: G is saturated; try a "

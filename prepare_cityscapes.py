@@ -95,7 +95,7 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
     if not scenes:
         where, remedy = raw / "leftImg8bit" / split, f"unpack both Cityscapes zips into {raw}"
         if listing.is_file():
-            where, remedy = listing, "complete it (a toy set: run data.toy_cityscapes again)"
+            where, remedy = listing, "complete it (of a toy set: run data.toy_cityscapes again)"
         fail(f"{where}: no images (for --splits {split}); {remedy}")
     phase = PHASES[split]
     return [

@@ -162,7 +162,7 @@ def test_an_interrupted_command_leaves_no_half_image_and_nothing_listed(tmp_path
         # the quickstart and prepare_cityscapes.py would take the set for complete
         assert [path.read_text() for path in folder.glob("*.list")] == ["", ""]
         assert not (folder / "toy_styles.json").exists()
-        with pytest.raises(UserError, match=r"train\.list: complete it .* run data\.toy_city"):
+        with pytest.raises(UserError, match=r"train\.list: no images .* run data\.toy_city"):
             find_jobs(folder, tmp_path, "train")
     assert not [*(tmp_path / "new").rglob("*.png")]
 

@@ -601,7 +601,7 @@ def test_missing_pretrained_weights(refused: Callable, toy_data: Path, tmp_path:
         *(train.main, "--checkpoints_dir", tmp_path / "runs", "--dataroot", toy_data),
         *(*TINY, *EPOCH, "--load_pretrain", tmp_path / "none"),
     )
-    assert str(tmp_path / "none" / "latest_net_G.pth") in line
+    assert f"{tmp_path / 'none'}: no such run folder" in line
     assert not files_of(tmp_path / "runs")
 
 

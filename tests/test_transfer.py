@@ -438,7 +438,7 @@ def test_refused(toy_data: Path, tmp_path: Path) -> None:
         "--freeze E: no encoder is trained": ["--freeze", "E", "--load_pretrain", tmp_path],
         "give --load_pretrain DIR": ["--freeze", "down"],
         "has no weights to keep": ["--freeze", "down", "--continue_train"],
-        "check --name, --load_pretrain and": ["--load_pretrain", tmp_path / "nowhere"],
+        "nowhere: no such run folder": ["--load_pretrain", tmp_path / "nowhere"],
     }
     for expected, flags in refusals.items():
         assert expected in one_line(run_command("train.py", *where, *flags))

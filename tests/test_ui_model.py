@@ -325,6 +325,26 @@ def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     assert not session.generate_gallery()  # it is complete
 
 
+def test_the_lists_show_what_is_open_after_a_refusal(ui: UIModel) -> None:
+    """The browser shows what was chosen there, until it is sent the list again."""
+    pytest.importorskip("gradio")
+    from editor.page import Page
+    from editor.session import Session
+
+    def refuse() -> str:
+        raise UserError("instance ids 8 to 70000: the editor takes 0 to 65535")
+
+    files = SimpleNamespace(names=["a", "b"], photos=["a", "b"])
+    page, session = Page(ui, files, []), Session(ui, files, [])
+    page.build()
+    session.scene = "a"
+    lists = {page.scene, page.photo_scene}
+    assert lists <= page._act(session, lambda: "Opened.").keys()
+    assert not lists & page._act(session, lambda: "Selected.").keys()
+    view = page._act(session, refuse)
+    assert lists <= view.keys() and view[page.scene].value == "a"
+
+
 def test_previews_are_made_anew_when_other_objects_change_too(ui: UIModel) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
     session, _ = editing(ui, SimpleNamespace(names=[], photos=["s"], photo=lambda name: photo))

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from data.files import image_size, open_image, png_bits, reading
+from data.files import ORIENTATION, image_size, is_turned, open_image, png_bits, reading
 from data.values import TYPES
 from util.errors import UserError, brief, optional_package
 from util.files import replacing
@@ -129,7 +129,7 @@ def _not_samples(page: object) -> str | None:
         return "inverted numbers (TIFF's WhiteIsZero)"
     if page.photometric == 3:
         return "a palette, expected the numbers themselves"
-    if getattr(page.tags.get(274), "value", 1) != 1:
+    if is_turned(page.tags.valueof(ORIENTATION)):
         return "a rotation in its Orientation tag, expected an upright image"
     if page.bitspersample not in (8, 16, 32, 64):
         return f"{page.bitspersample} bits a channel, expected 8, 16 or 32"

@@ -19,14 +19,19 @@ from PIL import Image
 from data.aligned_dataset import Geometry, size_problems
 from data.arrays import NUMPY, TIFF, file_size
 from data.create import kind_flags
-from data.files import MAX_CLASSES, pairing_problems, scan_folder, shown_kind
+from data.files import (
+    MAX_CLASSES,
+    ORIENTATION,
+    is_turned,
+    pairing_problems,
+    scan_folder,
+    shown_kind,
+)
 from data.kinds import Kind, label_counts, scene_kinds
 from data.values import SIDES, Values, side_values
 from util.errors import UserError
 from util.pages.colours import CITYSCAPES_NAMES
 from util.parallel import parallel
-
-_ORIENTATION = 274  # the EXIF tag: 1 is upright
 
 
 @dataclass
@@ -156,16 +161,16 @@ def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
     if path.suffix.lower() in NUMPY:
         return []
     with Image.open(path) as image:  # the header alone
-        indexed, turn = image.mode == "P", 1
+        indexed, turn = image.mode == "P", None
         with suppress(Exception):  # damaged EXIF data, which training ignores
-            turn = image.getexif().get(_ORIENTATION, 1)
+            turn = image.getexif().get(ORIENTATION)
     if indexed and kind == "label" and opt.label_nc:
         return [
             f"{path}: a label map with a palette; training takes the palette's indices as classes, "
             "which programs may reorder; convert it with python -m data.convert_labels, with "
             "--from_indexed if the indices are right, with --palette if the colours are"
         ]
-    if turn != 1 and image.format != "TIFF":  # Pillow turns these itself
+    if is_turned(turn):
         return [f"{path}: EXIF asks for a rotation, which training ignores; save it upright"]
     return []
 

@@ -30,7 +30,7 @@ from util.parallel import parallel
 from util.parser import Parser, integer
 
 PALETTES = {"cityscapes": 35, "voc": 256}  # name -> classes
-GREY = "if they are the classes themselves, use the maps as they are (of three channels, one)"
+GREY = "if they are the classes themselves, use the maps as they are (one channel of several)"
 
 
 def read_palette(name: str) -> np.ndarray:
@@ -81,7 +81,7 @@ def to_labels(image: np.ndarray, colours: np.ndarray, nearest: bool, path: Path)
     if strange.any() and not nearest:
         unknown = zip(found[strange], counts[strange])
         listed = [f"{_rgb(code).tolist()} ({count} pixels)" for code, count in unknown]
-        remedy = "add them to it, or give --nearest to take the nearest"
+        remedy = "add these to it, or give --nearest to take the nearest"
         if is_grey(image):
             remedy = f"{GREY}; otherwise {remedy}"
         raise UserError(f"{path}: colours that are not in the palette: {brief(listed)}; {remedy}")

@@ -22,8 +22,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that si
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged tags; Pillow raises what matters
 for library in "PIL", "tifffile":  # what they log, they raise as well
     logging.getLogger(library).addHandler(logging.NullHandler())
-_ORIENTATION = 274
-TURNED = "asks for a rotation (its Orientation tag), which some programs follow; save it upright"
+ORIENTATION = 274  # a tag of TIFF and EXIF
 MAX_CLASSES = 65536  # what --label_nc takes
 
 # Endings by which the files of one scene differ: Cityscapes' and common ones.
@@ -167,13 +166,18 @@ def _dropped_by_pillow(image: Image.Image) -> str | None:
             return f"has {stored} channels, expected {read}; save it without the others"
         if image.mode == "L" and _is_signed(image):
             return "has signed 8-bit values, which would be read as unsigned; save it as PNG"
-        if image.tag_v2.get(_ORIENTATION, 1) != 1:
-            return TURNED
+        if is_turned(image.tag_v2.get(ORIENTATION)):
+            return "has a rotation in its Orientation tag; save it upright"
     if image.format == "PPM":
         codec, _, _, arguments = image.tile[0]
         if codec != "raw" and arguments[-1] != 255:
             return f"has a maximum of {arguments[-1]}, and would be scaled to 255; save it as PNG"
     return None
+
+
+def is_turned(orientation: object) -> bool:
+    """Whether a value of the Orientation tag asks for a turned or mirrored image."""
+    return orientation in range(2, 9)  # 1: upright
 
 
 def _bits(image: Image.Image, path: Path) -> int:
@@ -238,7 +242,7 @@ def read_integers(path: Path, what: str) -> Image.Image:
         raise UserError(f"{path}: the {what} map is a JPEG, which blurs integers; save it as PNG")
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         remedy = "python -m data.convert_labels makes one from colours"
-        if image.mode in ("RGB", "RGBA") and is_grey(np.asarray(image)[..., :3]):
+        if image.mode in ("LA", "RGB", "RGBA") and is_grey(np.asarray(image.convert("RGB"))):
             remedy = "its channels are equal: save one of them, e.g. by Pillow's getchannel(0)"
         raise UserError(
             f"{path}: {what} maps must have one integer for each pixel, but this file is "
@@ -321,7 +325,7 @@ def label_problem(
     remedies = ["fix the file"]
     if label_nc < enough <= MAX_CLASSES:
         remedies.append(f"give --label_nc {enough}")
-    if len(found) == 1 or 255 in values[wrong]:
+    if ignore_label is None and (len(found) == 1 or 255 in values[wrong]):
         ignored = values[wrong][0] if len(found) == 1 else 255
         remedies.append(f"leave the pixels of {ignored} out with --ignore_label {ignored}")
     return (

@@ -49,8 +49,8 @@ class Kind:
                 return root / name
         remedy = self.remedy.format(phase)
         if not remedy:
-            maps = f"{phase}_label, {phase}_img and, unless --no_instance, {phase}_inst"
-            remedy = f"; expected {maps}, or with --label_nc 0 {phase}_A and {phase}_B"
+            maps = f"{phase}_label, {phase}_inst and {phase}_img"
+            remedy = f"; a data set has {maps}, or with --label_nc 0 {phase}_A and {phase}_B"
         if phase == "test":
             remedy += "; --phase train uses the training scenes"
         raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")

@@ -160,8 +160,9 @@ class Validation:
 def _segmenter(opt: argparse.Namespace) -> str:
     """What tells a segmenter from others whose figures differ; its folder may have moved."""
     kind, _, source = opt.segmenter.partition(":")
-    weights = "" if kind == "hf" else f" {zlib.crc32(Path(source).read_bytes()):08x}"
-    return f"{Path(source).name}{weights} {opt.segmenter_classes} {opt.segmenter_width or ''}"
+    weights = "" if kind == "hf" else f"{zlib.crc32(Path(source).read_bytes()):08x} "
+    # the end makes no longer text begin with this one: see Position.set_metric
+    return f"{Path(source).name} ({weights}{opt.segmenter_classes} {opt.segmenter_width})"
 
 
 def create_validation(

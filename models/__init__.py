@@ -76,7 +76,7 @@ def load_generator(
         raise UserError(
             f'device {device}: {first_line(error)}; device="cpu" works everywhere'
         ) from error
-    options = {**DEFAULTS, **saved_options(folder), **flags}
+    options = {**DEFAULTS, **saved_options(folder, epoch), **flags}
     for name, default in DEFAULTS.items():
         value = options[name]
         if not _same_kind(value, default):

@@ -34,7 +34,8 @@ from models.tiling import Map, Region, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
 from util.progress import log_main
-from util.run.checkpoints import is_saved, load_network, saved_options, weights_file
+from util.run.checkpoints import is_saved, load_file, load_network, saved_options, weights_file
+from util.run.flags import BEFORE
 
 ENCODER_NOTE = "features_encoder.txt"  # next to features.npy: the encoder that made it
 
@@ -117,9 +118,11 @@ class InferenceModel(nn.Module):
                 f"{run}: no trained encoder ({self.opt.which_epoch}_net_E.pth); train with "
                 "--instance_feat or --label_feat first"
             )
-        stages = [stage.resolve() for stage in run_and_pretrained(self.folder)]
-        if path.parent.resolve() in stages[1:] and not saved_options(path.parent):
-            opt.netG = "global"  # a first stage of the 2018 code
+        weights = next(path.parent.glob("*_net_G.pth"), None)
+        if path.parent != self.folder and weights and not saved_options(path.parent):
+            # of the 2018 code
+            is_local = any(name.startswith("model1_") for name in load_file(weights))
+            opt.netG = "local" if is_local else "global"
         self.encoder_multiple = size_multiple(opt)
         # before the 1024p stage the encoder saw smaller images
         self.encoder_shrink = 2 ** max(0, enhancers(self.opt) - enhancers(opt))
@@ -349,7 +352,7 @@ def find_encoder(
     epoch = opt.which_epoch
     for folder in run_and_pretrained(run):
         saved = saved_options(folder)
-        flags = argparse.Namespace(**{**vars(opt), **(saved if folder != own else {})})
+        flags = argparse.Namespace(**vars(opt) | (BEFORE | saved if folder != own else {}))
         path = weights_file(folder, epoch, "E", flags.ema)
         if is_saved(path):
             return path, flags

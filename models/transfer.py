@@ -138,7 +138,7 @@ def _is_first(name: str, network: str) -> bool:
     scale's first in D (layerSCALE without feature matching)."""
     if network == "D":
         return re.fullmatch(r"(scale\d+_layer0|layer\d+)\.0\.weight", name) is not None
-    return name.endswith(".1.weight") and name.count(".") == 2
+    return re.fullmatch(r"model(\d+_1)?\.1\.weight", name) is not None
 
 
 def _input_weights(

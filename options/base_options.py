@@ -36,6 +36,7 @@ from util.parser import (
 from util.run.checkpoints import run_dir, saved_options
 
 CHANNELS = integer(1, 2**16)
+DEPTH = integer(0, 30)
 EMA = number(0, 1 - 1e-9)
 MEASURED = ("label_nc", *(f"{side}_range" for side in SIDES))
 RESIZE_OR_CROP = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
@@ -149,9 +150,9 @@ GENERATOR = Group(
     Flag("--use_dropout", False, "dropout in the residual blocks"),
     Flag("--upsample", "transpose", "upsampling of all networks", UPSAMPLE),
     Flag("--ema", 0.0, "decay of the weights' moving average, e.g. 0.999; 0: none", EMA),
-    Flag("--n_downsample_global", 4, "downsampling layers of the global generator", integer(0)),
+    Flag("--n_downsample_global", 4, "downsampling layers of the global generator", DEPTH),
     Flag("--n_blocks_global", 9, "residual blocks of the global generator", integer(0)),
-    Flag("--n_local_enhancers", 1, "number of local enhancers", integer(1)),
+    Flag("--n_local_enhancers", 1, "number of local enhancers", integer(1, 30)),
     Flag("--n_blocks_local", 3, "residual blocks of a local enhancer", integer(0)),
     inherited=True,
 )
@@ -169,7 +170,7 @@ FEATURES = Group(
     Flag("--feat_num", 3, "length of a feature", CHANNELS),
     Flag("--fit_features", False, "average loaded features over the instances at full size"),
     Flag("--nef", 16, "channels of the encoder's first layer", CHANNELS),
-    Flag("--n_downsample_E", 4, "downsampling layers of the encoder", integer(0)),
+    Flag("--n_downsample_E", 4, "downsampling layers of the encoder", DEPTH),
     inherited=True,
 )
 
@@ -258,7 +259,7 @@ class BaseOptions:
 
     def defaults(self, opt: argparse.Namespace) -> dict:
         """Defaults that depend on other flags: commands that use a trained run take its own."""
-        values = {} if self.is_train else inherited(run_dir(opt))
+        values = {} if self.is_train else inherited(run_dir(opt), opt.which_epoch)
         if gpus := gpu_list(opt.gpu_ids):
             values["nThreads"] = reading_processes(len(gpus))
         return values
@@ -269,10 +270,10 @@ class BaseOptions:
             opt.amp = "fp16"
 
 
-def inherited(folder: Path) -> dict:
+def inherited(folder: Path, epoch: str = "latest") -> dict:
     """The values of the flags that later commands inherit from a run's opt.json, if it has one."""
     groups = [group for group in BaseOptions.groups if group.inherited]
-    saved, values = saved_options(folder), {}
+    saved, values = saved_options(folder, epoch), {}
     for flag in [flag for group in groups for flag in group.flags]:
         name = flag.name.removeprefix("--")
         if name in saved:

@@ -95,7 +95,8 @@ class EvaluateOptions(BaseOptions):
     def defaults(self, opt: argparse.Namespace) -> dict:
         """The run's opt.json gives the data set's defaults."""
         known = {"dataroot", "label_nc", "ignore_label", *(flag.name[2:] for flag in OUTPUT)}
-        return {k: v for k, v in inherited(run_dir(opt)).items() if k in known}
+        saved = inherited(run_dir(opt), opt.which_epoch)
+        return {k: v for k, v in saved.items() if k in known}
 
     def complete(self, opt: argparse.Namespace) -> None:
         results = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"

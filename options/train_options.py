@@ -109,7 +109,7 @@ def check_augmentation(opt: argparse.Namespace) -> None:
 
 LOSSES = Group(
     "discriminator and losses",
-    Flag("--num_D", 2, "scales of the discriminator", integer(1)),
+    Flag("--num_D", 2, "scales of the discriminator", integer(1, 30)),
     Flag("--n_layers_D", 3, "downsampling layers of each scale", integer(1)),
     Flag("--ndf", 64, "channels of the discriminator's first layer", CHANNELS),
     Flag("--instance_mean_D", False, "its coarser scales also see the image's instance means"),

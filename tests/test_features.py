@@ -497,18 +497,24 @@ def test_the_larger_stage_uses_the_encoder_that_it_was_trained_with(stages, tmp_
     np.testing.assert_array_equal(own, named)
 
 
-def test_a_smaller_stage_of_the_2018_code_sees_images_scaled_alike(stages, tmp_path: Path) -> None:
-    """It has no opt.json."""
-    (tmp_path / "below" / "opt.json").unlink()
-    weights = torch.load(tmp_path / "below" / "1_net_E_ema.pth", weights_only=True)
-    torch.save(weights, tmp_path / "below" / "1_net_E.pth")
-    flags = ["--nef", 6, "--upsample", "nearest", "--ema", 0]
-    own = stages("above", *flags, "--which_epoch", "latest")
-    named = stages("above", *flags, "--load_pretrain", tmp_path / "below", "--which_epoch", 1)
-    np.testing.assert_array_equal(own, named)
-    G = load_generator(tmp_path / "above", nef=6, upsample="nearest")
-    G.load_encoder()
-    assert G.encoder_shrink == 2
+@pytest.mark.parametrize("flags", [[], ["--ema", 0.9], ["--upsample", "nearest"]])
+def test_a_smaller_stage_of_the_2018_code_encodes_as_it_did(
+    flags: list, stages, tmp_path: Path
+) -> None:
+    """It has no opt.json and none of the later flags; it sees smaller images, however it is
+    named."""
+    below = tmp_path / "below"
+    weights = torch.load(below / "1_net_E_ema.pth", weights_only=True)
+    torch.save(weights, below / "1_net_E.pth")
+    options = json.loads((below / "opt.json").read_text())
+    (below / "opt.json").write_text(json.dumps(options | {"upsample": "transpose", "ema": 0}))
+    expected = stages("above", "--which_epoch", "latest")
+    (below / "opt.json").unlink()
+    flags = [*flags, "--nef", 6]
+    found = stages("above", *flags, "--which_epoch", "latest")
+    np.testing.assert_array_equal(found, expected)
+    found = stages("above", *flags, "--which_epoch", 1, "--load_pretrain", below)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_missing_smaller_stage_is_named(stages, tmp_path: Path) -> None:

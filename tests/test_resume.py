@@ -19,6 +19,8 @@ from commands import ranks
 from conftest import ROOT, TINY, thorough
 from trainer import Training, assert_same, outcome, train
 
+from models import load_generator
+from options.test_options import TestOptions
 from util.files import lock_folder
 from util.run.checkpoints import load_file
 from util.run.visualizer import read_rows
@@ -107,7 +109,7 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
     """What the other one saved is moved aside, so that training never continues from it."""
     flags = ["--dataroot", toy_data, *ALL, *SHORT]
     run = tmp_path / "run"
-    train(run, *flags, "--seed", 5)
+    train(run, *flags, "--seed", 5, "--ngf", 2)
     weights = (run / "latest_net_D.pth").read_bytes()
     for name in ("features_clustered_010.npy", "object_library.npz"):
         (run / name).touch()
@@ -119,6 +121,9 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
     assert (run / "replaced_object_library.npz").exists()
     kept = ["replaced_best_net_D", "replaced_best_net_G", "replaced_net_D", "replaced_net_G"]
     assert sorted(path.stem for path in run.glob("replaced*.pth")) == [*kept, "replaced_state"]
+    assert load_generator(run, epoch="replaced").opt.ngf == 2  # with the flags of that run
+    where = ["--name", "run", "--checkpoints_dir", str(tmp_path)]
+    assert TestOptions().parse([*where, "--which_epoch", "replaced_best"]).ngf == 2
     (run / "features.npy").touch()  # encoded by another run's encoder, before this one's training
     again = Training(run, *flags, prepare=kill_instead_of_saving)  # which has nothing to replace
     assert again.end() == -signal.SIGKILL
@@ -430,8 +435,8 @@ def test_weights_of_another_epoch_than_the_state_are_noticed(toy_data, tmp_path)
     for path in (tmp_path / "run").glob("2_net_G*.pth"):
         shutil.copy(path, path.with_name(path.name.replace("2_", "latest_")))
     log = train(tmp_path / "run", *more)
-    assert "latest_net_G.pth was not saved with latest_state.pth" in log
-    assert "latest_net_G_ema.pth was not saved" in log and "latest_net_D" not in log
+    both = "latest_net_G.pth and latest_net_G_ema.pth were not saved with latest_state.pth"
+    assert both in log and "latest_net_D" not in log
 
 
 @pytest.mark.parametrize("more", [[], *thorough(["--continue_train"])])

@@ -42,6 +42,10 @@ def log(vis: Visualizer, steps: range) -> None:
         vis.log(at(epoch, iters, step), {"G_GAN": 1 / step, "D_real": step / 7})
 
 
+def truncate(vis: Visualizer, step: int) -> None:
+    vis.truncate_after(step, epoch=step // 4 + 1, done=step % 4)
+
+
 def shown(value: int) -> dict[str, np.ndarray]:
     names = ("input_label", "synthesized_image", "real_image")
     return {name: np.full((4, 8, 3), value, np.uint8) for name in names}
@@ -77,12 +81,25 @@ def test_a_resumed_run_logs_as_if_never_killed(tmp_path, kept, half):
         with (killed / name).open("a") as file:
             file.write(half)
     vis = visualizer(killed, resume=True)
-    vis.truncate_after(kept)
+    truncate(vis, kept)
     log(vis, range(kept + 1, 9))
     expected = (whole / "metrics.jsonl").read_text()
     assert (killed / "metrics.jsonl").read_text() == expected
     lines = [(folder / "loss_log.txt").read_text().splitlines()[1:] for folder in (whole, killed)]
     assert lines[0] == lines[1]
+
+
+def test_a_run_of_weights_alone_keeps_earlier_epochs_whatever_their_steps(tmp_path):
+    """It begins epoch 2 again, with other scenes: step 2 or 9."""
+    for step in (2, 9):
+        folder = tmp_path / f"{step}"
+        log(visualizer(folder), range(1, 13))
+        (folder / "validation.jsonl").write_text(
+            '{"epoch": 1, "step": 4}\n{"epoch": 2, "step": 8}\n'
+        )
+        visualizer(folder, resume=True).truncate_after(step, epoch=2, done=0)
+        assert [row["epoch"] for row in read_rows(folder / "metrics.jsonl")] == [1, 1, 1, 1]
+        assert [row["epoch"] for row in read_rows(folder / "validation.jsonl")] == [1]
 
 
 def test_a_fresh_start_keeps_the_old_text_log(tmp_path):
@@ -94,7 +111,7 @@ def test_a_fresh_start_keeps_the_old_text_log(tmp_path):
     lines = (tmp_path / "loss_log.txt").read_text().splitlines()
     assert len(lines) == 1 + 5 + 1 + 2 and lines[6].startswith("=====")
     # and a resume of the new run leaves the old run's lines alone
-    visualizer(tmp_path, resume=True).truncate_after(1)
+    truncate(visualizer(tmp_path, resume=True), 1)
     assert (tmp_path / "loss_log.txt").read_text().splitlines() == lines[:-1]
 
 
@@ -102,7 +119,7 @@ def test_a_run_without_metrics_can_be_resumed(tmp_path):
     """The reference wrote only loss_log.txt."""
     old = "==== Training Loss ====\n(epoch: 1, iters: 4, time: 0.228) G_GAN: 1.217 \n"
     (tmp_path / "loss_log.txt").write_text(old)
-    visualizer(tmp_path, resume=True).truncate_after(2)
+    truncate(visualizer(tmp_path, resume=True), 2)
     assert (tmp_path / "loss_log.txt").read_text() == old
 
 
@@ -111,7 +128,7 @@ def test_a_row_without_iters_keeps_the_text_log_of_its_epoch(row: str, tmp_path)
     (tmp_path / "metrics.jsonl").write_text(row + "\n")
     lines = [f"(epoch: {epoch}, iters: 4, time: 0.228) G_GAN: 1.217\n" for epoch in (1, 2)]
     (tmp_path / "loss_log.txt").write_text("".join(lines))
-    visualizer(tmp_path, resume=True).truncate_after(4)
+    truncate(visualizer(tmp_path, resume=True), 4)
     assert (tmp_path / "loss_log.txt").read_text() == lines[0]
 
 
@@ -143,7 +160,7 @@ def test_curves_that_a_kill_prevented_are_drawn_by_the_next_run(tmp_path):
     leftover.touch()
     os.utime(leftover, (0, 0))
     vis = visualizer(tmp_path, resume=True, write_html=True)
-    vis.truncate_after(8)
+    truncate(vis, 8)
     vis.close()
     assert (tmp_path / "web" / "loss_curves.png").exists() and not leftover.exists()
     assert "2, step 8" in (tmp_path / "web" / "index.html").read_text()
@@ -153,7 +170,7 @@ def test_lines_stay_if_the_metrics_are_lost(tmp_path):
     log(visualizer(tmp_path), range(1, 6))
     before = (tmp_path / "loss_log.txt").read_text()
     (tmp_path / "metrics.jsonl").write_text("")
-    visualizer(tmp_path, resume=True).truncate_after(5)
+    truncate(visualizer(tmp_path, resume=True), 5)
     assert (tmp_path / "loss_log.txt").read_text() == before
 
 
@@ -279,7 +296,7 @@ def test_tensorboard(tmp_path, board):
     vis.display(shown(9), epoch=1, step=8)
     vis.close()
     vis = visualizer(tmp_path, tf_log=True, resume=True)
-    vis.truncate_after(6)
+    truncate(vis, 6)
     log(vis, range(7, 9))
     vis.close()
     events = board.EventAccumulator(str(tmp_path / "logs")).Reload()
@@ -298,7 +315,7 @@ def test_a_start_that_fails_leaves_what_loggers_have(tmp_path, monkeypatch, boar
     vis.close()
     opt = argparse.Namespace(name="run", mlflow=False, **flags)
     create_loggers(opt, tmp_path, resume=False)
-    visualizer(tmp_path, resume=True, **flags).truncate_after(8)
+    truncate(visualizer(tmp_path, resume=True, **flags), 8)
     assert ids[0] == ids[2] != ids[1]
     events = board.EventAccumulator(str(tmp_path / "logs")).Reload()
     assert [event.step for event in events.Scalars("loss/G_GAN")] == list(range(1, 9))

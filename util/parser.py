@@ -205,6 +205,6 @@ def name_inside(text: str) -> str:
     """An argparse type: a name that does not lead out of its folder."""
     path = Path(text)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in text:
-        problem = f"{text!r}: expected a name below the folder it is in, without '..'"
+        problem = f"{text!r}: expected a name without '..' or a leading '/'"
         raise argparse.ArgumentTypeError(problem)
     return text

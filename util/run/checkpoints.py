@@ -166,10 +166,13 @@ def verify_checksums(file: BinaryIO | str) -> None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def saved_options(folder: Path) -> dict:
-    """The contents of a run's opt.json; empty if there is none. Raises UserError if it is damaged,
+def saved_options(folder: Path, epoch: str | int = "latest") -> dict:
+    """The contents of a run's opt.json; empty if there is none. Weights of epoch "replaced" and
+    "replaced_best" have that of the run that was replaced. Raises UserError if it is damaged,
     OSError if it cannot be read."""
-    path = folder / "opt.json"
+    path = folder / "replaced_opt.json"
+    if not (f"{epoch}".startswith("replaced") and path.exists()):
+        path = folder / "opt.json"
     if not path.exists():
         return {}
     try:

@@ -34,7 +34,7 @@ from util import distributed
 from util.errors import UserError, out_of_memory
 from util.progress import log_main
 from util.run.checkpoints import load_file, recover, rename_set, save_set, saved_options
-from util.run.flags import NETWORK_FLAGS, TRAINING_FLAGS
+from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
 from util.setup import random_state, set_random_state
 
 FOLDER_FLAGS = "--checkpoints_dir or --name"  # choose a run's folder
@@ -145,7 +145,8 @@ def put_aside(folder: Path) -> None:
             renames |= {name: new + name.removeprefix(old) for name in files}
             kept.append(new)
     if kept:
-        others = "features*.npy", "object_library.npz", "iter.txt"  # from that run's encoder
+        # styles from that run's encoder, and its flags
+        others = "features*.npy", "object_library.npz", "iter.txt", "opt.json", "opt.txt"
         found = [path.name for pattern in others for path in folder.glob(pattern)]
         renames |= {name: f"replaced_{name}" for name in found}
         rename_set(folder, renames)
@@ -187,7 +188,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     state = load_file(path)
     try:
         at, processes = Position(**state["position"]), state["processes"]
-        saved = saved_options(folder) | state["flags"]  # older states lack flags that opt.json has
+        saved = BEFORE | saved_options(folder) | state["flags"]  # older states lack some flags
         old = {flag: saved[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         names = state.get("names_crc", dataset.names_crc)  # older states have none
         same_scenes = (state["scenes"], names) == (len(dataset), dataset.names_crc)
@@ -241,10 +242,14 @@ def _check_agreement(model, at: Position) -> None:
 
 
 def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
+    def same(old: object, new: object) -> bool:  # names in any order
+        names = isinstance(old, list) and all(isinstance(name, str) for name in old)
+        return set(old) == set(new) if names else old == new
+
     changed = {
         flag: f"--{flag} was {value}, now {getattr(opt, flag)}"
         for flag, value in old.items()
-        if value != getattr(opt, flag)
+        if not same(value, getattr(opt, flag))
     }
     refused = [text for flag, text in changed.items() if flag in NETWORK_FLAGS]
     if refused:
@@ -258,11 +263,12 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
 
 def _compare_weights(old: dict[str, int], model) -> None:
     new = _checksums(model)
-    for name in [name for name, value in old.items() if value != new[name]]:
+    other = [f"latest_net_{name}.pth" for name, value in old.items() if value != new[name]]
+    if other:
         log_main(
-            f"warning: latest_net_{name}.pth was not saved with latest_state.pth, whose position "
-            "and optimizers it continues with; to continue with fresh optimizers in the epoch of "
-            "iter.txt, delete latest_state.pth"
+            f"warning: {' and '.join(other)} {'was' if len(other) == 1 else 'were'} not saved with "
+            "latest_state.pth, from which training takes its position and optimizers; to start the "
+            "optimizers fresh, in the epoch of iter.txt, delete latest_state.pth"
         )
 
 
@@ -336,7 +342,7 @@ def save(files: dict[str, object], folder: Path, names: Sequence[str], keep: int
             _drop_old(folder, keep, ended=position["epoch"] - 1)
     except OSError as error:
         failed = f"saving after {position['step']} images failed ({error.strerror})"
-        there = (folder / "latest_state.pth").is_file()
+        there = (folder / "latest_net_G.pth").is_file()
         kept = "the last checkpoint is kept" if there else "there is no checkpoint yet"
         log_main(f"warning: {failed}; {kept}")
         return False

@@ -64,6 +64,7 @@ class TrainingRun:
         self._saving: tuple[Future | None, list[str]] | None = None  # in progress, and its names
         self._saved = True
         self._is_best = False  # the last validation, until that is saved
+        self._best = self.at.best, self.at.best_epoch  # on disk
 
     def _open_logs(self) -> Visualizer:
         opt, at = self.opt, self.at
@@ -93,7 +94,8 @@ class TrainingRun:
                 if self.opt.no_html:
                     delete_pages(self.folder)
             elif at.step > at.newest:
-                self.visualizer.truncate_after(at.step - at.newest)
+                step, done = at.step - at.newest, at.pictures - at.newest
+                self.visualizer.truncate_after(step, at.epoch, done)
             if self.visualizer.page and self._continues:
                 self.visualizer.page.forget_after(at.epoch if at.batch > 1 else at.epoch - 1)
             write_options(self.folder, self.opt)
@@ -260,8 +262,10 @@ class TrainingRun:
             return
         (writing, names), self._saving = self._saving, None
         self._saved = distributed.gather(writing.result() if writing else True)[0]
-        if "best" in names and not self._saved:
-            self.at.best, self.at.best_epoch = None, 0  # not on disk: the next one is the best
+        if "best" in names and self._saved:
+            self._best = self.at.best, self.at.best_epoch
+        elif "best" in names:  # the next one is compared with what is on disk
+            self.at.best, self.at.best_epoch = self._best
 
     def stop(self) -> int:
         """Log where the run stopped and how to continue it; returns the signal's exit status."""
@@ -285,9 +289,9 @@ class TrainingRun:
     def _how_to_continue(self) -> str:
         if self._saved:
             return "--continue_train resumes from here"
-        if is_saved(self.folder / "latest_state.pth"):
+        if is_saved(self.folder / "latest_net_G.pth"):
             return "--continue_train resumes from the last checkpoint"
-        return "there is no checkpoint: training starts from the beginning"
+        return "there is no checkpoint: training starts again"
 
     def _close(self) -> None:
         """Wait until the last save, the page and the loggers' last rows are written, and the last

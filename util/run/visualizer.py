@@ -37,8 +37,13 @@ class Rows:
         _append(self.path, json.dumps(row, allow_nan=False))  # JSON has no NaN: null
         self.rows.append(row)
 
-    def truncate_after(self, step: int) -> None:
-        self.rows = [row for row in self.rows if row["step"] <= step]
+    def truncate_after(self, step: int, epoch: int, done: int) -> None:
+        def stays(row: Figures) -> bool:
+            return row["epoch"] < epoch or (
+                row["epoch"] == epoch and 0 <= step - row["step"] < done
+            )
+
+        self.rows = [row for row in self.rows if stays(row)]
         if self.path.exists():
             _rewrite(self.path, [json.dumps(row) for row in self.rows])
 
@@ -121,15 +126,16 @@ class Visualizer:
                 name = type(logger).__name__
                 log(f"warning: {name} failed ({first_line(error)}); continuing without it")
 
-    def truncate_after(self, step: int) -> None:
-        """Forget what was logged beyond step.
+    def truncate_after(self, step: int, epoch: int, done: int) -> None:
+        """Forget what was logged beyond a step, with which `done` images of an epoch are done.
 
         A killed run may have logged past its last checkpoint. Those steps run again, and the logs
-        must end up as if it had never been killed.
+        must end up as if it had never been killed. Earlier epochs stay, even if their steps do not
+        count as now: a run that continues from weights alone may have other scenes.
         """
         had_rows = bool(self._losses.rows)
-        self._losses.truncate_after(step)
-        self._validations.truncate_after(step)
+        for rows in (self._losses, self._validations):
+            rows.truncate_after(step, epoch, done)
         if had_rows:
             self._truncate_text_log()
         self._send(lambda logger: logger.forget_after(step))

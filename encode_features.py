@@ -23,6 +23,7 @@ from models.inference_model import (
     InferenceModel,
     encoder_note,
     find_encoder,
+    is_newer,
     noted_encoder,
 )
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
@@ -77,7 +78,7 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     if encoder and made_by != encoder_note(encoder, run_dir(opt)):
         log_main(f"{path} was made by {made_by:.200}: encoding again")
         return True
-    outdated = encoder and encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
+    outdated = encoder and is_newer(encoder, path)
     log_main(
         f"{encoder} is newer than {path}: encoding again"
         if outdated

@@ -23,12 +23,12 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from data.files import all_below, image_size
 from util.errors import UserError, fail, run
 from util.files import lock_folder
 from util.parser import Parser, integer
+from util.progress import bar, log
 
 PHASES = {"train": "train", "val": "test"}  # split of the download -> name in the data set
 KINDS = {  # folder's ending -> (tree of the download, what follows the stem in its file names)
@@ -58,7 +58,7 @@ def main() -> None:
     for split, jobs in splits.items():
         report(args.out, split, jobs, make_all(jobs, args, split))
     first = next(iter(splits.values()))[0]
-    print(f"next: {next_command(args.out, first.target)}")
+    log(f"next: {next_command(args.out, first.target)}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -161,10 +161,9 @@ def check(jobs: list[Job]) -> None:
 def make_all(jobs: list[Job], args: argparse.Namespace, split: str) -> int:
     """Make the files that are not complete yet; return how many."""
     work = partial(make, link=args.link, width=args.size)
-    hidden = not sys.stderr.isatty()
     # Threads suffice: copying waits for the disk, and Pillow releases the interpreter lock
     with ThreadPoolExecutor(args.workers) as pool:
-        return sum(tqdm(pool.map(work, jobs), split, len(jobs), unit="file", disable=hidden))
+        return sum(bar(pool.map(work, jobs), desc=split, total=len(jobs), unit="file"))
 
 
 def make(job: Job, link: bool, width: int | None) -> bool:
@@ -178,7 +177,8 @@ def make(job: Job, link: bool, width: int | None) -> bool:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         if getattr(error, "errno", None) == errno.EXDEV:
             fail("--link: --out must be on the same file system as --raw; copy without --link")
-        raise UserError(f"cannot make {job.target} from {job.source}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot make {job.target} from {job.source}: {reason}") from error
     return True
 
 
@@ -233,7 +233,7 @@ def scaled_size(size: tuple[int, int], width: int) -> tuple[int, int]:
 
 def report(out: Path, split: str, jobs: list[Job], made: int) -> None:
     """Report what was made, and what else is in the folders: training would use it as well."""
-    print(
+    log(
         f"{split}: {len(jobs) // len(KINDS)} scenes in {out}/{PHASES[split]}_{{{','.join(KINDS)}}}"
         f" ({made} files made, {len(jobs) - made} there already)"
     )
@@ -241,7 +241,7 @@ def report(out: Path, split: str, jobs: list[Job], made: int) -> None:
     folders = sorted({target.parent for target in targets})
     others = [path for folder in folders for path in folder.glob("[!.]*") if path not in targets]
     if others:
-        print(f"note: {len(others)} other files are there too, for example {others[0]}")
+        log(f"note: {len(others)} other files are there too, for example {others[0]}")
 
 
 def next_command(out: Path, image: Path) -> str:

@@ -24,12 +24,14 @@ from PIL import Image
 from data.files import MAX_CLASSES, is_grey, open_image, read_rgb
 from data.input_files import find_inputs
 from util.errors import UserError, brief, run
-from util.files import make_folder, replacing, write_text
+from util.files import lock_folder, make_folder, replacing, write_text
 from util.pages.colours import palette
 from util.parallel import parallel
 from util.parser import Parser, integer
+from util.progress import log
 
 PALETTES = {"cityscapes": 35, "voc": 256}  # name -> classes
+IN_USE = "another data.convert_labels is running there; wait until it has ended"
 GREY = "if they are the classes themselves, use the maps as they are (one channel of several)"
 
 
@@ -101,6 +103,11 @@ def _rgb(code: int) -> np.ndarray:
     return np.array([code >> 16, code >> 8 & 255, code & 255])
 
 
+def target_of(path: Path, source: Path, output: Path) -> Path:
+    """Where the label map of a file below source is written."""
+    return (output / path.relative_to(source)).with_suffix(".png")
+
+
 def convert(
     path: Path, source: Path, output: Path, colours: np.ndarray | None, nearest: bool
 ) -> set[int]:
@@ -112,7 +119,7 @@ def convert(
         if image.mode != "P":
             raise UserError(f"{path}: has no palette ({image.mode}); leave --from_indexed out")
         labels = np.asarray(image)
-    target = (output / path.relative_to(source)).with_suffix(".png")
+    target = target_of(path, source, output)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         Image.fromarray(labels).save(temporary, "PNG")
@@ -145,16 +152,21 @@ def main() -> int:
     args = parse_args()
     paths = [*find_inputs("--input", str(args.input), args.output).values()]
     make_folder(args.output, "--output")
+    # held while the variable lives: two commands would mix their palettes
+    _lock = lock_folder(args.output, IN_USE)
     colours = None
     if not args.from_indexed:
         automatic = args.palette == "auto"
         colours = _list_colours(paths, args) if automatic else read_palette(args.palette)
+    targets = {target_of(path, args.input, args.output) for path in paths}
+    for target in targets.difference(paths):  # if killed, leave no maps of two palettes
+        target.unlink(missing_ok=True)
     work = partial(
         convert, source=args.input, output=args.output, colours=colours, nearest=args.nearest
     )
     found = set().union(*parallel(work, paths, args.workers, "converting"))
-    print(f"{len(paths)} label maps in {args.output}")
-    print(f"next: train with {_label_flags(found, None if args.palette == 'voc' else colours)}")
+    log(f"{len(paths)} label maps in {args.output}")
+    log(f"next: train with {_label_flags(found, None if args.palette == 'voc' else colours)}")
     return 0
 
 
@@ -181,11 +193,11 @@ def _list_colours(paths: list[Path], args: argparse.Namespace) -> np.ndarray:
     colours = np.array([_rgb(code) for code in found], np.uint8)
     listing = args.output / "palette.txt"
     write_text(listing, "".join(f"{r} {g} {b}\n" for r, g, b in colours.tolist()))
-    print(f"{len(colours)} colours, listed in {listing}")
+    log(f"{len(colours)} colours, listed in {listing}")
     if is_grey(colours):
-        print(f"all of them are grey: {GREY}")
+        log(f"all of them are grey: {GREY}")
     if len(colours) > 256:
-        print("that is a lot: if the edges are antialiased, list the colours and give --nearest")
+        log("that is a lot: if the edges are antialiased, list the colours and give --nearest")
     return colours
 
 

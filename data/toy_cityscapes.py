@@ -6,17 +6,16 @@ python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data.toy.scene import Scene, draw_scene
 from util.errors import UserError, brief, run
 from util.files import replacing, write_text
 from util.parser import Parser, integer, size
+from util.progress import bar, log
 
 SMALLEST, LARGEST = 32, 8192  # pixels: a person is wider than one, a drawing fits into memory
 CITIES = {"train": "toytown", "val": "toyville"}
@@ -49,7 +48,7 @@ def write_dataset(
         for path in out.glob(f"*/{split}/{CITIES[split]}/{CITIES[split]}_*_000019_*.png"):
             if int(path.name.split("_")[1]) >= count:  # of an earlier, larger set
                 path.unlink()
-        for index in tqdm(range(count), desc=f"draw {split}", disable=not sys.stderr.isatty()):
+        for index in bar(range(count), desc=f"draw {split}"):
             scene = draw_scene(scene_rng(seed, split, index), *size)
             stem = f"{CITIES[split]}_{index:06d}_000019"
             lists[split] += " ".join(_write_scene(out, split, stem, scene)) + "\n"
@@ -100,16 +99,16 @@ def main() -> None:
     try:
         write_dataset(args.out, args.train, args.val, args.size, args.seed)
     except OSError as error:
-        raise UserError(f"--out {args.out}: {error}") from error
+        raise UserError(f"--out {args.out}: {error.strerror or error}") from error
     width, height = args.size
-    print(f"{args.train} + {args.val} scenes of {width}x{height} in {args.out}")
+    log(f"{args.train} + {args.val} scenes of {width}x{height} in {args.out}")
     prepared = str(args.out).removesuffix("_raw")
     if prepared in ("", str(args.out)):
         prepared = args.out / "prepared"
     command = ["python", "prepare_cityscapes.py", "--raw", str(args.out), "--out", str(prepared)]
     if not (args.train and args.val):
         command += ["--splits", "train" if args.train else "val"]
-    print(f"next: {shlex.join(command)}")
+    log(f"next: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

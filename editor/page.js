@@ -13,6 +13,7 @@ function position(event, image, width, height) {
 // Both pictures: clicks, brush strokes, and dragging.
 function stage(element, trigger, watch) {
   let points = null; // of the stroke that is being drawn
+  let pointer = null; // that draws it, and not a second finger
   let target = null;
   let turn = 0; // of the response that is shown
   let deleted = null; // the last click of Delete
@@ -42,8 +43,10 @@ function stage(element, trigger, watch) {
   }
 
   element.addEventListener("pointerdown", (event) => {
+    if (!event.isPrimary) return;
     target = event.target.closest(".canvas");
     if (!target || event.button !== 0) return;
+    pointer = event.pointerId;
     event.preventDefault();
     // the second click of a double click would delete what was behind the object
     if (tool() === "Delete" && deleted && event.timeStamp - deleted.timeStamp < 500 &&
@@ -54,18 +57,25 @@ function stage(element, trigger, watch) {
     if (["Paint", "Move"].includes(tool())) show();
   });
   element.addEventListener("pointermove", (event) => {
-    if (!points || !["Paint", "Move"].includes(tool())) return;
+    if (!points || event.pointerId !== pointer) return;
+    if (!["Paint", "Move"].includes(tool())) return;
     points.push(position(event, target.querySelector("img"), ...size()));
     show();
   });
   element.addEventListener("pointerup", (event) => {
-    if (!points) return;
+    if (!points || event.pointerId !== pointer) return;
     if (tool() === "Delete") deleted = event;
     element.dataset.busy = "yes";
     trigger("draw", { points: points.slice(0, 10000) });
     points = null;
   });
-  element.addEventListener("pointercancel", () => { points = null; });
+  element.addEventListener("pointercancel", (event) => {
+    if (event.pointerId === pointer) points = null;
+  });
+  // before edits are lost; Gradio also reloads the page after the connection was lost
+  addEventListener("beforeunload", (event) => {
+    if (!document.querySelector("button#reset")?.disabled) event.preventDefault();
+  });
   watch("value", () => {
     delete element.dataset.busy;
     element.querySelectorAll(".live").forEach((live) => live.setAttribute("d", ""));

@@ -205,10 +205,12 @@ class Page:
                     first = [] if sent is None else [sent(event)]
                     return action(session, *first, *values)
 
-                return self._act(session, work)
+                # with the session, or Gradio deletes it an hour after it began
+                return {self.session: session, **self._act(session, work)}
 
             handler.__name__ = action.__name__  # what the server calls it
-            done = event(handler, [self.session, *inputs], view, **ordered, **quiet)
+            outputs = [self.session, *view]
+            done = event(handler, [self.session, *inputs], outputs, **ordered, **quiet)
             done.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
 
         app.load(self.begin, None, [self.session, *view], **quiet)

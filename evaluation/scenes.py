@@ -82,10 +82,11 @@ def warn_of_other_runs(folder: Path, images: Collection[Path]) -> None:
     newer = [path for path in images if path.stat().st_mtime_ns > page.stat().st_mtime_ns]
     if older:
         log(f"warning: {len(older)} images, e.g. {older[0]}, are from an earlier run of test.py")
-    elif newer:
+    elif 0 < len(newer) < len(images):
         log(
             f"warning: {len(newer)} of {len(images)} images, e.g. {newer[0]}, are newer than their "
-            "page: a run of test.py was cut off, and the rest are from an earlier one; run it again"
+            "page: unless these are copies, a run of test.py was cut off, and the rest are from an "
+            "earlier one; run it again"
         )
 
 

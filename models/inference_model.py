@@ -376,7 +376,7 @@ def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
     encoder, _ = find_encoder(folder, opt, folder)
     if encoder is None or not encoder.is_file():
         return styles
-    if encoder.stat().st_mtime > path.stat().st_mtime:
+    if is_newer(encoder, path):
         log_main(
             f"warning: {encoder} is newer than {path}: if it was trained since, these are not its "
             "styles; make them with encode_features.py"
@@ -387,6 +387,11 @@ def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
             "encode_features.py with the same --which_epoch and --ema makes its own"
         )
     return styles
+
+
+def is_newer(encoder: Path, path: Path) -> bool:
+    """Whether an encoder was saved after a file that it made."""
+    return encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
 
 
 def _is_of(clusters: Path, encoder: Path) -> bool:

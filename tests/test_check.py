@@ -305,6 +305,18 @@ def convert(call):
     return converted
 
 
+def test_convert_leaves_no_maps_of_two_palettes(convert, tmp_path):
+    """Of the same colours in another order, ended by a colour that is not among them."""
+    for k, colour in enumerate(((9, 0, 0), (0, 9, 0), (0, 0, 9))):
+        save_png(tmp_path / "in" / f"{k}.png", np.full((2, 2, 3), colour, np.uint8))
+    convert(tmp_path / "in", tmp_path / "out", "--palette", "auto")
+    (tmp_path / "palette.txt").write_text("0 9 0\n9 0 0\n")
+    with pytest.raises(UserError, match="colours that are not in the palette"):
+        convert(tmp_path / "in", tmp_path / "out", "--palette", tmp_path / "palette.txt")
+    left = {path.name: int(read(path)[0, 0]) for path in (tmp_path / "out").glob("*.png")}
+    assert left in ({"0.png": 1, "1.png": 0}, {"0.png": 1}, {})
+
+
 def test_classes_in_three_equal_channels(own_data, convert, tmp_path, capsys):
     """They are not colours: neither the check nor the conversion takes them for some."""
     path = files(own_data, "label")[0]

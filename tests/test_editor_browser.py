@@ -341,6 +341,29 @@ def test_a_stroke_may_begin_before_the_choice_of_a_tool_is_answered(window) -> N
     page.unroute_all(behavior="wait")
 
 
+def test_a_second_finger_leaves_a_stroke_alone(window) -> None:
+    window.tool("Paint")
+    window.choose_class("sky")
+    before = window.image("map")
+    places = [window.at(y, x, "map") for y, x in ((40, 10), (40, 30), (10, 100))]
+    program = """places => {
+        const canvas = document.querySelector("figure.map .canvas");
+        const send = (type, id, [x, y]) => canvas.dispatchEvent(new PointerEvent(type, {
+            pointerId: id, isPrimary: id === 1, button: 0, clientX: x, clientY: y, bubbles: true,
+            pointerType: "touch",
+        }));
+        send("pointerdown", 1, places[0]);
+        send("pointerdown", 2, places[2]);
+        send("pointermove", 2, places[2]);
+        send("pointermove", 1, places[1]);
+        send("pointerup", 2, places[2]);
+        send("pointerup", 1, places[1]);
+    }"""
+    window.after(lambda: window.page.evaluate(program, places))
+    changed = (window.image("map") != before).any(2)
+    assert changed[40, 10:31].all() and not changed[:30].any()
+
+
 def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path: Path) -> None:
     number, y, x, _ = car(project)
     window.tool("Delete")

@@ -825,6 +825,10 @@ def test_images_of_an_interrupted_run_are_reported(tmp_path: Path, capsys) -> No
     os.utime(made, ns=(0, page.stat().st_mtime_ns + 1000))
     find_scenes(opt)
     assert f"1 of 2 images, e.g. {made}, are newer than their page" in capsys.readouterr().out
+    for path in opt.images.iterdir():  # as after a copy
+        os.utime(path, ns=(0, page.stat().st_mtime_ns + 1000))
+    find_scenes(opt)
+    assert capsys.readouterr().out == ""
 
 
 def test_images_older_than_the_weights_are_reported(tmp_path: Path, capsys) -> None:

@@ -127,6 +127,25 @@ def test_the_command_cuts_out_objects_with_the_encoders_features(
     assert (run / "object_library.npz").read_bytes() == again  # the same choice each time
 
 
+def test_a_library_of_an_earlier_encoder_is_reported(
+    toy_data: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    pytest.importorskip("gradio")
+    import edit
+    from editor import page
+
+    monkeypatch.setattr(page, "serve", lambda *_: None)
+    run = write_run(tmp_path, "run", dataroot=str(toy_data))
+    write_library(run / "object_library.npz", objects())
+    command = [edit.main, "--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1]
+    call(*command)
+    assert "object_library" not in capsys.readouterr().out
+    os.utime(run / "latest_net_E.pth", (2**31, 2**31))
+    call(*command)
+    warning = f"latest_net_E.pth is newer than {run / 'object_library.npz'}"
+    assert warning in capsys.readouterr().out
+
+
 def test_a_run_that_cannot_be_written_to_is_refused_before_any_work(
     toy_data: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

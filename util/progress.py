@@ -6,9 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch
 from tqdm import tqdm
+
+if TYPE_CHECKING:  # imported by the caller; the data commands start faster without it
+    import torch
 
 try:
     import resource
@@ -19,6 +22,8 @@ except ImportError:  # Windows
 def log(message: str) -> None:
     """Print a line, above a progress bar if there is one. Work continues if that fails: on a full
     disk, or when the program that reads the output has ended."""
+    if sys.stdout is None:  # closed from the start
+        return
     encoding = sys.stdout.encoding or "utf-8"  # may be unable to represent a file's name
     try:
         tqdm.write(message.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
@@ -50,12 +55,14 @@ def warn_if_unwritable(what: str) -> Iterator[None]:
 
 def bar(iterable=None, **options) -> tqdm:
     """A progress bar, shown by the main process and only on a terminal."""
-    hidden = not sys.stderr.isatty() or not _is_main()
+    hidden = not (sys.stderr and sys.stderr.isatty() and _is_main())
     return tqdm(iterable, disable=hidden, dynamic_ncols=True, **options)
 
 
-def peak_memory(device: torch.device) -> float:
+def peak_memory(device: "torch.device") -> float:
     """Peak memory so far, in GB: the GPU's, or on a CPU this process's."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     if resource is None:

@@ -84,7 +84,8 @@ class Page:
         with suppress(Image.DecompressionBombError, OSError), Image.open(file) as image:
             size = {"width": image.width, "height": image.height}
         data = {f"data-{key}": value for key, value in picture.data.items()}
-        shown = tags.img(src=source, alt=picture.caption, **size, loading="lazy", **data)
+        name = picture.caption or Path(picture.path).stem
+        shown = tags.img(src=source, alt=name, **size, loading="lazy", **data)
         if size and size["width"] < width:
             shown["class"] = "enlarged"
         caption = [tags.figcaption(picture.caption)] if picture.caption else []

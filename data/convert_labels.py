@@ -160,7 +160,8 @@ def main() -> int:
         colours = _list_colours(paths, args) if automatic else read_palette(args.palette)
     targets = {target_of(path, args.input, args.output) for path in paths}
     for target in targets.difference(paths):  # if killed, leave no maps of two palettes
-        target.unlink(missing_ok=True)
+        if target.is_file():
+            target.unlink()
     work = partial(
         convert, source=args.input, output=args.output, colours=colours, nearest=args.nearest
     )

@@ -69,8 +69,7 @@ def warn_if_older(images: list[Path], opt: argparse.Namespace) -> None:
     weights = weights_file(run_dir(opt), opt.which_epoch, "G")
     if not (weights.is_file() and opt.images.is_relative_to(Path(opt.results_dir) / opt.name)):
         return
-    older = [path for path in images if path.stat().st_mtime < weights.stat().st_mtime]
-    if older:
+    if older := [path for path in images if path.stat().st_mtime < weights.stat().st_mtime]:
         log(
             f"warning: {len(older)} images, e.g. {older[0]}, are older than {weights}: if it was "
             "trained since, generate them again with test.py"

@@ -108,8 +108,7 @@ class AlignedDataset(Dataset):
         self.kinds = scene_kinds(label_nc, **kinds)
         self.flags = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
         self.files = files_of(self.kinds, dataroot, phase)
-        problems = pairing_problems(self.files, label_nc)
-        if problems:
+        if problems := pairing_problems(self.files, label_nc):
             raise UserError(
                 f"{dataroot}: {len(problems)} missing: {brief(problems)}; "
                 "python -m data.check lists every problem"

@@ -148,8 +148,7 @@ def open_image(path: Path) -> Image.Image:
             if image.format == "PNG":
                 image.verify()  # its checksums, which decoding does not check
         image = Image.open(path, formats=_FORMATS)
-        dropped = _dropped_by_pillow(image)
-        if dropped:
+        if dropped := _dropped_by_pillow(image):
             raise UserError(f"{path}: {dropped}")
         image.load()
     return image

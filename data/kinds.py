@@ -62,8 +62,7 @@ class Kind:
     def load(self, path: Path, size: Size | None = None) -> np.ndarray:
         """A file's checked numbers, scaled to a size. Raises UserError."""
         image = self.read(path)
-        problem = self.problem and self.problem(np.asarray(image), path)
-        if problem:
+        if self.problem and (problem := self.problem(np.asarray(image), path)):
             raise UserError(problem)
         if isinstance(image, np.ndarray):
             image = resize_array(image, size or image.shape[1::-1], self.smooth)

@@ -58,8 +58,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)
     names = picture_names(files["label"])
     images = find_images(opt.images, names)
-    missing = [str(files["label"][scene]) for scene in images if scene not in files["image"]]
-    if missing:
+    if missing := [str(files["label"][scene]) for scene in images if scene not in files["image"]]:
         raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} ({len(missing)} in all)")
     warn_of_other_runs(opt.images, images.values())
     if len(images) < len(names):

@@ -62,8 +62,7 @@ def load_generator(
     weights, architecture or device are missing or do not match, TypeError for an unknown flag.
     """
     folder = Path(folder)
-    unknown = sorted(set(flags) - set(DEFAULTS))
-    if unknown:
+    if unknown := sorted(set(flags) - set(DEFAULTS)):
         raise TypeError(f"load_generator: unknown flag {unknown[0]}; known: {', '.join(DEFAULTS)}")
     if data_type not in (16, 32):
         raise UserError(f"data_type {data_type}: expected 16 or 32")

@@ -115,9 +115,7 @@ class UIModel(Scene):
 
     def _generate(self, features: dict[int, np.ndarray]) -> np.ndarray:
         """The image with these features of its regions, (H, W, 3) uint8."""
-        feat = None
-        if self.has_features:
-            feat = paint(self.regions, features, self._opt.feat_num)
+        feat = paint(self.regions, features, self._opt.feat_num) if self.has_features else None
         return self.networks(self.label, self.inst, feat)
 
     def _encode(self, photo: np.ndarray, regions: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from conftest import thorough
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -36,26 +35,6 @@ FEWEST_LAYERS = (  # the compiler takes seconds
     "--no_vgg_loss --n_downsample_global 1 --n_blocks_global 1 --num_D 1 --n_layers_D 1"
 )
 HEIGHT, WIDTH = 32, 64
-
-
-@pytest.fixture(scope="module")
-def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VGG19 with random convolutions; its unused classifier takes no space."""
-    with torch.device("meta"):
-        shapes = {
-            k: v.shape for k, v in torchvision.models.vgg19(weights=None).state_dict().items()
-        }
-    generator = torch.Generator().manual_seed(3)
-    state = {}
-    for name, shape in shapes.items():
-        if name.startswith("features") and len(shape) == 4:
-            spread = (2 / shape[1:].numel()) ** 0.5
-            state[name] = torch.randn(shape, generator=generator) * spread
-        else:
-            state[name] = torch.zeros(1).expand(shape)
-    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
-    torch.save(state, path)
-    return path
 
 
 def options(flags: str = "--no_vgg_loss"):

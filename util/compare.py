@@ -43,8 +43,7 @@ def compare(folders: list[Path], out: Path) -> Path:
     page.table(["", *runs], last_figures(validations))
     page.table(["", *runs], different_flags(runs))
     for file, tables in (("losses.png", losses), ("validations.png", validations)):
-        panels = common_panels(tables)
-        if panels:
+        if panels := common_panels(tables):
             save_curves(out / file, panels, smooth=file == "losses.png")
             page.row([Picture(file)], width=shown_width(out / file))
     for scene, row in common_scenes(runs, validations, out).items():

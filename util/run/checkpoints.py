@@ -273,8 +273,7 @@ def _network_state(path: Path, own: Mapping) -> dict[str, torch.Tensor]:
     strange = [name for name, value in state.items() if not _is_plain_tensor(value)]
     if strange or not state:
         raise UserError(f"{path}: expected tensors by name, found {brief(strange) or 'nothing'}")
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
-    if broken:
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
         raise UserError(f"{path}: holds NaN or infinite weights in {brief(broken)}; use another")
     return state
 

@@ -58,10 +58,6 @@ class RunPage:
         self._curves_due = 0.0
         self._drawn: dict[str, object] = {}  # plot's file -> what it shows
 
-    def start_anew(self) -> None:
-        """Delete what an earlier run of the same name has left."""
-        delete_pages(self.run_dir)
-
     def forget_after(self, epoch: int) -> None:
         """Delete the images of later epochs, which a killed run had begun but not saved."""
         for (its_epoch, _), path in self._pictures().items():

@@ -138,8 +138,7 @@ def put_aside(folder: Path) -> None:
     recover(folder)
     renames, kept = {}, []
     for old, new in (("latest", "replaced"), ("best", "replaced_best")):
-        files = [path.name for path in folder.glob(f"{old}_*.pth")]
-        if files:
+        if files := [path.name for path in folder.glob(f"{old}_*.pth")]:
             for path in folder.glob(f"{new}_net_*.pth"):
                 path.unlink()
             renames |= {name: new + name.removeprefix(old) for name in files}
@@ -251,8 +250,7 @@ def _compare_flags(folder: Path, old: dict, opt: argparse.Namespace) -> None:
         for flag, value in old.items()
         if not same(value, getattr(opt, flag))
     }
-    refused = [text for flag, text in changed.items() if flag in NETWORK_FLAGS]
-    if refused:
+    if refused := [text for flag, text in changed.items() if flag in NETWORK_FLAGS]:
         raise UserError(
             f"{folder} trains other networks and cannot be continued: {', '.join(refused)}; "
             "give the old flags, or another --name"

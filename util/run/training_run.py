@@ -18,7 +18,7 @@ from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.checkpoints import is_saved
 from util.run.flags import write_options
 from util.run.loggers import create_loggers, delete_unused_records
-from util.run.page import RunPage, delete_pages
+from util.run.page import RunPage
 from util.run.resume import FOLDER_FLAGS, load, put_aside, save, snapshot
 from util.run.stop import Stop
 from util.run.visualizer import Visualizer
@@ -91,8 +91,6 @@ class TrainingRun:
             if not self._continues:
                 self.visualizer.start_anew()
                 delete_unused_records(self.opt, self.folder)
-                if self.opt.no_html:
-                    delete_pages(self.folder)
             elif at.step > at.newest:
                 step, done = at.step - at.newest, at.pictures - at.newest
                 self.visualizer.truncate_after(step, at.epoch, done)

@@ -18,7 +18,7 @@ from util.errors import UserError, first_line
 from util.files import write_text
 from util.progress import log
 from util.run.loggers import Logger
-from util.run.page import RunPage
+from util.run.page import RunPage, delete_pages
 
 Figures, Images = dict[str, float], dict[str, np.ndarray]
 _LOG_LINE = re.compile(r"\(epoch: (\d+), iters: (\d+), ")
@@ -65,13 +65,12 @@ class Visualizer:
         self._validations = Rows(run_dir / "validation.jsonl", resume)
 
     def start_anew(self) -> None:
-        """Clear the metrics and images of an earlier run; loss_log.txt keeps its old lines."""
+        """Clear the metrics and pages of an earlier run; loss_log.txt keeps its old lines."""
         header = _HEADER.format(time.strftime("%c"))
         _rewrite(self._text_log, [*_whole_lines(self._text_log), header])
         _rewrite(self._losses.path, [])
         self._validations.path.unlink(missing_ok=True)
-        if self.page:
-            self.page.start_anew()
+        delete_pages(self._text_log.parent)
         self._send(lambda logger: logger.start_anew())
 
     def display(self, images: Images, epoch: int, step: int) -> None:

@@ -82,8 +82,8 @@ def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) 
     flags has this name."""
     folder = make_folder(checkpoints_dir / name, "--checkpoints_dir")
     record, asked = folder / "benchmark_flags.txt", " ".join(flags)
-    trained = (folder / "latest_net_G.pth").is_file()
-    if trained and record.is_file() and record.read_text() != asked:
+    has_weights = (folder / "latest_net_G.pth").is_file()
+    if has_weights and record.is_file() and record.read_text() != asked:
         raise UserError(
             f"{folder}: trained with other flags ({record.read_text()}); delete it, or give "
             "another --checkpoints_dir"

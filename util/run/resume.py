@@ -132,9 +132,9 @@ def load(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
 
 
 def put_aside(folder: Path) -> None:
-    """Rename the latest and best weights of an earlier run of this name, and its styles, so that
-    they are not taken for the new run's, which may be killed before its first save. Called by the
-    main process alone, after everything that may fail at the start."""
+    """Rename the latest and best weights of an earlier run of this name, its styles and its flags,
+    so that they are not taken for the new run's, which may be killed before its first save. Called
+    by the main process alone, after everything that may fail at the start."""
     recover(folder)
     renames, kept = {}, []
     for old, new in (("latest", "replaced"), ("best", "replaced_best")):

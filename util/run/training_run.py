@@ -192,7 +192,7 @@ class TrainingRun:
         at, ended = self.at, self.at.epoch - 1
         if not self.validation or (ended % self.opt.val_freq and ended < self.epochs):
             return
-        self._wait_for_save()  # if the best so far is not on disk, this one is better
+        self._wait_for_save()  # this one is compared with the best that is on disk
         start = time.perf_counter()
         try:
             figures, images = self.validation.measure()

@@ -72,7 +72,7 @@ function stage(element, trigger, watch) {
   element.addEventListener("pointercancel", (event) => {
     if (event.pointerId === pointer) points = null;
   });
-  // before edits are lost; Gradio also reloads the page after the connection was lost
+  // before edits are lost: a closed tab forgets its session
   addEventListener("beforeunload", (event) => {
     if (!document.querySelector("button#reset")?.disabled) event.preventDefault();
   });

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # both are read on import
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -32,6 +33,8 @@ MAX_RADIUS = 32  # of the brush, in pixels
 ENCODED = 4  # windows whose images are also kept as data URLs
 ENDED = "This session has ended; reload the page to start again."
 
+# A random name for the browser's tab, which it keeps when the page is reloaded
+WINDOW = "() => [sessionStorage.editor ??= String(crypto.getRandomValues(new Uint32Array(4)))]"
 # The browser itself refuses to send anything to another server
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -48,6 +51,7 @@ class Page:
         self.scenes = scenes
         self.objects = objects
         self.thumbnails = [markup.data_uri(one.thumbnail) for one in objects]
+        self.windows: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self._urls = lru_cache(ENCODED)(_urls)
         self.has_encoder = ui.has_features
         if self.has_encoder:
@@ -213,7 +217,8 @@ class Page:
             done = event(handler, [self.session, *inputs], outputs, **ordered, **quiet)
             done.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
 
-        app.load(self.begin, None, [self.session, *view], **quiet)
+        window = gr.Textbox(visible=False)
+        app.load(self.begin, [window], [self.session, *view], js=WINDOW, **quiet)
         on(self.scene.input, Session.open_scene, self.scene)
         on(self.open_own.click, Session.open_upload, self.label_file, self.inst_file)
         on(self.tool.input, Session.choose_tool, self.tool)
@@ -235,9 +240,10 @@ class Page:
         for kind, button in self.downloads.items():
             on(button.click, Session.save, sent=lambda _, kind=kind: kind)
 
-    def begin(self) -> dict:
-        """A new browser window: its own session, on the first scene."""
-        session = Session(self.ui.another(), self.scenes, self.objects)
+    def begin(self, window: str) -> dict:
+        """A new window gets its own session, on the first scene; a reloaded one keeps its own."""
+        session = self.windows.get(window) or Session(self.ui.another(), self.scenes, self.objects)
+        self.windows[window] = session
         return {self.session: session, **self._act(session, session.begin)}
 
     def generate_gallery(self, session: Session | None) -> object:

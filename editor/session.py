@@ -93,6 +93,11 @@ class Session:
     # -- scenes ------------------------------------------------------------------------------
 
     def begin(self) -> str:
+        """For a page that was loaded, perhaps again: what is not in the session is as at first."""
+        self.shown.clear()
+        self.choose_tool("Select")
+        if self.is_open:
+            return "Opened your scenes again, as you left them."
         return self.open_scene(self.scenes.names[0]) if self.scenes.names else self.scenes.missing
 
     def open_scene(self, name: str | None) -> str:

@@ -102,9 +102,9 @@ class Client:
     def send(self, action: str, *inputs: object, event: dict | None = None) -> str:
         """Send an event and do not wait; returns its number."""
         dependency = self.actions[action]
-        state = [None] if dependency["inputs"] else []
+        first = self.session if action == "begin" else None  # its window; the session's state
         body = {
-            "data": [*state, *inputs],
+            "data": [first, *inputs],
             "event_data": event,
             "fn_index": dependency["id"],
             "session_hash": self.session,

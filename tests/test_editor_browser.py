@@ -408,6 +408,27 @@ def test_two_windows_do_not_see_each_others_edits(browser, url: str, project: Pa
     two.close()
 
 
+def test_reloading_the_page_keeps_scene_edits_and_selection(window, project: Path) -> None:
+    page = window.page
+    first = window.image("map")
+    window.tool("Paint")
+    window.choose_class("train")
+    window.drag((10, 10), (10, 40))
+    edited, photograph = window.image("map"), window.image()
+    assert (edited != first).any()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.reload()
+    page.wait_for_selector(".pictures")
+    window.says("again, as you left")
+    np.testing.assert_array_equal(window.image("map"), edited)
+    np.testing.assert_array_equal(window.image(), photograph)
+    assert page.locator("#tools input:checked").get_attribute("value") == "Select"
+    window.click(10, 25, "map")
+    window.says("Selected train")
+    window.press("Undo")
+    np.testing.assert_array_equal(window.image("map"), first)
+
+
 def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_path: Path) -> None:
     label, inst = scene_maps(project)
     page = window.page

@@ -218,8 +218,9 @@ class InferenceModel(nn.Module):
             raise ValueError(f"this model needs conditions (B, {self.opt.cond_nc}, H, W)")
 
     def _padded(self, maps: Tensor) -> Tensor:
-        # from a GPU to the CPU, maps would be read before they have arrived
-        maps = maps.to(self.device, non_blocking=self.device.type != "cpu")
+        # only CUDA orders such copies: maps on their way to a CPU would be read before they have
+        # arrived, and those on their way to a Mac's GPU may be freed before they have left
+        maps = maps.to(self.device, non_blocking=self.device.type == "cuda")
         return pad_to_multiple(maps, self.multiple, self.least)
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -154,6 +155,23 @@ def test_batch_norm_uses_each_images_own_statistics(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = torch.cat([net.train()(one) for one in x.split(1)])
     torch.testing.assert_close(G.generate(*tensors), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("device, ordered", [("cpu", False), ("mps", False), ("cuda", True)])
+def test_maps_are_copied_asynchronously_only_by_cuda(
+    G: InferenceModel, device: str, ordered: bool
+) -> None:
+    """A Mac's GPU reads a map later, when its memory may hold something else."""
+    label, copied = torch.from_numpy(maps()[0])[None, None], []
+
+    def to(self: torch.Tensor, place: torch.device, non_blocking: bool) -> torch.Tensor:
+        copied.append((place.type, non_blocking))
+        return self
+
+    G.device = torch.device(device)
+    with patch.object(torch.Tensor, "to", to):
+        G._padded(label)
+    assert copied == [(device, ordered)]
 
 
 def test_half_precision_and_epochs(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -510,6 +511,19 @@ def test_fewer_processes_than_named_gpus_get_a_warning(
     gpu_of_process("1,2,3", 0, 2, monkeypatch)
     assert "warning: only 2 of the 3 GPUs in --gpu_ids are used" in capsys.readouterr().out
     gpu_of_process("1,2", 0, 2, monkeypatch)
+    assert not capsys.readouterr().out
+
+
+def test_all_named_gpus_are_used_under_a_launcher_of_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The count of processes that torchrun gave that one is not true of those that it starts."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    ended = Mock(returncode=0)
+    with restored_handlers(), patch("util.distributed.subprocess.Popen", return_value=ended) as run:
+        assert distributed.start(2) == 0
+    count = int(run.call_args.kwargs["env"]["LOCAL_WORLD_SIZE"])
+    gpu_of_process("0,1", 0, count, monkeypatch)
     assert not capsys.readouterr().out
 
 

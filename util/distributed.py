@@ -175,7 +175,8 @@ def start(processes: int) -> int:
     stop = Stop()
     # hosted here, so that it outlives every process; port 0: any free port
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    env = {"OMP_NUM_THREADS": "1", **os.environ, "WORLD_SIZE": str(processes)}
+    env = {"OMP_NUM_THREADS": "1", **os.environ}
+    env |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     command = [sys.executable, *sys.orig_argv[1:]]

@@ -56,6 +56,7 @@ def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
     else:
         dataset = create_dataset(opt, training=False, load_photos=opt.use_encoded_image)
         photos = photographs(opt)
+        torch.backends.cudnn.benchmark &= dataset.has_one_size  # see set_up_torch
     dataset.scenes = dataset.scenes[: opt.how_many]
     choosers = style_choosers(model, opt)
     sources = feature_sources(model, opt, choosers)

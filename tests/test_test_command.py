@@ -53,6 +53,22 @@ def test_page(toy_data: Path, tmp_path: Path) -> None:
         assert generated.size == (64, 32)
 
 
+@pytest.mark.parametrize("second", [(16, 32), (24, 32)])
+def test_cudnn_does_not_search_again_for_each_size(
+    second: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its search for the fastest algorithm takes seconds on a GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # restored afterwards
+    write_generator(tmp_path / "run", 35)
+    for name, size in ("a", (16, 32)), ("b", second):
+        save_png(tmp_path / "data" / "test_label" / f"{name}.png", np.zeros(size, np.uint8))
+    flags = [*NETWORK, "--ngf", "4", "--no_instance", "--resize_or_crop", "none", "--name", "run"]
+    flags += ["--checkpoints_dir", tmp_path, "--results_dir", tmp_path, "--gpu_ids", "-1"]
+    opt = TestOptions().parse([*map(str, flags), "--dataroot", str(tmp_path / "data")])
+    command.test(opt, torch.device("cpu"))
+    assert torch.backends.cudnn.benchmark == (second == (16, 32))
+
+
 def test_aspect_ratio_widens_saved_images(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     for shape in ((4, 6, 3), (4, 6)):

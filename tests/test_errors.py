@@ -46,6 +46,15 @@ def test_a_killed_reading_process_ends_in_one_line(
     assert status == 2 and "--nThreads" in line and line.count("\n") == 1
 
 
+def test_a_lack_of_shared_memory_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    """In torch's words, which it raises again in the main process with the worker's traceback."""
+    text = "unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)"
+    caught = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent"
+    status, line = end(RuntimeError(f"{caught} call last):\nRuntimeError: {text}\n"), capsys)
+    assert status == 2 and line.count("\n") == 1
+    assert "--shm-size" in line and "--nThreads" in line
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("end_of_stdout", ["| head -1", "> /dev/full"])
 def test_output_that_nobody_can_read_stops_nothing(end_of_stdout: str) -> None:

@@ -39,6 +39,9 @@ _NO_COMPILER = (
     "too old to be supported by the triton",
 )
 
+# in torch's message, within a DataLoader worker's traceback; containers have 64 MB by default
+_NO_SHARED_MEMORY = ("unable to allocate shared memory",)
+
 # in Gloo's and NCCL's messages when another process of the training is gone
 _LOST_PROCESS = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
 
@@ -100,8 +103,8 @@ def print_error(error: BaseException) -> int | None:
 
 def _explained(error: BaseException) -> str | None:
     """What the user can do about a full disk, missing permissions, a lack of memory, other
-    processes that were killed, operations that --deterministic rules out, a GPU that PyTorch cannot
-    use, or a missing compiler; None for other errors."""
+    processes that were killed or lack shared memory, operations that --deterministic rules out, a
+    GPU that PyTorch cannot use, or a missing compiler; None for other errors."""
     if out_of_memory(error):
         size = re.search(r"allocate ([\d.]+ \w+)", str(error))
         tried = f" (tried to allocate {size[1]})" if size else ""
@@ -117,6 +120,11 @@ def _explained(error: BaseException) -> str | None:
             "a process that reads images was killed by the system, usually for lack of memory; use "
             "fewer (--nThreads or --workers, 0: none), --cache disk, or close other programs that "
             "use memory"
+        )
+    if _line_with(_NO_SHARED_MEMORY, error):
+        return (
+            "the processes that read images lack shared memory (/dev/shm); allow more (docker run "
+            "--shm-size 2g), or read with fewer or by threads (--nThreads 1 or 0)"
         )
     if _line_with(_LOST_PROCESS, error):
         return (

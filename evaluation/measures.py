@@ -303,7 +303,13 @@ def _hub_folder(weights_dir: Path | None) -> Iterator[None]:
         return
     before = torch.hub.get_dir()
     with tempfile.TemporaryDirectory() as hub:
-        os.symlink(weights_dir.resolve(), Path(hub) / "checkpoints", target_is_directory=True)
+        try:
+            os.symlink(weights_dir.resolve(), Path(hub) / "checkpoints", target_is_directory=True)
+        except OSError as error:  # on Windows only administrators and developers make links
+            raise UserError(
+                f"--weights_dir: no link can be made to {weights_dir} ({error.strerror}); leave it "
+                f"out and put the weights into {Path(before) / 'checkpoints'}"
+            ) from error
         torch.hub.set_dir(hub)
         try:
             yield

@@ -1,6 +1,7 @@
 """evaluate.py: its measures against numpy and Cityscapes' own, and the command as a whole."""
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -876,3 +877,16 @@ def test_a_hidden_file_does_not_make_instance_maps(scenes: Path) -> None:
     flags = ["--images", str(scenes / "images"), "--dataroot", str(scenes / "data")]
     (opt,) = EvaluateOptions().parse_runs(flags)
     assert [scene.inst for scene in find_scenes(opt)] == [None, None]
+
+
+def test_weights_dir_without_the_right_to_make_links(tmp_path: Path, monkeypatch) -> None:
+    """As most users on Windows."""
+
+    def symlink(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(measures.os, "symlink", symlink)
+    before = torch.hub.get_dir()
+    with pytest.raises(UserError, match=r"privilege.*; leave it out and put .*checkpoints$"):
+        measures.Measures(1, tmp_path, torch.device("cpu"))
+    assert torch.hub.get_dir() == before

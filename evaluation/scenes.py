@@ -1,11 +1,12 @@
 """The scenes that evaluate.py compares: generated images, photographs, label maps."""
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
@@ -76,8 +77,8 @@ def warn_of_other_runs(folder: Path, images: Collection[Path]) -> None:
     page = folder.parent / "index.html"
     if folder.name != "images" or not page.is_file():
         return
-    text = unquote(page.read_text("utf-8", "replace"), errors="surrogateescape")
-    older = [path for path in images if f"/{path.stem}" not in text]
+    content = unquote_to_bytes(page.read_bytes())  # not text: the locale need not be UTF-8
+    older = [path for path in images if os.fsencode(f"/{path.stem}") not in content]
     newer = [path for path in images if path.stat().st_mtime_ns > page.stat().st_mtime_ns]
     if older:
         log(f"warning: {len(older)} images, e.g. {older[0]}, are from an earlier run of test.py")

@@ -791,9 +791,10 @@ def test_a_folder_as_output_is_refused_before_training(tmp_path: Path, refused: 
 
 
 def test_images_of_an_earlier_run_are_reported(tmp_path: Path, capsys) -> None:
-    """A scene's name may hold characters that a link escapes."""
-    names = ["a b_synthesized_image", "ü_synthesized_image", "b_synthesized_image"]
-    images = [tmp_path / "images" / f"{name}.png" for name in names]
+    """A scene's name may hold characters that a link escapes, and the locale need not be UTF-8: ö
+    is then read as two other characters."""
+    names = ["a b", "ü", "\udcc3\udcb6", "b"]
+    images = [tmp_path / "images" / f"{name}_synthesized_image.png" for name in names]
 
     def warning() -> str:
         warn_of_other_runs(tmp_path / "images", images)
@@ -803,11 +804,11 @@ def test_images_of_an_earlier_run_are_reported(tmp_path: Path, capsys) -> None:
         save_png(path, np.zeros((2, 2, 3), np.uint8))
     assert warning() == ""
     page = Page(tmp_path, "test")
-    page.row([Picture(Path("images") / path.name, caption="image") for path in images[:2]])
+    page.row([Picture(Path("images") / path.name, caption="image") for path in images[:3]])
     page.save()
-    assert f"1 images, e.g. {images[2]}, are from an earlier run" in warning()
+    assert f"1 images, e.g. {images[3]}, are from an earlier run" in warning()
     (tmp_path / "index.html").write_bytes(b"\xff damaged")
-    assert f"3 images, e.g. {images[0]}, are from an earlier run" in warning()
+    assert f"4 images, e.g. {images[0]}, are from an earlier run" in warning()
 
 
 def test_images_of_an_interrupted_run_are_reported(tmp_path: Path, capsys) -> None:

@@ -597,6 +597,10 @@ def test_foreign_contents_are_refused(network):
         "infinite": {**state, "1.bias": torch.tensor([0.0, float("inf")])},
         "sparse": {**state, "1.bias": torch.ones(2).to_sparse()},
         "meta": {**state, "1.bias": torch.ones(2, device="meta")},
+        "integers": {**state, "0.weight": state["0.weight"].long()},
+        "complex": {**state, "0.weight": state["0.weight"].cfloat()},
+        "infinite in float32": {**state, "0.bias": torch.full((4,), 1e300, dtype=torch.float64)},
+        "NaN in float8": {**state, "0.bias": torch.full((4,), torch.nan).to(torch.float8_e4m3fn)},
         "numbers for names": dict(enumerate(state.values())),
     }
     before = {name: value.clone() for name, value in state.items()}

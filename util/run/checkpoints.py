@@ -272,15 +272,19 @@ def _network_state(path: Path, own: Mapping) -> dict[str, torch.Tensor]:
             state.setdefault(name, torch.tensor(0))
     strange = [name for name, value in state.items() if not _is_plain_tensor(value)]
     if strange or not state:
-        raise UserError(f"{path}: expected tensors by name, found {brief(strange) or 'nothing'}")
-    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        found = brief(strange) or "nothing"
+        raise UserError(f"{path}: expected tensors of real numbers by name, found {found}")
+    # in float32, which float64 may overflow; float8 has no isfinite
+    if broken := [name for name, value in state.items() if not value.float().isfinite().all()]:
         raise UserError(f"{path}: holds NaN or infinite weights in {brief(broken)}; use another")
     return state
 
 
 def _is_plain_tensor(value: object) -> bool:
     dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
-    return dense and not value.is_quantized and not value.is_meta
+    if not dense or value.is_quantized or value.is_meta:
+        return False
+    return value.is_floating_point() or value.ndim == 0  # a number of batches is an integer
 
 
 def _shape_mismatches(state: Mapping, own: Mapping) -> list[str]:

@@ -414,9 +414,10 @@ def encoder_note(encoder: Path, folder: Path) -> str:
 
 
 def noted_encoder(folder: Path) -> str | None:
-    """The note in a folder, if there is one."""
+    """The note in a folder, if there is one; an empty one says nothing."""
     note = folder / ENCODER_NOTE
     if not note.is_file():  # earlier versions wrote none
         return None
     lines = note.read_text("utf-8", errors="replace").splitlines()
-    return "/".join(Path("".join(lines[:1])).parts[-2:])  # older ones hold the whole path
+    # older ones hold the whole path
+    return "/".join(Path("".join(lines[:1])).parts[-2:]) or None

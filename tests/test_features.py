@@ -222,6 +222,9 @@ def test_styles_of_another_epochs_encoder_are_named(tmp_path: Path, capsys) -> N
     assert not warned("1")  # nothing is known
     (folder / ENCODER_NOTE).write_text(encoder_note(folder / "latest_net_E.pth", folder))
     assert [warned(epoch) for epoch in ("1", "2", "latest")] == [True, False, False]
+    (folder / ENCODER_NOTE).write_text("")  # copied to a full disk, say
+    assert not warned("1")
+    (folder / ENCODER_NOTE).write_text(encoder_note(folder / "latest_net_E.pth", folder))
     os.utime(folder / "features.npy", (0, 0))  # since then, others were encoded
     assert not warned("1")
 

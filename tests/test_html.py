@@ -97,7 +97,11 @@ def test_an_image_larger_than_pillow_reads_is_shown(tmp_path, monkeypatch):
     assert image["src"] == "huge.png" and "width" not in image
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"noise" * 99])
+PNG = b"\x89PNG\r\n\x1a\n"
+SHORT_HEADER = PNG + b"\0\0\0\x0cIHDR" + bytes(20)
+
+
+@pytest.mark.parametrize("content", [b"", PNG, SHORT_HEADER, b"noise" * 99])
 def test_a_page_with_a_damaged_image_is_still_written(tmp_path, content):
     """test.py --skip_existing --page, say, after a power cut."""
     (tmp_path / "damaged.png").write_bytes(content)

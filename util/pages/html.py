@@ -80,8 +80,8 @@ class Page:
         # and a page that refreshes itself does not jump.
         size = {}
         file = self.folder / picture.path
-        # a damaged file is shown as well as the browser can
-        with suppress(Image.DecompressionBombError, OSError), Image.open(file) as image:
+        # a damaged file, for which Pillow has many errors, is shown as well as the browser can
+        with suppress(Exception), Image.open(file) as image:
             size = {"width": image.width, "height": image.height}
         data = {f"data-{key}": value for key, value in picture.data.items()}
         name = picture.caption or Path(picture.path).stem

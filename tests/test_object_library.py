@@ -13,6 +13,7 @@ from tiny_run import write_run
 
 from editor import library
 from editor.library import LibraryObject, load_library, thumbnail, whole_objects, write_library
+from models.inference_model import is_newer
 from util.errors import UserError
 
 ROAD, CAR = 7, 26
@@ -144,6 +145,23 @@ def test_a_library_of_an_earlier_encoder_is_reported(
     call(*command)
     warning = f"latest_net_E.pth is newer than {run / 'object_library.npz'}"
     assert warning in capsys.readouterr().out
+
+
+def test_a_library_is_as_old_as_the_encoder_that_was_read(
+    toy_data: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training may save another one meanwhile."""
+    run = write_run(tmp_path, "run", dataroot=str(toy_data))
+    encoder = run / "latest_net_E.pth"
+    os.utime(encoder, (1000, 1000))
+
+    def build(*_: object) -> list[LibraryObject]:
+        os.utime(encoder)
+        return objects()
+
+    monkeypatch.setattr(library, "build", build)
+    call(library.main, "--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1)
+    assert is_newer(encoder, run / "object_library.npz")
 
 
 def test_a_run_that_cannot_be_written_to_is_refused_before_any_work(

@@ -274,7 +274,7 @@ def _network_state(path: Path, own: Mapping) -> dict[str, torch.Tensor]:
     if strange or not state:
         found = brief(strange) or "nothing"
         raise UserError(f"{path}: expected tensors of real numbers by name, found {found}")
-    # in float32, which float64 may overflow; float8 has no isfinite
+    # converted as on loading: float64 may overflow float32, and float8 has no isfinite
     if broken := [name for name, value in state.items() if not value.float().isfinite().all()]:
         raise UserError(f"{path}: holds NaN or infinite weights in {brief(broken)}; use another")
     return state

@@ -385,6 +385,17 @@ def test_a_changed_data_set_starts_the_epoch_over(own_data, tmp_path, left: int)
     assert [row["iters"] for row in rows] == [*range(1, 5), *2 * [*range(1, 1 + left)]]
 
 
+@pytest.mark.parametrize("more", [["--seed", 1], *thorough(["--serial_batches"])])
+def test_another_order_of_scenes_starts_the_epoch_over(more, toy_data, tmp_path):
+    """Its batches are others: some scenes would be trained on twice, others not at all."""
+    flags = ["--dataroot", toy_data, *ALL, "--niter", 2, "--niter_decay", 0]
+    kill_after(tmp_path / "run", 6, *flags)
+    log = train(tmp_path / "run", *flags, "--continue_train", *more)
+    assert "the epoch starts over" in log
+    rows = outcome(tmp_path / "run")["metrics.jsonl"]
+    assert [row["iters"] for row in rows] == 2 * [1, 2, 3, 4]
+
+
 def run_out_of_memory() -> None:
     from models.pix2pixHD_model import Pix2PixHDModel
 

@@ -38,6 +38,7 @@ from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
 from util.setup import random_state, set_random_state
 
 FOLDER_FLAGS = "--checkpoints_dir or --name"  # choose a run's folder
+ORDER_FLAGS = "batchSize", "seed", "serial_batches"  # which scenes a batch of an epoch has
 
 
 @dataclass
@@ -98,7 +99,8 @@ class Position:
 def load(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     """Load what --continue_train or --load_pretrain asks for; returns where training starts.
 
-    dataset: the AlignedDataset to train on; if it has other scenes, the epoch starts over.
+    dataset: the AlignedDataset to train on; if its scenes or ORDER_FLAGS changed, the epoch starts
+    over.
     opt.load_pretrain and opt.which_epoch keep naming the run whose features this one was trained
     on, even if it is continued or starts from weights of its own. Raises UserError if files are
     damaged or do not fit, or if the processes do not agree.
@@ -191,7 +193,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
         old = {flag: saved[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         names = state.get("names_crc", dataset.names_crc)  # older states have none
         same_scenes = (state["scenes"], names) == (len(dataset), dataset.names_crc)
-        same_epoch = same_scenes and old["batchSize"] == opt.batchSize
+        same_epoch = same_scenes and all(old[flag] == getattr(opt, flag) for flag in ORDER_FLAGS)
         at.check(batches=-(-state["scenes"] // old["batchSize"]))
         _compare_flags(folder, old, opt)
         model.load_networks(folder)
@@ -213,7 +215,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     if len(processes) != distributed.world():
         log_main(f"note: there were {len(processes)} processes, now {distributed.world()}")
     if at.batch and not same_epoch:
-        log_main("note: the data set or --batchSize changed: the epoch starts over")
+        log_main("note: the data set or the order of its scenes changed: the epoch starts over")
         at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
     elif not same_scenes:
         log_main("note: the data set changed")

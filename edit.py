@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from models import create_model
-from models.inference_model import find_encoder, is_newer
+from models.inference_model import find_encoder, is_of_another
 from models.ui_model import UIModel
 from options.edit_options import EditOptions
 from util.errors import UserError, run
@@ -33,10 +33,10 @@ def edit(ui: UIModel, opt: argparse.Namespace) -> None:
     path = folder / FILE
     objects = load_library(path, opt.label_nc, opt.feat_num if ui.has_features else 0)
     encoder, _ = find_encoder(folder, opt, folder)
-    if objects and ui.has_features and encoder and is_newer(encoder, path):
+    if objects and ui.has_features and is_of_another(path, encoder):
         log(
-            f"warning: {encoder} is newer than {path}: if it was trained since, the library's "
-            "features are not its own; make a new one with python -m editor.library"
+            f"warning: {path} has the features of another encoder than {encoder}; make a new one "
+            "with python -m editor.library"
         )
     serve(Page(ui, Scenes(opt), objects), opt.host, opt.port)
 

@@ -7,8 +7,6 @@ Writes checkpoints/NAME/features.npy and features_clustered_010.npy (for --n_clu
 """
 
 import argparse
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +17,20 @@ from data.create import create_dataset
 from data.loader import of_all_scenes, own_batches
 from models import create_encoder
 from models.inference_model import (
-    ENCODER_NOTE,
     InferenceModel,
-    encoder_note,
     find_encoder,
-    is_newer,
+    is_of_another,
+    note_encoder,
     noted_encoder,
 )
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
-from util.files import lock_folder, make_folder, write_text
+from util.files import checksum_of, lock_folder, make_folder
 from util.pages.colours import class_name
 from util.progress import log, log_main
-from util.run.checkpoints import run_dir, weights_file
+from util.run.checkpoints import run_dir
 from util.setup import seed_everything, set_up_torch
 
 IN_USE = "another encode_features.py is running there; wait until it has ended"
@@ -49,16 +46,14 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     # the first process decides for all: other machines may have a copy of the folder as it was
     if distributed.gather(needs_encoding(opt, path))[0]:
         encoder = used_encoder(opt)
-        seen = encoder.stat() if encoder and encoder.is_file() else None
+        made_by = checksum_of(encoder)  # before: training may save another one meanwhile
         model = create_encoder(opt, device, encoder_file(opt).parent)
         make_folder(run_dir(opt), "--checkpoints_dir or --name")
         rows = encode_instances(model, opt)
         if distributed.is_main():
             path.unlink(missing_ok=True)  # if killed, no other encoder's features are left
-            write_text(path.with_name(ENCODER_NOTE), encoder_note(encoder, run_dir(opt)))
+            note_encoder(path, made_by)
             write_array(rows, path)
-            if seen:  # as old as what was read: training may have saved another encoder since
-                os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
     if distributed.is_main():
         write_styles(path, opt)
 
@@ -70,21 +65,17 @@ def used_encoder(opt: argparse.Namespace) -> Path | None:
 
 
 def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
-    """Whether features.npy is missing, outdated, another encoder's, or to be replaced."""
-    encoder = used_encoder(opt)
+    """Whether features.npy is missing, another encoder's, or to be replaced."""
     if opt.reencode or not path.is_file():
         return True
-    made_by = noted_encoder(path.parent) or weights_file(Path(), "latest", "E", opt.ema).name
-    if encoder and made_by != encoder_note(encoder, run_dir(opt)):
-        log_main(f"{path} was made by {made_by:.200}: encoding again")
-        return True
-    outdated = encoder and is_newer(encoder, path)
+    encoder = used_encoder(opt)
+    outdated = is_of_another(path, encoder)
     log_main(
-        f"{encoder} is newer than {path}: encoding again"
+        f"{path} is of another encoder than {encoder}: encoding again"
         if outdated
         else f"clustering {path} as it is (if the data changed, give --reencode)"
     )
-    return bool(outdated)
+    return outdated
 
 
 def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarray:
@@ -116,7 +107,7 @@ def write_styles(path: Path, opt: argparse.Namespace) -> None:
         raise UserError(f"{path}: no instance covers more than 1/64 of its image: no styles")
     clustered = path.with_name(f"features_clustered_{opt.n_clusters:03d}.npy")
     write_array(styles_to_rows(styles), clustered)
-    shutil.copystat(path, clustered)  # as old as their encoder, too: see run_styles
+    note_encoder(clustered, noted_encoder(path))
     report(rows, styles, opt)
     log(f"{len(rows)} instances in {path}, {sum(map(len, styles.values()))} styles in {clustered}")
 

@@ -7,7 +7,6 @@ Writes checkpoints/NAME/object_library.npz, whose objects edit.py offers.
 
 import argparse
 import io
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -23,11 +22,11 @@ from data.create import create_dataset, photographs
 from data.loader import own_batches
 from models import create_encoder
 from models.build import uses_features
-from models.inference_model import InferenceModel, find_encoder, to_pictures
+from models.inference_model import InferenceModel, find_encoder, note_encoder, to_pictures
 from models.masks import components
 from options.edit_options import LibraryOptions
 from util.errors import UserError, first_line, run
-from util.files import make_folder, write_bytes
+from util.files import checksum_of, make_folder, write_bytes
 from util.pages.colours import class_name, palette
 from util.progress import log
 from util.run.checkpoints import run_dir
@@ -187,7 +186,7 @@ def main() -> None:
         raise UserError(f"{run_dir(opt)}: no such run; check --name and --checkpoints_dir")
     make_folder(run_dir(opt), "--checkpoints_dir or --name")
     encoder, _ = find_encoder(run_dir(opt), opt, run_dir(opt))
-    seen = encoder.stat() if encoder and encoder.is_file() else None
+    made_by = checksum_of(encoder)  # before: training may save another one meanwhile
     with torch.inference_mode():
         objects = build(opt, first_device(opt))
     if not objects:
@@ -197,8 +196,7 @@ def main() -> None:
         )
     path = run_dir(opt) / FILE
     write_library(path, objects)
-    if seen:  # as old as what was read: training may have saved another encoder since
-        os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    note_encoder(path, made_by)
     for label, count in sorted(Counter(one.label for one in objects).items()):
         log(f"  {class_name(label, opt.label_nc)}: {count} objects")
     log(f"{len(objects)} objects in {path}")

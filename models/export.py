@@ -17,7 +17,6 @@ import copy
 import json
 import logging
 import warnings
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from models.build import uses_features
 from models.inference_model import InferenceModel, to_pictures
 from util.errors import UserError, optional_package
-from util.files import replacing
+from util.files import checksum_of, replacing
 from util.run.checkpoints import weights_file
 
 PROVIDERS = {
@@ -54,7 +53,7 @@ class OnnxModel(InferenceModel):
         super().__init__(opt, device, folder, with_generator=False)
         self.session = open_session(file, provider, device.index or 0)
         saved = _check_description(self.session, opt, file)
-        checksum = _checksum(self)
+        checksum = checksum_of(_weights(self))
         if checksum is not None and saved.get(_CHECKSUM, checksum) != checksum:
             raise UserError(
                 f"{file}: was exported from other weights than {_weights(self)}; export it again, "
@@ -216,7 +215,7 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
     for axis, name in dims.items():
         program.model.graph.outputs[0].shape[axis] = name  # the exporter writes formulas
     described = describe(model.opt)
-    if (checksum := _checksum(model)) is not None:
+    if (checksum := checksum_of(_weights(model))) is not None:
         described[_CHECKSUM] = checksum
     program.model.metadata_props[_DESCRIPTION] = json.dumps(described)
     return program
@@ -278,12 +277,6 @@ def _random_scene(
 def _weights(model: InferenceModel) -> Path:
     """The file of a model's generator."""
     return weights_file(model.folder, model.opt.which_epoch, "G", model.opt.ema)
-
-
-def _checksum(model: InferenceModel) -> int | None:
-    """The CRC-32 of a generator's file, or None where it is missing: --onnx does without it."""
-    path = _weights(model)
-    return zlib.crc32(path.read_bytes()) if path.is_file() else None
 
 
 def _check_description(session: object, opt: argparse.Namespace, path: Path) -> dict:

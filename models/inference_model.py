@@ -2,7 +2,7 @@
 
 import argparse
 import copy
-import filecmp
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,11 +33,12 @@ from models.styles import Styles, load_styles
 from models.tiling import Map, Region, Tiling
 from models.user_maps import Maps, is_single, to_tensors
 from util.errors import UserError
+from util.files import checksum_of, write_text
 from util.progress import log_main
 from util.run.checkpoints import is_saved, load_file, load_network, saved_options, weights_file
 from util.run.flags import BEFORE
 
-ENCODER_NOTE = "features_encoder.txt"  # next to features.npy: the encoder that made it
+ENCODERS = "encoders.json"  # in a run's folder: file of features -> checksum of its encoder
 
 
 class InferenceModel(nn.Module):
@@ -369,55 +370,40 @@ def cluster_path(folder: Path, name: str) -> Path:
 
 
 def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
-    """The styles of a run, with a warning if its encoder is newer or they are of another epoch's.
+    """The styles of a run, with a warning if they are known to be of another encoder.
 
     Raises UserError as load_styles does."""
     path = cluster_path(folder, opt.cluster_path)
     styles = load_styles(path, opt.feat_num)
     encoder, _ = find_encoder(folder, opt, folder)
-    if encoder is None or not encoder.is_file():
-        return styles
-    if is_newer(encoder, path):
+    if is_of_another(path, encoder):
         log_main(
-            f"warning: {encoder} is newer than {path}: if it was trained since, these are not its "
-            "styles; make them with encode_features.py"
-        )
-    elif encoder.parent == path.parent and not _is_of(path, encoder):
-        log_main(
-            f"warning: {path} has the styles of {noted_encoder(path.parent)}, not of {encoder}; "
-            "encode_features.py with the same --which_epoch and --ema makes its own"
+            f"warning: {path} has the styles of another encoder than {encoder}; encode_features.py "
+            "with the same --name, --which_epoch and --ema makes its own"
         )
     return styles
 
 
-def is_newer(encoder: Path, path: Path) -> bool:
-    """Whether an encoder was saved after a file that it made."""
-    return encoder.is_file() and encoder.stat().st_mtime > path.stat().st_mtime
+def is_of_another(path: Path, encoder: Path | None) -> bool:
+    """Whether a file of features is known to be of another encoder, one trained further, say."""
+    known, now = noted_encoder(path), checksum_of(encoder)
+    return None not in (known, now) and known != now
 
 
-def _is_of(clusters: Path, encoder: Path) -> bool:
-    """Whether styles are of an encoder in their folder, as far as note and features.npy tell."""
-    features, note = clusters.with_name("features.npy"), noted_encoder(clusters.parent)
-    if note is None or not features.is_file():
-        return True
-    if features.stat().st_mtime != clusters.stat().st_mtime:  # clustered from earlier features
-        return True
-    maker = encoder.with_name(Path(note).name)
-    same_run = note == encoder_note(maker, encoder.parent)
-    return same_run and maker.is_file() and filecmp.cmp(maker, encoder, shallow=False)
+def noted_encoder(path: Path) -> int | None:
+    """The checksum of the encoder that made a file of features, if it is known."""
+    return _notes(path.parent).get(path.name)
 
 
-def encoder_note(encoder: Path, folder: Path) -> str:
-    """What the note next to features.npy in a folder says of the encoder that made them: its file's
-    name, with that of its run's folder if it is another one. Folders may move."""
-    return encoder.name if encoder.parent == folder else f"{encoder.parent.name}/{encoder.name}"
+def note_encoder(path: Path, encoder: int | None) -> None:
+    """Note, in its folder, the checksum of the encoder that made a file of features."""
+    notes = _notes(path.parent) | {path.name: encoder}
+    write_text(path.with_name(ENCODERS), json.dumps(notes, indent=1) + "\n")
 
 
-def noted_encoder(folder: Path) -> str | None:
-    """The note in a folder, if there is one; an empty one says nothing."""
-    note = folder / ENCODER_NOTE
-    if not note.is_file():  # earlier versions wrote none
-        return None
-    lines = note.read_text("utf-8", errors="replace").splitlines()
-    # older ones hold the whole path
-    return "/".join(Path("".join(lines[:1])).parts[-2:]) or None
+def _notes(folder: Path) -> dict[str, int | None]:
+    try:
+        notes = json.loads((folder / ENCODERS).read_text("utf-8"))
+    except (OSError, ValueError):  # earlier versions wrote none
+        return {}
+    return notes if isinstance(notes, dict) else {}

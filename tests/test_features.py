@@ -21,7 +21,7 @@ import encode_features
 from data.kinds import scene_kinds
 from generation.features import find_scene
 from models import load_generator
-from models.inference_model import ENCODER_NOTE, InferenceModel, encoder_note, run_styles
+from models.inference_model import ENCODERS, InferenceModel, note_encoder, run_styles
 from models.styles import (
     StyleChooser,
     cluster,
@@ -35,7 +35,7 @@ from models.styles import (
 from options.test_options import EncoderOptions, TestOptions
 from util import distributed
 from util.errors import UserError
-from util.files import lock_folder
+from util.files import checksum_of, lock_folder
 
 BOX = np.ones((2, 3, 4))
 ONCE = ["--niter", 1, "--niter_decay", 0, "--no_html"]
@@ -149,8 +149,8 @@ def test_other_n_clusters_does_not_encode_again(run: Path) -> None:
 def test_another_epoch_is_encoded_again(run: Path) -> None:
     shutil.copytree(run / "ck", run / "epochs")
     folder = run / "epochs" / "feat"
-    shutil.copy(folder / "latest_net_E.pth", folder / "1_net_E.pth")
-    os.utime(folder / "1_net_E.pth", (0, 0))
+    weights = torch.load(folder / "latest_net_E.pth", weights_only=True)
+    torch.save({name: -w for name, w in weights.items()}, folder / "1_net_E.pth")
     flags = ["--name", "feat", "--checkpoints_dir", run / "epochs", "--dataroot", run / "data"]
     for which, again in ((["--which_epoch", 1], True), (["--which_epoch", 1], False), ([], True)):
         done = run_command("encode_features.py", *flags, "--gpu_ids", -1, *which)
@@ -189,44 +189,43 @@ def test_all_styles_and_warning(run: Path) -> None:
     assert "rider (25)" in done.stdout or "bicycle (33)" in done.stdout or "person" in done.stdout
 
 
-def test_styles_older_than_the_encoder_are_named(run: Path) -> None:
-    """Training may have continued since."""
+def test_styles_of_an_earlier_encoder_are_named(run: Path) -> None:
+    """Training may have continued since; a copied folder has the same encoder, whatever its age."""
     encoder = run / "ck" / "feat" / "latest_net_E.pth"
-    before = encoder.stat().st_mtime
+    before = encoder.read_bytes()
     flags = ["--style", "sky=0", "--how_many", 1, "--results_dir", run / "older"]
-    assert "is newer than" not in render(run, *flags).stdout
     os.utime(encoder)
+    assert "another encoder" not in render(run, *flags).stdout
+    weights = torch.load(encoder, weights_only=True)
+    torch.save({name: -w for name, w in weights.items()}, encoder)
     try:
         done = render(run, *flags)
     finally:
-        os.utime(encoder, (before, before))
+        encoder.write_bytes(before)
     assert done.returncode == 0, done.stderr
-    assert f"{encoder} is newer than" in done.stdout and "encode_features.py" in done.stdout
+    assert f"another encoder than {encoder}; encode_features.py" in done.stdout
 
 
 def test_styles_of_another_epochs_encoder_are_named(tmp_path: Path, capsys) -> None:
-    """Even if they are newer; an epoch that was saved together with the latest is the same."""
+    """An epoch that was saved together with the latest is the same."""
     folder = write_run(tmp_path, "run")
     weights = torch.load(folder / "latest_net_E.pth", weights_only=True)
     torch.save({name: -w for name, w in weights.items()}, folder / "1_net_E.pth")
     shutil.copy(folder / "latest_net_E.pth", folder / "2_net_E.pth")
-    shutil.copy2(folder / "features_clustered_010.npy", folder / "features.npy")
-    for path in folder.glob("*_net_E.pth"):
-        os.utime(path, (1000, 1000))
+    styles = folder / "features_clustered_010.npy"
 
     def warned(epoch: str) -> bool:
         flags = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--which_epoch", epoch]
         run_styles(folder, TestOptions().parse(flags))
-        return "has the styles of latest_net_E.pth, not of" in capsys.readouterr().out
+        return "has the styles of another encoder than" in capsys.readouterr().out
 
     assert not warned("1")  # nothing is known
-    (folder / ENCODER_NOTE).write_text(encoder_note(folder / "latest_net_E.pth", folder))
+    note_encoder(folder / "features.npy", checksum_of(folder / "1_net_E.pth"))  # encoded since
+    note_encoder(styles, checksum_of(folder / "latest_net_E.pth"))
     assert [warned(epoch) for epoch in ("1", "2", "latest")] == [True, False, False]
-    (folder / ENCODER_NOTE).write_text("")  # copied to a full disk, say
-    assert not warned("1")
-    (folder / ENCODER_NOTE).write_text(encoder_note(folder / "latest_net_E.pth", folder))
-    os.utime(folder / "features.npy", (0, 0))  # since then, others were encoded
-    assert not warned("1")
+    for damaged in ("", "[]"):  # copied to a full disk, say
+        (folder / ENCODERS).write_text(damaged)
+        assert not warned("1")
 
 
 def test_a_new_encoder_of_the_first_stage_makes_the_seconds_features_anew(
@@ -239,12 +238,11 @@ def test_a_new_encoder_of_the_first_stage_makes_the_seconds_features_anew(
     assert "as it is" in run_command("encode_features.py", *flags).stdout
     weights = torch.load(tmp_path / "below" / "1_net_E_ema.pth", weights_only=True)
     torch.save({name: -w for name, w in weights.items()}, tmp_path / "below" / "1_net_E_ema.pth")
-    os.utime(tmp_path / "below" / "1_net_E_ema.pth", (2**31, 2**31))
     opt = TestOptions().parse([str(flag) for flag in flags[:4]])
     run_styles(folder, opt)
-    assert "1_net_E_ema.pth is newer than" in capsys.readouterr().out
+    assert "1_net_E_ema.pth; encode_features.py" in capsys.readouterr().out
     done = run_command("encode_features.py", *flags)
-    assert "1_net_E_ema.pth is newer than" in done.stdout
+    assert "1_net_E_ema.pth: encoding again" in done.stdout
     assert not np.array_equal(np.load(folder / "features.npy"), first)
 
 
@@ -253,9 +251,10 @@ def test_older_styles_of_the_pretrained_run_are_named(tmp_path: Path, capsys) ->
     base = write_run(tmp_path, "base")
     own = write_run(tmp_path, "own", load_pretrain=str(base))
     (own / "features_clustered_010.npy").unlink()
-    os.utime(base / "latest_net_E.pth", (0, 0))
+    note_encoder(base / "features_clustered_010.npy", checksum_of(base / "latest_net_E.pth"))
+    torch.save({}, own / "latest_net_E.pth")
     run_styles(own, TestOptions().parse(["--name", "own", "--checkpoints_dir", str(tmp_path)]))
-    assert f"{own / 'latest_net_E.pth'} is newer than {base}" in capsys.readouterr().out
+    assert f"another encoder than {own / 'latest_net_E.pth'};" in capsys.readouterr().out
 
 
 def encoder_of_half_size(folder: Path) -> InferenceModel:

@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,11 @@ except ImportError:  # Windows: no locks
 
 ABANDONED = 3600  # seconds after which an unfinished file counts as left by a killed process
 TRAINING = "another training is writing there; wait for it to end, or give this one another --name"
+
+
+def checksum_of(path: Path | None) -> int | None:
+    """The CRC-32 of a file, None if there is none."""
+    return zlib.crc32(path.read_bytes()) if path and path.is_file() else None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

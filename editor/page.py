@@ -334,6 +334,7 @@ def serve(page: Page, host: str, port: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the block below exits
     with tempfile.TemporaryDirectory(prefix="editor_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads are deleted with it
+        os.environ["no_proxy"] = "*"  # the only server that Gradio asks is its own
         app = page.build()
         app.queue(default_concurrency_limit=8, max_size=256, api_open=False)
         _, address, _ = app.launch(

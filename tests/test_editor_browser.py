@@ -739,6 +739,14 @@ def test_an_empty_name_for_replay_is_refused(flags: str, project: Path) -> None:
 
 
 @pytest.mark.thorough
+def test_a_proxy_is_not_asked_for_the_editors_own_page(project: Path, monkeypatch) -> None:
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
+    with running(project) as address:
+        assert address.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.thorough
 def test_a_port_in_use_is_refused_in_one_line(url: str, project: Path, refused) -> None:
     import edit
 

@@ -331,7 +331,10 @@ def _message(problem: UserError | MemoryError) -> str:
 def serve(page: Page, host: str, port: int) -> None:
     """Serve on host:port until interrupted. Raises UserError if the address is not available."""
     check_address(host, port)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the block below exits
+    for name in ("SIGTERM", "SIGHUP"):  # so that the block below exits; SIGHUP: a closed terminal
+        number = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="editor_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # uploads are deleted with it
         os.environ["no_proxy"] = "*"  # the only server that Gradio asks is its own

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -37,9 +38,9 @@ def write_project(folder: Path) -> None:
 
 
 @contextmanager
-def running(folder: Path, *flags: str) -> Iterator[str]:
-    """The address of an editor on the run "tiny" below folder; the end of the block stops it, and
-    deletes what was uploaded to it."""
+def running(folder: Path, *flags: str, stop: signal.Signals = signal.SIGTERM) -> Iterator[str]:
+    """The address of an editor on the run "tiny" below folder; the end of the block stops it by a
+    signal, and deletes what was uploaded to it."""
     uploads = folder / "uploads"
     uploads.mkdir(exist_ok=True)
     command = [sys.executable, "edit.py", "--name", "tiny", "--gpu_ids", "-1", "--port", "0"]
@@ -56,7 +57,7 @@ def running(folder: Path, *flags: str) -> Iterator[str]:
     try:
         yield address(lines)
     finally:
-        process.terminate()
+        process.send_signal(stop)
         process.wait(20)
     assert not list(uploads.glob("editor_*"))
 

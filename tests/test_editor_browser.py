@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import signal
 import struct
 import threading
 import urllib.error
@@ -736,6 +737,13 @@ def test_an_empty_name_for_replay_is_refused(flags: str, project: Path) -> None:
     checkpoints = str(project / "checkpoints")
     with pytest.raises(UserError, match="--replay FILE needs --out DIR"):
         EditOptions().parse(["--name", "tiny", "--checkpoints_dir", checkpoints, *flags.split()])
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_uploads_are_deleted_when_the_terminal_is_closed(project: Path) -> None:
+    with running(project, stop=signal.SIGHUP):
+        assert list((project / "uploads").glob("editor_*"))
 
 
 @pytest.mark.thorough

@@ -74,8 +74,10 @@ function stage(element, trigger, watch) {
   });
   // before edits are lost: a closed tab forgets its session
   addEventListener("beforeunload", (event) => {
-    if (!document.querySelector("button#reset")?.disabled) event.preventDefault();
-  });
+    if (document.querySelector("button#reset")?.disabled) return;
+    event.preventDefault();
+    event.stopImmediatePropagation(); // Gradio closes the connection, although the user may stay
+  }, { capture: true });
   watch("value", () => {
     delete element.dataset.busy;
     element.querySelectorAll(".live").forEach((live) => live.setAttribute("d", ""));

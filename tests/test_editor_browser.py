@@ -23,7 +23,7 @@ from PIL import Image
 pytest.importorskip("playwright", reason="needs requirements-test.txt")
 
 from editor_server import CAR, Client, running, write_project
-from playwright.sync_api import expect
+from playwright.sync_api import Error, expect
 
 from editor.scenes import Scenes
 from models import create_model
@@ -244,6 +244,21 @@ def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
         window.after(partial(keyboard.press, redo))
         assert np.array_equal(window.image("map"), edited)
     window.press("Undo")
+
+
+@pytest.mark.thorough
+def test_who_stays_when_the_browser_asks_can_go_on(window) -> None:
+    page = window.page
+    window.tool("Paint")
+    window.choose_class("train")
+    window.drag((20, 40), (20, 60))
+    page.on("dialog", lambda dialog: dialog.dismiss())
+    with pytest.raises(Error):  # the page is not reloaded
+        page.reload(timeout=4000)
+    page.wait_for_timeout(2000)  # until a closed connection would be noticed
+    window.drag((40, 40), (40, 60))
+    painted = (window.image("map") == TRAIN_COLOUR).all(2)
+    assert painted[20, 50] and painted[40, 50]
 
 
 @pytest.mark.thorough

@@ -30,10 +30,12 @@ def stage(session: Session, pictures: tuple[str, str]) -> str:
     colour = "#ffffff"
     if session.tool == "Paint":
         colour = "#" + bytes(palette(session.ui.networks.opt.label_nc)[session.label]).hex()
+    edited = "yes" if session.ui.edits or session.edited else "no"  # in this scene or another
     parts = zip(("photograph", "map"), ("Generated photograph", "Label map"), pictures)
     return (
         f'<div class="pictures" data-turn="{session.turn}" data-tool="{session.tool}" '
-        f'data-width="{width}" data-height="{height}" style="--brush: {colour}">'
+        f'data-edited="{edited}" data-width="{width}" data-height="{height}" '
+        f'style="--brush: {colour}">'
         + "".join(_picture(*one, width, height, selected) for one in parts)
         + "</div>"
     )

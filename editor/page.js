@@ -74,7 +74,7 @@ function stage(element, trigger, watch) {
   });
   // before edits are lost: a closed tab forgets its session
   addEventListener("beforeunload", (event) => {
-    if (document.querySelector("button#reset")?.disabled) return;
+    if (pictures()?.dataset.edited !== "yes") return;
     event.preventDefault();
     event.stopImmediatePropagation(); // Gradio closes the connection, although the user may stay
   }, { capture: true });

@@ -558,6 +558,8 @@ def test_leaving_the_list_of_scenes_keeps_the_edits(window, project: Path) -> No
     window.after(other.click)
     window.says(f"Opened the scene {name}")
     assert name != SCENE
+    pictures = page.locator(".pictures")
+    assert pictures.get_attribute("data-edited") == "yes"  # the browser asks before a reload
     box.fill("000001")  # and by keyboard
     window.after(lambda: page.keyboard.press("Enter"))
     window.says("Opened the scene toyville_000001")
@@ -567,6 +569,7 @@ def test_leaving_the_list_of_scenes_keeps_the_edits(window, project: Path) -> No
     assert np.array_equal(window.image("map"), edited)
     window.press("Undo")
     assert np.array_equal(window.image("map"), first)
+    assert pictures.get_attribute("data-edited") == "no"
 
 
 @pytest.mark.thorough

@@ -63,12 +63,8 @@ class Page:
 
     def build(self) -> gr.Blocks:
         name = self.ui.networks.folder.name
-        with gr.Blocks(
-            title=f"{name} · editor",
-            analytics_enabled=False,
-            delete_cache=(600, 3600),
-            fill_width=True,
-        ) as app:
+        title = f"{name} · editor"
+        with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as app:
             self.session = gr.State()
             self._layout(name)
             self._wire(app)

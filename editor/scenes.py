@@ -37,6 +37,12 @@ class Scenes:
             return
         self.dataset: AlignedDataset = create_dataset(opt, training=False, load_photos=False)
         self.names = list(self.dataset.scenes)
+        for name in self.names:
+            if any("\ud800" <= char <= "\udfff" for char in name):  # how Python reads other bytes
+                raise UserError(
+                    f"{opt.dataroot}: the name of scene {name!r} is not UTF-8 text, which the page "
+                    "needs; rename its files"
+                )
         self._photos = photographs(opt)
 
     @property

@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import os
 import re
 import signal
 import struct
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -770,6 +772,19 @@ def test_a_proxy_is_not_asked_for_the_editors_own_page(project: Path, monkeypatc
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
     with running(project) as address:
         assert address.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names of any bytes")
+def test_file_names_that_are_not_text_are_refused(project: Path, tmp_path: Path) -> None:
+    for kind in ("label", "inst"):
+        folder = tmp_path / f"test_{kind}"
+        folder.mkdir()
+        file = next((project / "toy" / f"test_{kind}").iterdir())
+        (folder / os.fsdecode(b"stra\xdfe.png")).write_bytes(file.read_bytes())
+    command = ["--name", "tiny", "--checkpoints_dir", str(project / "checkpoints")]
+    opt = EditOptions().parse([*command, "--gpu_ids", "-1", "--dataroot", str(tmp_path)])
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        Scenes(opt)
 
 
 @pytest.mark.thorough

@@ -85,8 +85,6 @@ class Page:
             title = f"Control single objects of a scene · {escape(name)}"
             part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
             self.scene = gr.Dropdown(
-                self.scenes.names,
-                value=self.scenes.names[0] if self.scenes.names else None,
                 label="Scene",
                 interactive=True,
                 visible=bool(self.scenes.names),
@@ -294,7 +292,7 @@ class Page:
         }
         # what rarely changes: a list being searched, and parts with many images
         for part, content, render in (
-            (self.scene, session.scene, partial(gr.Dropdown, value=session.scene)),
+            (self.scene, session.scene, partial(_scenes, session)),
             (self.photo_scene, session.photo_of, partial(gr.Dropdown, value=session.photo_of)),
             (self.library, session.object, partial(markup.library, session, self.thumbnails)),
             (self.photo, session.photo, partial(markup.photo, session)),
@@ -309,6 +307,11 @@ class Page:
             session.status = markup.status(text, error)
         view[self.status] = session.status
         return view
+
+
+def _scenes(session: Session) -> gr.Dropdown:
+    names = session.choices
+    return gr.Dropdown(names, value=session.scene, visible=bool(names))
 
 
 def _urls(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:

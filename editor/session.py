@@ -56,7 +56,8 @@ class Session:
     radius: float = 3.0
     scale: float = 1.0
     object: int | None = None
-    scene: str | None = None  # of the data set; None for uploaded maps
+    scene: str | None = None  # the open one
+    uploads: int = 0  # uploaded maps so far, which are scenes as well
     edited: dict[str, UIModel] = field(default_factory=dict)  # scenes left with edits, by name
     selected: Selection | None = None
     gallery: list[np.ndarray] | None = None  # images of the selected object in its class's styles
@@ -100,6 +101,12 @@ class Session:
             return "Opened your scenes again, as you left them."
         return self.open_scene(self.scenes.names[0]) if self.scenes.names else self.scenes.missing
 
+    @property
+    def choices(self) -> list[str]:
+        """The scenes that can be opened: the data set's, and uploads that are open or edited."""
+        here = [*self.edited, *([self.scene] if self.is_open else [])]
+        return [*self.scenes.names, *(name for name in here if name not in self.scenes.names)]
+
     def open_scene(self, name: str | None) -> str:
         if name in (None, self.scene):  # the list was left without a choice
             return ""
@@ -114,7 +121,8 @@ class Session:
         if label_path is None:
             raise UserError("choose a label map first")
         maps = self.scenes.uploaded_maps(Path(label_path), Path(inst_path) if inst_path else None)
-        self._show(self._opened(*maps), None)
+        self.uploads += 1
+        self._show(self._opened(*maps), f"your maps {self.uploads}: {maps[2]}")
         return f"Opened your maps {maps[2]}, {self._size()}."
 
     def _opened(self, label: np.ndarray, inst: np.ndarray | None, name: str) -> UIModel:
@@ -122,8 +130,8 @@ class Session:
         fresh.open(label, inst, name)
         return fresh
 
-    def _show(self, ui: UIModel, scene: str | None) -> None:
-        if self.scene is not None and self.ui.edits:
+    def _show(self, ui: UIModel, scene: str) -> None:
+        if self.is_open and self.ui.edits:
             self.edited[self.scene] = self.ui
             if len(self.edited) > KEPT:
                 del self.edited[next(iter(self.edited))]
@@ -329,7 +337,7 @@ class Session:
 
     def take_all_styles(self) -> str:
         self._needs_scene()
-        if self.scene is None or self.scene not in self.scenes.photos:
+        if self.scene not in self.scenes.photos:
             raise UserError("this scene has no photograph")
         photo = self.scenes.photo(self.scene)
         if not self.ui.set_styles(self.ui.photo_features(photo)):

@@ -468,7 +468,7 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
     window.says(r"^Opened your maps mine_label, 128x64\.")
     opened = window.image("map")
     listed = page.locator("#scene input")
-    assert listed.input_value() == ""
+    assert listed.input_value() == "your maps 1: mine_label"
     listed.click()
     page.locator("#title").click()
     page.wait_for_timeout(300)
@@ -492,6 +492,9 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
         assert "Traceback" not in page.content()
     assert np.array_equal(window.image("map"), opened)
 
+    window.tool("Delete")
+    window.click(60, 64)
+    edited = window.image("map")
     Image.fromarray(label.T.astype(np.uint8)).save(good_label)
     Image.fromarray(inst.T.astype(np.uint16)).save(good_inst)
     upload(good_label, good_inst)
@@ -499,6 +502,10 @@ def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_pa
     box = page.locator("figure.map .canvas").bounding_box()
     assert box["height"] == pytest.approx(2 * box["width"], abs=1)
     assert box["height"] <= page.viewport_size["height"]
+
+    listed.click()
+    window.after(page.get_by_role("option", name="your maps 1: mine_label").click)
+    assert np.array_equal(window.image("map"), edited) and (edited != opened).any()
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -698,7 +705,7 @@ def test_reset_is_offered_when_the_first_edits_can_no_longer_be_undone(
     opt = EditOptions().parse([*command, "--gpu_ids", "-1"])
     page = Page(create_model(opt, torch.device("cpu")), Scenes(opt), [])
     assert not page.build().delete_cache  # uploaded maps can be opened again hours later
-    view = page.begin()
+    view = page.begin("window")
     session = view[page.session]
     assert not view[page.reset].interactive
     session.tool, session.label = "Paint", TRAIN

@@ -6,6 +6,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -41,8 +42,7 @@ def write_project(folder: Path) -> None:
 def running(folder: Path, *flags: str, stop: signal.Signals = signal.SIGTERM) -> Iterator[str]:
     """The address of an editor on the run "tiny" below folder; the end of the block stops it by a
     signal, and deletes what was uploaded to it."""
-    uploads = folder / "uploads"
-    uploads.mkdir(exist_ok=True)
+    uploads = Path(tempfile.mkdtemp(prefix="uploads_", dir=folder))
     command = [sys.executable, "edit.py", "--name", "tiny", "--gpu_ids", "-1", "--port", "0"]
     process = subprocess.Popen(
         [*command, "--checkpoints_dir", str(folder / "checkpoints"), *flags],

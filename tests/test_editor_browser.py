@@ -770,7 +770,7 @@ def test_an_empty_name_for_replay_is_refused(flags: str, project: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 def test_uploads_are_deleted_when_the_terminal_is_closed(project: Path) -> None:
     with running(project, stop=signal.SIGHUP):
-        assert list((project / "uploads").glob("editor_*"))
+        assert list(project.glob("uploads_*/editor_*"))
 
 
 @pytest.mark.thorough

@@ -5,9 +5,9 @@ GANs", CVPR 2018: section 3.2 (generators, discriminators), 3.4 (encoder), appen
 Parameter names and shapes equal those of the released checkpoints, except with norm
 "channel" and upsample "icnr".
 
-Layers that differ from torch's are in models/layers.py, normalization.py, upsampling.py and
-alignment.py; models/recompute.py has the Sequential that saves memory. With torch's own layers in
-their place the networks compute the same.
+Layers that differ from torch's are in models/layers.py, normalization.py and upsampling.py;
+models/recompute.py has the Sequential that saves memory. With torch's own layers in their place the
+networks compute the same.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.alignment import Conv2d
 from models.layers import ReflectionPad2d, init_weights, instance_average
 from models.normalization import NORMS, InstanceNorm2d
 from models.recompute import Sequential
@@ -53,7 +52,7 @@ class ResnetBlock(nn.Module):
 def _conv7(in_nc: int, out_nc: int, norm: Norm | None = None) -> list[nn.Module]:
     """The 7x7 convolution at full resolution: into a network (with norm) or out of it (tanh)."""
     ending = [nn.Tanh()] if norm is None else [norm(out_nc), nn.ReLU(True)]
-    return [ReflectionPad2d(3), Conv2d(in_nc, out_nc, kernel_size=7), *ending]
+    return [ReflectionPad2d(3), nn.Conv2d(in_nc, out_nc, kernel_size=7), *ending]
 
 
 def _halve(in_nc: int, norm: Norm) -> list[nn.Module]:
@@ -196,7 +195,7 @@ def patch_discriminator(
 
     The last stage returns raw scores (B, 1, h, w), before any sigmoid.
     """
-    conv = partial(Conv2d, kernel_size=4, padding=2)
+    conv = partial(nn.Conv2d, kernel_size=4, padding=2)
     stages: list[list[nn.Module]] = [[conv(input_nc, ndf, stride=2), nn.LeakyReLU(0.2, True)]]
     nc = ndf
     for n in range(1, n_layers + 1):

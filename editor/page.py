@@ -33,8 +33,11 @@ MAX_RADIUS = 32  # of the brush, in pixels
 ENCODED = 4  # windows whose images are also kept as data URLs
 ENDED = "This session has ended; reload the page to start again."
 
-# A random name for the browser's tab, which it keeps when the page is reloaded
-WINDOW = "() => [sessionStorage.editor ??= String(crypto.getRandomValues(new Uint32Array(4)))]"
+# A random name of the window, which it keeps when the page is reloaded; none if it blocks cookies
+WINDOW = """() => {
+  const random = () => String(crypto.getRandomValues(new Uint32Array(4)));
+  try { return [sessionStorage.editor ??= random()]; } catch { return [""]; }
+}"""
 # The browser itself refuses to send anything to another server
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -237,7 +240,8 @@ class Page:
     def begin(self, window: str) -> dict:
         """A new window gets its own session, on the first scene; a reloaded one keeps its own."""
         session = self.windows.get(window) or Session(self.ui.another(), self.scenes, self.objects)
-        self.windows[window] = session
+        if window:
+            self.windows[window] = session
         return {self.session: session, **self._act(session, session.begin)}
 
     def generate_gallery(self, session: Session | None) -> object:

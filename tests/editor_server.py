@@ -103,9 +103,8 @@ class Client:
     def send(self, action: str, *inputs: object, event: dict | None = None) -> str:
         """Send an event and do not wait; returns its number."""
         dependency = self.actions[action]
-        first = self.session if action == "begin" else None  # its window; the session's state
         body = {
-            "data": [first, *inputs],
+            "data": [None, *inputs],  # first the window's name or, later, its session
             "event_data": event,
             "fn_index": dependency["id"],
             "session_hash": self.session,

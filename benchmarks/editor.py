@@ -1,93 +1,76 @@
-"""The editor's time and memory: open windows, edits with their images, a gallery of ten styles.
+"""How long the editor takes: an edit with its image, and a gallery of ten styles.
 
-    python -m benchmarks.editor
-    python -m benchmarks.editor --size 256x128 --repeat 20 --instance_feat --ngf 16
-
-Random weights and maps with 20 objects. Further flags are test.py's; without them, it is the 1024p
-architecture with features. "more MB" is by how much the work raised the process's peak memory.
+python -m benchmarks.editor --name toy_features
 """
 
+import statistics
+import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from benchmarks import scene
-from benchmarks.measure import alternate, benchmark_parser, report, summary
-from models.ui_model import UIModel
+from data.create import create_dataset
+from models import create_model
+from options.edit_options import EditOptions
 from util.errors import run
-from util.parser import integer, size
-from util.progress import peak_memory
-from util.setup import set_up_torch
+from util.setup import first_device, seed_everything, set_up_torch
 
-LARGE = "--netG local --ngf 32 --instance_feat"
-ROAD, SKY, CAR = 7, 23, 26
-CPU = torch.device("cpu")
+REPEAT = 20
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, repeat=1)
-    parser.add_argument("--size", type=size, metavar=size.metavar, default="2048x1024")
-    parser.add_argument("--windows", type=integer(1), default=64, help="open at the same time")
-    given, flags = parser.parse_known_args()
-    set_up_torch(deterministic=False, tf32=False)
-    networks = scene.random_generator(given.device, " ".join(flags) or LARGE)
-    rng = np.random.default_rng(0)
-    styles = rng.normal(size=(10, networks.opt.feat_num)).astype(np.float32)
-    ui = UIModel(networks, styles={CAR: styles})
-    ui.open(*maps(*given.size))
+    opt = EditOptions().parse()
+    set_up_torch(opt.deterministic, opt.tf32)
+    seed_everything(opt.seed)
+    device = first_device(opt)
+    ui = create_model(opt, device)
+    maps = create_dataset(opt, training=False, load_photos=False).maps(0)
+    ui.open(maps["label"], maps.get("inst"))
     height, width = ui.shape
-    car = CAR * 1000
-    rows = []
-
-    def measure(what: str, work: Callable[[], object], repeat: int = given.repeat) -> None:
-        before = peak_memory(CPU)
-        (times,) = alternate({what: work}, given.device, repeat, warm_up=int(repeat > 1)).values()
-        more = 1000 * (peak_memory(CPU) - before)
-        rows.append({"what": what, **summary(times), "more MB": more})
-
-    def stroke() -> None:
-        ui.paint((rng.random((4, 2)) * ui.shape).tolist(), SKY, max(1, height // 32))
-        ui.reset()
+    print(f"{width}x{height} on {device}, {torch.get_num_threads()} threads")
+    middle = ui.select(height // 2, width // 2).instance
+    rng = np.random.default_rng(0)
 
     def paint() -> None:
-        stroke()
+        points = (rng.random((4, 2)) * ui.shape).tolist()
+        ui.paint(points, int(rng.integers(opt.label_nc)), max(1, height // 32))
         ui.picture()
 
     def restyle() -> None:
-        ui.set_style(car, rng.normal(size=networks.opt.feat_num))
+        ui.set_style(middle, rng.normal(size=opt.feat_num))
         ui.picture()
 
-    windows = []
-    all_windows = range(given.windows)
-    measure(f"{given.windows} windows", lambda: windows.extend(opened(ui) for _ in all_windows), 1)
-    measure("select", lambda: ui.select(height // 3, width // 3))
-    measure("paint and reset", stroke)
-    measure("the same, and generate", paint)
+    report("select", lambda: ui.select(height // 3, width // 3))
+    report(
+        "paint, without generating", lambda: ui.paint([(9, 9)], int(rng.integers(opt.label_nc)), 3)
+    )
+    report("paint and generate", paint)
+    ui.reset()
     if ui.has_features:
-        measure("style and generate", restyle)
-        measure("gallery of 10 styles", lambda: ui.previews(car, styles))
-    report("editor", rows, given, flags=" ".join(flags) or LARGE, size=f"{width}x{height}")
+        report("style and generate", restyle)
+        styles = rng.normal(size=(10, opt.feat_num)).astype(np.float32)
+        report("gallery of 10 styles", lambda: ui.previews(middle, styles))
 
 
-def maps(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sky above road, and 20 cars."""
-    label = np.full((height, width), SKY, np.uint8)
-    label[height // 2 :] = ROAD
-    inst = label.astype(np.int32)
-    for number in range(20):
-        left = width * number // 20
-        place = slice(height // 2 - 1, height * 3 // 5), slice(left, left + max(1, width // 25))
-        label[place], inst[place] = CAR, 1000 * CAR + number
-    return label, inst
+def report(what: str, work: Callable[[], object]) -> None:
+    """Print the median and the longest time of REPEAT calls, and the mean processor time of a call.
 
-
-def opened(ui: UIModel) -> tuple[UIModel, object]:
-    """A window's scene with an image, and its selected object."""
-    window = ui.another()
-    window.open(*maps(*ui.shape[::-1]))
-    window.last_picture = np.random.randint(0, 256, (*ui.shape, 3), np.uint8)
-    return window, window.selection(1000 * CAR)
+    The images are copied to the host, so a GPU has finished by then. On a busy machine, processor
+    time on one thread (OMP_NUM_THREADS=1) says more than the clock.
+    """
+    work()
+    times = []
+    begin = time.process_time()
+    for _ in range(REPEAT):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    busy = (time.process_time() - begin) / REPEAT
+    print(
+        f"{what}: median {1000 * statistics.median(times):.1f} ms, most {1000 * max(times):.1f}, "
+        f"processor {1000 * busy:.1f}"
+    )
 
 
 if __name__ == "__main__":

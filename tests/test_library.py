@@ -111,7 +111,9 @@ def test_fitted_features_are_means_over_instances(tmp_path: Path) -> None:
 def test_every_kind_of_map_gives_the_same_image(G: InferenceModel, kind: Callable) -> None:
     label, inst = maps()
     tensors = [torch.from_numpy(m)[None, None] for m in (label, inst)]
-    generated = (G.generate(*tensors)[0].permute(1, 2, 0).numpy() + 1) / 2 * 255
+    images = G.generate(*tensors)
+    assert images.is_inference()  # no graph is built
+    generated = (images[0].permute(1, 2, 0).numpy() + 1) / 2 * 255
     image = G(*kind(label, inst))
     assert image.shape == (17, 22, 3) and image.dtype == np.uint8
     assert image.std() > 5

@@ -112,7 +112,9 @@ def scene_kinds(
         cond = image_kind(cond_values, "cond", "{}_cond")
         kinds["cond"] = replace(cond, remedy="; --cond_nc reads its maps there")
     if loss_weights:
-        kinds["loss_weight"] = Kind(("{}_weight",), read_weights, "float32", size=array_size)
+        remedy = "; --loss_weights reads its maps there"
+        weights = Kind(("{}_weight",), read_weights, "float32", size=array_size, remedy=remedy)
+        kinds["loss_weight"] = weights
     return kinds
 
 

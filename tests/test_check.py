@@ -197,6 +197,9 @@ def test_weights_in_a_tiff_that_pillow_does_not_open(own_data):
         weights = np.ones((32, 64), np.float32)
         path = own_data / "train_weight" / f"{path.stem}.tif"
         tifffile.imwrite(path, weights, compression="lerc")
+    (own_data / "train_weight").rename(own_data / "weights")
+    assert "--loss_weights reads its maps there" in problems(own_data, "--loss_weights")[0]
+    (own_data / "weights").rename(own_data / "train_weight")
     assert problems(own_data, "--loss_weights") == []
     assert create_dataset(options(own_data, "--loss_weights"), training=True)[0][
         "loss_weight"

@@ -80,7 +80,10 @@ def check_weights_dir(opt: argparse.Namespace) -> None:
 
 
 class EvaluateOptions(BaseOptions):
-    description = "Measure the images of test.py against the real photographs and label maps."
+    description = (
+        "Measure the images of test.py against the real photographs and label maps.\n"
+        "--dataroot, --label_nc, --ignore_label and --output_* default to the values of the run."
+    )
     groups = [IMAGES, SEGMENTERS, MEASURING]
 
     def parse_runs(self, argv: Sequence[str] | None = None) -> list[argparse.Namespace]:

@@ -174,7 +174,7 @@ class EncoderOptions(TrainOptions):
     """
 
     is_train = False
-    description = "Use a trained encoder on the training set."
+    description = "Use the run's encoder, or that of --load_pretrain DIR, on the training set."
     groups = [*TrainOptions.groups, ENCODER]
 
     def complete(self, opt: argparse.Namespace) -> None:

@@ -86,14 +86,17 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The squared maximum mean discrepancy of two sets of features (N, C), unbiased, with the
     kernel (x.y / C + 1)^3 (Binkowski et al., "Demystifying MMD GANs", ICLR 2018)."""
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    def pairs(x: np.ndarray, y: np.ndarray) -> float:
+        """The sum of the kernel over all pairs, some rows at a time: the matrix of all pairs would
+        take gigabytes for the cells of a training set."""
+        parts = np.array_split(x, len(x) // 256 + 1)
+        return sum(((rows @ y.T / x.shape[1] + 1) ** 3).sum() for rows in parts)
 
-    def mean_of_others(k: np.ndarray) -> float:
-        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+    def mean_of_others(x: np.ndarray) -> float:
+        itself = ((np.square(x).sum(1) / x.shape[1] + 1) ** 3).sum()
+        return (pairs(x, x) - itself) / (len(x) * (len(x) - 1))
 
-    within = mean_of_others(kernel(a, a)) + mean_of_others(kernel(b, b))
-    return float(within - 2 * kernel(a, b).mean())
+    return float(mean_of_others(a) + mean_of_others(b) - 2 * pairs(a, b) / (len(a) * len(b)))
 
 
 class Evaluator:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,16 @@ def test_kernel_distance_by_hand() -> None:
     between = [kernel(x, y) for x in a for y in b]
     expected = np.mean(within_a) + np.mean(within_b) - 2 * np.mean(between)
     assert kernel_distance(a, b) == pytest.approx(expected)
+
+
+def test_kernel_distance_does_not_hold_all_pairs() -> None:
+    """Every image has eight cells: all pairs of a training set's would take gigabytes."""
+    a, b = np.random.default_rng(0).normal(size=(2, 2000, 3))
+    tracemalloc.start()
+    kernel_distance(a, b)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < len(a) * len(b) * 8 / 2
 
 
 def test_class_scores_equal_those_of_cityscapes() -> None:

@@ -215,7 +215,8 @@ class Page:
             done.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
 
         window = gr.Textbox(visible=False)
-        app.load(self.begin, [window], [self.session, *view], js=WINDOW, **quiet)
+        begun = app.load(self.begin, [window], [self.session, *view], js=WINDOW, **quiet)
+        begun.then(self.generate_gallery, [self.session], [self.gallery], **quiet)
         on(self.scene.input, Session.open_scene, self.scene)
         on(self.open_own.click, Session.open_upload, self.label_file, self.inst_file)
         on(self.tool.input, Session.choose_tool, self.tool)

@@ -98,6 +98,7 @@ class Session:
         self.shown.clear()
         self.choose_tool("Select")
         if self.is_open:
+            self._reselect()  # previews in progress would go to the page that is gone
             return "Opened your scenes again, as you left them."
         return self.open_scene(self.scenes.names[0]) if self.scenes.names else self.scenes.missing
 

@@ -447,6 +447,24 @@ def test_reloading_the_page_keeps_scene_edits_and_selection(window, project: Pat
     np.testing.assert_array_equal(window.image("map"), first)
 
 
+@pytest.mark.thorough
+def test_a_reloaded_page_gets_the_previews_that_the_old_one_still_awaited(
+    window, project: Path
+) -> None:
+    page, sent = window.page, []
+
+    def only_the_click(route) -> None:
+        sent.append(route)
+        route.continue_() if len(sent) == 1 else route.abort()
+
+    _, y, x, _ = car(project)
+    page.route("**/queue/join**", only_the_click)
+    window.click(y, x)
+    page.unroute_all(behavior="wait")
+    page.reload()
+    expect(page.locator("#gallery .style img")).to_have_count(5)
+
+
 def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_path: Path) -> None:
     label, inst = scene_maps(project)
     page = window.page
@@ -717,6 +735,28 @@ def test_reset_is_offered_when_the_first_edits_can_no_longer_be_undone(
     assert not view[page.undo].interactive and view[page.reset].interactive
     page._act(session, session.reset)
     assert np.array_equal(session.ui.label, opened)
+
+
+def test_previews_start_again_for_a_page_reloaded_meanwhile(project: Path, monkeypatch) -> None:
+    from editor.page import Page
+
+    command = ["--name", "tiny", "--checkpoints_dir", str(project / "checkpoints")]
+    opt = EditOptions().parse([*command, "--gpu_ids", "-1"])
+    page = Page(create_model(opt, torch.device("cpu")), Scenes(opt), [])
+    page.build()
+    session = page.begin("window")[page.session]
+    page._act(session, lambda: session.pointer([(60, 64)], 1, 1))
+    previews, again = session.ui.previews, []
+
+    def reload(*args: object) -> np.ndarray:
+        monkeypatch.undo()
+        page.begin("window")
+        again.append(session.generate_gallery())
+        return previews(*args)
+
+    monkeypatch.setattr(session.ui, "previews", reload)
+    assert not session.generate_gallery()  # for the old page
+    assert again == [True] and session.gallery is not None
 
 
 # -- the command line ------------------------------------------------------------------------

@@ -33,10 +33,18 @@ MAX_RADIUS = 32  # of the brush, in pixels
 ENCODED = 4  # windows whose images are also kept as data URLs
 ENDED = "This session has ended; reload the page to start again."
 
-# A random name of the window, which it keeps when the page is reloaded; none if it blocks cookies
-WINDOW = """() => {
+# A random name of the window, which it keeps when the page is reloaded; none if it blocks cookies.
+# A duplicated tab begins with a copy of the name, whose lock the first tab still holds.
+WINDOW = """async () => {
   const random = () => String(crypto.getRandomValues(new Uint32Array(4)));
-  try { return [sessionStorage.editor ??= random()]; } catch { return [""]; }
+  const hold = (name) => new Promise((held, taken) => navigator.locks.request(
+    name, { signal: AbortSignal.timeout(1000) }, () => new Promise(held)).catch(taken));
+  try {
+    const name = sessionStorage.editor ??= random();
+    // locks: only where the page comes from this machine, or by HTTPS
+    if (navigator.locks) await hold(name).catch(() => hold(sessionStorage.editor = random()));
+    return [sessionStorage.editor];
+  } catch { return [""]; }
 }"""
 # The browser itself refuses to send anything to another server
 POLICY = (

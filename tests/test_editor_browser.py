@@ -465,6 +465,23 @@ def test_a_reloaded_page_gets_the_previews_that_the_old_one_still_awaited(
     expect(page.locator("#gallery .style img")).to_have_count(5)
 
 
+@pytest.mark.thorough
+def test_a_duplicated_tab_has_its_own_scenes(browser, window, project: Path) -> None:
+    first = window.image("map")
+    with browser.expect_page() as opened:  # with a copy of what the first tab has stored
+        window.page.evaluate("() => { window.open(location.href); }")
+    other = opened.value
+    other.locator(".pictures").wait_for()
+    other.locator("#scene input").click()
+    other.get_by_role("option").last.click()
+    other.wait_for_function("() => document.querySelector('.pictures').dataset.turn > 1")
+    _, y, x, _ = car(project)
+    window.click(y, x)
+    window.says("^Selected car")
+    assert np.array_equal(window.image("map"), first)
+    other.close()
+
+
 def test_own_maps_open_and_bad_ones_give_a_message(window, project: Path, tmp_path: Path) -> None:
     label, inst = scene_maps(project)
     page = window.page

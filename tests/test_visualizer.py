@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -193,6 +194,21 @@ def test_page_shows_what_is_on_disk_newest_first(tmp_path):
     places = [text.index(f'src="{path}"') for path in order]
     assert places == sorted(places)
     assert 'http-equiv="refresh"' in text
+
+
+@pytest.mark.parametrize("deleted", ["web", "web/images", "web/validation"])
+def test_pages_deleted_during_training_are_made_again(deleted, tmp_path):
+    vis = visualizer(tmp_path, write_html=True)
+    log(vis, range(1, 2))
+    vis.display(shown(1), epoch=1, step=1)
+    shutil.rmtree(tmp_path / deleted)
+    vis.display(shown(2), epoch=2, step=2)
+    shutil.rmtree(tmp_path / deleted)
+    vis.show_validation(2, 2, {"l1": 1.0}, {"a": shown(3)}, best=2)
+    assert "a.jpg" in (tmp_path / "web" / "validation.html").read_text()
+    shutil.rmtree(tmp_path / deleted)
+    vis.close()
+    assert (tmp_path / "web" / "index.html").is_file()
 
 
 def test_images_of_the_2018_code_stay_on_the_page_of_a_continued_run(tmp_path):

@@ -52,11 +52,18 @@ class RunPage:
         matplotlib is missing."""
         require_matplotlib()
         self.run_dir, self.web, self.display_winsize = run_dir, run_dir / "web", display_winsize
-        for folder in (run_dir, self.web, self.web / "images", self.web / "validation"):
-            folder.mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for folder in (run_dir, *self._folders()):
             remove_abandoned(folder)
         self._curves_due = 0.0
         self._drawn: dict[str, object] = {}  # plot's file -> what it shows
+
+    def _folders(self) -> list[Path]:
+        """The folders of the pages, made again if the user has deleted them during training."""
+        folders = [self.web, self.web / "images", self.web / "validation"]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        return folders
 
     def forget_after(self, epoch: int) -> None:
         """Delete the images of later epochs, which a killed run had begun but not saved."""
@@ -66,20 +73,22 @@ class RunPage:
 
     def save_images(self, images: Mapping[str, np.ndarray], epoch: int) -> None:
         """Keep the images of a training step; the last ones of an epoch stay on the page."""
+        _, folder, _ = self._folders()
         for name, image in images.items():
-            save_image(image, self.web / "images" / f"epoch{epoch:03d}_{name}.png")
+            save_image(image, folder / f"epoch{epoch:03d}_{name}.png")
 
     def save_scenes(self, scenes: Mapping[str, Mapping[str, np.ndarray]], epoch: int) -> None:
         """Keep the images of validated scenes: scene -> name -> image (H, W, 3) uint8."""
+        *_, folder = self._folders()
         for scene, images in scenes.items():
             for name, image in images.items():
                 prefix = f"epoch{epoch:04d}_" if name == "synthesized_image" else f"{name}_"
-                path = self.web / "validation" / f"{prefix}{scene}.jpg"
-                save_image(image, path, quality=90)
+                save_image(image, folder / f"{prefix}{scene}.jpg", quality=90)
 
     def write(self, rows: Table, validations: Table, facts: Facts, last: bool = False) -> None:
         """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: on
         the run and its progress, by name. last: redraw the curves, so that they show all rows."""
+        self._folders()
         if (rows or validations) and (last or time.monotonic() >= self._curves_due):
             self._draw_curves(rows, validations, facts)
         page = Page(self.web, f"Training: {self.run_dir.name}", refresh=REFRESH_SECONDS)

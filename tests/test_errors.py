@@ -190,6 +190,18 @@ def test_write_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_read_only_disk_is_reported_with_the_files_own_name(tmp_path: Path, monkeypatch) -> None:
+    """There, deleting a file fails even if it does not exist."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as error, replacing(tmp_path / "a.onnx") as new:
+        refuse(new)
+    assert error.value.filename == str(tmp_path / "a.onnx")
+
+
 def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """evaluate.py twice, say: neither fails, and the file is that of the last one."""
     path, fsync = tmp_path / ("x" * 255), os.fsync  # no name can be longer

@@ -56,7 +56,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _name_file(error, path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its error, on a read-only disk, would hide the first one
+            temporary.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path) -> None:

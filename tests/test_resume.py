@@ -547,6 +547,19 @@ def test_the_rate_starts_over_only_for_weights_of_the_old_code(toy_data, tmp_pat
     assert "optimizers start fresh" in log and "epoch 3 of 3" in log
 
 
+@pytest.mark.parametrize("content", [b"", *thorough(b"\0\0\0\0", b"\xff\n0\n")])
+def test_a_damaged_iter_txt_is_refused(content, run_of_one, toy_data, tmp_path):
+    """Training from epoch 1 on would replace the logs and pages of all earlier epochs."""
+    run = tmp_path / "run"
+    shutil.copytree(run_of_one, run)
+    (run / "latest_state.pth").unlink()
+    (run / "iter.txt").write_bytes(content)
+    flags = ["--dataroot", toy_data, "--niter", 3, "--niter_decay", 0, "--continue_train"]
+    training = Training(run, *flags)
+    assert training.end() == 2 and training.output().count("\n") == 1, training.output()
+    assert str(run / "iter.txt") in training.output()
+
+
 def two(folders: tuple[Path, Path], *flags: object) -> list[Training]:
     """Two processes of one run, each of which finds it in its own folder."""
     outs = (None, tmp_log(folders[0]))

@@ -169,8 +169,8 @@ def _continue(model, opt: argparse.Namespace, folder: Path, dataset) -> Position
         return _resume(model, opt, folder, dataset)
     if (folder / "latest_net_G.pth").is_file():
         model.load_networks(folder)
-        log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
         epoch = _reference_epoch(folder)
+        log_main(f"{folder} has weights but no latest_state.pth: the optimizers start fresh")
         return Position(epoch=epoch, step=(epoch - 1) * len(dataset))
     earlier = ", except by the run it replaced" if any(folder.glob("replaced_*")) else ""
     if not (earlier or opt.load_pretrain) and (epochs := sorted(_numbered_networks(folder))):
@@ -282,11 +282,17 @@ def _checksums(model) -> dict[str, int]:
 
 
 def _reference_epoch(folder: Path) -> int:
-    """The epoch in an iter.txt of the 2018 code (two lines: epoch, images done in it), or 1."""
+    """The epoch in an iter.txt of the 2018 code (two lines: epoch, images done in it); 1 without
+    one. A damaged one is refused: from epoch 1 on, the run's logs would be replaced."""
+    path = folder / "iter.txt"
     try:
-        return max(1, int((folder / "iter.txt").read_text().split()[0]))
-    except (OSError, ValueError, IndexError):
+        return max(1, int(path.read_text().split()[0]))
+    except FileNotFoundError:
         return 1
+    except (ValueError, IndexError) as error:
+        raise UserError(
+            f"{path}: does not begin with an epoch; write the one to continue with there"
+        ) from error
 
 
 def snapshot(model, opt: argparse.Namespace, at: Position, dataset) -> dict[str, object] | None:

@@ -51,7 +51,13 @@ from models.transfer import adapt_weights, frozen_layers, map_classes, other_lay
 from util import distributed
 from util.errors import UserError, brief
 from util.image_pool import ImagePool
-from util.run.checkpoints import is_saved, load_network, load_pretrained, saved_options
+from util.run.checkpoints import (
+    is_saved,
+    load_network,
+    load_pretrained,
+    require_saved,
+    saved_options,
+)
 from util.run.flags import BEFORE
 from util.setup import set_up_compiler
 
@@ -331,6 +337,7 @@ class Pix2PixHDModel(nn.Module):
         must exist. Returns what is newly initialized, in one line for each network. Raises
         UserError if --freeze would keep any of that from being trained."""
         fresh = [] if self.netQ is None else ["Q, which --lambda_latent trains"]
+        require_saved(folder / f"{epoch}_net_G.pth")  # before classes are looked up in its options
         saved = saved_options(folder)
         old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved})
         classes = map_classes(self.opt.map_classes, old, self.opt)

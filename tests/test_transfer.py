@@ -440,6 +440,9 @@ def test_refused(toy_data: Path, tmp_path: Path) -> None:
         "give --load_pretrain DIR": ["--freeze", "down"],
         "has no weights to keep": ["--freeze", "down", "--continue_train"],
         "nowhere: no such run folder": ["--load_pretrain", tmp_path / "nowhere"],
+        "gone: no such run folder": [
+            *("--load_pretrain", tmp_path / "gone", "--label_nc", 36, "--map_classes", "car=1")
+        ],
     }
     for expected, flags in refusals.items():
         assert expected in one_line(run_command("train.py", *where, *flags))

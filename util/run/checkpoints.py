@@ -124,11 +124,8 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")  # the save was completed in between
 
 
-def load_file(path: Path) -> dict:
-    """Load a checkpoint file to the CPU without running any code that it may contain.
-
-    Raises UserError if it is missing, damaged or not a checkpoint.
-    """
+def require_saved(path: Path) -> None:
+    """Raises UserError if load_file() would find no file."""
     if not is_saved(path):
         if not path.parent.is_dir():
             raise UserError(f"{path.parent}: no such run folder; train first, or check its name")
@@ -137,6 +134,14 @@ def load_file(path: Path) -> dict:
         if is_saved(earlier):
             remedy = f"{earlier.name}, of the run before, is --which_epoch replaced"
         raise UserError(f"{path}: no such file; {remedy}")
+
+
+def load_file(path: Path) -> dict:
+    """Load a checkpoint file to the CPU without running any code that it may contain.
+
+    Raises UserError if it is missing, damaged or not a checkpoint.
+    """
+    require_saved(path)
     try:
         with _open(path) as file:
             verify_checksums(file)

@@ -320,6 +320,16 @@ def test_convert_leaves_no_maps_of_two_palettes(convert, tmp_path):
     assert left in ({"0.png": 1, "1.png": 0}, {"0.png": 1}, {})
 
 
+def test_instance_ids_in_colours(own_data):
+    """As in COCO's panoptic maps: data.convert_labels would number the colours of all files."""
+    path = files(own_data, "inst")[0]
+    ids = read(path).astype(int)
+    save_png(path, np.stack([ids % 256, ids // 256, ids // 65536], 2).astype(np.uint8))
+    (found,) = problems(own_data)
+    assert f"{path}: instance maps must have one integer" in found
+    assert "number its colours" in found and "convert_labels" not in found
+
+
 def test_classes_in_three_equal_channels(own_data, convert, tmp_path, capsys):
     """They are not colours: neither the check nor the conversion takes them for some."""
     path = files(own_data, "label")[0]

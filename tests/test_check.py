@@ -29,6 +29,10 @@ def problems(data: Path, *flags: object) -> list[str]:
     return check(options(data, *flags)).problems
 
 
+def notes(data: Path, *flags: object) -> list[str]:
+    return check(options(data, *flags)).notes
+
+
 def files(data: Path, kind: str) -> list[Path]:
     return sorted((data / f"train_{kind}").glob("*.png"))
 
@@ -318,6 +322,17 @@ def test_convert_leaves_no_maps_of_two_palettes(convert, tmp_path):
         convert(tmp_path / "in", tmp_path / "out", "--palette", tmp_path / "palette.txt")
     left = {path.name: int(read(path)[0, 0]) for path in (tmp_path / "out").glob("*.png")}
     assert left in ({"0.png": 1, "1.png": 0}, {"0.png": 1}, {})
+
+
+def test_255_is_counted_as_a_class(own_data):
+    """No class, or a mask of 0 and 255: with auto either would make 256 classes, mostly unused."""
+    auto = ["--label_nc", "auto"]
+    assert not any("255" in line for line in notes(own_data, *auto))
+    for path in files(own_data, "label"):
+        save_png(path, np.where(read(path) > 20, 255, read(path)).astype(np.uint8))
+    (note,) = [line for line in notes(own_data, *auto) if "255" in line]
+    assert "--ignore_label 255" in note and "data.convert_labels" in note
+    assert not any("255" in line for line in notes(own_data, *auto, "--ignore_label", 255))
 
 
 def test_instance_ids_in_colours(own_data):

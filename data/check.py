@@ -92,20 +92,20 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
             problems.append(f"{several}: give --batchSize 1, or crop them to one size")
         else:
             notes.append(several)
-    notes += _sparse_classes(scenes, opt)
+    notes += _no_class(scenes, opt)
     return Report(scenes, problems, notes)
 
 
-def _sparse_classes(scenes: list[Scene], opt: argparse.Namespace) -> list[str]:
+def _no_class(scenes: list[Scene], opt: argparse.Namespace) -> list[str]:
     """A note if 255 is counted as a class but probably is none, or classes are grey levels."""
     used = set().union(*(scene.classes for scene in scenes))
     counted = opt.ignore_label is None and (opt.label_nc == "auto" or opt.label_nc > 255)
-    if not counted or 255 not in used or max(used) > 255 or 2 * len(used) > 256:
+    if not counted or 255 not in used or 254 in used or max(used) > 255:
         return []
     return [
-        f"label 255 occurs, but only {len(used) - 1} of the classes below it: if it means no "
-        "class, give --ignore_label 255; if classes are grey levels such as 0 and 255, number "
-        "them with python -m data.convert_labels --palette auto"
+        "label 255 occurs, but 254 does not: if it means no class, give --ignore_label 255; if "
+        "classes are grey levels such as 0 and 255, number them with python -m "
+        "data.convert_labels --palette auto"
     ]
 
 

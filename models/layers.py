@@ -111,11 +111,11 @@ class _InstanceAverage(torch.autograd.Function):
         index = segments[:, None].expand(-1, channels, -1)  # (B, C, H*W)
         # float64 (which Macs' GPUs lack): adding millions of float32 numbers into one loses the
         # fourth digit
-        kind = torch.float32 if features.device.type == "mps" else torch.float64
-        sums = features.new_zeros(batch, channels, count, dtype=kind)
-        sums.scatter_add_(2, index, features.flatten(2).to(kind))
-        areas = features.new_zeros(batch, count, dtype=kind)  # float32 counts only to 2^24
-        ones = features.new_ones(1, 1, dtype=kind)
+        dtype = torch.float32 if features.device.type == "mps" else torch.float64
+        sums = features.new_zeros(batch, channels, count, dtype=dtype)
+        sums.scatter_add_(2, index, features.flatten(2).to(dtype))
+        areas = features.new_zeros(batch, count, dtype=dtype)  # float32 counts only to 2^24
+        ones = features.new_ones(1, 1, dtype=dtype)
         areas.scatter_add_(1, segments, ones.expand(segments.shape))
         means = (sums / areas.clamp(min=1)[:, None]).to(features.dtype)
         return means.gather(2, index).view_as(features)

@@ -60,8 +60,8 @@ class _L1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, fake: Tensor, real: Tensor, pixel_weights: Tensor | None) -> Tensor:
-        kind = torch.promote_types(fake.dtype, torch.float32)
-        difference = fake.to(kind, copy=True).sub_(real)  # in place: no further map
+        dtype = torch.promote_types(fake.dtype, torch.float32)
+        difference = fake.to(dtype, copy=True).sub_(real)  # in place: no further map
         sign = difference.sign().to(torch.int8)
         ctx.save_for_backward(sign, pixel_weights)
         ctx.dtype = fake.dtype

@@ -143,17 +143,17 @@ class Normalize(torch.autograd.Function):
         x = x if is_channels_last(x) else x.contiguous()
         pixels, axis = _flat_pixels(x)
         axes = (0, axis) if over_batch else (axis,)
-        kind = torch.promote_types(x.dtype, torch.float32)
-        mean = pixels.mean(axes, keepdim=True, dtype=kind)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        mean = pixels.mean(axes, keepdim=True, dtype=dtype)
         count = pixels.numel() // mean.numel()
         if share is not None:
             # the count is filled in on the device, as a copy would wait for it
             own = mean.new_full((1,), count, dtype=torch.float64)
             sums = torch.cat([mean.double().flatten() * count, own])
             *sums, count = distributed.total(sums * share).split([mean.numel(), 1])
-            mean = (sums[0] / count).view_as(mean).to(kind)
+            mean = (sums[0] / count).view_as(mean).to(dtype)
 
-        y = torch.empty_like(x, dtype=kind)
+        y = torch.empty_like(x, dtype=dtype)
         centred = _flat_pixels(y, axis)[0]
 
         def centre(part: Tensor, out: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ class Normalize(torch.autograd.Function):
         rstd = (variance + eps).rsqrt()
         scale = rstd if weight is None else rstd * _like_sums(weight, axis)
         offset = -rest * scale if bias is None else _like_sums(bias, axis) - rest * scale
-        scale, offset = scale.to(kind), offset.to(kind)
+        scale, offset = scale.to(dtype), offset.to(dtype)
         for out, a, b in _chunks([centred], [scale, offset], axis):
             torch.addcmul(b, out, a, out=out)
 
@@ -183,10 +183,10 @@ class Normalize(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         x, weight, mean, rest, rstd = ctx.saved_tensors
         pixels, axis = _flat_pixels(x)
-        kind, count = mean.dtype, ctx.count
+        dtype, count = mean.dtype, ctx.count
         layout = torch.channels_last if axis == 1 else torch.contiguous_format
         grads = _flat_pixels(grad.contiguous(memory_format=layout), axis)[0]
-        grad_x = torch.empty_like(x, dtype=kind)
+        grad_x = torch.empty_like(x, dtype=dtype)
         maps = [pixels, grads, _flat_pixels(grad_x, axis)[0]]
 
         def products(part: Tensor, g: Tensor, out: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +204,7 @@ class Normalize(torch.autograd.Function):
         scale = rstd if weight is None else rstd * _like_sums(weight, axis)
         along = rstd.square() * (sums[1] - rest * sums[0]) * (share / count)
         offset = scale * (along * rest - sums[0] * (share / count))
-        factors = [p.to(kind) for p in (scale, -scale * along, offset)]
+        factors = [p.to(dtype) for p in (scale, -scale * along, offset)]
         for g, out, a, b, c in _chunks(maps[1:], factors, axis):
             torch.addcmul(c, out, b, out=out).addcmul_(g, a)
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None

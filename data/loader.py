@@ -33,7 +33,7 @@ class EpochSampler:
     shuffle: bool
     seed: int
     rank: int
-    world: int
+    world_size: int
     epoch: int = 1
     start: int = 0
 
@@ -49,7 +49,7 @@ class EpochSampler:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in self.whole_batches():
-            share = batch[self.rank :: self.world] or batch[:1]
+            share = batch[self.rank :: self.world_size] or batch[:1]
             yield [(self.epoch, index) for index in share]
 
 
@@ -72,7 +72,7 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
-        where = distributed.rank(), distributed.world()
+        where = distributed.rank(), distributed.world_size()
         self.sampler = EpochSampler(len(dataset), batch_size, shuffle, dataset.seed, *where)
         self._read = read_ahead(dataset, self.sampler, workers, pin_memory)
 
@@ -89,9 +89,9 @@ class Loader:
                     raise batch
                 finally:
                     del batch  # the error refers to this frame: a cycle, with the workers in it
-            share = len(whole[self.sampler.rank :: self.sampler.world])
+            share = len(whole[self.sampler.rank :: self.sampler.world_size])
             batch["pictures"] = len(whole)
-            batch["weight"] = share * self.sampler.world / len(whole)
+            batch["weight"] = share * self.sampler.world_size / len(whole)
             yield batch
 
     def __iter__(self) -> Iterator[dict]:
@@ -190,7 +190,7 @@ def collate(items: list[dict | UserError]) -> dict | UserError:
 
 def own_scenes(dataset: AlignedDataset) -> range:
     """The indices of this process's share."""
-    return range(distributed.rank(), len(dataset), distributed.world())
+    return range(distributed.rank(), len(dataset), distributed.world_size())
 
 
 def read_scenes(

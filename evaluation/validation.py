@@ -57,7 +57,7 @@ class Validation:
         self.left_out: dict[str, str] = {}  # measure -> why
         if min(min(size) for size in sizes) < LPIPS_MIN_SIDE:
             self.left_out["lpips"] = TOO_SMALL
-        if len(self.dataset) < distributed.world():
+        if len(self.dataset) < distributed.world_size():
             self.left_out["kid"] = "there are fewer scenes than processes"
         self.measured = self._measured()
         usual = (name for name in ("mean_iou", "lpips", "ssim") if name in self.measured)

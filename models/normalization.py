@@ -52,7 +52,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape, dtype and layout."""
-        several = distributed.world() > 1
+        several = distributed.world_size() > 1
         alone = torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() <= x.shape[1]
         if not self.training or (alone and not several):
             return super().forward(x)

@@ -67,7 +67,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> dict:
             batch["image"] = batch["image"].to(torch.get_default_dtype())
             losses = model.step(batch, batch["weight"])
             assert model.finite
-            if opt.amp == "bf16" and distributed.world() > 1:  # gradients were sent as bf16
+            if opt.amp == "bf16" and distributed.world_size() > 1:  # gradients were sent as bf16
                 sums = [p.grad for net in model.networks().values() for p in net.parameters()]
                 assert all(torch.equal(grad, grad.bfloat16().float()) for grad in sums)
             steps += 1
@@ -96,12 +96,12 @@ def equality(opt: argparse.Namespace, device: torch.device) -> None:
         prints = distributed.gather(fingerprint(result["weights"]))
         assert len(set(prints)) == 1, f"{name}: weights and statistics differ between processes"
         if distributed.is_main():
-            torch.save(result, Path(opt.out) / f"{name}_{distributed.world()}.pth")
+            torch.save(result, Path(opt.out) / f"{name}_{distributed.world_size()}.pth")
 
 
 def exit_statuses(opt: argparse.Namespace, device: torch.device) -> int:
     """The launcher ends with process 0's status."""
-    return 40 + distributed.world() - distributed.rank()
+    return 40 + distributed.world_size() - distributed.rank()
 
 
 def error_in_all(opt: argparse.Namespace, device: torch.device) -> None:
@@ -281,7 +281,7 @@ def gradients(opt: argparse.Namespace, device: torch.device) -> None:
     model.step(batch, batch["weight"])
     if distributed.is_main():
         grads = {name: p.grad for name, p in model.networks()["G"].named_parameters()}
-        torch.save(grads, Path(opt.out) / f"gradients_{distributed.world()}.pth")
+        torch.save(grads, Path(opt.out) / f"gradients_{distributed.world_size()}.pth")
 
 
 def options(data: str, flags: str = "") -> argparse.Namespace:

@@ -177,7 +177,7 @@ def test_measures_of_sets_need_two_scenes(toy_data: Path, monkeypatch) -> None:
 def test_kid_needs_a_scene_for_each_process(toy_data: Path, monkeypatch) -> None:
     """torchmetrics gathers what each process has seen."""
     monkeypatch.setattr("evaluation.validation.why_missing", lambda *_: None)
-    three = argparse.Namespace(world=lambda: 3)
+    three = argparse.Namespace(world_size=lambda: 3)
     monkeypatch.setattr("evaluation.validation.distributed", three)
     found = measured(toy_data)
     assert "kid" not in found and "fid" in found

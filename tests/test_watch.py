@@ -143,7 +143,7 @@ def test_watch_names_the_first_bad_step():
 def test_of_several_processes_the_one_whose_loss_it_is_reports_first(loss, monkeypatch):
     """All have the same averaged gradient; the first to report ends the others."""
     waited = []
-    monkeypatch.setattr("util.distributed.world", lambda: 2)
+    monkeypatch.setattr("util.distributed.world_size", lambda: 2)
     monkeypatch.setattr("util.run.watch.time.sleep", waited.append)
     watch = Watch()
     watch.add(torch.tensor(False), 1, {"G": torch.tensor(loss)}, ["file"])

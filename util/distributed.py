@@ -32,7 +32,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes across all machines."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -61,7 +61,7 @@ def one_process_first() -> Iterator[None]:
 
 def mean(values: Tensor) -> Tensor:
     """The mean of a tensor over the processes."""
-    return total(values) / world()
+    return total(values) / world_size()
 
 
 def total(values: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def gather(value: object, to_main: bool = False) -> list | None:
     """One object from each process, in order of rank; with to_main, only in the main process."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * world() if is_main() or not to_main else None
+    values = [None] * world_size() if is_main() or not to_main else None
     if to_main:
         dist.gather_object(value, values)
     else:
@@ -367,7 +367,7 @@ def wrap(net: nn.Module, device: torch.device, in_bf16: bool = False) -> nn.Modu
 
     in_bf16: send them in bfloat16, half the bytes.
     """
-    if world() == 1 or not any(p.requires_grad for p in net.parameters()):
+    if world_size() == 1 or not any(p.requires_grad for p in net.parameters()):
         return net
     devices = [device.index] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(

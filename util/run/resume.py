@@ -212,8 +212,8 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
             f"{path}: not the state of a training run ({type(error).__name__}: {error}); "
             "restore it from a copy, or start from the weights with --load_pretrain"
         ) from error
-    if len(processes) != distributed.world():
-        log_main(f"note: there were {len(processes)} processes, now {distributed.world()}")
+    if len(processes) != distributed.world_size():
+        log_main(f"note: there were {len(processes)} processes, now {distributed.world_size()}")
     if at.batch and not same_epoch:
         log_main("note: the data set or the order of its scenes changed: the epoch starts over")
         at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
@@ -225,7 +225,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
 
 def _check_agreement(model, at: Position) -> None:
     """Raise UserError unless all processes loaded the same state: each reads its own disk."""
-    if distributed.world() == 1:
+    if distributed.world_size() == 1:
         return
     networks = [net.state_dict() for net in model.saved_networks().values()]
     digest = hashlib.sha256()

@@ -127,7 +127,7 @@ class TrainingRun:
         try:
             yield from bar(batches, total=len(self.loader), initial=at.batch, desc=description)
         except UserError as error:
-            if distributed.world() > 1 or not self._has_begun:  # saving takes all processes
+            if distributed.world_size() > 1 or not self._has_begun:  # saving takes all processes
                 raise
             self.save_if_due(stopping=True)
             self._close()

@@ -38,7 +38,7 @@ class Turn:
     def __init__(self, device: torch.device) -> None:
         self._file = None
         self._seconds = 1.0  # of a step
-        if fcntl and device.type == "cpu" and _uses_all_cores() and distributed.world() == 1:
+        if fcntl and device.type == "cpu" and _uses_all_cores() and distributed.world_size() == 1:
             with suppress(OSError):  # no place for temporary files: no turns
                 path = Path(tempfile.gettempdir()) / f"pix2pixHD-turns-{os.getuid()}.lock"
                 self._file = path.open("w")

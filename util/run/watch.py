@@ -45,7 +45,9 @@ class Watch:
         flags = torch.stack([finite for finite, *_ in steps]).tolist()
         for good, (_, step, losses, paths) in zip(flags, steps):
             if not good:
-                if distributed.world() > 1 and all(value.isfinite() for value in losses.values()):
+                if distributed.world_size() > 1 and all(
+                    value.isfinite() for value in losses.values()
+                ):
                     time.sleep(2)  # the process whose loss it is ends this one when it reports it
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
                 raise UserError(

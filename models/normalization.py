@@ -52,12 +52,13 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape, dtype and layout."""
-        several = distributed.world_size() > 1
-        alone = torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() <= x.shape[1]
-        if not self.training or (alone and not several):
+        across_processes = distributed.world_size() > 1
+        in_torch = torch.compiler.is_compiling() or x.device.type != "cpu"
+        in_torch |= x.numel() <= x.shape[1]  # one value per channel, which torch refuses
+        if not self.training or (in_torch and not across_processes):
             return super().forward(x)
-        share = float(self.has_images) if several else None
-        normalize = _normalize_uncompiled if several else Normalize.apply
+        share = float(self.has_images) if across_processes else None
+        normalize = _normalize_uncompiled if across_processes else Normalize.apply
         y, mean, variance, count = normalize(x, self.weight, self.bias, self.eps, True, share)
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -98,8 +99,8 @@ NORMS = {  # of --norm
 }
 
 
-def count_statistics(net: nn.Module, has_images: bool) -> None:
-    """Set whether this process's next images count in batch normalization."""
+def set_has_images(net: nn.Module, has_images: bool) -> None:
+    """Set whether this process's next images count in the statistics of batch normalization."""
     for layer in net.modules():
         if isinstance(layer, BatchNorm2d):
             layer.has_images = has_images

@@ -44,7 +44,7 @@ from models.ema import averaged, update_average
 from models.instance_maps import instance_noise, network_input, pad_to_multiple
 from models.layers import instance_average
 from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
-from models.normalization import count_statistics, zero_bias_gradients_before_norms
+from models.normalization import set_has_images, zero_bias_gradients_before_norms
 from models.optimizers import adam, adapt_state, learning_rate
 from models.recompute import recompute_blocks
 from models.transfer import adapt_weights, frozen_layers, map_classes, other_layers
@@ -179,7 +179,7 @@ class Pix2PixHDModel(nn.Module):
         lambda_feat, use_lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
         gan = partial(self.call["gan_loss"], use_lsgan=use_lsgan)
         losses: dict[str, Tensor] = {}
-        count_statistics(self, has_images=weight > 0)
+        set_has_images(self, weight > 0)
         self.optimizer_G.zero_grad()
         self.optimizer_D.zero_grad()
         x, fake, real = self.generate(batch)

@@ -28,7 +28,7 @@ import torch
 from data.create import create_dataset, create_loader, fix_data_flags
 from evaluation.validation import create_validation
 from models import create_model
-from models.build import smallest_side
+from models.build import min_training_side
 from options.train_options import TrainOptions
 from util import distributed
 from util.errors import run
@@ -47,7 +47,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     seed_everything(opt.seed)
     for line in fix_data_flags(opt):
         log_main(line)
-    dataset = create_dataset(opt, training=True, smallest=smallest_side(opt))
+    dataset = create_dataset(opt, training=True, min_side=min_training_side(opt))
     loader = create_loader(opt, dataset)
     set_up_torch(opt.deterministic, opt.tf32, dataset.has_one_size)
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)

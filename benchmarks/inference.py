@@ -34,11 +34,11 @@ def main() -> None:
     if given.cuda_graphs:  # one launch per image: the time of the kernels alone
         model._generator = torch.compile(model.netG, mode="reduce-overhead")
         flags += " --cuda_graphs"
-    least, multiple = model.least, model.multiple
-    if min(given.width, given.height) < least or given.width % multiple or given.height % multiple:
+    sides, multiple = (given.width, given.height), model.multiple
+    if min(sides) < model.min_side or any(side % multiple for side in sides):
         raise UserError(
             f"--width {given.width} --height {given.height}: the baseline needs multiples of "
-            f"{multiple}, at least {least}"
+            f"{multiple}, at least {model.min_side}"
         )
     torch.manual_seed(0)
     plain = build_generator(model.opt).to(device)

@@ -22,14 +22,14 @@ MAX_PIXELS = 2**28  # of a scaled image; a narrow strip scaled in width can need
 class Geometry:
     """How images are resized, cropped and flipped: --resize_or_crop and its sizes.
 
-    smallest: the minimum height and width of a scaled and cropped image.
+    min_side: the minimum height and width of a scaled and cropped image.
     """
 
     mode: str = "scale_width"
     load_size: int = 1024
     fine_size: int = 512
     flip: bool = False
-    smallest: int = 1
+    min_side: int = 1
 
     def scaled(self, size: Size) -> Size:
         """The size after scaling an image of this size, before the crop."""
@@ -216,10 +216,10 @@ def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geom
             f"{files['label']}: {width}x{height} when scaled, smaller than "
             f"--fineSize {geometry.fine_size}; give a smaller --fineSize"
         )
-    elif min(final := geometry.final(sizes["label"])) < geometry.smallest:
+    elif min(final := geometry.final(sizes["label"])) < geometry.min_side:
         problems.append(
             f"{files['label']}: {final[0]}x{final[1]} when scaled and cropped, but these networks "
-            f"and losses need at least {geometry.smallest}x{geometry.smallest} pixels; leave it "
+            f"and losses need at least {geometry.min_side}x{geometry.min_side} pixels; leave it "
             "out, or change --loadSize, --fineSize or --resize_or_crop"
         )
     return problems

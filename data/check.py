@@ -60,10 +60,10 @@ class Report:
     notes: list[str]
 
 
-def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
+def check(opt: argparse.Namespace, min_side: int = 1) -> Report:
     """Read every file that train.py with these flags would read.
 
-    smallest: the minimum height and width of a scaled and cropped image. Raises UserError if
+    min_side: the minimum height and width of a scaled and cropped image. Raises UserError if
     there is no such data set at all.
     """
     label_nc = MAX_CLASSES if opt.label_nc == "auto" else opt.label_nc
@@ -77,7 +77,7 @@ def check(opt: argparse.Namespace, smallest: int = 1) -> Report:
     found = sorted(found, key=lambda paths: [*paths.values()])[: opt.max_dataset_size]
     if opt.batchSize > max(len(found), 1):
         problems.append(f"only {len(found)} scenes: give --batchSize {len(found)} or less")
-    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, smallest=smallest)
+    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, min_side=min_side)
     work = partial(examine, opt=opt, kinds=kinds, geometry=geometry)
     scenes = list(parallel(work, found, opt.nThreads, "reading"))
     mismatches, notes = _compare_with_scheme(scenes)

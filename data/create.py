@@ -20,7 +20,7 @@ from util import distributed
 from util.errors import UserError, brief
 from util.run.checkpoints import is_saved, run_dir, saved_options
 
-Scene = TypeVar("Scene")
+T = TypeVar("T")
 
 MAX_MEASURED = 200  # files that --SIDE_range auto reads, evenly spaced
 
@@ -30,16 +30,16 @@ def create_dataset(
     *,
     training: bool,
     load_photos: bool = True,
-    smallest: int = 1,
-    most: int | None = None,
+    min_side: int = 1,
+    max_scenes: int | None = None,
 ) -> AlignedDataset:
     """The data set of opt.dataroot and opt.phase. Raises UserError for what is wrong with it.
 
-    most: only this many scenes, evenly spaced. smallest: the minimum height and width of a scaled
-    and cropped image. For GPUs, training photographs stay bytes, a quarter of the size of floats.
+    min_side: the minimum height and width of a scaled and cropped image. max_scenes: at most this
+    many, evenly spaced. For GPUs, training photographs stay bytes, a quarter of the size of floats.
     """
     flip = training and not opt.no_flip
-    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, flip, smallest)
+    geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize, flip, min_side)
     augmented = training and opt.augment
     dataset = AlignedDataset(
         opt.dataroot,
@@ -54,16 +54,16 @@ def create_dataset(
         load_photos=load_photos,
         loss_weights=training and opt.loss_weights,
     )
-    dataset.scenes = evenly_spaced(dataset.scenes, most)
+    dataset.scenes = evenly_spaced(dataset.scenes, max_scenes)
     dataset.maps = create_cache(opt.cache, dataset, Path(opt.dataroot) / ".cache")
     return dataset
 
 
-def evenly_spaced(scenes: Sequence[Scene], most: int | None) -> list[Scene]:
-    """At most this many of the scenes, evenly spaced: the same ones each time."""
-    count = len(scenes) if most is None else min(most, len(scenes))
-    chosen = np.linspace(0, len(scenes) - 1, count).round().astype(int)
-    return [scenes[index] for index in chosen]
+def evenly_spaced(items: Sequence[T], most: int | None) -> list[T]:
+    """At most this many of the items, evenly spaced: the same ones each time. None: all."""
+    count = len(items) if most is None else min(most, len(items))
+    chosen = np.linspace(0, len(items) - 1, count).round().astype(int)
+    return [items[index] for index in chosen]
 
 
 def kind_flags(opt: argparse.Namespace) -> dict[str, object]:

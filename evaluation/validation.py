@@ -45,7 +45,7 @@ class Validation:
         self.opt = validation_options(opt)
         self.values = side_values(self.opt, "output")
         self.networks = InferenceModel.in_training(model, self.opt)
-        self.dataset = create_dataset(self.opt, training=False, most=opt.val_max)
+        self.dataset = create_dataset(self.opt, training=False, max_scenes=opt.val_max)
         names = picture_names(self.dataset.files["label"])
         self.names = [names[scene] for scene in self.dataset.scenes]
         if opt.segmenter and not self.values.is_rgb8:

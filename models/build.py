@@ -84,7 +84,7 @@ def size_multiple(opt: argparse.Namespace) -> int:
     return 2**depth
 
 
-def least_input_side(opt: argparse.Namespace) -> int:
+def min_input_side(opt: argparse.Namespace) -> int:
     """The minimum height and width of G's padded input: reflection padding adds one pixel around
     its smallest maps, and three around the global generator's input, which netG local halves."""
     return max(2 * size_multiple(opt), 4 * 2 ** enhancers(opt))
@@ -95,13 +95,13 @@ def enhancers(opt: argparse.Namespace) -> int:
     return opt.n_local_enhancers if opt.netG == "local" else 0
 
 
-def smallest_side(opt: argparse.Namespace) -> int:
+def min_training_side(opt: argparse.Namespace) -> int:
     """The minimum height and width of an image that the networks and losses can train on.
 
     G's input is padded to a multiple of its stride and must then reach its minimum; D normalizes
     over its smallest scale; VGG halves four times.
     """
-    padded = least_input_side(opt)
+    padded = min_input_side(opt)
     sides = [padded - size_multiple(opt) + 1, 4, 2 ** (opt.num_D - 1) + 1]
     if not opt.no_vgg_loss:
         sides.append(16)

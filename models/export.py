@@ -195,7 +195,7 @@ class _Graph(nn.Module):
 
 def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
     # distinct sizes: an axis of size 1, or two axes of the same size, would be taken as fixed
-    inputs = _random_scene(model.opt, 2, 2 * model.least + 1, 3 * model.least + 2)
+    inputs = _random_scene(model.opt, 2, 2 * model.min_side + 1, 3 * model.min_side + 2)
     dims = {0: "batch", 2: "height", 3: "width"}
     free = {axis: torch.export.Dim(name) for axis, name in dims.items()}
     model.to(memory_format=torch.contiguous_format)  # the layout that ONNX knows
@@ -229,9 +229,9 @@ def _check(model: InferenceModel, unchecked: Path, path: Path) -> dict[tuple[int
     if model.dtype != torch.float32:
         exact = copy.deepcopy(model).float()
         exact.dtype = torch.float32
-    least = model.least
+    side = model.min_side
     differences = {}
-    for size in [(1, least, 2 * least), (2, 2 * least, least), (3, least + 3, 2 * least - 1)]:
+    for size in [(1, side, 2 * side), (2, 2 * side, side), (3, side + 3, 2 * side - 1)]:
         inputs = _random_scene(model.opt, *size)
         if "feat" in inputs:  # with --fit_features the graph expects fitted ones
             feat = model.fitted(inputs["feat"], inputs["label"], inputs.get("inst"))

@@ -21,7 +21,7 @@ from models.build import (
     convolution_layout,
     enhancers,
     generator_channels,
-    least_input_side,
+    min_input_side,
     size_multiple,
     uses_features,
 )
@@ -65,7 +65,7 @@ class InferenceModel(nn.Module):
         self.device = device
         self.folder = folder
         self.multiple = size_multiple(opt)
-        self.least = least_input_side(opt)
+        self.min_side = min_input_side(opt)
         self.netE: nn.Module | None = None
         self.dtype = torch.float16 if opt.data_type == 16 else torch.get_default_dtype()
         self.tiling: Tiling | None = None  # for images that are too large for memory
@@ -222,7 +222,7 @@ class InferenceModel(nn.Module):
         # only CUDA orders such copies: maps on their way to a CPU would be read before they have
         # arrived, and those on their way to a Mac's GPU may be freed before they have left
         maps = maps.to(self.device, non_blocking=self.device.type == "cuda")
-        return pad_to_multiple(maps, self.multiple, self.least)
+        return pad_to_multiple(maps, self.multiple, self.min_side)
 
     @torch.inference_mode()
     def encode(self, image: Tensor, regions: Tensor) -> Tensor:

@@ -39,14 +39,15 @@ def edges(inst: Tensor) -> Tensor:
     return border.bool()
 
 
-def pad_to_multiple(maps: Tensor, multiple: int, least: int = 1) -> Tensor:
-    """Repeat the last row and column until H and W are multiples, and at least `least`.
+def pad_to_multiple(maps: Tensor, multiple: int, min_side: int = 1) -> Tensor:
+    """Repeat the last row and column until H and W are multiples, and at least min_side.
 
     (..., H, W) of any dtype.
     """
     for dim in (-2, -1):
         side = maps.shape[dim]
-        padded = torch.sym_max((side + multiple - 1) // multiple, -(-least // multiple)) * multiple
+        count = torch.sym_max((side + multiple - 1) // multiple, -(-min_side // multiple))
+        padded = count * multiple
         # an exported graph serves every size, so it must not depend on this one
         if torch.compiler.is_compiling() or padded != side:
             places = torch.arange(padded, device=maps.device).clamp(max=side - 1)

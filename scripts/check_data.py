@@ -8,7 +8,7 @@ there are problems; 2, the command itself is wrong.
 
 from data.check import check, summary
 from data.create import fix_side, used_sides
-from models.build import smallest_side
+from models.build import min_training_side
 from options.train_options import TrainOptions
 from util.errors import UserError, one_line, run
 from util.progress import log
@@ -26,7 +26,7 @@ def main() -> int:
             fix_side(opt, side)
         except UserError as error:
             problems.append(str(error))
-    report = check(opt, smallest_side(opt))
+    report = check(opt, min_training_side(opt))
     report.problems += [p for p in problems if not any(one in p for one in report.problems)]
     lines = [f"problem: {problem}" for problem in report.problems]
     lines += [f"note: {note}" for note in report.notes]

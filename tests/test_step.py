@@ -18,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from benchmarks.measure import SavedBytes
 from data.values import RGB8
 from models import pix2pixHD_model
-from models.build import smallest_side
+from models.build import min_training_side
 from models.inference_model import InferenceModel
 from models.instance_maps import instance_noise, network_input
 from models.losses import feature_matching_loss, gan_loss, l1, load_vgg19
@@ -417,7 +417,7 @@ def test_weight_scales_the_gradients_only() -> None:
 )
 def test_the_smallest_images_that_may_be_trained_on(flags: str) -> None:
     model = make_model(f"--no_vgg_loss --num_D 1 {flags}")
-    side = smallest_side(model.opt)
+    side = min_training_side(model.opt)
     batch = {kind: value[..., :side, :side] for kind, value in make_batch().items()}
     assert all(loss.isfinite() for loss in model.step(batch).values())
     assert model.fake.shape[-2:] == (side, side)

@@ -73,9 +73,9 @@ def seen(ui: UIModel) -> torch.Tensor:
 
 def rebuilt(ui: UIModel) -> torch.Tensor:
     """What the generator must see, from the maps only."""
-    multiple, least = ui.networks.multiple, ui.networks.least
+    multiple, min_side = ui.networks.multiple, ui.networks.min_side
     maps = [torch.from_numpy(m.astype(np.int64))[None, None] for m in (ui.label, ui.inst)]
-    label, inst = (pad_to_multiple(m, multiple, least) for m in maps)
+    label, inst = (pad_to_multiple(m, multiple, min_side) for m in maps)
     opt = ui.networks.opt
     x = network_input(label, None if opt.no_instance else inst, opt.label_nc, opt.ignore_label)
     if ui.has_features:

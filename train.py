@@ -25,7 +25,7 @@ from functools import partial
 
 import torch
 
-from data.create import create_dataset, create_loader, fix_data_flags
+from data.create import create_dataset, create_loader, resolve_data_flags
 from evaluation.validation import create_validation
 from models import create_model
 from models.build import min_training_side
@@ -45,7 +45,7 @@ from util.setup import seed_everything, set_up_torch
 def train(opt: argparse.Namespace, device: torch.device) -> int:
     """Train from start to end, in each process. Returns the exit status."""
     seed_everything(opt.seed)
-    for line in fix_data_flags(opt):
+    for line in resolve_data_flags(opt):
         log_main(line)
     dataset = create_dataset(opt, training=True, min_side=min_training_side(opt))
     loader = create_loader(opt, dataset)

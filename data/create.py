@@ -124,7 +124,7 @@ def photographs(opt: argparse.Namespace) -> dict[str, Path]:
     return found
 
 
-def fix_data_flags(opt: argparse.Namespace) -> list[str]:
+def resolve_data_flags(opt: argparse.Namespace) -> list[str]:
     """Before training: set what the flags leave to the data (--label_nc auto, the types and ranges
     of images) from the files of opt.phase. Returns lines that say so. A continued run keeps the
     ranges that it started with."""
@@ -132,7 +132,7 @@ def fix_data_flags(opt: argparse.Namespace) -> list[str]:
     if opt.label_nc == "auto":
         opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
         lines.append(f"--label_nc {opt.label_nc}")
-    return lines + [line for side in used_sides(opt) for line in fix_side(opt, side)]
+    return lines + [line for side in used_sides(opt) for line in resolve_side(opt, side)]
 
 
 def used_sides(opt: argparse.Namespace) -> list[str]:
@@ -141,10 +141,10 @@ def used_sides(opt: argparse.Namespace) -> list[str]:
     return [side for side in SIDES if used[side]]
 
 
-def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
-    """Set opt.SIDE_type and opt.SIDE_range from the files of a side: see fix_data_flags."""
+def resolve_side(opt: argparse.Namespace, side: str) -> list[str]:
+    """Set opt.SIDE_type and opt.SIDE_range from the files of a side: see resolve_data_flags."""
     kinds = scene_kinds(opt.label_nc != 0, cond_values=Values() if opt.cond_nc else None)
-    kind = kinds[SIDES[side]]
+    kind = kinds[SIDES[side]]  # for its folders alone: label_nc may still be "auto"
     files = list(list_files(kind.folder(Path(opt.dataroot), opt.phase)).values())
     channels, given = getattr(opt, f"{side}_nc"), getattr(opt, f"{side}_range")
     dtype = getattr(opt, f"{side}_type") or _type_of_first(files, channels)
@@ -162,7 +162,7 @@ def fix_side(opt: argparse.Namespace, side: str) -> list[str]:
             )
         given = TYPES[dtype]
     if given == "auto":
-        given = percentiles(files, image_kind(Values(channels, dtype), side).read)
+        given = measured_range(files, image_kind(Values(channels, dtype), side).read)
     refuse_beyond_type(side, dtype, given)
     setattr(opt, f"{side}_range", list(given))
     values = side_values(opt, side)
@@ -191,7 +191,7 @@ def _type_of(path: Path, channels: int) -> str:
     return read_array(path).dtype.name
 
 
-def percentiles(files: list[Path], read: Callable) -> tuple[float, float]:
+def measured_range(files: list[Path], read: Callable) -> tuple[float, float]:
     """The range of --SIDE_range auto: from the lowest to the highest of the files' 0.1 and 99.9
     percentiles. read: a Kind's, so that what is measured is what training sees."""
     chosen = evenly_spaced(files, MAX_MEASURED)

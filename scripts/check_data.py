@@ -7,7 +7,7 @@ there are problems; 2, the command itself is wrong.
 """
 
 from data.check import check, summary
-from data.create import fix_side, used_sides
+from data.create import resolve_side, used_sides
 from models.build import min_training_side
 from options.train_options import TrainOptions
 from util.errors import UserError, one_line, run
@@ -23,7 +23,7 @@ def main() -> int:
     problems = []
     for side in used_sides(opt):
         try:
-            fix_side(opt, side)
+            resolve_side(opt, side)
         except UserError as error:
             problems.append(str(error))
     report = check(opt, min_training_side(opt))

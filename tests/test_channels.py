@@ -23,7 +23,7 @@ from data.arrays import (
     resize_array,
     write_array,
 )
-from data.create import create_dataset, fix_data_flags, percentiles
+from data.create import create_dataset, measured_range, resolve_data_flags
 from data.files import read_integers, scene_key
 from data.kinds import image_kind, read_weights
 from data.loader import Loader
@@ -473,7 +473,7 @@ def test_a_range_is_measured_on_what_training_reads(mode: str, tmp_path: Path) -
         image.save(tmp_path / folder / "x.png")
     flags = ["--label_nc", 0, "--output_range", "auto", "--dataroot", tmp_path, *TINY]
     opt = TrainOptions().parse([str(flag) for flag in flags])
-    fix_data_flags(opt)
+    resolve_data_flags(opt)
     expected = np.percentile(np.asarray(image.convert("RGB")), (0.1, 99.9))
     assert opt.output_range == pytest.approx(expected.tolist())
 
@@ -495,13 +495,13 @@ def test_only_a_run_with_weights_and_of_this_type_keeps_its_range(
     flags = ["--label_nc", 0, "--output_range", "auto", "--dataroot", tmp_path, *TINY]
     flags += ["--checkpoints_dir", tmp_path / "ck", "--name", "run", "--continue_train"]
     opt = TrainOptions().parse([str(flag) for flag in flags])
-    fix_data_flags(opt)
+    resolve_data_flags(opt)
     assert list(opt.output_range) == expected
 
 
 def test_a_range_is_measured_on_few_files() -> None:
     seen = []
-    percentiles([Path(f"{number}") for number in range(399)], lambda p: seen.append(p) or [0, 1])
+    measured_range([Path(f"{number}") for number in range(399)], lambda p: seen.append(p) or [0, 1])
     assert len(seen) == 200
 
 

@@ -14,7 +14,7 @@ from conftest import save_png
 from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
-from data.create import count_labels, create_dataset, fix_data_flags
+from data.create import count_labels, create_dataset, resolve_data_flags
 from data.files import pairing_problems
 from data.loader import Loader, own_batches
 from data.values import bytes_to_float
@@ -374,7 +374,7 @@ def test_photographs_as_bytes(mode: str, own: Path) -> None:
     for more, dtype in (([], torch.uint8), (["--augment", "flip_v"], torch.float32)):
         opt = TrainOptions().parse([*flags, *more, "--gpu_ids", "-1"])
         opt.gpu_ids = [0]
-        fix_data_flags(opt)
+        resolve_data_flags(opt)
         assert create_dataset(opt, training=True)[0]["image"].dtype == dtype
         assert create_dataset(opt, training=False)[0]["image"].dtype == torch.float32
 

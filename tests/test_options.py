@@ -373,7 +373,7 @@ def test_ranges_are_what_training_measured(
 ) -> None:
     flags = ["--output_range", word]
     opt = written(monkeypatch, *flags)
-    opt.output_range, opt.output_type = [0.0, 255.0], "uint8"  # as fix_data_flags does
+    opt.output_range, opt.output_type = [0.0, 255.0], "uint8"  # as resolve_data_flags does
     write_options(run_dir(opt), opt)
     assert options().parse(flags).output_range == [0.0, 255.0]
     expected, more = "no opt.json with a measured range; give --output_range LOW,HIGH", []

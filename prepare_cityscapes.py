@@ -25,7 +25,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.files import all_below, image_size
-from util.errors import UserError, fail, run
+from util.errors import UserError, run
 from util.files import lock_folder
 from util.parser import Parser, integer
 from util.progress import bar, log
@@ -76,11 +76,13 @@ def parse_args() -> argparse.Namespace:
     add("--workers", type=integer(1), metavar="N", default=processes, help="files made at a time")
     args = parser.parse_args()
     if not args.raw.is_dir():
-        fail(f"--raw {args.raw} is not a folder: give the one that holds leftImg8bit and gtFine")
+        raise UserError(
+            f"--raw {args.raw} is not a folder: give the one that holds leftImg8bit and gtFine"
+        )
     if args.out.exists() and not args.out.is_dir():
-        fail(f"--out {args.out} is a file: give a folder")
+        raise UserError(f"--out {args.out} is a file: give a folder")
     if args.size is not None and args.link:
-        fail("--link with --size: a scaled file cannot be a link; leave one of them out")
+        raise UserError("--link with --size: a scaled file cannot be a link; leave one of them out")
     return args
 
 
@@ -96,7 +98,7 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
         where, remedy = raw / "leftImg8bit" / split, f"unpack both Cityscapes zips into {raw}"
         if listing.is_file():
             where, remedy = listing, "complete it (of a toy set: run data.toy_cityscapes again)"
-        fail(f"{where}: no images (for --splits {split}); {remedy}")
+        raise UserError(f"{where}: no images (for --splits {split}); {remedy}")
     phase = PHASES[split]
     return [
         Job(kind, source, out / f"{phase}_{kind}" / source.name)
@@ -118,10 +120,12 @@ def read_list(raw: Path, listing: Path) -> list[tuple[Path, Path, Path]]:
         if not fields:
             continue
         if len(fields) != 2 or "_" not in Path(fields[-1]).name:
-            fail(f"{listing} line {number}: {line!r} is not an image path, a space, a label path")
+            raise UserError(
+                f"{listing} line {number}: {line!r} is not an image path, a space, a label path"
+            )
         for field in fields:
             if Path(field).anchor or ".." in Path(field).parts:
-                fail(
+                raise UserError(
                     f"{listing} line {number}: {field} leads out of --raw; paths are relative to it"
                 )
         stem = fields[1].rpartition("_")[0]
@@ -150,12 +154,14 @@ def check(jobs: list[Job]) -> None:
     for path in missing:
         print(f"missing: {path}", file=sys.stderr)
     if missing:
-        fail(f"{len(missing)} files are missing, see above; nothing was written")
+        raise UserError(f"{len(missing)} files are missing, see above; nothing was written")
     sources: dict[Path, Path] = {}
     for job in jobs:
         other = sources.setdefault(job.target, job.source)
         if other != job.source:
-            fail(f"{other} and {job.source} would both become {job.target}: rename one of them")
+            raise UserError(
+                f"{other} and {job.source} would both become {job.target}: rename one of them"
+            )
 
 
 def make_all(jobs: list[Job], args: argparse.Namespace, split: str) -> int:
@@ -176,7 +182,9 @@ def make(job: Job, link: bool, width: int | None) -> bool:
     # Pillow reports a damaged file by OSError or SyntaxError
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         if getattr(error, "errno", None) == errno.EXDEV:
-            fail("--link: --out must be on the same file system as --raw; copy without --link")
+            raise UserError(
+                "--link: --out must be on the same file system as --raw; copy without --link"
+            ) from error
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot make {job.target} from {job.source}: {reason}") from error
     return True

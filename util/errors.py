@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
-from typing import NoReturn
 
 # a full disk, missing permissions: not a bug
 _DISK_ERRORS = (
@@ -54,11 +53,6 @@ class UserError(Exception):
     The message says what is wrong, where, what was expected and what to do. Programming errors
     are not UserErrors: they keep their traceback.
     """
-
-
-def fail(message: str) -> NoReturn:
-    """Raise a UserError."""
-    raise UserError(message)
 
 
 def optional_package(name: str, needs_it: str, install: str) -> ModuleType:

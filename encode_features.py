@@ -14,7 +14,7 @@ import torch
 
 from data.arrays import write_array
 from data.create import create_dataset
-from data.loader import of_all_scenes, own_batches
+from data.loader import gather_by_index, own_batches
 from models import create_encoder
 from models.inference_model import (
     InferenceModel,
@@ -91,7 +91,7 @@ def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarr
         label = batch["label"][0, 0].numpy() if opt.label_nc else None
         inst = regions[0, 0].numpy()
         found[index] = instance_rows(features, inst, instance_classes(inst, label))
-    return np.concatenate(list(of_all_scenes(found).values()))
+    return np.concatenate(list(gather_by_index(found).values()))
 
 
 def write_styles(path: Path, opt: argparse.Namespace) -> None:

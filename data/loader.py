@@ -220,6 +220,6 @@ def own_batches(
         yield index, batch
 
 
-def of_all_scenes(own: dict[int, object]) -> dict[int, object]:
+def gather_by_index(own: dict[int, object]) -> dict[int, object]:
     """The results of all processes by index, in order."""
     return dict(sorted(item for part in distributed.gather(own) for item in part.items()))

@@ -180,8 +180,8 @@ def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None
         colour = partial(evaluator.colour, label_nc=opt.label_nc)
         images |= {
             "label": ("label map", colour(evaluator.classes.of_labels(label))),
-            "found": ("segmentation of generated", colour(evaluator.find(generated))),
-            "oracle": ("segmentation of real", colour(evaluator.find(real))),
+            "found": ("segmentation of generated", colour(evaluator.predict(generated))),
+            "oracle": ("segmentation of real", colour(evaluator.predict(real))),
         }
     row = []
     for kind, (caption, image) in images.items():

@@ -108,9 +108,9 @@ class Evaluator:
     def __init__(self, segmenter: Segmenter, classes: Classes, width: int | None = None) -> None:
         """width: images are scaled to it for the segmenter; None for their own width."""
         self.segmenter, self.classes, self.width = segmenter, classes, width
-        self.start()
+        self.reset()
 
-    def start(self) -> None:
+    def reset(self) -> None:
         """Count from zero."""
         count = len(self.classes.names)
         self.generated, self.real = (np.zeros((count, count + 1), np.int64) for _ in range(2))
@@ -120,9 +120,9 @@ class Evaluator:
         """Raise now the UserError that images of this (width, height) would cause."""
         black = np.zeros((size[1], size[0], 3), np.uint8)
         self.add(black, black, black[..., 0])
-        self.start()
+        self.reset()
 
-    def find(self, image: np.ndarray) -> np.ndarray:
+    def predict(self, image: np.ndarray) -> np.ndarray:
         """The classes that the segmenter finds in an image (H, W, 3): (H, W) integers."""
         height, width = image.shape[:2]
         found = self.classes.of_output[self.segmenter(self._scaled(image))]
@@ -141,8 +141,8 @@ class Evaluator:
         """Count a scene: images (H, W, 3) uint8, label map (H, W). Returns its pixel accuracy and
         that of the oracle."""
         truth, count = self.classes.of_labels(label), len(self.classes.names)
-        of_generated = confusion(truth, self.find(generated), count)
-        of_real = confusion(truth, self.find(real), count)
+        of_generated = confusion(truth, self.predict(generated), count)
+        of_real = confusion(truth, self.predict(real), count)
         self.generated += of_generated
         self.real += of_real
         if self.segmenter.features:

@@ -10,7 +10,7 @@ import torch
 
 from data.create import create_dataset, photographs, whole_images
 from data.files import picture_names
-from data.loader import of_all_scenes, own_batches
+from data.loader import gather_by_index, own_batches
 from data.values import side_values
 from evaluation.measures import (
     LPIPS_MIN_SIDE,
@@ -114,7 +114,7 @@ class Validation:
         for reasons in distributed.gather(measures.reasons):  # missing in one: left out in all
             for name, reason in reasons.items():
                 measures.leave_out(name, reason)
-        rows, shown = of_all_scenes(rows), of_all_scenes(shown)
+        rows, shown = gather_by_index(rows), gather_by_index(shown)
         figures = flat(summary(list(rows.values()), measures, self.evaluator))
         if self.metric not in figures:  # e.g. its weights were deleted since the start
             raise UserError(f"{self.metric}: {measures.reasons[self.metric]}")
@@ -123,7 +123,7 @@ class Validation:
     def _measure_own(self, measures: Measures) -> tuple[dict[int, dict], dict[int, dict]]:
         """The rows of this process's scenes, and images of some of them, by number."""
         if self.evaluator:
-            self.evaluator.start()
+            self.evaluator.reset()
         measured: dict[int, Future] = {}
         seen: dict[int, dict] = {}  # by the segmenter
         shown: dict[int, dict[str, np.ndarray]] = {}

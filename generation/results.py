@@ -9,7 +9,7 @@ import numpy as np
 from data.aligned_dataset import AlignedDataset
 from data.arrays import geo_tags, require_packages, resize_array, write_array
 from data.files import picture_names
-from data.loader import of_all_scenes, own_scenes
+from data.loader import gather_by_index, own_scenes
 from data.values import side_values
 from util import distributed
 from util.errors import UserError
@@ -90,7 +90,7 @@ class Results:
     def finish(self, failed: int) -> None:
         """All processes together: write the page. failed: the number of scenes that this process
         left out; a UserError gives the total."""
-        opt, rows = self.opt, of_all_scenes(self.rows)
+        opt, rows = self.opt, gather_by_index(self.rows)
         failed = sum(distributed.gather(failed))
         if not distributed.is_main():
             return

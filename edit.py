@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from models import create_model
-from models.inference_model import find_encoder, is_of_another
+from models.inference_model import find_encoder, is_outdated
 from models.ui_model import UIModel
 from options.edit_options import EditOptions
 from util.errors import UserError, run
@@ -33,7 +33,7 @@ def edit(ui: UIModel, opt: argparse.Namespace) -> None:
     path = folder / FILE
     objects = load_library(path, opt.label_nc, opt.feat_num if ui.has_features else 0)
     encoder, _ = find_encoder(folder, opt, folder)
-    if objects and ui.has_features and is_of_another(path, encoder):
+    if objects and ui.has_features and is_outdated(path, encoder):
         log(
             f"warning: {path} has the features of another encoder than {encoder}; make a new one "
             "with python -m editor.library"

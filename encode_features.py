@@ -19,9 +19,9 @@ from models import create_encoder
 from models.inference_model import (
     InferenceModel,
     find_encoder,
-    is_of_another,
-    note_encoder,
-    noted_encoder,
+    is_outdated,
+    record_encoder,
+    recorded_checksum,
 )
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
 from options.test_options import EncoderOptions, encoder_file
@@ -52,7 +52,7 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         rows = encode_instances(model, opt)
         if distributed.is_main():
             path.unlink(missing_ok=True)  # if killed, no other encoder's features are left
-            note_encoder(path, made_by)
+            record_encoder(path, made_by)
             write_array(rows, path)
     if distributed.is_main():
         write_styles(path, opt)
@@ -69,7 +69,7 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     if opt.reencode or not path.is_file():
         return True
     encoder = used_encoder(opt)
-    outdated = is_of_another(path, encoder)
+    outdated = is_outdated(path, encoder)
     log_main(
         f"{path} is of another encoder than {encoder}: encoding again"
         if outdated
@@ -107,7 +107,7 @@ def write_styles(path: Path, opt: argparse.Namespace) -> None:
         raise UserError(f"{path}: no instance covers more than 1/64 of its image: no styles")
     clustered = path.with_name(f"features_clustered_{opt.n_clusters:03d}.npy")
     write_array(styles_to_rows(styles), clustered)
-    note_encoder(clustered, noted_encoder(path))
+    record_encoder(clustered, recorded_checksum(path))
     report(rows, styles, opt)
     log(f"{len(rows)} instances in {path}, {sum(map(len, styles.values()))} styles in {clustered}")
 

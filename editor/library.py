@@ -22,7 +22,7 @@ from data.create import create_dataset, photographs
 from data.loader import own_batches
 from models import create_encoder
 from models.build import uses_features
-from models.inference_model import InferenceModel, find_encoder, note_encoder, to_pictures
+from models.inference_model import InferenceModel, find_encoder, record_encoder, to_pictures
 from models.masks import components
 from options.edit_options import LibraryOptions
 from util.errors import UserError, first_line, run
@@ -196,7 +196,7 @@ def main() -> None:
         )
     path = run_dir(opt) / FILE
     write_library(path, objects)
-    note_encoder(path, made_by)
+    record_encoder(path, made_by)
     for label, count in sorted(Counter(one.label for one in objects).items()):
         log(f"  {class_name(label, opt.label_nc)}: {count} objects")
     log(f"{len(objects)} objects in {path}")

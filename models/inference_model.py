@@ -376,7 +376,7 @@ def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
     path = cluster_path(folder, opt.cluster_path)
     styles = load_styles(path, opt.feat_num)
     encoder, _ = find_encoder(folder, opt, folder)
-    if is_of_another(path, encoder):
+    if is_outdated(path, encoder):
         log_main(
             f"warning: {path} has the styles of another encoder than {encoder}; encode_features.py "
             "with the same --name, --which_epoch and --ema makes its own"
@@ -384,26 +384,26 @@ def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
     return styles
 
 
-def is_of_another(path: Path, encoder: Path | None) -> bool:
+def is_outdated(path: Path, encoder: Path | None) -> bool:
     """Whether a file of features is known to be of another encoder, one trained further, say."""
-    known, now = noted_encoder(path), checksum_of(encoder)
+    known, now = recorded_checksum(path), checksum_of(encoder)
     return None not in (known, now) and known != now
 
 
-def noted_encoder(path: Path) -> int | None:
+def recorded_checksum(path: Path) -> int | None:
     """The checksum of the encoder that made a file of features, if it is known."""
-    return _notes(path.parent).get(path.name)
+    return _records(path.parent).get(path.name)
 
 
-def note_encoder(path: Path, encoder: int | None) -> None:
-    """Note, in its folder, the checksum of the encoder that made a file of features."""
-    notes = _notes(path.parent) | {path.name: encoder}
-    write_text(path.with_name(ENCODERS), json.dumps(notes, indent=1) + "\n")
+def record_encoder(path: Path, checksum: int | None) -> None:
+    """Record, in its folder, the checksum of the encoder that made a file of features."""
+    records = _records(path.parent) | {path.name: checksum}
+    write_text(path.with_name(ENCODERS), json.dumps(records, indent=1) + "\n")
 
 
-def _notes(folder: Path) -> dict[str, int | None]:
+def _records(folder: Path) -> dict[str, int | None]:
     try:
-        notes = json.loads((folder / ENCODERS).read_text("utf-8"))
+        records = json.loads((folder / ENCODERS).read_text("utf-8"))
     except (OSError, ValueError):  # earlier versions wrote none
         return {}
-    return notes if isinstance(notes, dict) else {}
+    return records if isinstance(records, dict) else {}

@@ -21,7 +21,7 @@ import encode_features
 from data.kinds import scene_kinds
 from generation.features import find_scene
 from models import load_generator
-from models.inference_model import ENCODERS, InferenceModel, note_encoder, run_styles
+from models.inference_model import ENCODERS, InferenceModel, record_encoder, run_styles
 from models.styles import (
     StyleChooser,
     cluster,
@@ -220,8 +220,8 @@ def test_styles_of_another_epochs_encoder_are_named(tmp_path: Path, capsys) -> N
         return "has the styles of another encoder than" in capsys.readouterr().out
 
     assert not warned("1")  # nothing is known
-    note_encoder(folder / "features.npy", checksum_of(folder / "1_net_E.pth"))  # encoded since
-    note_encoder(styles, checksum_of(folder / "latest_net_E.pth"))
+    record_encoder(folder / "features.npy", checksum_of(folder / "1_net_E.pth"))  # encoded since
+    record_encoder(styles, checksum_of(folder / "latest_net_E.pth"))
     assert [warned(epoch) for epoch in ("1", "2", "latest")] == [True, False, False]
     for damaged in ("", "[]"):  # copied to a full disk, say
         (folder / ENCODERS).write_text(damaged)
@@ -251,7 +251,7 @@ def test_older_styles_of_the_pretrained_run_are_named(tmp_path: Path, capsys) ->
     base = write_run(tmp_path, "base")
     own = write_run(tmp_path, "own", load_pretrain=str(base))
     (own / "features_clustered_010.npy").unlink()
-    note_encoder(base / "features_clustered_010.npy", checksum_of(base / "latest_net_E.pth"))
+    record_encoder(base / "features_clustered_010.npy", checksum_of(base / "latest_net_E.pth"))
     torch.save({}, own / "latest_net_E.pth")
     run_styles(own, TestOptions().parse(["--name", "own", "--checkpoints_dir", str(tmp_path)]))
     assert f"another encoder than {own / 'latest_net_E.pth'};" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from tiny_run import write_run
 
 from editor import library
 from editor.library import LibraryObject, load_library, thumbnail, whole_objects, write_library
-from models.inference_model import is_of_another, note_encoder
+from models.inference_model import is_outdated, record_encoder
 from util.errors import UserError
 from util.files import checksum_of
 
@@ -140,7 +140,7 @@ def test_a_library_of_an_earlier_encoder_is_reported(
     monkeypatch.setattr(page, "serve", lambda *_: None)
     run = write_run(tmp_path, "run", dataroot=str(toy_data))
     write_library(run / "object_library.npz", objects())
-    note_encoder(run / "object_library.npz", checksum_of(run / "latest_net_E.pth"))
+    record_encoder(run / "object_library.npz", checksum_of(run / "latest_net_E.pth"))
     command = [edit.main, "--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1]
     call(*command)
     assert "object_library" not in capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_a_library_is_of_the_encoder_that_was_read(
 
     monkeypatch.setattr(library, "build", build)
     call(library.main, "--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1)
-    assert is_of_another(run / "object_library.npz", encoder)
+    assert is_outdated(run / "object_library.npz", encoder)
 
 
 def test_a_run_that_cannot_be_written_to_is_refused_before_any_work(

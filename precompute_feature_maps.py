@@ -16,7 +16,7 @@ import torch
 from data.create import create_dataset
 from data.loader import own_batches, own_scenes
 from models import create_encoder
-from models.inference_model import to_pictures
+from models.inference_model import to_uint8
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
@@ -52,7 +52,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
         feat = model.encode(batch["image"], batch.get("inst", batch["label"]))
         if model.encoder_shrink == 1:  # else they are already larger than the encoder's input
             feat = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        (array,) = to_pictures(feat)  # (H, W, feat_num)
+        (array,) = to_uint8(feat)  # (H, W, feat_num)
         targets[index].parent.mkdir(parents=True, exist_ok=True)
         save_image(np.squeeze(array, 2) if opt.feat_num == 1 else array, targets[index])
         sizes.add(f"{array.shape[1]}x{array.shape[0]}")

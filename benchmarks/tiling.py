@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import scene
 from benchmarks.measure import alternate, benchmark_parser, compare, report
-from models.inference_model import to_pictures
+from models.inference_model import to_uint8
 from models.tiling import Tiling
 from util.errors import run
 from util.parser import integer, size
@@ -40,11 +40,11 @@ def main() -> None:
 
     def whole() -> np.ndarray:
         model.tiling = None
-        return to_pictures(model.generate(label, inst))
+        return to_uint8(model.generate(label, inst))
 
     def tiled() -> np.ndarray:
         model.tiling = Tiling(given.tile, given.tile_dir)
-        return to_pictures(model.generate(label, inst))
+        return to_uint8(model.generate(label, inst))
 
     more = {}
     if given.compare:

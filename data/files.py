@@ -85,7 +85,7 @@ def all_below(folder: Path) -> Iterator[Path]:
         yield from (here / one for one in (*folders, *files))
 
 
-def picture_names(labels: dict[str, Path]) -> dict[str, str]:
+def image_names(labels: dict[str, Path]) -> dict[str, str]:
     """What test.py calls a scene's images: the label map's stem, or, where stems repeat in
     several folders, the scene key. labels: scene key -> label map. Raises UserError if two scenes
     would have one name."""

@@ -22,7 +22,7 @@ from data.create import create_dataset, photographs
 from data.loader import own_batches
 from models import create_encoder
 from models.build import uses_features
-from models.inference_model import InferenceModel, find_encoder, record_encoder, to_pictures
+from models.inference_model import InferenceModel, find_encoder, record_encoder, to_uint8
 from models.masks import components
 from options.edit_options import LibraryOptions
 from util.errors import UserError, first_line, run
@@ -77,7 +77,7 @@ def objects_of(
     label = batch["label"][0, 0].numpy()
     photo = features = None
     if "image" in batch:
-        (photo,) = to_pictures(batch["image"])
+        (photo,) = to_uint8(batch["image"])
     if encoder is not None:
         if photo is None:
             raise UserError(f"{opt.dataroot}: no photographs of --phase {opt.phase} to encode")

@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
-from data.files import list_files, picture_names, scan_folder, scene_key
+from data.files import image_names, list_files, scan_folder, scene_key
 from data.kinds import files_of, image_kind, scene_kinds
 from data.values import side_values
 from util.errors import UserError
@@ -57,7 +57,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
     folder = Path(opt.dataroot) / f"{opt.phase}_inst"
     has_instances = folder.is_dir() and bool(scan_folder(folder)[0])
     files = files_of(scene_kinds(opt.label_nc, has_instances), opt.dataroot, opt.phase)
-    names = picture_names(files["label"])
+    names = image_names(files["label"])
     images = find_images(opt.images, names)
     if missing := [str(files["label"][scene]) for scene in images if scene not in files["image"]]:
         raise UserError(f"{opt.dataroot}: no photograph for {missing[0]} ({len(missing)} in all)")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.create import create_dataset, photographs, whole_images
-from data.files import picture_names
+from data.files import image_names
 from data.loader import gather_by_index, own_batches
 from data.values import side_values
 from evaluation.measures import (
@@ -46,7 +46,7 @@ class Validation:
         self.values = side_values(self.opt, "output")
         self.networks = InferenceModel.in_training(model, self.opt)
         self.dataset = create_dataset(self.opt, training=False, max_scenes=opt.val_max)
-        names = picture_names(self.dataset.files["label"])
+        names = image_names(self.dataset.files["label"])
         self.names = [names[scene] for scene in self.dataset.scenes]
         if opt.segmenter and not self.values.is_rgb8:
             raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")

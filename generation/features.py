@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.create import create_dataset
-from data.files import picture_names
+from data.files import image_names
 from data.loader import collate
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path, run_styles
@@ -120,10 +120,11 @@ def find_scene(name: str, opt: argparse.Namespace) -> dict:
         except UserError as error:  # most often a phase without photographs
             problems.append(str(error))
             continue
-        pictures, found = picture_names(dataset.files["label"]), []
+        images = image_names(dataset.files["label"])
+        found = []
         for scene in dataset.scenes:
             file = dataset.files["label"][scene].stem
-            names = scene, Path(scene).name, *(normalize("NFC", n) for n in (file, pictures[scene]))
+            names = scene, Path(scene).name, *(normalize("NFC", n) for n in (file, images[scene]))
             if name in names:
                 found.append(scene)
         if len(found) > 1 and name not in found:

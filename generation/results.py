@@ -8,7 +8,7 @@ import numpy as np
 
 from data.aligned_dataset import AlignedDataset
 from data.arrays import geo_tags, require_packages, resize_array, write_array
-from data.files import picture_names
+from data.files import image_names
 from data.loader import gather_by_index, own_scenes
 from data.values import side_values
 from util import distributed
@@ -47,7 +47,7 @@ class Results:
         self.folder = Path(opt.output) if opt.input else self.folder
         self.top_level = names if opt.input else []  # the images in folder itself, not in images/
         self.labels = [dataset.files["label"][scene] for scene in dataset.scenes]
-        stems = picture_names(dataset.files["label"])
+        stems = image_names(dataset.files["label"])
         self.stems = [stems[scene] for scene in dataset.scenes]
         flag = "--output" if opt.input else "--results_dir"
         make_folder(self.folder / "images" if self.has_page else self.folder, flag)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from models.build import uses_features
-from models.inference_model import InferenceModel, to_pictures
+from models.inference_model import InferenceModel, to_uint8
 from util.errors import UserError, optional_package
 from util.files import checksum_of, replacing
 from util.run.checkpoints import weights_file
@@ -68,7 +68,7 @@ class OnnxModel(InferenceModel):
         cond: Tensor | None = None,
     ) -> Tensor:
         """See InferenceModel.generate; the images are returned on the CPU."""
-        self.check_maps(feat, cond)
+        self.require_maps(feat, cond)
         feat = self.fitted(feat, label, inst)
         return run_graph(self.session, graph_inputs(self.opt, label, inst, feat, cond))
 
@@ -253,7 +253,7 @@ def _grey_levels(images: Tensor, expected: Tensor) -> int:
     """The largest difference between images, as they would be saved."""
     if images.shape != expected.shape or not images.isfinite().all():
         return 255
-    return int(np.abs(to_pictures(images).astype(int) - to_pictures(expected)).max())
+    return int(np.abs(to_uint8(images).astype(int) - to_uint8(expected)).max())
 
 
 def _random_scene(

@@ -196,22 +196,22 @@ class InferenceModel(nn.Module):
         or noise, in float32, or float16 with --data_type 16. With --amp, labels and edges without
         other maps have its type."""
         label, inst, feat, cond = self._padded_maps(label, inst, feat, cond)
-        kept = AMP_TYPES.get(self.opt.amp)
-        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond, dtype=kept)
+        amp = AMP_TYPES.get(self.opt.amp)
+        x = network_input(label, inst, self.opt.label_nc, self.opt.ignore_label, cond, dtype=amp)
         if feat is not None:
             x = torch.cat([x, feat], 1)
         if self.opt.instance_noise:
             x = torch.cat([x, instance_noise(inst, self.opt.instance_noise)], 1)
-        return x.to(self.dtype) if kept is None else x
+        return x.to(self.dtype) if amp is None else x
 
     def _padded_maps(
         self, label: Tensor, inst: Tensor | None, feat: Tensor | None, cond: Tensor | None
     ) -> list[Tensor | None]:
-        self.check_maps(feat, cond)
+        self.require_maps(feat, cond)
         inst = None if self.opt.no_instance else inst
         return [m if m is None else self._padded(m) for m in (label, inst, feat, cond)]
 
-    def check_maps(self, feat: Tensor | None, cond: Tensor | None) -> None:
+    def require_maps(self, feat: Tensor | None, cond: Tensor | None) -> None:
         """Raise ValueError if features or conditions that the generator needs are missing."""
         if uses_features(self.opt) and feat is None:
             raise ValueError("this model needs a feature map: see StyleChooser and encode")
@@ -303,7 +303,7 @@ class InferenceModel(nn.Module):
     def to_arrays(self, images: Tensor) -> np.ndarray:
         """(B, output_nc, H, W) in [-1, 1] -> (B, H, W, output_nc) of the photographs' type."""
         values = side_values(self.opt, "output")
-        return to_pictures(images) if values.is_rgb8 else values.to_array(images)
+        return to_uint8(images) if values.is_rgb8 else values.to_array(images)
 
 
 def _for_inference(net: nn.Module) -> nn.Module:
@@ -324,8 +324,8 @@ def use_own_statistics(net: nn.Module) -> None:
                 setattr(parent, name, own)
 
 
-def to_pictures(images: Tensor) -> np.ndarray:
-    """(B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8, converted on the device."""
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8, truncated as in the reference."""
     grey = ((images + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
     return grey.permute(0, 2, 3, 1).cpu().numpy()
 

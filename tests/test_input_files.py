@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_run import write_run
 
 import test as command  # test.py
-from data.files import picture_names
+from data.files import image_names
 from data.input_files import find_inputs, partners
 from options.test_options import TestOptions
 from util.errors import UserError
@@ -128,10 +128,10 @@ def test_the_first_label_map_takes_no_instances_of_another_scene(
 
 def test_images_never_share_a_name(tmp_path: Path) -> None:
     files = {key: tmp_path / f"{key}.png" for key in ("x/b", "y/b")}
-    assert picture_names(files) == {"x/b": "x__b", "y/b": "y__b"}
+    assert image_names(files) == {"x/b": "x__b", "y/b": "y__b"}
     files["x__b"] = tmp_path / "x__b.png"
     with pytest.raises(UserError, match=r"b\.png and .*x__b\.png.* would both be called x__b"):
-        picture_names(files)
+        image_names(files)
 
 
 def test_the_page_and_skip_existing(run: list, toy_data: Path, tmp_path: Path, call) -> None:

@@ -25,7 +25,7 @@ def main() -> None:
     seed_everything(opt.seed)
     device = first_device(opt)
     ui = create_model(opt, device)
-    maps = create_dataset(opt, training=False, load_photos=False).maps(0)
+    maps = create_dataset(opt, training=False, load_photos=False).read_maps(0)
     ui.open(maps["label"], maps.get("inst"))
     height, width = ui.shape
     print(f"{width}x{height} on {device}, {torch.get_num_threads()} threads")

@@ -124,7 +124,7 @@ def read_scenes(dataroot: str) -> list[Scene]:
     dataset = AlignedDataset(dataroot, "train", 35, Geometry("none"))
     scenes = []
     for index in range(len(dataset)):
-        maps = dataset.maps(index)
+        maps = dataset.read_maps(index)
         truth = Image.fromarray(classes.of_label[maps["label"]].astype(np.int32))
         ids = maps["inst"]
         things = np.unique(np.where(ids < 1000, 0, ids), return_inverse=True)[1]

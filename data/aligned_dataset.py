@@ -51,14 +51,14 @@ class Geometry:
     def crops(self) -> bool:
         return "crop" in self.mode
 
-    def sample(self, size: Size, rng: random.Random) -> tuple[Size, bool]:
+    def sample(self, size: Size, rng: random.Random) -> tuple[tuple[int, int], bool]:
         """Choose the crop's upper left corner (x, y) in a scaled image, and whether to flip."""
         width, height = size
         x = rng.randint(0, max(0, width - self.fine_size)) if self.crops else 0
         y = rng.randint(0, max(0, height - self.fine_size)) if self.crops else 0
         return (x, y), self.flip and rng.random() > 0.5
 
-    def cut(self, array: np.ndarray, corner: Size, flip: bool) -> np.ndarray:
+    def cut(self, array: np.ndarray, corner: tuple[int, int], flip: bool) -> np.ndarray:
         """Crop and flip an array (H, W) or (H, W, C)."""
         if self.crops:
             x, y = corner
@@ -117,7 +117,7 @@ class AlignedDataset(Dataset):
         self.sizes: dict[str, Size] = {}  # by scene, as in the files
         for index in range(len(self.scenes)):
             self.check_size(index)
-        self.maps = self.scaled_maps  # or a cache of it, see data.cache
+        self.read_maps = self.scaled_maps  # or a cache of it, see data.cache
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -130,7 +130,7 @@ class AlignedDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict | UserError:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         try:
-            maps = self.maps(index)
+            maps = self.read_maps(index)
         except UserError as error:
             return error
         height, width = maps["label"].shape[:2]

@@ -26,14 +26,14 @@ FORMAT = 2  # part of every digest: increase it when the arrays of scaled_maps c
 FLAG = "--cache (ram or none)"  # what to change if a disk is full or not writable
 
 
-def create_cache(kind: str, scenes: AlignedDataset, folder: Path) -> Callable[[int], Maps]:
-    """A function from index to maps that reads a scene once: kind "none", "ram" or "disk".
+def create_cache(where: str, scenes: AlignedDataset, folder: Path) -> Callable[[int], Maps]:
+    """A function from index to maps that reads a scene once: where is "none", "ram" or "disk".
 
     folder: where "disk" keeps its files. Raises UserError if there is not enough space.
     """
-    if kind == "none":
+    if where == "none":
         return scenes.scaled_maps
-    return RamCache(scenes) if kind == "ram" else DiskCache(scenes, folder)
+    return RamCache(scenes) if where == "ram" else DiskCache(scenes, folder)
 
 
 class Cache:

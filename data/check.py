@@ -46,7 +46,7 @@ class Scene:
     pixels: int = 0  # that have both a label and an instance id
     things: int = 0  # of these, pixels whose id is class*1000 + n
     mismatches: int = 0  # of these, pixels whose id is not of their class in Cityscapes' scheme
-    is_empty: bool = False  # every pixel is instance 0, although there are several classes
+    inst_is_empty: bool = False  # every pixel is instance 0, although there are several classes
     # of images, by kind: lowest and highest number, and a histogram, see BINS
     values: dict[str, tuple[float, float, np.ndarray]] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def check(opt: argparse.Namespace, min_side: int = 1) -> Report:
     scenes = list(parallel(work, found, opt.nThreads, "reading"))
     mismatches, notes = _compare_with_scheme(scenes)
     problems += [problem for scene in scenes for problem in scene.problems] + mismatches
-    empty = [scene.files["inst"] for scene in scenes if scene.is_empty]
+    empty = [scene.files["inst"] for scene in scenes if scene.inst_is_empty]
     if len(empty) == sum("inst" in paths for paths in found):  # else some are without things
         problems += [f"{path}: every pixel is instance 0; create it again" for path in empty]
     sizes = {geometry.final(scene.size) for scene in scenes if scene.size}
@@ -195,8 +195,8 @@ def _count_instances(
     """Compare instance ids with labels, both (H, W); label None: there are no classes."""
     path = scene.files["inst"]
     constant = inst.min() == inst.max() and (label is None or label.min() != label.max())
-    scene.is_empty = bool(constant and not inst.any())
-    if constant and not scene.is_empty:
+    scene.inst_is_empty = bool(constant and not inst.any())
+    if constant and not scene.inst_is_empty:
         scene.problems.append(f"{path}: every pixel is instance {inst.flat[0]}; create it again")
     if label is None:
         return

@@ -55,7 +55,7 @@ def create_dataset(
         loss_weights=training and opt.loss_weights,
     )
     dataset.scenes = evenly_spaced(dataset.scenes, max_scenes)
-    dataset.maps = create_cache(opt.cache, dataset, Path(opt.dataroot) / ".cache")
+    dataset.read_maps = create_cache(opt.cache, dataset, Path(opt.dataroot) / ".cache")
     return dataset
 
 

@@ -25,6 +25,7 @@ class InputFiles(AlignedDataset):
     """
 
     def __init__(self, opt: argparse.Namespace) -> None:
+        """Sets what AlignedDataset's constructor would, but opens no file."""
         labels = find_inputs("--input", opt.input, Path(opt.output))
         self.files = {"label": labels}
         if not opt.no_instance:
@@ -39,7 +40,7 @@ class InputFiles(AlignedDataset):
         self.seed = opt.seed
         self.sizes = {}  # of what has been read
 
-    def maps(self, index: int) -> dict[str, np.ndarray]:
+    def read_maps(self, index: int) -> dict[str, np.ndarray]:
         """See AlignedDataset.scaled_maps."""
         scene = self.scenes[index]
         for kind, files in self.files.items():

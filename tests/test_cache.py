@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 
 def dataset(root: Path, kind: str = "none", geometry: Geometry = HALF, label_nc: int = 35, **flags):
     scenes = AlignedDataset(root, "train", label_nc, geometry, **flags)
-    scenes.maps = create_cache(kind, scenes, root / ".cache")
+    scenes.read_maps = create_cache(kind, scenes, root / ".cache")
     return scenes
 
 
@@ -300,7 +300,7 @@ def test_the_flag_reaches_the_loader(root: Path) -> None:
     for kind, expected in (("none", None), ("ram", RamCache), ("disk", DiskCache)):
         opt = TrainOptions().parse([*flags, "--cache", kind])
         loader = create_loader(opt, create_dataset(opt, training=True))
-        assert expected is None or isinstance(loader.dataset.maps, expected)
+        assert expected is None or isinstance(loader.dataset.read_maps, expected)
         batches[kind] = [batch for epoch in (1, 2) for batch in loader.epoch(epoch)]
     for kind in KINDS:
         for batch, plain in zip(batches[kind], batches["none"], strict=True):

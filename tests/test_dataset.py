@@ -289,7 +289,7 @@ def test_without_workers_threads_read_ahead_a_little(scenes: Path) -> None:
             together.wait(20)  # in vain if they are read one after the other
         return dataset.scaled_maps(index)
 
-    dataset.maps = maps
+    dataset.read_maps = maps
     batches = Loader(dataset, 1).epoch(1)
     next(batches)
     batches.close()

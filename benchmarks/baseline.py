@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from models.build import build_discriminator, build_encoder, build_generator
 from models.layers import ReflectionPad2d
-from models.losses import VGG_WEIGHTS, load_vgg19
+from models.losses import VGG_LAYER_WEIGHTS, load_vgg19
 from models.normalization import BatchNorm2d, InstanceNorm2d
 from models.recompute import Sequential
 
@@ -98,7 +98,7 @@ class TrainStep(nn.Module):
         )
 
     def perceptual(self, fake: Tensor, real: Tensor) -> Tensor:
-        weights = dict(zip((1, 6, 11, 20, 29), VGG_WEIGHTS))
+        weights = dict(zip((1, 6, 11, 20, 29), VGG_LAYER_WEIGHTS))
         total = torch.zeros((), device=fake.device)
         for number, layer in enumerate(self.vgg[:30]):
             fake, real = layer(fake), layer(real)

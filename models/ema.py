@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 
-def averaged(net: nn.Module) -> nn.Module:
+def start_average(net: nn.Module) -> nn.Module:
     """A copy of a network, in which to average its future weights."""
     return copy.deepcopy(net).requires_grad_(False)
 

@@ -12,7 +12,7 @@ from models.recompute import recomputed
 from util.errors import UserError, first_line, out_of_memory
 from util.run.checkpoints import load_file
 
-VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # for relu1_1 .. relu5_1
+VGG_LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # in the loss: relu1_1 .. relu5_1
 
 
 def gan_loss(outputs: Sequence[Sequence[Tensor]], is_real: bool, use_lsgan: bool = True) -> Tensor:
@@ -107,7 +107,7 @@ class VGGLoss(nn.Module):
             keep_less = self.recompute and torch.is_grad_enabled()
             fake = recomputed(part, fake) if keep_less else part(fake)
             distances.append(l1(fake, real, pixel_weights))
-        return sum(weight * distance for weight, distance in zip(VGG_WEIGHTS, distances))
+        return sum(weight * distance for weight, distance in zip(VGG_LAYER_WEIGHTS, distances))
 
 
 def vgg19_slices(layers: nn.Sequential) -> list[nn.Sequential]:

@@ -40,7 +40,7 @@ from models.build import (
     size_multiple,
     uses_features,
 )
-from models.ema import averaged, update_average
+from models.ema import start_average, update_average
 from models.instance_maps import instance_noise, network_input, pad_to_multiple
 from models.layers import instance_average
 from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
@@ -70,7 +70,8 @@ class Pix2PixHDModel(nn.Module):
 
     step(batch) takes what data.loader.Loader yields, does one update of all networks and returns
     the losses by name: G_GAN, G_GAN_Feat, G_VGG (both times lambda_feat), G_L1 (times lambda_L1),
-    G_latent (times lambda_latent), D_real, D_fake.
+    G_latent (times lambda_latent), D_real, D_fake. Afterwards fake and real are its images
+    (B, C, H, W) in [-1, 1], and finite says whether losses and gradients were, a scalar bool.
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class Pix2PixHDModel(nn.Module):
         for net in self.networks().values():
             zero_bias_gradients_before_norms(net)
         trained = {n: net for n, net in self.networks().items() if n != "D" and opt.ema}
-        self.averages = {name: averaged(net) for name, net in trained.items()}
-        self.updates = 0  # of the averages
+        self.averages = {name: start_average(net) for name, net in trained.items()}
+        self.ema_updates = 0
 
         self.pool = ImagePool(opt.pool_size, opt.seed + distributed.rank())
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.amp == "fp16")
@@ -109,7 +110,7 @@ class Pix2PixHDModel(nn.Module):
         self.start_stage(fix_global=opt.niter_fix_global > 0)
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that are trained, by name."""
+        """G, D and E by name. Q is not among them: only training needs it."""
         networks = {"G": self.netG, "D": self.netD, "E": self.netE}
         return {name: net for name, net in networks.items() if net is not None}
 
@@ -207,7 +208,7 @@ class Pix2PixHDModel(nn.Module):
             gradient += image.grad
             image.grad = None
 
-        with distributed.unsynced(self.call["D"]):
+        with distributed.unsynced(self.call["D"]):  # D_fake's backward averages both gradients
             on_real = self._run("D", with_maps(real))
             losses["D_real"] = gan(on_real, True)
             self.scaler.scale(losses["D_real"] * (0.5 * weight)).backward()
@@ -309,8 +310,8 @@ class Pix2PixHDModel(nn.Module):
             for buffer in self.buffers():
                 buffer.nan_to_num_(0, 0, 0)
         for name, average in self.averages.items():
-            update_average(average, self.networks()[name], self.opt.ema, self.updates)
-        self.updates += 1
+            update_average(average, self.networks()[name], self.opt.ema, self.ema_updates)
+        self.ema_updates += 1
 
     def _all_finite(self, losses: dict[str, Tensor]) -> Tensor:
         """Whether losses and gradients are finite, as a scalar on the device.
@@ -369,7 +370,7 @@ class Pix2PixHDModel(nn.Module):
             "optimizer_D": self.optimizer_D.state_dict(),
             "scaler": self.scaler.state_dict(),
             "fixes_global": self.fixes_global,
-            "updates": self.updates,
+            "updates": self.ema_updates,
             "netQ": None if self.netQ is None else self.netQ.state_dict(),
         }
 
@@ -382,6 +383,6 @@ class Pix2PixHDModel(nn.Module):
             adapt_state(optimizer, self.opt, self.device)
         if self.netQ is not None:
             self.netQ.load_state_dict(state["netQ"])
-        self.updates = state.get("updates", 10**9)  # older saves: full --ema decay
+        self.ema_updates = state.get("updates", 10**9)  # older saves: full --ema decay
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

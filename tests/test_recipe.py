@@ -14,7 +14,7 @@ from test_options import FIRST_FLAGS
 from torch import nn
 
 from models import load_generator
-from models.ema import averaged, update_average
+from models.ema import start_average, update_average
 from models.networks import define_G
 from models.upsampling import UpsampleConv2d, as_subpixel, upsampling
 from options.train_options import RECIPES, TrainOptions
@@ -117,7 +117,7 @@ def test_fresh_generators_show_a_grid_only_with_the_transposed_convolution() -> 
 def test_averages_follow_the_weights_by_the_formula() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).double()
-    average = averaged(net)
+    average = start_average(net)
     expected = {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
     for step in range(100):
         with torch.no_grad():

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import NoReturn
 
@@ -60,12 +60,12 @@ def one_process_first() -> Iterator[None]:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean of a tensor over the processes."""
+    """The mean of a tensor over the processes; the tensor becomes their sum."""
     return total(values) / world_size()
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of a tensor over the processes."""
+    """The sum of a tensor over the processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
@@ -384,7 +384,7 @@ def _send_in_bf16(group: object, bucket: dist.GradBucket) -> torch.futures.Futur
     return bf16_compress_hook(group, bucket)
 
 
-def unsynced(net: nn.Module):
+def unsynced(net: nn.Module) -> AbstractContextManager:
     """A context in which a wrapped network's backward does not average the gradients."""
     if isinstance(net, DistributedDataParallel):
         return net.no_sync()

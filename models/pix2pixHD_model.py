@@ -47,7 +47,7 @@ from models.losses import VGGLoss, feature_matching_loss, gan_loss, l1
 from models.normalization import set_has_images, zero_bias_gradients_before_norms
 from models.optimizers import adam, adapt_state, learning_rate
 from models.recompute import recompute_blocks
-from models.transfer import adapt_weights, frozen_layers, map_classes, other_layers
+from models.transfer import adapt_weights, frozen_layers, layer_differences, map_classes
 from util import distributed
 from util.errors import UserError, brief
 from util.image_pool import ImagePool
@@ -351,7 +351,7 @@ class Pix2PixHDModel(nn.Module):
                 fresh.append(f"{name} (no {path})")
             else:
                 fits = partial(adapt_weights, network=name, old=old, new=self.opt, classes=classes)
-                differences = other_layers(name, old, self.opt) if saved else ""
+                differences = layer_differences(name, old, self.opt) if saved else ""
                 if untrained := load_pretrained(net, path, fits, differences):
                     fresh.append(f"{name}: {brief(untrained)}")
             if any(id(p) in frozen for n, p in net.named_parameters() if n in untrained):

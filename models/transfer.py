@@ -69,7 +69,7 @@ def input_parts(opt: argparse.Namespace, network: str, layer: str) -> Parts:
     return [*parts, ("noise", opt.instance_noise)]
 
 
-def other_layers(network: str, old: argparse.Namespace, new: argparse.Namespace) -> str:
+def layer_differences(network: str, old: argparse.Namespace, new: argparse.Namespace) -> str:
     """Which flags give a network other layers than that run's, and what to do; "" if none do."""
     flags = SHAPES[network]
     if network == "G" and (old.netG, new.netG) == ("global", "local"):  # which contains the first
@@ -96,8 +96,10 @@ def adapt_weights(
 
     New classes start from the mean of the old ones, as do new input and output channels. New edges,
     conditions, features, noise and means start from zero, so that they change nothing at first.
-    Classes in place of an image, or the reverse, start from the initialization. classes: see
-    map_classes. Raises UserError if --freeze would prevent the last two from being trained.
+    Classes in place of an image, or the reverse, start from the initialization. Raises UserError if
+    --freeze would keep what starts from zero or the initialization from being trained.
+
+    own: the state of new's network; network: "G", "D" or "E"; classes: see map_classes.
     """
     if network == "G" and old.upsample != new.upsample and new.upsample != "icnr":
         log_main(
@@ -116,9 +118,9 @@ def adapt_weights(
             continue
         before, after = (input_parts(opt, network, name) for opt in (old, new))
         kernels = weight.shape[2:], own[name].shape[2:]
-        sees_maps = weight.shape[1] == sum(count for _, count in before)
-        first = sees_maps and own[name].shape[1] == sum(count for _, count in after)
-        if first and (before != after or moved) and _is_first(name, network):
+        counts = tuple(sum(count for _, count in parts) for parts in (before, after))
+        sees_maps = _is_first(name, network) and (weight.shape[1], own[name].shape[1]) == counts
+        if sees_maps and (before != after or moved):
             if network == "G" and "down" in new.freeze:
                 _check_frozen_inputs(before, after)
             adapted[name] = _input_weights(weight, own[name], before, after, classes)
@@ -197,9 +199,7 @@ def frozen_layers(netG: nn.Module, netE: nn.Module | None, parts: Sequence[str])
         blocks = [k for k, layer in enumerate(layers) if isinstance(layer, ResnetBlock)]
         ups = [k for k, layer in enumerate(layers) if isinstance(layer, nn.ConvTranspose2d)]
         first = min([*blocks, *ups], default=len(layers))
-        last = max(blocks, default=first - 1)
-        for k, layer in enumerate(layers):
-            part = "down" if k < first else "blocks" if k <= last else "up"
-            if part in parts:
-                found.append(layer)
+        end = max(blocks, default=first - 1) + 1
+        slices = {"down": layers[:first], "blocks": layers[first:end], "up": layers[end:]}
+        found += [layer for part in slices if part in parts for layer in slices[part]]
     return found

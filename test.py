@@ -52,7 +52,8 @@ def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
     A file of --input that cannot be used is reported and left out.
     """
     if opt.input:
-        dataset, photos = InputFiles(opt), {}
+        dataset = InputFiles(opt)
+        photos = {}
     else:
         dataset = create_dataset(opt, training=False, load_photos=opt.use_encoded_image)
         photos = photographs(opt)
@@ -60,7 +61,8 @@ def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
     dataset.scenes = dataset.scenes[: opt.how_many]
     choosers = style_choosers(model, opt)
     sources = feature_sources(model, opt, choosers)
-    results, failed = Results(opt, dataset, list(sources), shown_names(opt, sources)), 0
+    results = Results(opt, dataset, list(sources), shown_names(opt, sources))
+    failed = 0
 
     with background() as submit, torch.inference_mode():
         batches = read_scenes(dataset, results.wanted, opt, "images", opt.batchSize)
@@ -74,7 +76,7 @@ def write_images(model: InferenceModel, opt: argparse.Namespace) -> None:
                 failed += 1
                 continue
             for k, index in enumerate(indices):
-                images = {name: images[k] for name, images in generated.items()}
+                images = {name: batched[k] for name, batched in generated.items()}
                 if results.has_page:
                     maps = {kind: values[k] for kind, values in batch.items()}
                     photo = photos.get(dataset.scenes[index])
@@ -103,14 +105,16 @@ def shown_images(
     that makes it, for work in the background. Each is also written to images/SCENE_NAME.png.
     Generated images that no browser can show are written as they are, and shown as NAME_view.
     """
-    label = maps["label"]
+    label = maps["label"]  # (C, H, W)
     images = {"input_label": partial(label_picture, label, opt.label_nc, opt.ignore_label)}
     images |= generated
     values = side_values(opt, "output")
     if needs_view(opt):
         images |= {f"{n}_view": partial(view, image, values) for n, image in generated.items()}
     if photo is not None:
-        images["real_image"] = partial(read_resized, photo, values, label.shape[:-3:-1])
+        images["real_image"] = partial(
+            read_resized, photo, values, (label.shape[2], label.shape[1])
+        )
     return images
 
 

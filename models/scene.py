@@ -85,13 +85,13 @@ class Scene:
     The edits (EDITS below) return whether anything changed. Invalid arguments raise UserError and
     change nothing.
 
-    label   (H, W) uint8, or int32 if the classes need it
-    inst    (H, W) uint16 instance ids; for a model without instances, numbers of connected
-            components (int32, as there may be more than 65536)
-    features    region id -> (feat_num,) float32; a region is an instance, or with --label_feat a
-                class. Empty for a model without features.
-    edits   the edits since open(), as dictionaries that apply() takes
-    version counts the changes, including open()
+    label     (H, W) uint8, or int32 if the classes need it
+    inst      (H, W) uint16 instance ids; for a model without instances, numbers of connected
+              components (int32, as there may be more than 65536)
+    features  region id -> (feat_num,) float32; a region is an instance, or with --label_feat a
+              class. Empty for a model without features.
+    edits     the edits since open(), as dictionaries that apply() takes
+    version   counts the changes, including open()
     """
 
     def __init__(self, opt: argparse.Namespace, styles: Styles | None = None) -> None:
@@ -417,7 +417,7 @@ class Scene:
         tries = (
             (near, things),
             (everywhere, things),
-            (everywhere, [self._class_of(mask), *void]),  # if ids make every class one of things
+            (everywhere, [self._class_of(mask), *void]),  # if all other classes are things
             (everywhere, []),
         )
         for box, excluded in tries:

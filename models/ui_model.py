@@ -119,7 +119,7 @@ class UIModel(Scene):
         return self.networks(self.label, self.inst, feat)
 
     def _encode(self, photo: np.ndarray, regions: np.ndarray) -> np.ndarray:
-        """(feat_num, H, W)"""
+        """E's features of photo (H, W, 3) uint8 over regions (H, W): (feat_num, H, W) float32."""
         image = RGB8.to_tensor(photo)[None]
         ids = torch.from_numpy(regions.astype(np.int32))[None, None]
         with self._network():

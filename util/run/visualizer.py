@@ -30,7 +30,8 @@ class Rows:
 
     def __init__(self, path: Path, resume: bool) -> None:
         """resume: continue the rows of the file; else start as if it were empty."""
-        self.path, self.rows = path, read_rows(path) if resume else []
+        self.path = path
+        self.rows = read_rows(path) if resume else []
 
     def append(self, row: Figures) -> None:
         row = {key: value if math.isfinite(value) else None for key, value in row.items()}
@@ -57,7 +58,8 @@ class Visualizer:
     ) -> None:
         """page: None for no page. resume: continue the existing files. loggers: services that get
         the figures as well."""
-        self.loggers, self.page = [*loggers], page
+        self.loggers = list(loggers)
+        self.page = page
         self.facts: dict[str, str] = {}  # what the page says about the run, by name
         run_dir.mkdir(parents=True, exist_ok=True)
         self._text_log = run_dir / "loss_log.txt"

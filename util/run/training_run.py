@@ -101,12 +101,13 @@ class TrainingRun:
             raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
 
     def _log_start(self) -> None:
-        at, device = f"epoch {self.at.epoch} of {self.epochs}", self.model.device
+        device = self.model.device
+        state = f"epoch {self.at.epoch} of {self.epochs}"
         if self._out_of_patience():
-            at = f"ended after epoch {self.at.epoch - 1} (--patience {self.opt.patience})"
+            state = f"ended after epoch {self.at.epoch - 1} (--patience {self.opt.patience})"
         elif self.is_over():
-            at = f"all {self.epochs} epochs done"
-        log_main(f"{self.scenes} scenes, {at}, on {device}")
+            state = f"all {self.epochs} epochs done"
+        log_main(f"{self.scenes} scenes, {state}, on {device}")
         if device.type == "cpu" and torch.backends.mps.is_available():
             log_main("this machine's GPU is not used: it has no float64, which training needs")
         if device.type == "cuda" and self.opt.amp == "off" and not self.opt.tf32:
@@ -200,16 +201,20 @@ class TrainingRun:
             log_main(f"warning: validation failed and is turned off: {error}")
             self.validation = None
             return
-        metric = self.validation.metric
-        value = figures[metric]
+        value = figures[self.validation.metric]
         self._is_best = at.add_validation(value, self.validation.more_is_better)
         if not self.visualizer:
             return
         with warn_if_unwritable("the validation"):
             self._writer.finish()  # the images of earlier steps
             self.visualizer.show_validation(ended, at.step, figures, images, at.best_epoch)
+        self._log_validation(figures, time.perf_counter() - start)
+
+    def _log_validation(self, figures: dict[str, float], seconds: float) -> None:
+        """Log the validation after the epoch that has just ended, and warn of what looks wrong."""
+        at, ended, metric = self.at, self.at.epoch - 1, self.validation.metric
+        value = figures[metric]
         best = "the best" if self._is_best else f"best: epoch {at.best_epoch}"
-        seconds = time.perf_counter() - start
         log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
         if math.isnan(value):
             log_main(

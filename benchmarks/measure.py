@@ -237,9 +237,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def compare_to_peak(
-    ways: dict[str, Work],
-    operations: dict[str, int],
-    given: argparse.Namespace,
+    ways: dict[str, Work], operations: dict[str, int], given: argparse.Namespace
 ) -> list[dict]:
     """compare's rows of "baseline", in float32, and "project", in the precision of --amp, with the
     share of the machine's peak that each way reaches."""

@@ -10,13 +10,7 @@ Further flags are train.py's and go to both ways (--netG local --num_D 3 ...).
 import torch
 
 from benchmarks import baseline, scene
-from benchmarks.measure import (
-    benchmark_parser,
-    compare_to_peak,
-    flops,
-    peak_saved_bytes,
-    report,
-)
+from benchmarks.measure import benchmark_parser, compare_to_peak, flops, peak_saved_bytes, report
 from models.pix2pixHD_model import Pix2PixHDModel
 from util.errors import run
 from util.parser import integer

@@ -5,10 +5,7 @@ from torch import Tensor
 
 
 def one_hot(
-    label: Tensor,
-    label_nc: int,
-    ignore_label: int | None = None,
-    dtype: torch.dtype | None = None,
+    label: Tensor, label_nc: int, ignore_label: int | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
     """(B, 1, H, W) integers in 0 .. label_nc-1 -> (B, label_nc, H, W) of dtype, or float32.
 

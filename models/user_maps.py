@@ -17,11 +17,7 @@ Maps = Map | list[Map]  # a list is a batch
 
 
 def to_tensors(
-    opt: argparse.Namespace,
-    label: Maps,
-    inst: Maps | None,
-    feat: Maps | None,
-    cond: Maps | None,
+    opt: argparse.Namespace, label: Maps, inst: Maps | None, feat: Maps | None, cond: Maps | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """What InferenceModel.generate takes, from what InferenceModel.forward takes.
 

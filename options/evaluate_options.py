@@ -6,13 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.values import side_values
-from options.base_options import (
-    CHANNELS,
-    BaseOptions,
-    check_range,
-    inherited,
-    value_flags,
-)
+from options.base_options import CHANNELS, BaseOptions, check_range, inherited, value_flags
 from util.errors import UserError
 from util.parser import Flag, Group, integer, label_count, name_inside, names_inside
 from util.run.checkpoints import run_dir

@@ -105,7 +105,7 @@ def test_vgg_maps_are_the_first_of_each_block(vgg: VGGLoss, vgg_file: Path) -> N
         found = list(accumulate(vgg.slices, lambda x, part: part(x), initial=image))[1:]
         expected = plain_maps(vgg_file, image)
     assert [tuple(m.shape[1:]) for m in found] == [
-        *((64, 32, 48), (128, 16, 24), (256, 8, 12), (512, 4, 6), (512, 2, 3)),
+        *((64, 32, 48), (128, 16, 24), (256, 8, 12), (512, 4, 6), (512, 2, 3))
     ]
     for ours, plain in zip(found, expected):
         assert torch.equal(ours, plain)
@@ -153,8 +153,7 @@ def write_zeros(path: Path) -> None:  # what a power cut may leave
 
 
 @pytest.mark.parametrize(
-    "write",
-    [write_text, write_list, write_other_network, Path.mkdir, Path.touch, write_zeros],
+    "write", [write_text, write_list, write_other_network, Path.mkdir, Path.touch, write_zeros]
 )
 def test_vgg_weights_file_with_other_content(tmp_path: Path, write) -> None:
     path = tmp_path / "other.pth"

@@ -103,10 +103,7 @@ def test_every_flag_takes_values_of_its_type(command: str, flag: dict) -> None:
         "--niter_fix_global": ["--netG", "local"],
         "--use_encoded_image": ["--instance_feat"],
     }
-    refusal = {
-        "--data_type": "train" if command == "train" else None,
-        "--engine": "test",
-    }
+    refusal = {"--data_type": "train" if command == "train" else None, "--engine": "test"}
     if refusal.get(name) == command:
         with pytest.raises(UserError, match=name):
             COMMANDS[command]().parse(words)

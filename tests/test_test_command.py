@@ -222,8 +222,7 @@ def test_refused_flags(flags: list[str]) -> None:
 
 @pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="no ../shared/golden")
 @pytest.mark.parametrize(
-    ("case", "data"),
-    [("labels_512p", "golden/data"), ("features_512p", "cityscapes_sample")],
+    ("case", "data"), [("labels_512p", "golden/data"), ("features_512p", "cityscapes_sample")]
 )
 def test_golden_images(case: str, data: str, tmp_path: Path) -> None:
     """Images from the golden starting weights, to one grey level; label colours exactly."""

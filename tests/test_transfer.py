@@ -281,9 +281,7 @@ def test_untrained_parts_cannot_be_frozen(classes: tuple[Path, Path]) -> None:
         assert expected in one_line(done)
 
 
-def test_a_run_of_the_2018_code_continues_with_newer_flags(
-    classes: tuple[Path, Path],
-) -> None:
+def test_a_run_of_the_2018_code_continues_with_newer_flags(classes: tuple[Path, Path]) -> None:
     """It has no opt.json, and none of the newer flags."""
     ids, _ = classes
     train(ids, "base")

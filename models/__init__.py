@@ -76,30 +76,31 @@ def load_generator(
             f'device {device}: {first_line(error)}; device="cpu" works everywhere'
         ) from error
     options = {**DEFAULTS, **saved_options(folder, epoch), **flags}
-    for name, default in DEFAULTS.items():
-        value = options[name]
-        if not _same_kind(value, default):
-            expected = f"a value like {default!r}"
-        elif name in CHOICES and value not in CHOICES[name]:
-            expected = f"one of {', '.join(map(str, CHOICES[name]))}"
-        elif name.endswith("_range") and not is_range(value):
-            expected = "[low, high] or 'type'"
-        else:
-            continue
-        raise UserError(f"{folder}: {name} is {value!r}, expected {expected}")
+    for name in DEFAULTS:
+        if expected := _expected_instead(name, options[name]):
+            raise UserError(f"{folder}: {name} is {options[name]!r}, expected {expected}")
     options.update(which_epoch=epoch, data_type=data_type, compile=False, amp="off")
     options.update(load_features=False, tf32=False)
     return InferenceModel(argparse.Namespace(**options), device, folder)
 
 
-def _same_kind(value: object, default: object) -> bool:
-    """Whether an option's value has the type of its default. Integers may stand for floats, and
-    lists for text (ranges); options that are None by default may be anything."""
+def _expected_instead(name: str, value: object) -> str | None:
+    """What an option must be if this value is invalid, else None. Integers may stand for floats,
+    and lists for text (ranges); options that are None by default may have any type."""
+    default = DEFAULTS[name]
     if isinstance(default, bool) or isinstance(value, bool):
-        return type(value) is type(default)
-    if isinstance(default, (int, float)):
-        return isinstance(value, (int, type(default)))
-    return default is None or isinstance(value, (str, list, tuple))
+        fits = type(value) is type(default)
+    elif isinstance(default, (int, float)):
+        fits = isinstance(value, (int, type(default)))
+    else:
+        fits = default is None or isinstance(value, (str, list, tuple))
+    if not fits:
+        return f"a value like {default!r}"
+    if name in CHOICES and value not in CHOICES[name]:
+        return f"one of {', '.join(map(str, CHOICES[name]))}"
+    if name.endswith("_range") and not is_range(value):
+        return "[low, high] or 'type'"
+    return None
 
 
 CHOICES = {"netG": ["global", "local"], "norm": list(NORMS), "upsample": UPSAMPLE}

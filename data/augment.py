@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor
 
-NAMES = ("flip_v", "rotate", "scale", "shift", "color", "blur")
+AUGMENTATIONS = ("flip_v", "rotate", "scale", "shift", "color", "blur")
 GEOMETRIC = ("rotate", "scale", "shift")  # these bring in borders from outside the image
 
 ROTATION = 10.0  # degrees, either way
@@ -23,7 +23,7 @@ NEAREST = ("inst", "feat", "loss_weight")  # never interpolated, as label maps a
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which changes are made, of NAMES. Ids are never interpolated. Areas from outside the image
+    """names: the changes that are made. Ids are never interpolated. Areas from outside the image
     get ignore_label, instance 0 and loss weight 0; images are mirrored there."""
 
     names: tuple[str, ...]

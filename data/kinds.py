@@ -91,7 +91,7 @@ def scene_kinds(
         small = label_nc <= 256 and 0 <= (ignore_label or 0) <= 255
         kinds["label"] = Kind(
             ("{}_label",),
-            partial(_integers, what="label"),
+            partial(_read_integers, what="label"),
             "uint8" if small else "int32",
             problem=partial(label_problem, label_nc=label_nc, ignore_label=ignore_label),
         )
@@ -99,7 +99,7 @@ def scene_kinds(
         kinds["label"] = image_kind(input_values, "input", "{}_A", "{}A")
     if use_instances:
         remedy = "; without instance maps give --no_instance"
-        read = partial(_integers, what="instance")
+        read = partial(_read_integers, what="instance")
         kinds["inst"] = Kind(("{}_inst",), read, "int32", remedy=remedy)
     if load_photos:
         folders = ("{}_img",) if label_nc else ("{}_B", "{}B")
@@ -121,7 +121,7 @@ def scene_kinds(
 def image_kind(values: Values, side: str, *folders: str) -> Kind:
     """Images of a side ("input", "output", "cond"): 8-bit RGB, or any channels and numbers."""
     rgb = values.channels == 3 and values.dtype == "uint8"
-    read = partial(_rgb if rgb else _channels, values=values, side=side)
+    read = partial(_read_rgb if rgb else _read_channels, values=values, side=side)
     size = file_size if rgb else array_size
     return Kind(folders, read, values.dtype, values, smooth=True, size=size)
 
@@ -133,13 +133,13 @@ def files_of(
     return {name: list_files(kind.folder(Path(dataroot), phase)) for name, kind in kinds.items()}
 
 
-def _rgb(path: Path, values: Values, side: str) -> Image.Image | np.ndarray:
+def _read_rgb(path: Path, values: Values, side: str) -> Image.Image | np.ndarray:
     """An 8-bit RGB image: what Pillow turns into one, or an array of that type."""
     is_array = path.suffix.lower() in NUMPY
-    return _channels(path, values, side) if is_array else read_rgb(path)
+    return _read_channels(path, values, side) if is_array else read_rgb(path)
 
 
-def _channels(path: Path, values: Values, side: str) -> np.ndarray:
+def _read_channels(path: Path, values: Values, side: str) -> np.ndarray:
     """An image (H, W, C) of these channels and this type."""
     array = read_array(path)
     if array.shape[2] != values.channels:
@@ -164,7 +164,7 @@ def read_weights(path: Path) -> np.ndarray:
     return array[..., 0].astype(np.float32)
 
 
-def _integers(path: Path, what: str) -> Image.Image | np.ndarray:
+def _read_integers(path: Path, what: str) -> Image.Image | np.ndarray:
     """read_integers, for npy and npz files too."""
     read = read_integer_array if path.suffix.lower() in NUMPY else read_integers
     return read(path, what)

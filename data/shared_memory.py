@@ -55,7 +55,8 @@ class SharedMemory:
 
     def _make(self) -> tuple[str, bytes]:
         """Create an unnamed file, and keep it open: returns its path, and the token in it."""
-        self._file, token = FileIO(os.memfd_create("pix2pixHD"), "r+"), os.urandom(TOKEN)
+        token = os.urandom(TOKEN)
+        self._file = FileIO(os.memfd_create("pix2pixHD"), "r+")
         os.posix_fallocate(self._file.fileno(), 0, TOKEN + self._size)
         self._file.write(token)
         return f"/proc/{os.getpid()}/fd/{self._file.fileno()}", token

@@ -59,17 +59,17 @@ class Validation:
             self.left_out["lpips"] = TOO_SMALL
         if len(self.dataset) < distributed.world_size():
             self.left_out["kid"] = "there are fewer scenes than processes"
-        self.measured = self._measured()
-        usual = (name for name in ("mean_iou", "lpips", "ssim") if name in self.measured)
+        self.available = self._available()
+        usual = (name for name in ("mean_iou", "lpips", "ssim") if name in self.available)
         self.metric = opt.best_metric or next(usual)
         self.more_is_better = MORE_IS_BETTER[self.metric]
-        if self.metric not in self.measured:
+        if self.metric not in self.available:
             why = self.left_out.get(self.metric)
             if self.metric in SET_MEASURES and not why:
                 why = why_missing(self.metric, self.opt.weights_dir)
             raise UserError(
                 f"--best_metric {self.metric}: not measured here{f' ({why})' if why else ''}; "
-                f"there are {', '.join(self.measured)} "
+                f"there are {', '.join(self.available)} "
                 "(more with --segmenter and --weights_dir)"
             )
         # figures of other scenes or segmenters cannot be compared; folders may have moved
@@ -77,7 +77,7 @@ class Validation:
         if self.metric in ("mean_iou", "pixel_accuracy", "segmenter_kid"):
             self.measured_on += f", {_segmenter(opt)}"
 
-    def _measured(self) -> list[str]:
+    def _available(self) -> list[str]:
         """The measures that are available, of those that --best_metric may name."""
         names = ["lpips", "fid", "kid"] if len(self.dataset) > 1 else ["lpips"]
         names = [n for n in names if self.values.is_rgb8 and n not in self.left_out]
@@ -124,7 +124,7 @@ class Validation:
         """The rows of this process's scenes, and images of some of them, by number."""
         if self.evaluator:
             self.evaluator.reset()
-        measured: dict[int, Future] = {}
+        futures: dict[int, Future] = {}
         seen: dict[int, dict] = {}  # by the segmenter
         shown: dict[int, dict[str, np.ndarray]] = {}
         with background(most=8) as submit:  # measures one image while the next is generated
@@ -135,11 +135,11 @@ class Validation:
                     shown[index] = scene_images(label, generated, photograph, self.opt)
                 generated, real = self._numbers(generated), self._numbers(photograph, exact=True)
                 inst = batch["inst"][0, 0].numpy() if "inst" in batch else None
-                measured[index] = submit(measure_pair, generated, real, inst)
+                futures[index] = submit(measure_pair, generated, real, inst)
                 measures.add(generated, real)
                 if self.evaluator:
                     seen[index] = self.evaluator.add(generated, real, label[0].numpy())
-        return {i: row.result() | seen.get(i, {}) for i, row in measured.items()}, shown
+        return {i: row.result() | seen.get(i, {}) for i, row in futures.items()}, shown
 
     def _generate(self, batch: dict) -> torch.Tensor:
         """The image (output_nc, H, W) for a batch of one, with the features of its photograph."""
@@ -171,7 +171,7 @@ def create_validation(
     """The validation that the flags and the data set allow, and a message: what it is, or why there
     is none. Raises UserError if processes differ, as they would wait for each other."""
     validation, message = _create_validation(opt, model)
-    measured = f"; {validation.measured_on}, {validation.measured}" if validation else ""
+    measured = f"; {validation.measured_on}, {validation.available}" if validation else ""
     distributed.agree(
         message + measured,
         "would validate differently",

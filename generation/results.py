@@ -72,9 +72,10 @@ class Results:
         paths = {}
         for name in names:
             stem = self.stems[index] + ("" if [name] == self.top_level else f"_{name}")
-            is_shown = name not in self.names
-            shown_as = "jpg" if self.opt.image_format == "jpg" else "png"
-            path = Path(f"{stem}.{shown_as if is_shown else self.opt.image_format}")
+            ending = self.opt.image_format
+            if name not in self.names and ending != "jpg":  # only for the page
+                ending = "png"
+            path = Path(f"{stem}.{ending}")
             paths[name] = path if name in self.top_level else Path("images") / path
         return paths
 

@@ -129,8 +129,8 @@ class LocalEnhancer(nn.Module):
         super().__init__()
         self.n_local_enhancers = n_local_enhancers
         coarse_ngf = ngf * 2**n_local_enhancers
-        depths, style = (n_downsample_global, n_blocks_global), (norm, use_dropout, upsample)
-        coarse = GlobalGenerator(input_nc, output_nc, coarse_ngf, *depths, *style)
+        depths, layers = (n_downsample_global, n_blocks_global), (norm, use_dropout, upsample)
+        coarse = GlobalGenerator(input_nc, output_nc, coarse_ngf, *depths, *layers)
         # all but the last layers (padding, 7x7 convolution, tanh), which make the image
         self.model = coarse.model[:-3]
 

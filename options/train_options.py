@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data.augment import GEOMETRIC, NAMES
+from data.augment import AUGMENTATIONS, GEOMETRIC
 from evaluation.measures import MORE_IS_BETTER
 from models.build import uses_features
 from options.base_options import CHANNELS, BaseOptions, inherited, scene_flags
@@ -50,8 +50,8 @@ TRAINING = Group(
     Flag(
         "--augment",
         "",
-        f"random changes of the scenes: some of {', '.join(NAMES)}",
-        names_of(NAMES),
+        f"random changes of the scenes: some of {', '.join(AUGMENTATIONS)}",
+        names_of(AUGMENTATIONS),
     ),
     Flag("--niter", 100, "epochs at the initial learning rate", integer(0, 10**9)),
     Flag("--niter_decay", 100, "epochs in which it then falls linearly to zero", integer(0, 10**9)),

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY, one_line, run_command, thorough
 
 from data.aligned_dataset import AlignedDataset, Geometry
-from data.augment import NAMES, Augmentation
+from data.augment import AUGMENTATIONS, Augmentation
 from models import load_generator
 from models.build import build_generator
 from models.transfer import frozen_layers
@@ -341,7 +341,7 @@ def dataset(root: Path, *names: str, ignore: int | None = 255) -> AlignedDataset
     )
 
 
-@pytest.mark.parametrize("names", [NAMES, ("rotate",), ("scale",), ("shift",), ("flip_v",)])
+@pytest.mark.parametrize("names", [AUGMENTATIONS, ("rotate",), ("scale",), ("shift",), ("flip_v",)])
 def test_ids_stay_ids_and_maps_stay_together(toy_data: Path, names: tuple[str, ...]) -> None:
     plain, changed = dataset(toy_data)[0], dataset(toy_data, *names)
     known = set(zip(plain["label"].flatten().tolist(), plain["inst"].flatten().tolist()))
@@ -389,7 +389,7 @@ def test_colours_are_clipped_only_to_the_range_of_the_image() -> None:
 
 def test_augmented_training_resumes(toy_data: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--no_html"]
-    flags += ["--val_phase", "none", "--ignore_label", 255, "--augment", ",".join(NAMES)]
+    flags += ["--val_phase", "none", "--ignore_label", 255, "--augment", ",".join(AUGMENTATIONS)]
     epochs = ["--niter", 2, "--niter_decay", 0]
     assert run_command("train.py", *flags, "--name", "whole", *epochs).returncode == 0
     first = ["--niter", 1, "--niter_decay", 0, "--nThreads", 2]

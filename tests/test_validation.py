@@ -218,7 +218,7 @@ def test_a_missing_package_drops_its_measures(
 def measured(data: Path, *flags: str) -> list[str]:
     """The measures of the data set's test scenes that --best_metric may name."""
     opt = TrainOptions().parse([*TINY, "--dataroot", str(data), "--val_phase", "test", *flags])
-    return Validation(opt, Pix2PixHDModel(opt, torch.device("cpu")))._measured()
+    return Validation(opt, Pix2PixHDModel(opt, torch.device("cpu"))).available
 
 
 @pytest.mark.parametrize("more", [True, False])

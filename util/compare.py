@@ -16,7 +16,7 @@ from util.pages.plots import save_curves, series, shown_width
 from util.parser import Parser
 from util.progress import log
 from util.run.checkpoints import saved_options
-from util.run.page import NAMES, figure_names
+from util.run.page import figure_names
 from util.run.visualizer import read_rows
 
 NOT_COMPARED = {"name", "command_line", "versions", "git_commit", "checkpoints_dir"}
@@ -90,9 +90,9 @@ def common_scenes(
     first = next(iter(folders.values()))
     rows = {}
     for scene in sorted(set.intersection(*map(set, last.values()))):
-        images = {NAMES[0]: first / f"{NAMES[0]}_{scene}.jpg"}
+        images = {"input_label": first / f"input_label_{scene}.jpg"}
         images |= {name: own[scene] for name, own in last.items()}
-        images[NAMES[2]] = first / f"{NAMES[2]}_{scene}.jpg"
+        images["real_image"] = first / f"real_image_{scene}.jpg"
         if not all(path.is_file() for path in images.values()):
             continue  # a first validation that is still being written, or was interrupted
         rows[scene] = [

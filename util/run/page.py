@@ -22,13 +22,14 @@ from util.pages.html import Page, Picture
 from util.pages.plots import Series, require_matplotlib, save_curves, series, shown_width
 from util.run.checkpoints import saved_options
 
-Table, Facts = Sequence[Mapping], Mapping[str, str]
+Table = Sequence[Mapping]  # rows of metrics.jsonl or validation.jsonl
+Facts = Mapping[str, str]
 
 # The keys of rows that are not figures.
 BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_pictures")
 REFRESH_SECONDS = 30
 _PAGES = ("index.html", "validation.html", "loss_curves.png", "validation_curves.png")
-NAMES = ("input_label", "synthesized_image", "real_image")
+IMAGE_NAMES = ("input_label", "synthesized_image", "real_image")
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.(?:png|jpg)")  # jpg: from the 2018 code
 
 _SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
@@ -106,7 +107,7 @@ class RunPage:
         pictures = self._pictures()
         for epoch in sorted({epoch for epoch, _ in pictures}, reverse=True):
             own = {name: path for (e, name), path in pictures.items() if e == epoch}
-            order = [name for name in dict.fromkeys((*NAMES, *own)) if name in own]
+            order = [name for name in dict.fromkeys((*IMAGE_NAMES, *own)) if name in own]
             row = [Picture(own[name].relative_to(self.web), name) for name in order]
             page.row(row, heading=f"epoch {epoch}", width=self.display_winsize)
         page.save()

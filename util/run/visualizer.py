@@ -20,7 +20,8 @@ from util.progress import log
 from util.run.loggers import Logger
 from util.run.page import RunPage, delete_pages
 
-Figures, Images = dict[str, float], dict[str, np.ndarray]
+Figures = dict[str, float]
+Images = dict[str, np.ndarray]
 _LOG_LINE = re.compile(r"\(epoch: (\d+), iters: (\d+), ")
 _HEADER = "================ Training Loss ({}) ================"
 

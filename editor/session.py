@@ -19,7 +19,7 @@ from editor.record import download
 from editor.scenes import Scenes
 from models.masks import Point, box_of
 from models.scene import Selection, shape_rows
-from models.styles import style
+from models.styles import get_style
 from models.ui_model import UIModel
 from util.errors import UserError
 from util.pages.colours import class_name
@@ -303,7 +303,7 @@ class Session:
         if not self.has_styles:
             raise UserError("click an object that has styles first")
         name = self.name_of_styled()
-        vector = style(self.ui.styles, self.selected.label, number, name)
+        vector = get_style(self.ui.styles, self.selected.label, number, name)
         self.ui.set_style(self.selected.instance, vector, whole_class)
         if whole_class:
             self.gallery = None  # its previews show other objects as well

@@ -16,7 +16,7 @@ from data.files import image_names
 from data.loader import collate
 from models.build import uses_features
 from models.inference_model import InferenceModel, cluster_path, run_styles
-from models.styles import StyleChooser, instance_classes, paint, style
+from models.styles import StyleChooser, get_style, instance_classes, paint
 from util import distributed
 from util.errors import UserError, brief
 from util.pages.colours import class_id, class_name
@@ -57,12 +57,12 @@ def style_choosers(model: InferenceModel, opt: argparse.Namespace) -> dict[str, 
             raise UserError(f"--style {request}: expected CLASS=K, e.g. car=3")
         label = class_id(name, opt.label_nc)
         refuse_second_style(fixed, label, opt)
-        fixed[label] = style(styles, label, int(number), f"--style {request}: class {name}")
+        fixed[label] = get_style(styles, label, int(number), f"--style {request}: class {name}")
     if opt.all_styles is None:
         return {"synthesized_image": StyleChooser(styles, fixed, opt.seed)}
     label = class_id(opt.all_styles, opt.label_nc)
     refuse_second_style(fixed, label, opt)
-    style(styles, label, 0, opt.all_styles)  # refuses a class without styles
+    get_style(styles, label, 0, opt.all_styles)  # refuses a class without styles
     return {
         f"style_{k}": StyleChooser(styles, {**fixed, label: vector}, opt.seed)
         for k, vector in enumerate(styles[label])

@@ -216,8 +216,8 @@ class StyleChooser:
         return features
 
 
-def style(styles: Styles, label: int, number: int, name: str) -> np.ndarray:
-    """One style of a class. name: what a UserError calls it if there is no style of this number."""
+def get_style(styles: Styles, label: int, number: int, name: str) -> np.ndarray:
+    """A style of a class, (feat_num,). name: what a UserError calls it if there is none."""
     if label not in styles:
         raise UserError(f"{name} has no styles: no instance of it was large enough to be clustered")
     if not 0 <= number < len(styles[label]):

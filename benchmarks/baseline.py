@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from models.build import build_discriminator, build_encoder, build_generator
 from models.layers import ReflectionPad2d
-from models.losses import VGG_LAYER_WEIGHTS, load_vgg19
+from models.losses import load_vgg19
 from models.normalization import BatchNorm2d, InstanceNorm2d
 from models.recompute import Sequential
 
@@ -63,6 +63,25 @@ def plain_layers(net: nn.Module) -> nn.Module:
     return net
 
 
+def plain_vgg(weights_file: str) -> nn.Sequential:
+    """VGG19's feature layers, none of which overwrites its input."""
+    layers = load_vgg19(weights_file).features.eval().requires_grad_(False)
+    for layer in layers:
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return layers
+
+
+def vgg_loss(vgg: nn.Sequential, fake: Tensor, real: Tensor) -> Tensor:
+    """The weighted L1 distance of relu1_1 .. relu5_1 of images (B, 3, H, W) in [-1, 1]."""
+    total, weights = 0.0, {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0}
+    for number, layer in enumerate(vgg[:30]):
+        fake, real = layer(fake), layer(real)
+        if number in weights:
+            total = total + weights[number] * F.l1_loss(fake, real.detach())
+    return total
+
+
 class TrainStep(nn.Module):
     """One update of all networks. Takes a batch of float32 maps; returns the losses by name."""
 
@@ -73,12 +92,7 @@ class TrainStep(nn.Module):
         self.netG = plain_layers(build_generator(opt))
         self.netD = plain_layers(build_discriminator(opt))
         self.netE = plain_layers(build_encoder(opt)) if opt.instance_feat else None
-        self.vgg = None if opt.no_vgg_loss else load_vgg19(opt.vgg_weights).features.eval()
-        if self.vgg is not None:
-            for layer in self.vgg:
-                if isinstance(layer, nn.ReLU):
-                    layer.inplace = False
-            self.vgg.requires_grad_(False)
+        self.vgg = None if opt.no_vgg_loss else plain_vgg(opt.vgg_weights)
         self.to(device)
         of_G = [*self.netG.parameters(), *(self.netE.parameters() if self.netE else [])]
         self.optimizer_G = torch.optim.Adam(of_G, lr=opt.lr, betas=(opt.beta1, 0.999))
@@ -96,15 +110,6 @@ class TrainStep(nn.Module):
             for fake_maps, real_maps in zip(fake, real)
             for a, b in zip(fake_maps[:-1], real_maps[:-1])
         )
-
-    def perceptual(self, fake: Tensor, real: Tensor) -> Tensor:
-        weights = dict(zip((1, 6, 11, 20, 29), VGG_LAYER_WEIGHTS))
-        total = torch.zeros((), device=fake.device)
-        for number, layer in enumerate(self.vgg[:30]):
-            fake, real = layer(fake), layer(real)
-            if number in weights:
-                total = total + weights[number] * F.l1_loss(fake, real.detach())
-        return total
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(what D sees with an image, what G sees)"""
@@ -130,7 +135,7 @@ class TrainStep(nn.Module):
             "G_GAN_Feat": self.opt.lambda_feat * self.matching(on_fake, on_real),
         }
         if self.vgg is not None:
-            losses["G_VGG"] = self.opt.lambda_feat * self.perceptual(fake, real)
+            losses["G_VGG"] = self.opt.lambda_feat * vgg_loss(self.vgg, fake, real)
         loss_G = sum(loss for name, loss in losses.items() if name.startswith("G_"))
         self.optimizer_G.zero_grad()
         loss_G.backward()

@@ -2,12 +2,14 @@
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, one_line, run_command, thorough
+from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
 from data.augment import AUGMENTATIONS, Augmentation
@@ -20,21 +22,33 @@ ONCE = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
 TWO_BLOCKS = ["--n_blocks_global", 2]
 
 
-@pytest.fixture
-def classes(toy_data: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Two data sets of the same scenes: with Cityscapes' 35 classes, and with their order
-    reversed; instance maps are left as they are."""
-    from PIL import Image
+def copy_scenes(toy_data: Path, root: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A data set of the same scenes, with changed label maps."""
+    for path in toy_data.rglob("*.png"):
+        copy = root / path.relative_to(toy_data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        array = np.asarray(Image.open(path))
+        Image.fromarray(change(array) if "_label" in copy.parent.name else array).save(copy)
+    return root
 
-    roots = tmp_path / "ids", tmp_path / "flipped"
-    for root, flipped in zip(roots, (False, True)):
-        for path in toy_data.rglob("*.png"):
-            copy = root / path.relative_to(toy_data)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            array = np.asarray(Image.open(path))
-            array = 34 - array if flipped and "_label" in copy.parent.name else array
-            Image.fromarray(array).save(copy)
-    return roots
+
+@pytest.fixture
+def ids(toy_data: Path, tmp_path: Path) -> Path:
+    """A data set with Cityscapes' 35 classes."""
+    return copy_scenes(toy_data, tmp_path / "ids", lambda label: label)
+
+
+@pytest.fixture
+def flipped(toy_data: Path, tmp_path: Path) -> Path:
+    """The same with the classes' order reversed; instance maps are left as they are."""
+    return copy_scenes(toy_data, tmp_path / "flipped", lambda label: 34 - label)
+
+
+@pytest.fixture
+def base(ids: Path) -> Path:
+    """The folder of a run on ids."""
+    train(ids, "base")
+    return ids.parent / "runs" / "base"
 
 
 def train(root: Path, name: str, *flags: object) -> str:
@@ -49,11 +63,10 @@ def weights(root: Path, name: str, net: str = "G") -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("net", [*thorough("global"), "local"])
-def test_classes_in_another_order_train_the_same(classes: tuple[Path, Path], net: str) -> None:
+def test_classes_in_another_order_train_the_same(ids: Path, flipped: Path, net: str) -> None:
     """One run starts from classes in order, one from reversed classes that are mapped: their
     networks differ only in the order of the first layers' columns. The local enhancer's upsampling
     has as many output channels as there are maps, in a place like the first layer's."""
-    ids, flipped = classes
     small = ["--n_blocks_local", 1, "--netG", net, *(["--ngf", 36] if net == "local" else [])]
     train(ids, "base", *small)
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", *small, "--lr", 0]
@@ -72,12 +85,7 @@ def test_classes_in_another_order_train_the_same(classes: tuple[Path, Path], net
         assert moved == (2 if (name, net) != ("G", "global") else 1)
 
 
-def test_fewer_classes_by_name_and_new_ones_from_the_mean(
-    classes: tuple[Path, Path], tmp_path: Path
-) -> None:
-    ids, _ = classes
-    train(ids, "base")
-    base = ids.parent / "runs" / "base"
+def test_fewer_classes_by_name_and_new_ones_from_the_mean(ids: Path, base: Path) -> None:
     where = ["--dataroot", ids, "--checkpoints_dir", ids.parent / "runs", "--name", "new"]
     more = [*where, "--load_pretrain", base, "--label_nc", 40, "--lr", 0]
     refusal = one_line(run_command("train.py", *TINY, *ONCE, *more))
@@ -98,9 +106,8 @@ def test_fewer_classes_by_name_and_new_ones_from_the_mean(
 
 @pytest.mark.parametrize("flags", [[], *thorough(["--no_ganFeat_loss"])])
 def test_every_scale_of_the_discriminator_sees_the_classes_in_order(
-    classes: tuple[Path, Path], flags: list
+    ids: Path, flipped: Path, flags: list
 ) -> None:
-    ids, flipped = classes
     train(ids, "base", *flags)
     pairs = ",".join(f"{34 - k}={k}" for k in range(35))
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
@@ -113,9 +120,8 @@ def test_every_scale_of_the_discriminator_sees_the_classes_in_order(
 
 
 @pytest.mark.thorough
-def test_labels_in_place_of_images_start_fresh(classes: tuple[Path, Path]) -> None:
+def test_labels_in_place_of_images_start_fresh(ids: Path) -> None:
     """And the reverse; the weights that read them would otherwise stay zero, or equal, forever."""
-    ids, _ = classes
     for phase in ("train", "test"):
         shutil.copytree(ids / f"{phase}_img", ids / f"{phase}_A")
         shutil.copytree(ids / f"{phase}_img", ids / f"{phase}_B")
@@ -133,10 +139,8 @@ def test_labels_in_place_of_images_start_fresh(classes: tuple[Path, Path]) -> No
     assert "no classes to map" in refusal
 
 
-def test_changed_upsampling_is_named(classes: tuple[Path, Path]) -> None:
-    ids, _ = classes
-    train(ids, "base")
-    pretrained = ["--load_pretrain", ids.parent / "runs" / "base"]
+def test_changed_upsampling_is_named(ids: Path, base: Path) -> None:
+    pretrained = ["--load_pretrain", base]
     assert "--upsample transpose -> nearest" in train(
         ids, "n", *pretrained, "--upsample", "nearest"
     )
@@ -144,32 +148,27 @@ def test_changed_upsampling_is_named(classes: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.thorough
-def test_changed_normalization_is_named(classes: tuple[Path, Path]) -> None:
+def test_changed_normalization_is_named(ids: Path) -> None:
     """Batch and channel normalization have weights of the same names and shapes."""
-    ids, _ = classes
     train(ids, "base", "--norm", "batch")
     pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--norm"]
     assert "--norm batch -> channel" in train(ids, "channel", *pretrained, "channel")
     assert "--norm" not in train(ids, "same", *pretrained, "batch")
 
 
-def test_other_channels_and_conditions_start_without_effect(
-    classes: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_other_channels_and_conditions_start_without_effect(ids: Path, base: Path) -> None:
     """A new condition changes nothing at first: G generates the same image as before."""
-    ids, _ = classes
-    train(ids, "base")
     for phase in ("train", "test"):
         folder = ids / f"{phase}_cond"
         folder.mkdir()
         for path in (ids / f"{phase}_label").iterdir():
             np.save(folder / f"{path.stem}.npy", np.random.rand(32, 64).astype(np.float32))
-    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
+    pretrained = ["--load_pretrain", base, "--lr", 0]
     log = train(ids, "cond", *pretrained, "--cond_nc", 1, "--cond_range", "0,1")
     assert "35 class + 1 edges -> 35 class + 1 edges + 1 cond" in log
     rng = np.random.default_rng(0)
     label = rng.integers(0, 35, (32, 64), dtype=np.uint8)
-    before = load_generator(ids.parent / "runs" / "base")(label, label)
+    before = load_generator(base)(label, label)
     cond = rng.random((32, 64), dtype=np.float32)
     after = load_generator(ids.parent / "runs" / "cond")(label, label, cond=cond)
     np.testing.assert_array_equal(before, after)
@@ -177,9 +176,8 @@ def test_other_channels_and_conditions_start_without_effect(
 
 @pytest.mark.parametrize("upsample", ["transpose", *thorough("nearest")])
 def test_icnr_continues_from_other_upsampling_without_a_difference(
-    classes: tuple[Path, Path], upsample: str, tmp_path: Path
+    ids: Path, upsample: str
 ) -> None:
-    ids, _ = classes
     features = ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]
     train(ids, "base", "--upsample", upsample, *features)
     base = ids.parent / "runs" / "base"
@@ -195,12 +193,8 @@ def test_icnr_continues_from_other_upsampling_without_a_difference(
     assert np.abs(before.astype(int) - after).max() <= 1
 
 
-def test_noise_starts_without_effect_and_then_tells_instances_apart(
-    classes: tuple[Path, Path],
-) -> None:
-    ids, _ = classes
-    train(ids, "base")
-    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--instance_noise", 3]
+def test_noise_starts_without_effect_and_then_tells_instances_apart(ids: Path, base: Path) -> None:
+    pretrained = ["--load_pretrain", base, "--instance_noise", 3]
     log = train(ids, "still", *pretrained, "--lr", 0)
     assert "35 class + 1 edges -> 35 class + 1 edges + 3 noise" in log
     train(ids, "noise", *pretrained, "--lr", 0.01)
@@ -214,14 +208,10 @@ def test_noise_starts_without_effect_and_then_tells_instances_apart(
     assert (noise(label, label) != noise(label, moved)).any()
 
 
-def test_the_image_of_a_grey_run_starts_as_the_mean(classes: tuple[Path, Path]) -> None:
-    from PIL import Image
-
-    ids, _ = classes
-    train(ids, "base")
+def test_the_image_of_a_grey_run_starts_as_the_mean(ids: Path, base: Path) -> None:
     for path in ids.glob("*_img/*"):
         Image.open(path).convert("L").save(path)
-    pretrained = ["--load_pretrain", ids.parent / "runs" / "base", "--lr", 0]
+    pretrained = ["--load_pretrain", base, "--lr", 0]
     log = train(ids, "grey", *pretrained, "--output_nc", 1)
     assert "3 -> 1 output channels" in log
     last = [layer for layer in weights(ids, "base") if layer.endswith("weight")][-1]
@@ -264,10 +254,7 @@ def test_frozen_parts_stay_as_they_were(toy_data: Path, tmp_path: Path) -> None:
     assert "leaves nothing of G to train" in refusal
 
 
-def test_untrained_parts_cannot_be_frozen(classes: tuple[Path, Path]) -> None:
-    ids, _ = classes
-    train(ids, "base")
-    base = ids.parent / "runs" / "base"
+def test_untrained_parts_cannot_be_frozen(ids: Path, base: Path) -> None:
     where = ["--dataroot", ids, "--checkpoints_dir", ids.parent / "runs", "--name", "x"]
     refusals = {
         "lacks E (no": ["E", "--instance_feat", "--nef", 4, "--n_downsample_E", 1],
@@ -281,11 +268,8 @@ def test_untrained_parts_cannot_be_frozen(classes: tuple[Path, Path]) -> None:
         assert expected in one_line(done)
 
 
-def test_a_run_of_the_2018_code_continues_with_newer_flags(classes: tuple[Path, Path]) -> None:
+def test_a_run_of_the_2018_code_continues_with_newer_flags(ids: Path, base: Path) -> None:
     """It has no opt.json, and none of the newer flags."""
-    ids, _ = classes
-    train(ids, "base")
-    base = ids.parent / "runs" / "base"
     (base / "opt.json").unlink()
     start = ["--load_pretrain", base, "--recipe", "plus", "--norm", "instance"]
     start += ["--instance_mean_D", "--lambda_latent", 5]
@@ -301,11 +285,8 @@ def test_a_run_of_the_2018_code_continues_with_newer_flags(classes: tuple[Path, 
     assert "--upsample transpose -> nearest" in train(ids, "nearest", *start)
 
 
-def test_an_interrupted_first_save_is_loaded_completely(classes: tuple[Path, Path]) -> None:
+def test_an_interrupted_first_save_is_loaded_completely(ids: Path, base: Path) -> None:
     """By a kill after its marker was written, before its files were renamed."""
-    ids, _ = classes
-    train(ids, "base")
-    base = ids.parent / "runs" / "base"
     names = [path.name for path in base.glob("latest*")]
     for name in names:
         (base / name).rename(base / f"{name}.new")

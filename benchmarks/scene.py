@@ -53,8 +53,8 @@ def vgg_flags(folder: str) -> list[str]:
     state = {}
     for name, value in net.state_dict().items():
         state[name] = torch.zeros(1).expand(value.shape)
-        if name.startswith("features") and value.dim() == 4:
-            spread = (2 / value[0].numel()) ** 0.5
+        if name.startswith("features"):
+            spread = (2 / value[0].numel()) ** 0.5 if value.dim() == 4 else 0.1
             state[name] = torch.randn(value.shape, generator=generator) * spread
     path = Path(folder) / "vgg19.pth"
     torch.save(state, path)

@@ -94,23 +94,10 @@ def browser():
 
 @pytest.fixture(scope="session")
 def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VGG19 with random features; its unused classifier, half a gigabyte, is a single zero."""
-    import torch
-    import torchvision
+    """A VGG19 with random features, without the half gigabyte of its unused classifier."""
+    from benchmarks.scene import vgg_flags
 
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        state = torchvision.models.vgg19(weights=None).state_dict()
-    for name, value in state.items():
-        if not name.startswith("features."):
-            state[name] = torch.zeros(()).expand(value.shape)
-        elif name.endswith("weight"):
-            state[name] = torch.randn(value.shape) * (2 / value[0].numel()) ** 0.5
-        else:
-            state[name] = torch.randn(value.shape) * 0.1
-    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
-    torch.save(state, path)
-    return path
+    return Path(vgg_flags(str(tmp_path_factory.mktemp("vgg")))[1])
 
 
 @pytest.fixture

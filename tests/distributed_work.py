@@ -8,7 +8,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -38,19 +37,6 @@ CASES = {
     "pool": "--pool_size 6 --cache ram",
     "bf16": "--amp bf16",
 }
-
-
-@contextmanager
-def double_precision() -> Iterator[None]:
-    """Everything in float64, where equal arithmetic gives equal numbers to 1e-12."""
-    to_float = torch.Tensor.float
-    torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = lambda self: self.double()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.Tensor.float = to_float
 
 
 def train(opt: argparse.Namespace, device: torch.device) -> dict:
@@ -89,7 +75,10 @@ def without_cuda() -> patch:
 
 
 def equality(opt: argparse.Namespace, device: torch.device) -> None:
-    """Every case; process 0 writes the weights, and all must have the same."""
+    """Every case; process 0 writes the weights, and all must have the same. In float64, where equal
+    arithmetic gives equal numbers to 1e-12."""
+    from benchmarks.correctness import double_precision
+
     for name, flags in CASES.items():
         with without_cuda() if name == "bf16" else double_precision():
             result = train(options(opt.dataroot, flags), device)

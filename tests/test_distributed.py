@@ -56,6 +56,13 @@ def start(processes: int, *words: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=300)
 
 
+def only_line(all_done: list[subprocess.CompletedProcess]) -> str:
+    """The one line that several processes, all of which failed, have printed."""
+    assert {done.returncode for done in all_done} <= {1, 2}
+    (line,) = [line for done in all_done for line in done.stderr.splitlines()]
+    return line
+
+
 def error_lines(done: subprocess.CompletedProcess) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
@@ -121,8 +128,7 @@ def test_compiled_gradients_are_the_same(data: Path, tmp_path: Path) -> None:
 def test_a_batch_that_does_not_divide_ends_in_one_line(data: Path, tmp_path: Path) -> None:
     flags = f"--dataroot {data} --label_nc 6 --batchSize 3 --gpu_ids -1 --no_vgg_loss".split()
     all_done = run_ranks(2, "train.py", *flags, "--checkpoints_dir", tmp_path / "runs")
-    assert {done.returncode for done in all_done} <= {1, 2}
-    (line,) = [line for done in all_done for line in done.stderr.splitlines()]
+    line = only_line(all_done)
     assert "--batchSize 3" in line and "2 processes" in line
     assert not (tmp_path / "runs").exists()
 
@@ -233,8 +239,7 @@ def test_the_launcher_prints_an_error_once_and_stops_all(data: Path, tmp_path: P
 def test_an_error_is_printed_once_and_stops_all(data: Path, tmp_path: Path, what: str) -> None:
     """Without a launcher, as a job script starts them."""
     all_done = run_ranks(2, WORK, what, data, tmp_path)
-    assert {done.returncode for done in all_done} <= {1, 2}
-    (line,) = [line for done in all_done for line in done.stderr.splitlines()]
+    line = only_line(all_done)
     assert line.startswith("error: ") and ("found a bad" in line or "out of memory" in line)
 
 
@@ -300,8 +305,7 @@ def test_machines_with_different_files_are_refused(
 ) -> None:
     flags = ["--niter", 1, "--niter_decay", 0, "--no_html", "--checkpoints_dir", tmp_path]
     all_done = run_ranks(2, WORK, what, data, tmp_path, *flags)
-    assert {done.returncode for done in all_done} <= {1, 2}
-    (line,) = [line for done in all_done for line in done.stderr.splitlines()]
+    line = only_line(all_done)
     assert expected in line and "process 1: " in line
 
 

@@ -43,14 +43,21 @@ def run_command(
     return done
 
 
+def run_ok(*args: object, **settings: object) -> str:
+    """The same; it must not fail. Returns what it has printed."""
+    done = run_command(*args, **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def run_together(processes: int, *args: object) -> None:
-    """The same in several processes, as torchrun would; none of them may fail."""
+    """run_ok in several processes, as torchrun would."""
     for done in run_ranks(processes, *args):
         assert done.returncode == 0, done.stderr
 
 
 def run_ranks(processes: int, *args: object) -> list[subprocess.CompletedProcess]:
-    """The same, but any may fail; waits for all, as a job script would."""
+    """run_command in several processes; waits for all, as a job script would."""
     return run_all(args, ranks(processes), timeout=300, cwd=ROOT)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tiny images, few cores
 
 import pytest
-from commands import ROOT, run_command
+from commands import ROOT, run_command, run_ok  # noqa: F401 (tests import them from here)
 from PIL import Image
 
 from util.errors import run
@@ -63,8 +63,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     write_dataset(folder / "raw", 4, 2, (64, 32), 0)
     raw, out = folder / "raw", folder / "data"
-    done = run_command("prepare_cityscapes.py", "--raw", raw, "--out", out)
-    assert done.returncode == 0, done.stderr
+    run_ok("prepare_cityscapes.py", "--raw", raw, "--out", out)
     return out
 
 

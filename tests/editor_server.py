@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT, run_command
+from conftest import ROOT, run_ok
 from tiny_run import write_run
 
 from data.toy_cityscapes import write_dataset
@@ -29,8 +29,7 @@ LOCAL = {"n_downsample_global": 0, "n_blocks_global": 0}
 def write_project(folder: Path) -> None:
     """128x64 toy scenes, a run "tiny" with a library of one car, below folder."""
     write_dataset(folder / "raw", 1, 3, (128, 64), 0)
-    done = run_command("prepare_cityscapes.py", "--raw", folder / "raw", "--out", folder / "toy")
-    assert done.returncode == 0, done.stderr
+    run_ok("prepare_cityscapes.py", "--raw", folder / "raw", "--out", folder / "toy")
     run = write_run(folder / "checkpoints", "tiny", dataroot=str(folder / "toy"), **LOCAL)
     mask = np.ones((6, 10), bool)
     red = np.broadcast_to(np.uint8([200, 30, 30]), (6, 10, 3))

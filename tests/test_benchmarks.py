@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_command
+from conftest import run_command, run_ok
 from PIL import Image
 from tiny_run import write_run
 from torch import nn
@@ -246,23 +246,21 @@ def test_seconds_per_image_from_what_train_logs(tmp_path: Path) -> None:
 def test_parts_of_the_gpu_benchmark(tmp_path: Path) -> None:
     """At toy size; a part that cannot be run is noted."""
     command = ["-m", "benchmarks.gpu", "--out", tmp_path, "--only", "pooling"]
-    done = run_command(*command)
-    assert done.returncode == 0, done.stderr
+    run_ok(*command)
     found = json.loads((tmp_path / "machine.json").read_text())
     assert found["parts"]["pooling"][0]["result"]["largest_difference"] < 1e-6
     table = (tmp_path / "table.md").read_text()
     assert "### Pooling" in table and "| way | median |" in table
-    assert run_command(*command, "--limit", 1).returncode == 0
+    run_ok(*command, "--limit", 1)
     assert "failed: not done after 1 s" in (tmp_path / "table.md").read_text()
-    assert run_command(*command, "--only", "loading", "--minutes", 0.01).returncode == 0
+    run_ok(*command, "--only", "loading", "--minutes", 0.01)
     assert "### Loading" in (tmp_path / "table.md").read_text()
     assert "failed: no time left" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.slow
 def test_all_parts_of_the_gpu_benchmark(tmp_path: Path) -> None:
-    done = run_command("-m", "benchmarks.gpu", "--out", tmp_path, timeout=1200)
-    assert done.returncode == 0, done.stderr
+    run_ok("-m", "benchmarks.gpu", "--out", tmp_path, timeout=1200)
     assert "failed" not in (tmp_path / "table.md").read_text()
 
 
@@ -339,7 +337,7 @@ def test_the_table_of_recipes(toy_data: Path, tmp_path: Path, call, monkeypatch,
     pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
     segmenter = tmp_path / "net.pt"
     made = ["--dataroot", toy_data, "--out", segmenter, "--width", 32, "--steps", 2, "--batch", 2]
-    assert run_command("-m", "benchmarks.toy_segmenter", *made).returncode == 0
+    run_ok("-m", "benchmarks.toy_segmenter", *made)
     monkeypatch.setattr(recipes, "VARIANTS", {"paper": []})
     forked(monkeypatch)
     flags = ["--dataroot", toy_data, "--segmenter", segmenter, "--seeds", "1,2", "--epochs", 1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, one_line, run_command, save_png, thorough
+from conftest import ROOT, TINY, one_line, run_command, run_ok, save_png, thorough
 from crafted_images import tiff
 from PIL import Image
 
@@ -354,9 +354,8 @@ def test_bands_train_resume_generate_and_evaluate(
 ) -> None:
     where = ["--dataroot", bands, "--checkpoints_dir", tmp_path]
     flags = [*TINY, *BANDS, *more, *where]
-    done = run_command("train.py", "--name", "whole", *flags, *FEW)
-    assert done.returncode == 0, done.stderr
-    assert "12 x uint16, 0 to 65535 as -1 to 1; bands or pages" in done.stdout
+    output = run_ok("train.py", "--name", "whole", *flags, *FEW)
+    assert "12 x uint16, 0 to 65535 as -1 to 1; bands or pages" in output
     half = run_command("train.py", "--name", "half", *flags, "--niter", 1, "--niter_decay", 0)
     assert half.returncode == 0, half.stderr
     again = run_command("train.py", "--name", "half", *flags, *FEW, "--continue_train")
@@ -411,14 +410,12 @@ def test_an_onnx_graph_of_bands_and_conditions(bands: Path, tmp_path: Path) -> N
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
     flags = [*TINY, *BANDS, *COND, "--dataroot", bands, "--checkpoints_dir", tmp_path]
     once = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
-    assert run_command("train.py", "--name", "run", *flags, *once).returncode == 0
+    run_ok("train.py", "--name", "run", *flags, *once)
     named = ["--name", "run", "--checkpoints_dir", tmp_path, "--results_dir", tmp_path / "plain"]
-    done = run_command("test.py", *named, "--export_onnx", tmp_path / "net.onnx")
-    assert done.returncode == 0, done.stderr
-    assert run_command("test.py", *named).returncode == 0
+    run_ok("test.py", *named, "--export_onnx", tmp_path / "net.onnx")
+    run_ok("test.py", *named)
     named[-1] = tmp_path / "graph"
-    done = run_command("test.py", *named, "--onnx", tmp_path / "net.onnx")
-    assert done.returncode == 0, done.stderr
+    run_ok("test.py", *named, "--onnx", tmp_path / "net.onnx")
     for path in (tmp_path / "plain").rglob("*_image.tif"):
         other = tmp_path / "graph" / path.relative_to(tmp_path / "plain")
         np.testing.assert_allclose(tifffile.imread(path), tifffile.imread(other), atol=1e-3)
@@ -542,11 +539,9 @@ def test_labels_with_deep_photographs_and_features(toy_data: Path, tmp_path: Pat
         write_array(rgb, path.with_suffix(".png"))
     flags = [*TINY, "--dataroot", root, "--checkpoints_dir", tmp_path, "--name", "run"]
     small = ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]
-    done = run_command("train.py", *flags, *FEW, *small)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *flags, *FEW, *small)
     named = ["--name", "run", "--checkpoints_dir", tmp_path, "--results_dir", tmp_path / "results"]
-    done = run_command("test.py", *named, "--use_encoded_image")
-    assert done.returncode == 0, done.stderr
+    run_ok("test.py", *named, "--use_encoded_image")
     for path in (tmp_path / "results").rglob("*_synthesized_image.png"):
         image = read_array(path)
         assert image.dtype == np.uint16 and image.shape == (32, 64, 3) and image.max() > 255
@@ -575,8 +570,7 @@ def test_weights_of_zero_leave_the_adversarial_loss(bands: Path, tmp_path: Path)
         np.save(path, np.zeros((32, 64), np.uint8))
     flags = [*TINY, *BANDS, *COND, "--dataroot", bands, "--checkpoints_dir", tmp_path]
     flags += ["--name", "run", *FEW, "--print_freq", 1, "--val_phase", "none"]
-    done = run_command("train.py", *flags)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *flags)
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]

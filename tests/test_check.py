@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, TINY, one_line, run_command, save_png
+from conftest import SHARED, TINY, one_line, run_command, run_ok, save_png
 from PIL import Image
 
 from data.check import check, summary
@@ -282,7 +282,7 @@ def test_images_to_images(tmp_path):
 
 def test_the_command_and_its_exit_status(own_data, refused):
     flags = [*FLAGS, "--nThreads", 2, "--dataroot", own_data]
-    assert run_command("-m", "data.check", *flags).returncode == 0
+    run_ok("-m", "data.check", *flags)
     files(own_data, "inst")[0].unlink()
     done = run_command("-m", "data.check", *flags)
     assert done.returncode == 1 and "1 problems" in done.stdout and not done.stderr

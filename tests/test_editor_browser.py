@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import needs, one_line, run_command
+from conftest import needs, one_line, run_command, run_ok
 from PIL import Image
 
 pytest.importorskip("playwright", reason="needs requirements-test.txt")
@@ -400,11 +400,10 @@ def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path:
     edits.write_bytes(window.save("Save edit list"))
     assert [edit["tool"] for edit in json.loads(edits.read_text())["edits"]] == ["delete", "paint"]
 
-    done = run_command(
+    run_ok(
         *("edit.py", "--name", "tiny", "--checkpoints_dir", project / "checkpoints"),
         *("--gpu_ids", "-1", "--replay", edits, "--out", tmp_path / "out"),
     )
-    assert done.returncode == 0, done.stderr
     again = np.asarray(Image.open(tmp_path / "out" / "photograph.png"))
     assert np.array_equal(again, np.asarray(photograph))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "label.png")), label)

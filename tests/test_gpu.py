@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, one_line, run_command
+from conftest import ROOT, TINY, one_line, run_command, run_ok
 
 from benchmarks import correctness, scene
 from data.values import bytes_to_float
@@ -77,22 +77,19 @@ def test_bytes_become_the_same_floats_as_on_the_cpu() -> None:
 )
 def test_every_flag_trains_and_generates(flags: list[str], toy_data: Path, tmp_path: Path) -> None:
     named = ["--name", "run", "--checkpoints_dir", tmp_path]
-    done = run_command("train.py", *ON_GPU, *EPOCHS, *named, "--dataroot", toy_data, *flags)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *ON_GPU, *EPOCHS, *named, "--dataroot", toy_data, *flags)
     given = [flag for flag in flags if flag in ("--compile", "--amp", "bf16", "fp16", "--tf32")]
-    done = run_command("test.py", *named, "--gpu_ids", 0, "--results_dir", tmp_path, *given)
-    assert done.returncode == 0, done.stderr
+    run_ok("test.py", *named, "--gpu_ids", 0, "--results_dir", tmp_path, *given)
 
 
 @pytest.mark.parametrize("more", [[], ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]])
 def test_resume_is_bit_equal(more: list, toy_data: Path, tmp_path: Path) -> None:
     flags = [*ON_GPU, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--deterministic"]
     flags += [*more, "--use_dropout"]
-    assert run_command("train.py", *flags, *EPOCHS, "--name", "whole").returncode == 0
+    run_ok("train.py", *flags, *EPOCHS, "--name", "whole")
     half = ["--niter", 1, "--niter_decay", 0, "--no_html", "--val_phase", "none"]
-    assert run_command("train.py", *flags, *half, "--name", "half").returncode == 0
-    done = run_command("train.py", *flags, *EPOCHS, "--name", "half", "--continue_train")
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *flags, *half, "--name", "half")
+    run_ok("train.py", *flags, *EPOCHS, "--name", "half", "--continue_train")
     for path in (tmp_path / "whole").glob("latest_net_*.pth"):
         whole, half = torch.load(path), torch.load(tmp_path / "half" / path.name)
         assert all(torch.equal(whole[name], half[name]) for name in whole)
@@ -103,8 +100,7 @@ def test_checkpoints_move_between_cpu_and_gpu(toy_data: Path, tmp_path: Path) ->
     epochs = iter((1, 2, 3))
     for device in (TINY, ON_GPU, TINY):
         length = ["--niter", next(epochs), "--niter_decay", 0, "--val_phase", "none"]
-        done = run_command("train.py", *device, *flags, *length, "--continue_train")
-        assert done.returncode == 0, done.stderr
+        run_ok("train.py", *device, *flags, *length, "--continue_train")
     rng = np.random.default_rng(0)
     label = rng.integers(0, 35, (64, 128), dtype=np.uint8)
     images = [load_generator(tmp_path / "run", device=d)(label, label) for d in ("cpu", "cuda")]
@@ -114,10 +110,8 @@ def test_checkpoints_move_between_cpu_and_gpu(toy_data: Path, tmp_path: Path) ->
 def test_an_onnx_graph_of_weights_trained_on_a_gpu(toy_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs requirements-onnx.txt")
     named = ["--name", "run", "--checkpoints_dir", tmp_path]
-    done = run_command("train.py", *ON_GPU, *EPOCHS, *named, "--dataroot", toy_data)
-    assert done.returncode == 0, done.stderr
-    done = run_command("test.py", *named, "--gpu_ids", 0, "--export_onnx", tmp_path / "net.onnx")
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *ON_GPU, *EPOCHS, *named, "--dataroot", toy_data)
+    run_ok("test.py", *named, "--gpu_ids", 0, "--export_onnx", tmp_path / "net.onnx")
 
 
 def test_pooling_of_one_huge_instance_and_of_many() -> None:

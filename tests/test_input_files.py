@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import one_line, run_command, save_png
+from conftest import one_line, run_command, run_ok, save_png
 from PIL import Image
 from tiny_run import write_run
 
@@ -31,8 +31,7 @@ def expected(
     """The images of the data set's training scenes, by the label map's stem."""
     results = tmp_path_factory.mktemp("results")
     flags = ["--dataroot", toy_data, "--phase", "train", "--results_dir", results]
-    done = run_command("test.py", *run, *flags, "--style", "car=2")
-    assert done.returncode == 0, done.stderr
+    run_ok("test.py", *run, *flags, "--style", "car=2")
     ending = "_synthesized_image"
     paths = sorted(results.rglob(f"*{ending}.png"))
     assert len(paths) == 4
@@ -76,13 +75,12 @@ def test_one_file_and_worker_processes(
     shutil.copy(toy_data / "train_label" / f"{stem}.png", tmp_path / f"{stem}.png")
     inst = stem.replace("labelIds", "instanceIds")
     shutil.copy(toy_data / "train_inst" / f"{inst}.png", tmp_path / "other.png")
-    done = run_command(
+    output = run_ok(
         *("test.py", *run, "--nThreads", 1, "--input", tmp_path / f"{stem}.png"),
         *("--input_inst", tmp_path / "other.png", "--output", tmp_path / "out"),
         *("--style", "car=2"),
     )
-    assert done.returncode == 0, done.stderr
-    assert "1 label maps: their images" in done.stdout
+    assert "1 label maps: their images" in output
     np.testing.assert_array_equal(read(tmp_path / "out" / f"{stem}.png"), expected[stem])
 
 
@@ -162,12 +160,11 @@ def test_all_styles_and_tiles(run: list, toy_data: Path, tmp_path: Path, call) -
 
 def test_rgb_inputs(toy_data: Path, tmp_path: Path) -> None:
     write_run(tmp_path, "rgb", label_nc=0, no_instance=True, instance_feat=False)
-    done = run_command(
+    run_ok(
         *("test.py", "--name", "rgb", "--checkpoints_dir", tmp_path, "--gpu_ids", -1),
         *("--input", toy_data / "train_img", "--output", tmp_path / "out", "--nThreads", 0),
         *("--image_format", "jpg"),
     )
-    assert done.returncode == 0, done.stderr
     stems = [path.stem for path in sorted((toy_data / "train_img").iterdir())]
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
         f"{stem}.jpg" for stem in stems

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_command
+from conftest import run_ok
 from tiny_run import write_run
 
 from editor import library
@@ -119,14 +119,13 @@ def test_the_command_cuts_out_objects_with_the_encoders_features(
     run = write_run(tmp_path, "run", dataroot=str(toy_data), **flags)
     command = ["-m", "editor.library", "--name", "run", "--checkpoints_dir", tmp_path]
     command += ["--gpu_ids", "-1", "--nThreads", "0", "--per_class", "3"]
-    done = run_command(*command)
-    assert done.returncode == 0, done.stderr
+    run_ok(*command)
     found = load_library(run / "object_library.npz", 35, 0 if flags else 3)
     labels = [one.label for one in found]
     assert found and max(map(labels.count, labels)) <= 3 and ROAD not in labels
     assert all(np.isfinite(one.feature).all() for one in found if not flags)
     again = (run / "object_library.npz").read_bytes()
-    assert run_command(*command).returncode == 0
+    run_ok(*command)
     assert (run / "object_library.npz").read_bytes() == again  # the same choice each time
 
 

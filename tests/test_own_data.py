@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run_command, save_png, thorough
+from conftest import TINY, run_ok, save_png, thorough
 from PIL import Image
 from trainer import Training, outcome, train
 
@@ -86,9 +86,8 @@ def test_counted_classes_reach_the_run_and_later_commands(own_data, tmp_path):
     )
     flags = [*TINY, "--dataroot", own_data, *RUN, "--ignore_label", 255]
     where = ["--checkpoints_dir", tmp_path, "--name", "run"]
-    done = run_command("train.py", *flags, *where, "--label_nc", "auto")
-    assert done.returncode == 0, done.stderr
-    assert f"--label_nc {expected + 1}" in done.stdout
+    output = run_ok("train.py", *flags, *where, "--label_nc", "auto")
+    assert f"--label_nc {expected + 1}" in output
     record = json.loads((tmp_path / "run" / "opt.json").read_text())
     assert record["label_nc"] == expected + 1 and record["ignore_label"] == 255
     inherited = TestOptions().parse([*map(str, where), "--gpu_ids", "-1"])

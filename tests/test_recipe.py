@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, one_line, run_command
+from conftest import TINY, one_line, run_command, run_ok
 from PIL import Image
 from test_options import FIRST_FLAGS
 from torch import nn
@@ -144,8 +144,7 @@ def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("plus")
     where = ["--dataroot", toy_data, "--checkpoints_dir", root / "checkpoints"]
     features = ["--instance_feat", "--nef", 4, "--n_downsample_E", 1]
-    done = run_command("train.py", *TRAIN, *where, *features, "--name", "plus")
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *TRAIN, *where, *features, "--name", "plus")
     return root / "checkpoints" / "plus"
 
 
@@ -184,8 +183,7 @@ def test_images_come_from_the_averages_by_default(
         flags = [] if ema is None else ["--ema", ema]
         where = ["--checkpoints_dir", trained.parent, "--name", "plus", "--results_dir", out]
         encode = ["--use_encoded_image", "--gpu_ids", -1]
-        done = run_command("test.py", *where, *encode, *flags)
-        assert done.returncode == 0, done.stderr
+        run_ok("test.py", *where, *encode, *flags)
         paths = sorted(out.rglob("*_synthesized_image.png"))
         images[ema] = [np.asarray(Image.open(path)) for path in paths]
     assert len(images[None]) == 2
@@ -210,8 +208,7 @@ def test_the_next_stage_takes_features_from_the_average(
     checkpoints = tmp_path / "checkpoints"
     shutil.copytree(trained, checkpoints / "plus")
     where = ["--dataroot", own_data, "--checkpoints_dir", checkpoints]
-    done = run_command("precompute_feature_maps.py", *where, "--name", "plus", "--gpu_ids", -1)
-    assert done.returncode == 0, done.stderr
+    run_ok("precompute_feature_maps.py", *where, "--name", "plus", "--gpu_ids", -1)
     local = [*TRAIN, *where, "--name", "local", "--netG", "local", "--ngf", 2, "--loadSize", 128]
     local += [
         "--instance_feat",
@@ -223,11 +220,9 @@ def test_the_next_stage_takes_features_from_the_average(
         "--fit_features",
     ]
     local += ["--load_pretrain", checkpoints / "plus", "--n_blocks_local", 1]
-    done = run_command("train.py", *local, "--niter_fix_global", 1)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *local, "--niter_fix_global", 1)
     test = ["--checkpoints_dir", checkpoints, "--name", "local", "--results_dir", tmp_path / "out"]
-    done = run_command("test.py", *test, "--use_encoded_image", "--gpu_ids", -1)
-    assert done.returncode == 0, done.stderr
+    run_ok("test.py", *test, "--use_encoded_image", "--gpu_ids", -1)
     assert len(list((tmp_path / "out").rglob("*_synthesized_image.png"))) == 2
 
 
@@ -235,8 +230,7 @@ def test_a_run_from_before_these_flags_is_continued(toy_data: Path, tmp_path: Pa
     """Its opt.json and latest_state.pth do not have them; without them all is as in the paper."""
     where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "old"]
     where += ["--no_html"]
-    done = run_command("train.py", *where, "--niter", 1, "--niter_decay", 0)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *where, "--niter", 1, "--niter_decay", 0)
     state = load_file(tmp_path / "old" / "latest_state.pth")
     state["flags"] = {flag: state["flags"][flag] for flag in FIRST_FLAGS.split()}
     torch.save(state, tmp_path / "old" / "latest_state.pth")

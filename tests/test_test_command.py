@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, TINY, one_line, run_command, save_png
+from conftest import SHARED, TINY, one_line, run_command, run_ok, save_png
 from PIL import Image
 
 import encode_features
@@ -37,11 +37,10 @@ def test_page(toy_data: Path, tmp_path: Path) -> None:
         *(*TINY, "--niter", 1, "--niter_decay", 0, "--no_html"),
     )
     assert trained.returncode == 0, trained.stderr
-    done = run_command(
+    run_ok(
         *("test.py", "--name", "small", "--checkpoints_dir", tmp_path, "--nThreads", 0),
         *("--results_dir", tmp_path / "results"),
     )
-    assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / "small" / "test_latest"
     page = (folder / "index.html").read_text()
     sources = re.findall(r'src="([^"]+)"', page)
@@ -90,13 +89,12 @@ def odd_data(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("netG", ["global", "local"])
 def test_output_size_is_input_size(odd_data: Path, tmp_path: Path, netG: str) -> None:
     write_generator(tmp_path / "odd_run", netG=netG)
-    done = run_command(
+    run_ok(
         *("test.py", "--name", "odd_run", "--checkpoints_dir", tmp_path, "--dataroot", odd_data),
         *("--ngf", 4, *NETWORK, "--n_blocks_local", 1, "--netG", netG),
         *("--resize_or_crop", "none", "--nThreads", 0, "--gpu_ids", -1, "--image_format", "jpg"),
         *("--results_dir", tmp_path / "results"),
     )
-    assert done.returncode == 0, done.stderr
     images = tmp_path / "results" / "odd_run" / "test_latest" / "images"
     assert Image.open(images / "wide_synthesized_image.jpg").size == (37, 19)
     assert Image.open(images / "high_synthesized_image.jpg").size == (21, 41)
@@ -121,13 +119,12 @@ def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:
     write_generator(tmp_path / "run", norm="batch")
     images_by_batch = []
     for batch in (1, 2):
-        done = run_command(
+        run_ok(
             *("test.py", "--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
             *("--ngf", 4, *NETWORK, "--loadSize", 64, "--norm", "batch"),
             *("--nThreads", 0, "--gpu_ids", -1, "--batchSize", batch, "--phase", "train"),
             *("--how_many", 3, "--results_dir", tmp_path / f"results{batch}"),
         )
-        assert done.returncode == 0, done.stderr
         images = tmp_path / f"results{batch}" / "run" / "train_latest" / "images"
         paths = sorted(images.glob("*_synthesized_image.png"))
         assert len(paths) == 3
@@ -232,12 +229,11 @@ def test_golden_images(case: str, data: str, tmp_path: Path) -> None:
         pytest.skip(f"{case} needs ../shared/{data}")
     shutil.copytree(SHARED / "golden" / case / "init", tmp_path / "ck" / case)
     record = json.loads((SHARED / "golden" / case / "case.json").read_text())
-    done = run_command(
+    run_ok(
         *("test.py", "--name", case, "--checkpoints_dir", tmp_path / "ck"),
         *("--dataroot", SHARED / data, *record["test_args"].split(), "--gpu_ids", -1),
         *("--results_dir", tmp_path, "--nThreads", 0, "--how_many", 3),
     )
-    assert done.returncode == 0, done.stderr
     images = next((tmp_path / case).iterdir()) / "images"
     golden = np.load(SHARED / "golden" / case / "images.npz")
     compared = 0

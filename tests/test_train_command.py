@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import TINY, one_line, run_command, save_png
+from conftest import TINY, one_line, run_command, run_ok, save_png
 from PIL import Image
 
 import train
@@ -310,13 +310,12 @@ def test_compiled_training(flags: list, toy_data: Path, tmp_path: Path) -> None:
     """Compiled for this machine, the first step differs by no more than rounding."""
     losses = {}
     for name in ("plain", "compiled"):
-        done = run_command(
+        run_ok(
             *("train.py", *TINY, *EPOCH, *PLAIN, *flags, "--val_phase", "none"),
             *("--name", name, "--checkpoints_dir", tmp_path, "--dataroot", toy_data),
             *(["--compile"] if name == "compiled" else []),
             timeout=900,
         )
-        assert done.returncode == 0, done.stderr
         losses[name] = rows(tmp_path / name)[0]
     names = [name for name in losses["plain"] if name[:2] in ("G_", "D_")]
     assert names and all(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, one_line, run_command, thorough
+from conftest import TINY, one_line, run_command, run_ok, thorough
 from PIL import Image
 
 from data.aligned_dataset import AlignedDataset, Geometry
@@ -53,9 +53,8 @@ def base(ids: Path) -> Path:
 
 def train(root: Path, name: str, *flags: object) -> str:
     where = ["--dataroot", root, "--checkpoints_dir", root.parent / "runs", "--name", name]
-    done = run_command("train.py", *TINY, *ONCE, *where, *flags)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    output = run_ok("train.py", *TINY, *ONCE, *where, *flags)
+    return output
 
 
 def weights(root: Path, name: str, net: str = "G") -> dict[str, torch.Tensor]:
@@ -227,8 +226,7 @@ def test_frozen_parts_stay_as_they_were(toy_data: Path, tmp_path: Path) -> None:
     for name, flags in runs.items():
         start = ["--load_pretrain", tmp_path / "base"] if name != "base" else []
         given = [*TINY, *ONCE, *where, *features, "--name", name, *start, *flags]
-        done = run_command("train.py", *given)
-        assert done.returncode == 0, done.stderr
+        run_ok("train.py", *given)
     states = {
         (name, net): torch.load(tmp_path / name / f"latest_net_{net}.pth")
         for name in runs
@@ -299,8 +297,7 @@ def test_parts_without_residual_blocks(toy_data: Path, tmp_path: Path) -> None:
     """Upsampling is "up" even so; if nothing is left to train, the error is one line."""
     flags = ["--n_blocks_global", 0, "--name", "run"]
     where = ["--dataroot", toy_data, "--checkpoints_dir", tmp_path]
-    done = run_command("train.py", *TINY, *ONCE, *where, *flags)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *TINY, *ONCE, *where, *flags)
     opt = TrainOptions().parse([*map(str, [*TINY, *where, *flags])])
     for part in ("down", "up"):
         netG = build_generator(opt)
@@ -372,11 +369,10 @@ def test_augmented_training_resumes(toy_data: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--no_html"]
     flags += ["--val_phase", "none", "--ignore_label", 255, "--augment", ",".join(AUGMENTATIONS)]
     epochs = ["--niter", 2, "--niter_decay", 0]
-    assert run_command("train.py", *flags, "--name", "whole", *epochs).returncode == 0
+    run_ok("train.py", *flags, "--name", "whole", *epochs)
     first = ["--niter", 1, "--niter_decay", 0, "--nThreads", 2]
-    assert run_command("train.py", *flags, "--name", "half", *first).returncode == 0
-    done = run_command("train.py", *flags, "--name", "half", *epochs, "--continue_train")
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *flags, "--name", "half", *first)
+    run_ok("train.py", *flags, "--name", "half", *epochs, "--continue_train")
     whole, half = (torch.load(tmp_path / n / "latest_net_G.pth") for n in ("whole", "half"))
     assert all(torch.equal(whole[name], half[name]) for name in whole)
 
@@ -400,8 +396,7 @@ def test_flags_that_give_other_layers_are_named(
     def flags(name: str) -> list:
         return ["--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", name, *TINY, *ONCE]
 
-    done = run_command("train.py", *flags("base"), *before, "--max_dataset_size", 1)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *flags("base"), *before, "--max_dataset_size", 1)
     own = [*flags("own"), *now, "--load_pretrain", tmp_path / "base"]
     assert expected in one_line(run_command("train.py", *own))
     (tmp_path / "base" / "opt.json").unlink()

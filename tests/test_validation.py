@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run_together
-from conftest import ROOT, TINY, one_line, run_command, save_png, thorough
+from conftest import ROOT, TINY, one_line, run_command, run_ok, save_png, thorough
 from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
@@ -51,10 +51,8 @@ def evaluated(run: Path, toy_data: Path, epoch: str, out: Path) -> dict:
     """What test.py and evaluate.py measure for an epoch."""
     where = ["--checkpoints_dir", run.parent, "--name", run.name, "--results_dir", out]
     where += ["--which_epoch", epoch, "--gpu_ids", -1]
-    done = run_command("test.py", *where)
-    assert done.returncode == 0, done.stderr
-    done = run_command("evaluate.py", *where, "--weights_dir", out)
-    assert done.returncode == 0, done.stderr
+    run_ok("test.py", *where)
+    run_ok("evaluate.py", *where, "--weights_dir", out)
     path = out / run.name / f"test_{epoch}" / "evaluation" / "metrics.json"
     return json.loads(path.read_text())
 
@@ -397,17 +395,14 @@ def test_a_segmenter_in_training_finds_what_evaluate_finds(toy_data: Path, tmp_p
     pytest.importorskip("cityscapesscripts", reason="needs requirements-eval.txt")
     net = tmp_path / "net.pt"
     flags = ["--dataroot", toy_data, "--out", net, "--width", 32, "--steps", 5, "--batch", 2]
-    done = run_command("-m", "benchmarks.toy_segmenter", *flags)
-    assert done.returncode == 0, done.stderr
+    run_ok("-m", "benchmarks.toy_segmenter", *flags)
     segmenter = ["--segmenter", f"torchscript:{net}"]
     log = train(tmp_path / "run", "--dataroot", toy_data, *SHORT, *segmenter)
     assert "the best by mean_iou" in log
     where = ["--checkpoints_dir", tmp_path, "--name", "run", "--results_dir", tmp_path / "out"]
-    done = run_command("test.py", *where, "--which_epoch", "best", "--gpu_ids", -1)
-    assert done.returncode == 0, done.stderr
+    run_ok("test.py", *where, "--which_epoch", "best", "--gpu_ids", -1)
     flags = [*segmenter, "--which_epoch", "best", "--gpu_ids", -1, "--weights_dir", tmp_path]
-    done = run_command("evaluate.py", *where, *flags)
-    assert done.returncode == 0, done.stderr
+    run_ok("evaluate.py", *where, *flags)
     path = tmp_path / "out" / "run" / "test_best" / "evaluation" / "metrics.json"
     found = json.loads(path.read_text())
     best = max(read_rows(tmp_path / "run" / "validation.jsonl"), key=lambda row: row["mean_iou"])
@@ -472,8 +467,7 @@ def test_pages(validated: Path, tmp_path: Path) -> None:
     where = ["--checkpoints_dir", validated.parent]
     assert "the same name" in one_line(run_command("-m", "util.compare", "a/run", "b/run", *where))
     assert "NAME" in one_line(run_command("-m", "util.compare"))
-    done = run_command("-m", "util.compare", "run", "run", *where)
-    assert done.returncode == 0, done.stderr
+    run_ok("-m", "util.compare", "run", "run", *where)
     assert (validated.parent / "compare" / "index.html").is_file()
 
 
@@ -588,14 +582,12 @@ def test_comparing_runs(tmp_path: Path) -> None:
         images.mkdir()
         for file in ("epoch0001_s", "input_label_s", "real_image_s"):
             Image.new("RGB", (8, 4)).save(images / f"{file}.jpg")
-    done = run_command("-m", "util.compare", "a", "b", "--checkpoints_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_ok("-m", "util.compare", "a", "b", "--checkpoints_dir", tmp_path)
     text = (tmp_path / "compare" / "index.html").read_text()
     assert "--lr" in text and "--ngf" not in text and "0.25" in text and "losses.png" in text
     assert text.count("_s.jpg") >= 4
     (tmp_path / "a" / "web" / "validation" / "real_image_s.jpg").unlink()  # not yet written
-    done = run_command("-m", "util.compare", "a", "b", "--checkpoints_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
+    run_ok("-m", "util.compare", "a", "b", "--checkpoints_dir", tmp_path)
     assert "_s.jpg" not in (tmp_path / "compare" / "index.html").read_text()
     assert "no such run" in one_line(
         run_command("-m", "util.compare", "a", "none", "--checkpoints_dir", tmp_path)
@@ -638,8 +630,7 @@ def test_weights_and_biases_offline(toy_data: Path, tmp_path: Path, monkeypatch)
     pytest.importorskip("wandb", reason="needs requirements-test.txt")
     monkeypatch.setenv("WANDB_MODE", "offline")
     where = [*TINY, "--dataroot", toy_data, "--checkpoints_dir", tmp_path, "--name", "run"]
-    done = run_command("train.py", *where, "--wandb", "--niter", 1, "--niter_decay", 0)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *where, "--wandb", "--niter", 1, "--niter_decay", 0)
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
@@ -653,8 +644,7 @@ def test_mlflow_offline(toy_data: Path, tmp_path: Path, monkeypatch) -> None:
     flags = ["--mlflow", "--print_freq", 1, "--niter", 1, "--niter_decay", 0, "--gpu_ids", -1]
     client = mlflow.MlflowClient(uri)
     client.create_experiment("pix2pixHD", artifact_location=str(tmp_path / "artifacts"))
-    done = run_command("train.py", *where, *flags)
-    assert done.returncode == 0, done.stderr
+    run_ok("train.py", *where, *flags)
     run = (tmp_path / "run" / "mlflow_id.txt").read_text()
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     logged = client.get_metric_history(run, "loss/G_GAN")

@@ -31,6 +31,7 @@ from util.files import checksum_of, lock_folder, make_folder
 from util.pages.colours import class_name
 from util.progress import log, log_main
 from util.run.checkpoints import run_dir
+from util.run.resume import FOLDER_FLAGS
 from util.setup import seed_everything, set_up_torch
 
 IN_USE = "another encode_features.py is running there; wait until it has ended"
@@ -48,7 +49,7 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
         encoder = used_encoder(opt)
         made_by = checksum_of(encoder)  # before: training may save another one meanwhile
         model = create_encoder(opt, device, encoder_file(opt).parent)
-        make_folder(run_dir(opt), "--checkpoints_dir or --name")
+        make_folder(run_dir(opt), FOLDER_FLAGS)
         rows = encode_instances(model, opt)
         if distributed.is_main():
             path.unlink(missing_ok=True)  # if killed, no other encoder's features are left

@@ -60,25 +60,26 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     if opt.verbose:
         log_main(str(model))
 
-    at, turn = training.at, Turn(device)
+    position = training.position
+    turn = Turn(device)  # with others on this CPU
     while not training.is_over():
-        fix_global = at.epoch <= opt.niter_fix_global
+        fix_global = position.epoch <= opt.niter_fix_global
         if model.fixes_global != fix_global:
             model.start_stage(fix_global)
             part = "only the outermost enhancer" if fix_global else "all of the generator"
             log_main(f"from now on {part} is trained")
-        rate = model.set_learning_rate(at.epoch)
+        rate = model.set_learning_rate(position.epoch)
         for batch in training.batches():
             with turn:
                 losses = model.step(batch, batch["weight"])
             training.advance(batch, losses)
-            if at.passed(opt.print_freq):
+            if position.passed(opt.print_freq):
                 training.log_losses(losses, batch["weight"], rate)
-            if training.shows_images and at.passed(opt.display_freq):
+            if training.shows_images and position.passed(opt.display_freq):
                 fake, real = model.fake[0].cpu(), model.real[0].cpu()
                 training.show(partial(scene_images, batch["label"][0], fake, real, opt))
             if training.epoch_is_complete():
-                at.next_epoch()
+                position.next_epoch()
                 training.validate_if_due()
             stopping = training.stop_requested()
             training.save_if_due(stopping)

@@ -30,6 +30,7 @@ from util.files import checksum_of, make_folder, write_bytes
 from util.pages.colours import class_name, palette
 from util.progress import log
 from util.run.checkpoints import run_dir
+from util.run.resume import FOLDER_FLAGS
 from util.setup import first_device, seed_everything, set_up_torch
 
 FILE = "object_library.npz"
@@ -184,7 +185,7 @@ def main() -> None:
     seed_everything(opt.seed)
     if not run_dir(opt).is_dir():
         raise UserError(f"{run_dir(opt)}: no such run; check --name and --checkpoints_dir")
-    make_folder(run_dir(opt), "--checkpoints_dir or --name")
+    make_folder(run_dir(opt), FOLDER_FLAGS)
     encoder, _ = find_encoder(run_dir(opt), opt, run_dir(opt))
     made_by = checksum_of(encoder)  # before: training may save another one meanwhile
     with torch.inference_mode():

@@ -31,7 +31,7 @@ class TrainingRun:
     """A run that is new, continued, or starts from other weights, as the flags say.
 
     All processes have one and call its methods together; only the main process writes and prints.
-    at: the Position of training. visualizer: the run's logs and page, None in other processes.
+    visualizer: the run's logs and page, None in other processes.
     """
 
     def __init__(
@@ -48,26 +48,26 @@ class TrainingRun:
         self.scenes = len(loader.dataset)
         self.epochs = opt.niter + opt.niter_decay
         self._lock = lock_folder(folder) if distributed.is_main() else None
-        self.at = load(model, opt, folder, loader.dataset)
+        self.position = at = load(model, opt, folder, loader.dataset)
         if validation:  # --patience counts comparable validations only
-            self.at.set_metric(validation.metric, validation.measured_on)
-        self._continues = self.at.step > 0 or self.at.epoch > 1
+            at.set_metric(validation.metric, validation.measured_on)
+        self._continues = at.step > 0 or at.epoch > 1
         self.visualizer = self._open_logs() if distributed.is_main() else None
         self._log_start()
         self._has_begun = False
         self._watch, self._stop = Watch(), Stop()
         self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
-        begun = self.at.step - self.at.pictures  # earlier epochs may have had other scenes
-        left = (self.epochs - self.at.epoch + 1) * self.scenes
-        self._pace = Pace(total=begun + left, done=self.at.step)
+        begun = at.step - at.pictures  # earlier epochs may have had other scenes
+        left = (self.epochs - at.epoch + 1) * self.scenes
+        self._pace = Pace(total=begun + left, done=at.step)
         self._writer = Writer()
         self._saving: tuple[Future | None, list[str]] | None = None  # in progress, and its names
         self._saved = True
         self._is_best = False  # the last validation, until that is saved
-        self._best = self.at.best, self.at.best_epoch  # on disk
+        self._best = at.best, at.best_epoch  # on disk
 
     def _open_logs(self) -> Visualizer:
-        opt, at = self.opt, self.at
+        opt, at = self.opt, self.position
         try:
             page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
             loggers = create_loggers(opt, self.folder, self._continues)
@@ -84,7 +84,7 @@ class TrainingRun:
         self._has_begun = True
         if not self.visualizer:
             return
-        at = self.at
+        at = self.position
         try:
             if not self.opt.continue_train:
                 put_aside(self.folder)
@@ -102,9 +102,9 @@ class TrainingRun:
 
     def _log_start(self) -> None:
         device = self.model.device
-        state = f"epoch {self.at.epoch} of {self.epochs}"
+        state = f"epoch {self.position.epoch} of {self.epochs}"
         if self._out_of_patience():
-            state = f"ended after epoch {self.at.epoch - 1} (--patience {self.opt.patience})"
+            state = f"ended after epoch {self.position.epoch - 1} (--patience {self.opt.patience})"
         elif self.is_over():
             state = f"all {self.epochs} epochs done"
         log_main(f"{self.scenes} scenes, {state}, on {device}")
@@ -114,15 +114,15 @@ class TrainingRun:
             log_main("float32 without TF32; --tf32 or --amp bf16 is faster")
 
     def is_over(self) -> bool:
-        return self.at.epoch > self.epochs or self._out_of_patience()
+        return self.position.epoch > self.epochs or self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
-        return self.opt.patience is not None and self.at.worse >= self.opt.patience
+        return self.opt.patience is not None and self.position.worse >= self.opt.patience
 
     def batches(self) -> Iterator[dict]:
         """The rest of the epoch's batches, with a progress bar. Raises UserError for a file that
         cannot be read; a single process first saves what was trained."""
-        at = self.at
+        at = self.position
         batches = self._pace.timed(self.loader.epoch(at.epoch, start=at.batch))
         description = f"epoch {at.epoch}/{self.epochs}"
         try:
@@ -137,8 +137,8 @@ class TrainingRun:
     def advance(self, batch: dict, losses: dict[str, torch.Tensor]) -> None:
         """Record a step. Raises UserError if a loss or gradient was not finite; on a GPU, which the
         check would have to wait for, only before losses are logged and networks saved."""
-        self.at.advance(batch["pictures"])
-        self._watch.add(self.model.finite, self.at.step, losses, batch["path"])
+        self.position.advance(batch["pictures"])
+        self._watch.add(self.model.finite, self.position.step, losses, batch["path"])
         if self.model.device.type == "cpu":
             self._watch.check()
         if not self._has_begun:
@@ -154,7 +154,7 @@ class TrainingRun:
         self._watch.check()
         if not self.visualizer:
             return
-        at = self.at
+        at = self.position
         seconds, waited, left = self._pace.lap(at.step)
         memory = f"{peak_memory(self.model.device):.1f} GB"
         row = {"epoch": at.epoch, "iters": at.pictures, "step": at.step, "time": seconds}
@@ -174,7 +174,7 @@ class TrainingRun:
     def show(self, images: Callable[[], dict[str, np.ndarray]]) -> None:
         """Put images (H, W, 3) uint8 on the run's page. images: a function that makes them, called
         while training continues."""
-        epoch, step = self.at.epoch, self.at.step
+        epoch, step = self.position.epoch, self.position.step
 
         def display() -> None:
             with warn_if_unwritable("the images"):
@@ -186,11 +186,11 @@ class TrainingRun:
             self._writer.submit(display)
 
     def epoch_is_complete(self) -> bool:
-        return self.at.batch == len(self.loader)
+        return self.position.batch == len(self.loader)
 
     def validate_if_due(self) -> None:
         """Validate every --val_freq epochs and after the last one; note whether it is the best."""
-        at, ended = self.at, self.at.epoch - 1
+        at, ended = self.position, self.position.epoch - 1
         if not self.validation or (ended % self.opt.val_freq and ended < self.epochs):
             return
         self._wait_for_save()  # this one is compared with the best that is on disk
@@ -212,7 +212,7 @@ class TrainingRun:
 
     def _log_validation(self, figures: dict[str, float], seconds: float) -> None:
         """Log the validation after the epoch that has just ended, and warn of what looks wrong."""
-        at, ended, metric = self.at, self.at.epoch - 1, self.validation.metric
+        at, ended, metric = self.position, self.position.epoch - 1, self.validation.metric
         value = figures[metric]
         best = "the best" if self._is_best else f"best: epoch {at.best_epoch}"
         log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
@@ -243,16 +243,16 @@ class TrainingRun:
     def save_if_due(self, stopping: bool) -> None:
         """Save every --save_latest_freq images, after every --save_epoch_freq epochs, when a
         validation was the best, before a stop and at the end of training."""
-        ended = self.at.epoch - 1  # the last complete epoch
+        ended = self.position.epoch - 1  # the last complete epoch
         names = ["best"] if self._is_best else []
         self._is_best = False
-        if self.at.batch == 0 and (ended % self.opt.save_epoch_freq == 0 or self.is_over()):
+        if self.position.batch == 0 and (ended % self.opt.save_epoch_freq == 0 or self.is_over()):
             names.append(str(ended))
-        if not (names or stopping or self.at.passed(self.opt.save_latest_freq)):
+        if not (names or stopping or self.position.passed(self.opt.save_latest_freq)):
             return
         self._watch.check()
         self._wait_for_save()  # so that there is one copy at a time
-        files = snapshot(self.model, self.opt, self.at, self.loader.dataset)
+        files = snapshot(self.model, self.opt, self.position, self.loader.dataset)
         writing = None
         if files is not None:  # in the main process; written while training continues
             keep = self.opt.keep_checkpoints
@@ -266,14 +266,14 @@ class TrainingRun:
         (writing, names), self._saving = self._saving, None
         self._saved = distributed.gather(writing.result() if writing else True)[0]
         if "best" in names and self._saved:
-            self._best = self.at.best, self.at.best_epoch
+            self._best = self.position.best, self.position.best_epoch
         elif "best" in names:  # the next one is compared with what is on disk
-            self.at.best, self.at.best_epoch = self._best
+            self.position.best, self.position.best_epoch = self._best
 
     def stop(self) -> int:
         """Log where the run stopped and how to continue it; returns the signal's exit status."""
         self._close()
-        at = self.at
+        at = self.position
         where = f"at step {at.step}" if at.batch else f"after epoch {at.epoch - 1}"
         log_main(f"stopped {where}; {self._how_to_continue()}")
         return 128 + self._stopped_by

@@ -36,7 +36,7 @@ KINDS = {  # folder's ending -> (tree of the download, what follows the stem in 
     "label": ("gtFine", "_gtFine_labelIds.png"),
     "inst": ("gtFine", "_gtFine_instanceIds.png"),
 }
-WIDEST = 16384  # pixels
+MAX_WIDTH = 16384  # pixels
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
     splits = list(PHASES)
     add("--splits", nargs="+", choices=splits, default=splits, help="what to take")
     add("--link", action="store_true", help="hard links instead of copies")
-    width = integer(1, WIDEST)
+    width = integer(1, MAX_WIDTH)
     add("--size", type=width, metavar="W", help="scale to this width, the height in proportion")
     processes = min(os.cpu_count() or 1, 8)
     add("--workers", type=integer(1), metavar="N", default=processes, help="files made at a time")

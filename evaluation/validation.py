@@ -127,7 +127,7 @@ class Validation:
         futures: dict[int, Future] = {}
         seen: dict[int, dict] = {}  # by the segmenter
         shown: dict[int, dict[str, np.ndarray]] = {}
-        with background(most=8) as submit:  # measures one image while the next is generated
+        with background(max_pending=8) as submit:  # measures one image while the next is generated
             for index, batch in own_batches(self.dataset, self.opt, "validation"):
                 generated = self._generate(batch)
                 photograph, label = batch["image"][0], batch["label"][0]

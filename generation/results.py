@@ -18,7 +18,7 @@ from util.pages.colours import save_image
 from util.pages.html import Page, Picture
 from util.progress import log
 
-JPEG_MOST = 65535  # pixels a side
+MAX_JPEG_SIDE = 65535  # pixels a side
 Image = np.ndarray | Callable[[], np.ndarray]  # a function makes it in the background
 
 
@@ -124,9 +124,9 @@ def save(image: Image, path: Path, aspect_ratio: float, label: Path) -> None:
         height, width = array.shape[:2]
         array = resize_array(array, (max(1, round(width * aspect_ratio)), height), smooth=True)
     is_plain = array.dtype == np.uint8 and array.shape[2:] in ((), (3,))
-    if path.suffix == ".jpg" and max(array.shape[:2]) > JPEG_MOST:
+    if path.suffix == ".jpg" and max(array.shape[:2]) > MAX_JPEG_SIDE:
         raise UserError(
-            f"{path}: a JPEG has at most {JPEG_MOST} pixels a side; use --image_format png"
+            f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels a side; use --image_format png"
         )
     if is_plain and path.suffix in (".png", ".jpg"):
         save_image(array, path)

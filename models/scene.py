@@ -29,7 +29,7 @@ from models.masks import Point, box_of, components, is_inside, scaled, stroke
 from models.styles import StyleChooser, Styles, instance_classes
 from util.errors import UserError
 
-LEVELS = 1000  # edits that can be undone
+MAX_UNDO = 1000  # edits that can be undone
 HISTORY_BYTES = 64 << 20  # of compressed undo steps; the oldest are dropped
 CITYSCAPES_THINGS = range(24, 34)  # classes with numbered instances
 _CITYSCAPES_VOID = range(4)  # ego vehicle, image border: never used to fill a hole
@@ -125,7 +125,7 @@ class Scene:
         self.name = name
         self.version += 1
         self.edits: list[dict] = []
-        self._done: deque[Change] = deque(maxlen=LEVELS)
+        self._done: deque[Change] = deque(maxlen=MAX_UNDO)
         self._undone: list[tuple[dict, Change]] = []
         self._things = self._find_things()
         self._chooser = StyleChooser(self.styles, {}, opt.seed)

@@ -27,7 +27,7 @@ from models.networks import GlobalGenerator, LocalEnhancer, ResnetBlock
 from models.normalization import ChannelNorm2d
 from util.files import cannot_write
 
-MOST_IN_MEMORY = 2**28  # bytes of a map; larger ones are kept on disk
+MAX_IN_MEMORY = 2**28  # bytes of a map; larger ones are kept on disk
 POINTWISE = nn.ReLU, nn.Tanh, nn.Dropout, ChannelNorm2d  # layers that see one pixel at a time
 CHUNK = 2**18  # elements summed at a time: their float64 copies then stay in the cache
 
@@ -191,7 +191,7 @@ class Tiling:
             if tile.dtype == torch.bfloat16:  # numpy does not have it
                 tile = tile.float()
             if stored is None:
-                large = math.prod(size) * channels * tile.itemsize > MOST_IN_MEMORY
+                large = math.prod(size) * channels * tile.itemsize > MAX_IN_MEMORY
                 stored = Stored((*size, channels), tile, large and not in_memory, self.folder)
             stored.write(region, tile)
             if sums is not None:

@@ -734,7 +734,7 @@ def test_reset_is_offered_when_the_first_edits_can_no_longer_be_undone(
 ) -> None:
     from editor.page import Page
 
-    monkeypatch.setattr("models.scene.LEVELS", 2)
+    monkeypatch.setattr("models.scene.MAX_UNDO", 2)
     command = ["--name", "tiny", "--checkpoints_dir", str(project / "checkpoints")]
     opt = EditOptions().parse([*command, "--gpu_ids", "-1"])
     page = Page(create_model(opt, torch.device("cpu")), Scenes(opt), [])

@@ -169,7 +169,7 @@ def test_background_work_is_bounded_and_its_errors_are_raised() -> None:
             raise OSError("disk full")
         done.append(number)
 
-    with pytest.raises(OSError, match="disk full"), background(most=2) as submit:
+    with pytest.raises(OSError, match="disk full"), background(max_pending=2) as submit:
         for number in range(100):
             submit(work, number)
     assert max(done) < 7 + 2 + 2  # it stopped soon

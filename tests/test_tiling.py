@@ -53,7 +53,7 @@ def generator(kind: str) -> nn.Module:
 def test_tiles_give_the_whole_image(
     kind: str, side: int, on_disk: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tiling, "MOST_IN_MEMORY", 0 if on_disk else 2**28)
+    monkeypatch.setattr(tiling, "MAX_IN_MEMORY", 0 if on_disk else 2**28)
     files, temporary_file = [], tempfile.TemporaryFile
 
     def counted(dir: Path) -> IO:
@@ -138,7 +138,7 @@ def test_a_killed_process_leaves_no_file(number: int, tmp_path: Path) -> None:
 import time, torch
 from models import tiling
 from models.networks import GlobalGenerator
-tiling.MOST_IN_MEMORY = 0
+tiling.MAX_IN_MEMORY = 0
 reads = 0
 def read(region):
     global reads

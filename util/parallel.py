@@ -68,9 +68,9 @@ class Writer:
     an exception.
     """
 
-    def __init__(self, most: int = 64, threads: int = 1) -> None:
-        """most: calls that may be pending; with more, submit waits for the oldest."""
-        self.most = most
+    def __init__(self, max_pending: int = 64, threads: int = 1) -> None:
+        """max_pending: calls that may be pending; with more, submit waits for the oldest."""
+        self.max_pending = max_pending
         self.pool = thread_pool(threads)
         self._waiting: deque[Future] = deque()
 
@@ -78,7 +78,7 @@ class Writer:
         """Schedule function(*arguments); the future gives its result."""
         future = self.pool.submit(function, *arguments)
         self._waiting.append(future)
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) > self.most):
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) > self.max_pending):
             self._waiting.popleft().result()
         return future
 
@@ -89,9 +89,9 @@ class Writer:
 
 
 @contextmanager
-def background(most: int = 64) -> Iterator[Callable[..., Future]]:
+def background(max_pending: int = 64) -> Iterator[Callable[..., Future]]:
     """Yield the submit of a Writer with several threads; leaving the block waits for all calls."""
-    writer = Writer(most, min(16, os.cpu_count() or 1))
+    writer = Writer(max_pending, min(16, os.cpu_count() or 1))
     with writer.pool:
         yield writer.submit
         writer.finish()

@@ -823,7 +823,10 @@ def test_an_empty_name_for_replay_is_refused(flags: str, project: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+@pytest.mark.skipif(
+    getattr(signal, "SIGHUP", None) is None or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN,
+    reason="needs SIGHUP, which nohup ignores",
+)
 def test_uploads_are_deleted_when_the_terminal_is_closed(project: Path) -> None:
     with running(project, stop=signal.SIGHUP):
         assert list(project.glob("uploads_*/editor_*"))

@@ -122,8 +122,9 @@ class Session:
         if label_path is None:
             raise UserError("choose a label map first")
         maps = self.scenes.uploaded_maps(Path(label_path), Path(inst_path) if inst_path else None)
+        opened = self._opened(*maps)
         self.uploads += 1
-        self._show(self._opened(*maps), f"your maps {self.uploads}: {maps[2]}")
+        self._show(opened, f"your maps {self.uploads}: {maps[2]}")
         return f"Opened your maps {maps[2]}, {self._size()}."
 
     def _opened(self, label: np.ndarray, inst: np.ndarray | None, name: str) -> UIModel:

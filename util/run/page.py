@@ -53,18 +53,18 @@ class RunPage:
         matplotlib is missing."""
         require_matplotlib()
         self.run_dir, self.web, self.display_winsize = run_dir, run_dir / "web", display_winsize
+        self.images, self.validation = self.web / "images", self.web / "validation"
         run_dir.mkdir(parents=True, exist_ok=True)
-        for folder in (run_dir, *self._folders()):
+        self._make_folders()
+        for folder in (run_dir, self.web, self.images, self.validation):
             remove_abandoned(folder)
         self._curves_due = 0.0
         self._drawn: dict[str, object] = {}  # plot's file -> what it shows
 
-    def _folders(self) -> list[Path]:
-        """The folders of the pages, made again if the user has deleted them during training."""
-        folders = [self.web, self.web / "images", self.web / "validation"]
-        for folder in folders:
+    def _make_folders(self) -> None:
+        """Called before each write, as a user may delete them during training."""
+        for folder in (self.web, self.images, self.validation):
             folder.mkdir(exist_ok=True)
-        return folders
 
     def forget_after(self, epoch: int) -> None:
         """Delete the images of later epochs, which a killed run had begun but not saved."""
@@ -74,22 +74,22 @@ class RunPage:
 
     def save_images(self, images: Mapping[str, np.ndarray], epoch: int) -> None:
         """Keep the images of a training step; the last ones of an epoch stay on the page."""
-        _, folder, _ = self._folders()
+        self._make_folders()
         for name, image in images.items():
-            save_image(image, folder / f"epoch{epoch:03d}_{name}.png")
+            save_image(image, self.images / f"epoch{epoch:03d}_{name}.png")
 
     def save_scenes(self, scenes: Mapping[str, Mapping[str, np.ndarray]], epoch: int) -> None:
         """Keep the images of validated scenes: scene -> name -> image (H, W, 3) uint8."""
-        *_, folder = self._folders()
+        self._make_folders()
         for scene, images in scenes.items():
             for name, image in images.items():
                 prefix = f"epoch{epoch:04d}_" if name == "synthesized_image" else f"{name}_"
-                save_image(image, folder / f"{prefix}{scene}.jpg", quality=90)
+                save_image(image, self.validation / f"{prefix}{scene}.jpg", quality=90)
 
     def write(self, rows: Table, validations: Table, facts: Facts, last: bool = False) -> None:
         """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: on
         the run and its progress, by name. last: redraw the curves, so that they show all rows."""
-        self._folders()
+        self._make_folders()
         if (rows or validations) and (last or time.monotonic() >= self._curves_due):
             self._draw_curves(rows, validations, facts)
         page = Page(self.web, f"Training: {self.run_dir.name}", refresh=REFRESH_SECONDS)
@@ -127,13 +127,13 @@ class RunPage:
 
     def _pictures(self) -> dict[tuple[int, str], Path]:
         """The training images on disk: (epoch, name) -> path."""
-        paths = sorted((self.web / "images").glob("epoch*_*.*"))
+        paths = sorted(self.images.glob("epoch*_*.*"))
         found = [(match, path) for path in paths if (match := _PICTURE.fullmatch(path.name))]
         return {(int(match[1]), match[2]): path for match, path in found}
 
     def _write_scenes(self, validations: Table, facts: Facts) -> None:
         """The page of fixed scenes: a row for each, and one slider that controls all of them."""
-        files = {path.stem for path in (self.web / "validation").iterdir()}
+        files = {path.stem for path in self.validation.iterdir()}
         scenes = [name.removeprefix("real_image_") for name in files if name.startswith("real_")]
         shown = {
             row["epoch"]: {s for s in scenes if f"epoch{row['epoch']:04d}_{s}" in files}

@@ -117,25 +117,62 @@ def _are_classes(numbers: np.ndarray) -> bool:
     return bool((np.abs(numbers) < 2**31).all() and (numbers == np.round(numbers)).all())
 
 
+class _Type:
+    """Stands for numpy.dtype in a pickle: numpy's own would take any flags from the file, and read
+    its bytes as pointers."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.dtype = np.dtype(str(name))
+        if self.dtype.kind not in "biufO":
+            raise pickle.UnpicklingError(f"it holds {self.dtype}, expected numbers")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for numpy.ndarray in a pickle, and for the function that makes an empty one."""
+
+    def __init__(self, *_: object) -> None:
+        self.array = np.empty(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, by_columns, content = state
+        self.array = _made(content, kind, shape, "F" if by_columns else "C")
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        return self.array
+
+
+def _made(content: bytes | str | list, kind: _Type, shape: tuple = (), order: str = "C"):
+    """The array, or with shape () the number, that a pickle describes."""
+    if kind.dtype.hasobject:
+        array = np.empty(len(content), object)
+        array[:] = content
+        return array.reshape(shape, order=order)
+    content = content.encode("latin1") if isinstance(content, str) else content  # Python 2's
+    return np.ndarray(shape, kind.dtype, content, order=order)[()]
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles numpy arrays of numbers in plain containers, and nothing else."""
 
-    _ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy._core.numeric", "_frombuffer"),
+    _KNOWN = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Type,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "scalar"): lambda kind, content: _made(content, kind),
+        ("numpy._core.numeric", "_frombuffer"): _made,
         # how Python 2 and protocol 2 (numpy before 1.17) write an array's bytes, and empty bytes
-        ("_codecs", "encode"),
-        ("__builtin__", "bytes"),
+        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
+        ("__builtin__", "bytes"): bytes,
     }
 
     def find_class(self, module: str, name: str) -> object:
         current = module.replace("numpy.core.", "numpy._core.")  # its name before numpy 2
-        if (current, name) not in self._ALLOWED:
+        if (current, name) not in self._KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
+        return self._KNOWN[current, name]
 
 
 def _load_array(path: Path) -> np.ndarray | dict:
@@ -146,7 +183,7 @@ def _load_array(path: Path) -> np.ndarray | dict:
                 file.seek(0)
                 return _numbers(np.load(file, allow_pickle=False))
             content = _ArraysOnly(file, encoding="latin1").load()
-        content = content.item() if isinstance(content, np.ndarray) else content
+        content = content.array.item() if isinstance(content, _Array) else content
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected class to array")
         return {_class(label): _numbers(vectors) for label, vectors in content.items()}

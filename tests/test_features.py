@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -690,6 +691,28 @@ def test_pickle_bomb_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
     np.load(tmp_path / "bomb.npy", allow_pickle=True)  # it would have gone off
     assert (tmp_path / "exploded").exists()
+
+
+class Reduced:
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple:
+        return self.parts
+
+
+def test_bytes_of_a_pickle_are_not_followed_as_pointers(tmp_path: Path) -> None:
+    """numpy's own types would take the flag that says whether they are of objects from the file."""
+    here = {26: np.ones((2, 3))}
+    make, _ = np.zeros(1).__reduce_ex__(5)
+    kind, arguments, (*state, _) = np.dtype("O").__reduce__()
+    lying = Reduced(kind, arguments, (*state, 0))
+    with open(tmp_path / "pointers.npy", "wb") as file:
+        header = {"descr": "|O", "fortran_order": False, "shape": ()}
+        np.lib.format.write_array_header_1_0(file, header)
+        pickle.dump(Reduced(make, (id(here).to_bytes(8, sys.byteorder), lying, (), "C")), file)
+    with pytest.raises(UserError, match=r"pointers\.npy: not a readable feature file"):
+        load_styles(tmp_path / "pointers.npy", 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", pickle.dumps({1: 2}), b"x" * 1000])

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.files import all_below, image_size
+from data.files import all_below, image_size, open_image
 from util.errors import UserError, run
 from util.files import lock_folder
 from util.parser import Parser, integer
@@ -179,13 +179,12 @@ def make(job: Job, link: bool, width: int | None) -> bool:
             return False
         job.target.parent.mkdir(parents=True, exist_ok=True)
         write(job, link, width)
-    # Pillow reports a damaged file by OSError or SyntaxError
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if getattr(error, "errno", None) == errno.EXDEV:
+    except OSError as error:
+        if error.errno == errno.EXDEV:
             raise UserError(
                 "--link: --out must be on the same file system as --raw; copy without --link"
             ) from error
-        reason = getattr(error, "strerror", None) or error
+        reason = error.strerror or error
         raise UserError(f"cannot make {job.target} from {job.source}: {reason}") from error
     return True
 
@@ -225,13 +224,13 @@ def write(job: Job, link: bool, width: int | None) -> None:
 
 def scale(job: Job, width: int) -> Image.Image:
     """The image at this width: bicubic for a photograph, the nearest pixel for maps."""
-    with Image.open(job.source) as image:
-        size = scaled_size(image.size, width)
-        if job.kind == "img":
-            return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        if image.mode == "I;16":  # for which Pillow breaks ties differently
-            return image.convert("I").resize(size, Image.Resampling.NEAREST).convert("I;16")
-        return image.resize(size, Image.Resampling.NEAREST)
+    image = open_image(job.source)  # which refuses damage that would be hidden in the new file
+    size = scaled_size(image.size, width)
+    if job.kind == "img":
+        return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    if image.mode == "I;16":  # for which Pillow breaks ties differently
+        return image.convert("I").resize(size, Image.Resampling.NEAREST).convert("I;16")
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
 def scaled_size(size: tuple[int, int], width: int) -> tuple[int, int]:

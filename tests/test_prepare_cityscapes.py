@@ -298,6 +298,14 @@ def test_damaged_source_is_named_and_leaves_no_partial_file(raw, tmp_path):
     assert not [name for name in names(out) if name.endswith(".tmp")]
 
 
+def test_a_flipped_bit_is_not_hidden_in_a_scaled_map(raw, tmp_path):
+    path = source(raw, "val", STEMS["val"][0], "label")
+    content = bytearray(path.read_bytes())
+    content[-13] ^= 1  # in the checksum of the pixels, before the 12 bytes of the end
+    path.write_bytes(content)
+    assert str(path) in refused("--raw", raw, "--out", tmp_path / "out", "--size", SIZE[0])
+
+
 def test_other_files_in_the_folders_are_pointed_out(raw, tmp_path):
     out = tmp_path / "out"
     (out / "train_img").mkdir(parents=True)

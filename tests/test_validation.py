@@ -540,6 +540,20 @@ def test_the_slider_finds_scenes_of_any_name(tmp_path: Path, browser) -> None:
     }
 
 
+def test_the_slider_after_the_first_validation(tmp_path: Path, browser) -> None:
+    web = tmp_path / "web"
+    page = RunPage(tmp_path, 256)
+    for name in ("input_label_a", "real_image_a", "epoch0005_a"):
+        Image.new("RGB", (8, 4)).save(web / "validation" / f"{name}.jpg")
+    page.write([], [{"epoch": 5, "step": 9, "ssim": 0.25}], {"best": "5"})
+    shown = browser.new_page()
+    shown.goto((web / "validation.html").as_uri())
+    assert shown.locator("#shown").inner_text() == "epoch 5 (the best): ssim 0.25"
+    slider = shown.locator("input[type=range]")
+    assert [slider.get_attribute(name) for name in ("min", "max", "value")] == ["0", "0", "0"]
+    shown.close()
+
+
 def test_other_scenes_than_before(toy_data: Path, tmp_path: Path) -> None:
     """A resumed run that validates on other scenes shows these, and looks for their best."""
     flags = ["--dataroot", toy_data, "--niter_decay", 0, "--val_freq", 1, "--lr", 0]

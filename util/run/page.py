@@ -148,9 +148,9 @@ class RunPage:
             {"prefix": f"epoch{row['epoch']:04d}_", "text": _summary(row, facts.get("best"))}
             for row in kept
         ]
-        last = len(kept) - 1
+        last = str(len(kept) - 1)  # as text: dominate leaves out an attribute that equals False
         page = Page(self.web, f"Validation: {self.run_dir.name}", name="validation.html")
-        slider = tags.input_(type="range", id="validation", min=0, max=last, value=last)
+        slider = tags.input_(type="range", id="validation", min="0", max=last, value=last)
         page.add(tags.div(slider, tags.p(id="shown"), cls="pinned"))
         for scene in sorted(scenes):
             label = Picture(f"validation/input_label_{scene}.jpg", "input_label")

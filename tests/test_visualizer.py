@@ -260,6 +260,13 @@ def test_curves_of_several_runs_with_a_mark(tmp_path):
     assert (one != two).any()
 
 
+@pytest.mark.parametrize("value", [1e-5, 0.3, 1e9])
+def test_titles_are_not_cut_off(tmp_path, value):
+    """They move up where matplotlib writes a factor (1e-5) above the axis."""
+    save_curves(tmp_path / "curves.png", {"lr": {"lr": (np.arange(5.0), np.full(5, value))}})
+    assert np.asarray(Image.open(tmp_path / "curves.png").convert("L"))[:5].min() == 255
+
+
 def test_every_name_of_a_run_is_in_the_legend(tmp_path, monkeypatch):
     """matplotlib hides names that begin with _, and takes what is between dollars for a formula."""
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from scipy.ndimage import uniform_filter1d
 from util.errors import optional_package
 from util.files import replacing
 
-WIDTH, HEIGHT = 3.6, 2.3  # inches of a panel
+WIDTH, HEIGHT = 3.6, 2.45  # inches of a panel
 DPI = 200  # twice what the page shows, for sharp screens
 MAX_CLASSES = 60  # shown in a confusion matrix
 STYLE = {
@@ -75,7 +75,7 @@ def save_curves(
 def _set_margins(figure, columns: int, lines: int) -> None:
     """Leave room for titles and ticks around each panel. matplotlib's own layouts measure every
     text first, which takes as long as drawing."""
-    left, right, bottom, top = 0.7, 0.15, 0.5, 0.3  # inches
+    left, right, bottom, top = 0.7, 0.15, 0.5, 0.45  # inches; the title is above a factor like 1e-5
     figure.subplots_adjust(
         left=left / (columns * WIDTH),
         right=1 - right / (columns * WIDTH),

@@ -260,6 +260,29 @@ def test_curves_of_several_runs_with_a_mark(tmp_path):
     assert (one != two).any()
 
 
+def test_measures_and_learning_rates_are_shown_as_they_are(tmp_path, monkeypatch):
+    """Neither clipped, as the best value is an extreme one, nor smoothed. Steps are whole."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.touch())
+    )
+    values = np.where(np.arange(200) == 7, 0.9, 0.3)
+    rates = np.where(np.arange(200) < 150, 2e-4, 1e-4)
+    measured, rate = (
+        {name: {name: (np.arange(200.0), y)}} for name, y in (("ssim", values), ("lr", rates))
+    )
+    save_curves(tmp_path / "a.png", measured, smooth=False)
+    save_curves(tmp_path / "b.png", rate)
+    save_curves(tmp_path / "c.png", {"l1": {"l1": (np.ones(1), np.ones(1))}})
+    for figure, shown in zip(drawn, (values, rates, np.ones(1))):
+        (axes,) = figure.axes
+        np.testing.assert_array_equal(axes.lines[-1].get_ydata(), shown)
+        assert axes.get_ylim()[0] < shown.min() and shown.max() < axes.get_ylim()[1]
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 @pytest.mark.parametrize("value", [1e-5, 0.3, 1e9])
 def test_titles_are_not_cut_off(tmp_path, value):
     """They move up where matplotlib writes a factor (1e-5) above the axis."""

@@ -49,8 +49,8 @@ def save_curves(
 ) -> None:
     """Save one image with a panel for each title, and in it a curve for each label.
 
-    marks: label -> step of a vertical line through all panels. smooth: show the values pale
-    and their running mean dark.
+    marks: label -> step of a vertical line through all panels. smooth: show noisy values (all but
+    lr) pale, without rare spikes, and their running mean dark.
     """
     Figure = require_matplotlib()
     from matplotlib import rc_context
@@ -64,7 +64,7 @@ def save_curves(
         for axes in grid[len(panels) :]:
             axes.remove()
         for axes, (title, curves) in zip(grid, panels.items()):
-            _draw_panel(axes, title, curves, smooth)
+            _draw_panel(axes, title, curves, smooth and title != "lr")
             for label, step in (marks or {}).items():
                 axes.axvline(step, color="tab:red", linewidth=1, linestyle=":", label=label)
             if len(curves) > 1 or (marks and axes is grid[0]):
@@ -139,10 +139,11 @@ def _draw_panel(axes, title: str, curves: Mapping[str, Series], smooth: bool) ->
     drawn = {label: curve for label, curve in curves.items() if len(curve[1])}
     axes.set_title(title, loc="left")
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if not drawn:
         axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
         return
-    low, high = _value_range(np.concatenate([values for _, values in drawn.values()]))
+    low, high = _value_range(np.concatenate([values for _, values in drawn.values()]), smooth)
     margin = 0.05 * (high - low)
     axes.set_ylim(low - margin, high + margin)
     for number, (label, (steps, values)) in enumerate(drawn.items()):
@@ -159,9 +160,9 @@ def _draw_panel(axes, title: str, curves: Mapping[str, Series], smooth: bool) ->
         axes.set_title(f"{mean[-1] if smooth else values[-1]:.4g}", loc="right")
 
 
-def _value_range(values: np.ndarray) -> tuple[float, float]:
-    """The range of the vertical axis: all of a few values; many without their rare spikes."""
-    rare = 0.5 if len(values) >= 100 else 0
+def _value_range(values: np.ndarray, noisy: bool) -> tuple[float, float]:
+    """The range of the vertical axis: all values; many noisy ones without their rare spikes."""
+    rare = 0.5 if noisy and len(values) >= 100 else 0
     low, high = np.percentile(values, [rare, 100 - rare])
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         spread = abs(low) / 2 or 1.0  # constant: put the line in the middle

@@ -107,6 +107,14 @@ def test_save_image(tmp_path, name, form):
         save_image(image, tmp_path / "a.gif")
 
 
+def test_a_jpeg_keeps_the_colours_of_narrow_things(tmp_path):
+    """Poles on a pavement, a pixel wide."""
+    image = colour_label(np.tile(np.array([8, 17]), (16, 8)), 35)
+    save_image(image, tmp_path / "a.jpg", quality=90)
+    with Image.open(tmp_path / "a.jpg") as saved:
+        assert np.abs(np.asarray(saved).astype(int) - image).mean() < 10
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")

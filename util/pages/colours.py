@@ -136,7 +136,8 @@ def save_image(array: np.ndarray, path: str | Path, quality: int = 95) -> None:
     with replacing(path) as temporary:  # PNG ignores the quality
         # PNG: the lowest compression takes half the time of Pillow's default, for at most a sixth
         # more bytes; the cores that write also generate the next images
-        options = {"quality": quality, "compress_level": 1}
+        # JPEG: colours at full resolution, or those of neighbouring classes run into each other
+        options = {"quality": quality, "subsampling": 0, "compress_level": 1}
         content = io.BytesIO()  # Pillow does not notice if a full disk cuts a JPEG short
         Image.fromarray(array).save(content, _FORMATS[path.suffix.lower()], **options)
         temporary.write_bytes(content.getvalue())

@@ -290,6 +290,26 @@ def test_titles_are_not_cut_off(tmp_path, value):
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L"))[:5].min() == 255
 
 
+def test_long_names_of_runs_do_not_cover_the_curves(tmp_path, monkeypatch):
+    """They are above the panels. A run keeps its colour where others lack a figure."""
+    from matplotlib.figure import Figure
+
+    drawn, runs = [], ["label2city_512p_plus_icnr", "label2city_512p_plus_bilinear"]
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.touch())
+    )
+    none, curve = (np.empty(0),) * 2, (np.arange(5.0),) * 2
+    panels = {"ssim": dict.fromkeys(runs, curve), "lpips": {runs[0]: none, runs[1]: curve}}
+    save_curves(tmp_path / "curves.png", panels, smooth=False)
+    (figure,), (first, second) = drawn, drawn[0].axes
+    legend = figure.legends[0]
+    assert [text.get_text().strip() for text in legend.get_texts()] == runs
+    assert second.lines[0].get_color() == first.lines[1].get_color()
+    figure.draw_without_rendering()
+    bottom = legend.get_window_extent().y0
+    assert all(axes.get_tightbbox().y1 < bottom for axes in figure.axes)
+
+
 def test_every_name_of_a_run_is_in_the_legend(tmp_path, monkeypatch):
     """matplotlib hides names that begin with _, and takes what is between dollars for a formula."""
     from matplotlib.axes import Axes

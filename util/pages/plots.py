@@ -13,6 +13,7 @@ from util.files import replacing
 WIDTH, HEIGHT = 3.6, 2.45  # inches of a panel
 DPI = 200  # twice what the page shows, for sharp screens
 MAX_CLASSES = 60  # shown in a confusion matrix
+MAX_LABEL = 16  # characters in a legend within a panel
 STYLE = {
     "axes.grid": True, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": "medium", "font.size": 9, "grid.alpha": 0.3, "legend.frameon": False,
@@ -54,33 +55,41 @@ def save_curves(
     """
     Figure = require_matplotlib()
     from matplotlib import rc_context
+    from matplotlib.lines import Line2D
 
     columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     lines = -(-len(panels) // columns)
+    shared = (label for curves in panels.values() if len(curves) > 1 for label in curves)
+    colours = {label: f"C{number}" for number, label in enumerate(dict.fromkeys(shared))}
+    above = max(map(len, colours), default=0) > MAX_LABEL  # else it would cover the curves
+    head = 0.17 * len(colours) + 0.1 if above else 0  # inches
     with rc_context(STYLE), replacing(path) as temporary:
-        figure = Figure(figsize=(columns * WIDTH, lines * HEIGHT))
+        figure = Figure(figsize=(columns * WIDTH, lines * HEIGHT + head))
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
-        _set_margins(figure, columns, lines)
+        _set_margins(figure, columns, lines, head)
         for axes in grid[len(panels) :]:
             axes.remove()
         for axes, (title, curves) in zip(grid, panels.items()):
-            _draw_panel(axes, title, curves, smooth and title != "lr")
+            _draw_panel(axes, title, curves, colours, smooth and title != "lr")
             for label, step in (marks or {}).items():
                 axes.axvline(step, color="tab:red", linewidth=1, linestyle=":", label=label)
-            if len(curves) > 1 or (marks and axes is grid[0]):
+            if (len(curves) > 1 and not above) or (marks and axes is grid[0]):
                 axes.legend(fontsize="small")
+        if above:
+            handles = [Line2D([], [], color=c, label=f" {label}") for label, c in colours.items()]
+            figure.legend(handles=handles, loc="upper left", fontsize="small")
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
-def _set_margins(figure, columns: int, lines: int) -> None:
-    """Leave room for titles and ticks around each panel. matplotlib's own layouts measure every
-    text first, which takes as long as drawing."""
+def _set_margins(figure, columns: int, lines: int, head: float) -> None:
+    """Leave room for titles and ticks around each panel, and head inches above all. matplotlib's
+    own layouts measure every text first, which takes as long as drawing."""
     left, right, bottom, top = 0.7, 0.15, 0.5, 0.45  # inches; the title is above a factor like 1e-5
     figure.subplots_adjust(
         left=left / (columns * WIDTH),
         right=1 - right / (columns * WIDTH),
-        bottom=bottom / (lines * HEIGHT),
-        top=1 - top / (lines * HEIGHT),
+        bottom=bottom / (lines * HEIGHT + head),
+        top=1 - (top + head) / (lines * HEIGHT + head),
         wspace=(left + right) / (WIDTH - left - right),
         hspace=(bottom + top) / (HEIGHT - bottom - top),
     )
@@ -135,7 +144,9 @@ def most_frequent(
     return matrix, names, [*names, *columns[count:]]
 
 
-def _draw_panel(axes, title: str, curves: Mapping[str, Series], smooth: bool) -> None:
+def _draw_panel(
+    axes, title: str, curves: Mapping[str, Series], colours: Mapping[str, str], smooth: bool
+) -> None:
     drawn = {label: curve for label, curve in curves.items() if len(curve[1])}
     axes.set_title(title, loc="left")
     axes.set_xlabel("step")
@@ -146,8 +157,8 @@ def _draw_panel(axes, title: str, curves: Mapping[str, Series], smooth: bool) ->
     low, high = _value_range(np.concatenate([values for _, values in drawn.values()]), smooth)
     margin = 0.05 * (high - low)
     axes.set_ylim(low - margin, high + margin)
-    for number, (label, (steps, values)) in enumerate(drawn.items()):
-        style = {"color": f"C{number}", "marker": "." if len(values) < 50 else ""}
+    for label, (steps, values) in drawn.items():
+        style = {"color": colours.get(label, "C0"), "marker": "." if len(values) < 50 else ""}
         label = f" {label}"  # matplotlib hides labels that begin with an underscore
         if not smooth:
             axes.plot(steps, values, label=label, **style)

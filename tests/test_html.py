@@ -73,6 +73,20 @@ def test_images_are_lazy_and_keep_their_place(tmp_path):
     assert [link["href"] for link in Reader(page.save()).all("a")] == ["small.png", "large.png"]
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+def test_figures_next_to_a_long_text_stay_on_one_line(tmp_path, browser, width):
+    page = Page(tmp_path, "evaluation")
+    rows = [["LPIPS", "could not be downloaded " * 9, "", ""], ["x", "0.4725", "4.700e-03", "1"]]
+    page.table(["", "images", "oracle", "ratio"], rows)
+    shown = browser.new_page()
+    shown.set_viewport_size({"width": width, "height": 900})
+    shown.goto(page.save().as_uri())
+    heights = shown.eval_on_selector_all("tr:last-child > *", "all => all.map(e => e.offsetHeight)")
+    assert max(heights) < 40
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    shown.close()
+
+
 def test_refresh_only_on_request(tmp_path):
     def refresh(page: Page) -> list[str]:
         return [m["content"] for m in Reader(page.save()).all("meta") if "http-equiv" in m]

@@ -1,13 +1,14 @@
 // The page's pictures and tiles. Each function is attached to a component of the page, and gets its
 // element, trigger (to send an event) and watch (to be notified of new content).
 
-// A pointer's position in a picture as [y, x] in pixels; the first pixel's centre is [0, 0].
-function position(event, image, width, height) {
+// A pointer's position in a picture as [y, x] in pixels; the first pixel's centre is [0, 0]. From a
+// pointer outside, the nearest position that is at most `margin` pixels outside.
+function position(event, image, width, height, margin = 0) {
   const box = image.getBoundingClientRect();
   const x = ((event.clientX - box.left) / box.width) * width - 0.5;
   const y = ((event.clientY - box.top) / box.height) * height - 0.5;
-  const inside = (value, limit) => Math.min(Math.max(value, -0.49), limit - 0.51);
-  return [inside(y, height), inside(x, width)].map((value) => Math.round(value * 100) / 100);
+  const near = (value, limit) => Math.min(Math.max(value, -0.49 - margin), limit - 0.51 + margin);
+  return [near(y, height), near(x, width)].map((value) => Math.round(value * 100) / 100);
 }
 
 // Both pictures: clicks, brush strokes, and dragging.
@@ -59,7 +60,8 @@ function stage(element, trigger, watch) {
   element.addEventListener("pointermove", (event) => {
     if (!points || event.pointerId !== pointer) return;
     if (!["Paint", "Move"].includes(tool())) return;
-    points.push(position(event, target.querySelector("img"), ...size()));
+    const margin = tool() === "Paint" ? Math.max(...size()) : 0; // a stroke goes on outside
+    points.push(position(event, target.querySelector("img"), ...size(), margin));
     show();
   });
   element.addEventListener("pointerup", (event) => {

@@ -382,6 +382,15 @@ def test_a_second_finger_leaves_a_stroke_alone(window) -> None:
     assert changed[40, 10:31].all() and not changed[:30].any()
 
 
+def test_a_stroke_that_leaves_the_image_does_not_go_on_along_its_border(window) -> None:
+    window.tool("Paint")
+    window.choose_class("train")
+    window.drag((10, 40), (-20, 70), (-20, 110), (10, 100))
+    painted = (window.image("map") == TRAIN_COLOUR).all(2)
+    assert painted[10, 40] and painted[1, 49] and painted[10, 100] and painted[1, 103]
+    assert not painted[:, 56:97].any() and not painted[:, 110:].any()
+
+
 def test_downloads_and_replay_without_a_browser(window, project: Path, tmp_path: Path) -> None:
     number, y, x, _ = car(project)
     window.tool("Delete")

@@ -33,11 +33,11 @@ from models.tiling import Tiling
 from options.test_options import TestOptions
 from util import distributed
 from util.errors import UserError, out_of_memory, print_error, run
-from util.files import make_folder
+from util.files import checksum_of, make_folder
 from util.pages.colours import label_picture, to_image
 from util.parallel import background
 from util.progress import log, log_main
-from util.run.checkpoints import run_dir
+from util.run.checkpoints import run_dir, weights_file
 from util.setup import seed_everything, set_up_torch
 
 
@@ -178,8 +178,10 @@ def export(opt: argparse.Namespace) -> None:
     """--export_onnx"""
     from models.export import export_onnx
 
+    weights = weights_file(run_dir(opt), opt.which_epoch, "G", opt.ema)
+    checksum = checksum_of(weights)  # before: training may save others meanwhile
     model = create_model(opt, torch.device("cpu"))
-    differences = export_onnx(model, Path(opt.export_onnx))
+    differences = export_onnx(model, Path(opt.export_onnx), checksum)
     sizes = ", ".join("x".join(map(str, size)) for size in differences)
     log(
         f"{opt.export_onnx}: written; ONNX Runtime's images match PyTorch's, checked at {sizes}: "

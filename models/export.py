@@ -53,10 +53,11 @@ class OnnxModel(InferenceModel):
         super().__init__(opt, device, folder, with_generator=False)
         self.session = open_session(file, provider, device.index or 0)
         saved = _check_description(self.session, opt, file)
-        checksum = checksum_of(_weights(self))
+        weights = weights_file(folder, opt.which_epoch, "G", opt.ema)
+        checksum = checksum_of(weights)
         if checksum is not None and saved.get(_CHECKSUM, checksum) != checksum:
             raise UserError(
-                f"{file}: was exported from other weights than {_weights(self)}; export it again, "
+                f"{file}: was exported from other weights than {weights}; export it again, "
                 "or give the flags of its run"
             )
 
@@ -73,12 +74,15 @@ class OnnxModel(InferenceModel):
         return run_graph(self.session, graph_inputs(self.opt, label, inst, feat, cond))
 
 
-def export_onnx(model: InferenceModel, path: Path) -> dict[tuple[int, int, int], int]:
+def export_onnx(
+    model: InferenceModel, path: Path, checksum: int | None = None
+) -> dict[tuple[int, int, int], int]:
     """Write a model's generator to path, once it has been checked with ONNX Runtime.
 
     Returns for each size (B, H, W) checked by how many grey levels the images differ from
     PyTorch's: one at most. model: on the CPU, not compiled; one with data_type 16 gives a graph
     in half precision, which may differ from float32 by one more than PyTorch's own does.
+    checksum: of the file of its weights, as it was before they were loaded.
     Raises UserError if a package or the folder is missing, PyTorch is too old, the graph would be
     too large for one file, or the check fails.
     """
@@ -98,6 +102,8 @@ def export_onnx(model: InferenceModel, path: Path) -> dict[tuple[int, int, int],
             f"({_LARGEST_FILE / 1e9:.1f} GB); export half precision with --data_type 16"
         )
     program = _trace(model)
+    described = describe(model.opt) | ({} if checksum is None else {_CHECKSUM: checksum})
+    program.model.metadata_props[_DESCRIPTION] = json.dumps(described)
     with replacing(path) as unchecked:
         program.save(unchecked, external_data=False)
         return _check(model, unchecked, path)
@@ -214,10 +220,6 @@ def _trace(model: InferenceModel) -> torch.onnx.ONNXProgram:
         )
     for axis, name in dims.items():
         program.model.graph.outputs[0].shape[axis] = name  # the exporter writes formulas
-    described = describe(model.opt)
-    if (checksum := checksum_of(_weights(model))) is not None:
-        described[_CHECKSUM] = checksum
-    program.model.metadata_props[_DESCRIPTION] = json.dumps(described)
     return program
 
 
@@ -272,11 +274,6 @@ def _random_scene(
         label = torch.where(blocks(8) == 0, opt.ignore_label, label)
     feat, cond = (blocks(256, count) / 127.5 - 1 for count in (opt.feat_num, opt.cond_nc or 1))
     return graph_inputs(opt, label, blocks(34_000), feat, cond)
-
-
-def _weights(model: InferenceModel) -> Path:
-    """The file of a model's generator."""
-    return weights_file(model.folder, model.opt.which_epoch, "G", model.opt.ema)
 
 
 def _check_description(session: object, opt: argparse.Namespace, path: Path) -> dict:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from conftest import run_command
 from PIL import Image
 
 import test as command  # test.py
-from models import DEFAULTS
+from models import DEFAULTS, create_model
 from models.build import build_generator
 from models.inference_model import InferenceModel
 from util.errors import UserError
+from util.files import checksum_of
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-onnx.txt")
 ort = pytest.importorskip("onnxruntime", reason="needs requirements-onnx.txt")
@@ -201,6 +203,29 @@ def test_commands_write_the_file_and_a_page_from_it(
     assert "label_nc 35, here 36" in line
     line = refused(command.main, *common, "--onnx", file, "--which_epoch", "best", "--ema", 0)
     assert "ema 0.9, here 0.0; which_epoch 'latest', here 'best'" in line
+
+
+def test_a_graph_names_the_weights_that_were_loaded(tmp_path: Path, monkeypatch, call) -> None:
+    """Training may save others while the graph is made."""
+    save_run(tmp_path / "run")
+    weights = tmp_path / "run" / "latest_net_G.pth"
+    loaded = checksum_of(weights)
+
+    def then_trained(*args) -> InferenceModel:
+        model = create_model(*args)
+        torch.save({}, weights)
+        return model
+
+    program = SimpleNamespace(
+        model=SimpleNamespace(metadata_props={}), save=lambda path, external_data: path.touch()
+    )
+    monkeypatch.setattr(command, "create_model", then_trained)
+    monkeypatch.setattr(export, "_trace", lambda model: program)
+    monkeypatch.setattr(export, "_check", lambda *args: {(1, 16, 32): 0})
+    where = ["--name", "run", "--checkpoints_dir", tmp_path, "--gpu_ids", -1]
+    call(command.main, *where, "--export_onnx", tmp_path / "graph.onnx")
+    description = json.loads(program.model.metadata_props["pix2pixHD"])
+    assert description["weights_crc32"] == loaded != checksum_of(weights)
 
 
 REFUSED = {

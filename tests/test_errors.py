@@ -149,6 +149,14 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_flag(tmp_path: Path) -> 
             make_folder(folder, "--out")
 
 
+def test_a_folder_that_is_deleted_during_a_command_is_named(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as ending:
+        run(lambda: write_bytes(tmp_path / "results" / "a.png", b""))
+    line = capsys.readouterr().err
+    assert ending.value.code == 2 and line.count("\n") == 1
+    assert line.startswith(f"error: {tmp_path}/results/a.png: its folder was moved or deleted")
+
+
 def test_a_file_where_a_folder_is_expected(tmp_path: Path) -> None:
     """--load_pretrain with a file of weights in place of its folder."""
     weights = tmp_path / "latest_net_G.pth"

@@ -1,5 +1,6 @@
 """Writing files whole or not at all: a kill or a full disk leaves the old content."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -51,6 +52,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+            gone = "its folder was moved or deleted"
+            raise NotADirectoryError(errno.ENOTDIR, gone, str(path)) from error
         if error.filename == str(temporary):
             error.filename = str(path)
         _name_file(error, path)

@@ -98,6 +98,7 @@ class Results:
         if self.has_page:
             shown_as = side_values(opt, "output").describe_view()
             title = f"{opt.name}, {opt.input or opt.phase}, epoch {opt.which_epoch}"
+            title += f", all styles of {opt.all_styles}" if opt.all_styles else ""
             page = Page(self.folder, title + (f" (shown: {shown_as})" if shown_as else ""))
             for index, row in rows.items():
                 page.row(row, heading=self.stems[index], width=opt.display_winsize)

@@ -179,6 +179,8 @@ def test_a_missing_epoch_is_refused(run: Path) -> None:
 def test_all_styles_and_warning(run: Path) -> None:
     styles = load_styles(run / "ck" / "feat" / "features_clustered_010.npy", 3)
     done = render(run, "--all_styles", "road", "--results_dir", run / "all")
+    (page,) = (run / "all").rglob("index.html")
+    assert "epoch latest, all styles of road</h1>" in page.read_text()
     assert done.returncode == 0, done.stderr
     images = run / "all" / "feat" / "test_latest" / "images"
     for stem in (path.stem for path in (run / "data" / "test_label").iterdir()):

@@ -12,8 +12,9 @@ from html import escape
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # both are read on import
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # these are read on import
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["GRADIO_RUN_HISTORY"] = "False"  # a page that can send edits to another server
 
 import gradio as gr
 import numpy as np

@@ -404,6 +404,6 @@ def record_encoder(path: Path, checksum: int | None) -> None:
 def _records(folder: Path) -> dict[str, int | None]:
     try:
         records = json.loads((folder / ENCODERS).read_text("utf-8"))
-    except (OSError, ValueError):  # earlier versions wrote none
+    except (OSError, ValueError, RecursionError):  # earlier versions wrote none
         return {}
     return records if isinstance(records, dict) else {}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -77,8 +78,10 @@ def warn_of_other_runs(folder: Path, images: Collection[Path]) -> None:
     page = folder.parent / "index.html"
     if folder.name != "images" or not page.is_file():
         return
-    content = unquote_to_bytes(page.read_bytes())  # not text: the locale need not be UTF-8
-    older = [path for path in images if os.fsencode(f"/{path.stem}") not in content]
+    # bytes: the locale need not be UTF-8; a set: a page may have 100000 links
+    links = re.findall(rb'images/([^"\s]+)\.(?:png|jpg)', page.read_bytes())
+    shown = {unquote_to_bytes(link).removesuffix(b"_view") for link in links}
+    older = [path for path in images if os.fsencode(path.stem) not in shown]
     newer = [path for path in images if path.stat().st_mtime_ns > page.stat().st_mtime_ns]
     if older:
         log(f"warning: {len(older)} images, e.g. {older[0]}, are from an earlier run of test.py")

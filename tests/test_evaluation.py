@@ -822,6 +822,19 @@ def test_images_of_an_earlier_run_are_reported(tmp_path: Path, capsys) -> None:
     assert f"4 images, e.g. {images[0]}, are from an earlier run" in warning()
 
 
+def test_an_image_whose_name_begins_another_is_of_an_earlier_run(tmp_path: Path, capsys) -> None:
+    """TIFF files are shown as a view; an earlier run's scene is not taken for one on the page."""
+    images = [tmp_path / "images" / f"{name}.tif" for name in ("a", "b", "bc")]
+    for path in images:
+        save_png(path.with_name(f"{path.stem}_view.png"), np.zeros((2, 2, 3), np.uint8))
+        path.touch()
+    page = Page(tmp_path, "test")
+    page.row([Picture(Path("images") / f"{name}_view.png") for name in ("a", "bc")])
+    page.save()
+    warn_of_other_runs(tmp_path / "images", images)
+    assert f"1 images, e.g. {images[1]}, are from an earlier run" in capsys.readouterr().out
+
+
 def test_images_of_an_interrupted_run_are_reported(tmp_path: Path, capsys) -> None:
     """The images of a killed run of test.py are mixed with those of the run before."""
     opt = argparse.Namespace(dataroot=tmp_path, phase="test", label_nc=35, no_instance=True)

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -15,8 +16,11 @@ from PIL import Image
 
 from util.errors import UserError
 from util.pages.plots import most_frequent, save_curves, save_matrix, series
+from util.parallel import Writer
 from util.run.loggers import create_loggers, delete_unused_records
 from util.run.page import RunPage, delete_pages
+from util.run.resume import Position
+from util.run.training_run import TrainingRun
 from util.run.visualizer import Visualizer, read_rows
 
 LOSSES = {"G_GAN": 1.217, "G_GAN_Feat": 9.6331, "D_real": 1.15649, "D_fake": 0.393}
@@ -50,6 +54,27 @@ def truncate(vis: Visualizer, step: int) -> None:
 def shown(value: int) -> dict[str, np.ndarray]:
     names = ("input_label", "synthesized_image", "real_image")
     return {name: np.full((4, 8, 3), value, np.uint8) for name in names}
+
+
+def test_a_page_that_takes_long_does_not_pile_up(tmp_path, monkeypatch):
+    """After hundreds of epochs a page may take longer than the steps between two updates. All
+    images are kept, but a save or a stop must not wait for a page for each of them."""
+    written, all_shown = [], threading.Event()
+
+    def write(self, *_, **__) -> None:
+        assert all_shown.wait(60)
+        written.append(sorted(path.name for path in self.images.iterdir()))
+
+    monkeypatch.setattr(RunPage, "write", write)
+    monkeypatch.setattr(RunPage, "curves_are_due", lambda self: False)
+    run = object.__new__(TrainingRun)
+    run.visualizer, run._writer = visualizer(tmp_path, write_html=True), Writer()
+    for step in range(1, 11):
+        run.position = Position(epoch=step, step=step)
+        run.show(lambda: shown(128))
+    all_shown.set()
+    run._writer.finish()
+    assert len(written) <= 2 and len(written[-1]) == 30
 
 
 def test_log_writes_both_files(tmp_path):

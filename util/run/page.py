@@ -68,9 +68,10 @@ class RunPage:
 
     def forget_after(self, epoch: int) -> None:
         """Delete the images of later epochs, which a killed run had begun but not saved."""
-        for (its_epoch, _), path in self._pictures().items():
+        for its_epoch, own in self._pictures().items():
             if its_epoch > epoch:
-                path.unlink()
+                for path in own.values():
+                    path.unlink()
 
     def save_images(self, images: Mapping[str, np.ndarray], epoch: int) -> None:
         """Keep the images of a training step; the last ones of an epoch stay on the page."""
@@ -90,7 +91,7 @@ class RunPage:
         """Write both pages. rows: of metrics.jsonl; validations: of validation.jsonl; facts: on
         the run and its progress, by name. last: redraw the curves, so that they show all rows."""
         self._make_folders()
-        if (rows or validations) and (last or time.monotonic() >= self._curves_due):
+        if (rows or validations) and (last or self.curves_are_due()):
             self._draw_curves(rows, validations, facts)
         page = Page(self.web, f"Training: {self.run_dir.name}", refresh=REFRESH_SECONDS)
         options = {}
@@ -104,13 +105,15 @@ class RunPage:
         for name in ("loss_curves.png", "validation_curves.png"):
             if (self.web / name).exists():
                 page.row([Picture(name)], width=shown_width(self.web / name))
-        pictures = self._pictures()
-        for epoch in sorted({epoch for epoch, _ in pictures}, reverse=True):
-            own = {name: path for (e, name), path in pictures.items() if e == epoch}
+        for epoch, own in sorted(self._pictures().items(), reverse=True):
             order = [name for name in dict.fromkeys((*IMAGE_NAMES, *own)) if name in own]
             row = [Picture(own[name].relative_to(self.web), name) for name in order]
             page.row(row, heading=f"epoch {epoch}", width=self.display_winsize)
         page.save()
+
+    def curves_are_due(self) -> bool:
+        """Whether the curves are older than an open page's last reload."""
+        return time.monotonic() >= self._curves_due
 
     def _draw_curves(self, rows: Table, validations: Table, facts: Facts) -> None:
         """Plot a panel for each figure if there are new values. This takes about a second, so it is
@@ -125,11 +128,13 @@ class RunPage:
                 self._drawn[name] = shown
         self._curves_due = time.monotonic() + REFRESH_SECONDS
 
-    def _pictures(self) -> dict[tuple[int, str], Path]:
-        """The training images on disk: (epoch, name) -> path."""
-        paths = sorted(self.images.glob("epoch*_*.*"))
-        found = [(match, path) for path in paths if (match := _PICTURE.fullmatch(path.name))]
-        return {(int(match[1]), match[2]): path for match, path in found}
+    def _pictures(self) -> dict[int, dict[str, Path]]:
+        """The training images on disk: epoch -> name -> path."""
+        found: dict[int, dict[str, Path]] = {}
+        for path in sorted(self.images.glob("epoch*_*.*")):
+            if match := _PICTURE.fullmatch(path.name):
+                found.setdefault(int(match[1]), {})[match[2]] = path
+        return found
 
     def _write_scenes(self, validations: Table, facts: Facts) -> None:
         """The page of fixed scenes: a row for each, and one slider that controls all of them."""

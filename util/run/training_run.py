@@ -61,6 +61,7 @@ class TrainingRun:
         left = (self.epochs - at.epoch + 1) * self.scenes
         self._pace = Pace(total=begun + left, done=at.step)
         self._writer = Writer()
+        self._shown = 0  # the step of the newest images
         self._saving: tuple[Future | None, list[str]] | None = None  # in progress, and its names
         self._saved = True
         self._is_best = False  # the last validation, until that is saved
@@ -175,10 +176,11 @@ class TrainingRun:
         """Put images (H, W, 3) uint8 on the run's page. images: a function that makes them, called
         while training continues."""
         epoch, step = self.position.epoch, self.position.step
+        self._shown = step
 
         def display() -> None:
             with warn_if_unwritable("the images"):
-                self.visualizer.display(images(), epoch, step)
+                self.visualizer.display(images(), epoch, step, newest=step == self._shown)
 
         if self.visualizer.loggers:  # which accept steps only in order
             display()

@@ -76,13 +76,18 @@ class Visualizer:
         delete_pages(self._text_log.parent)
         self._send(lambda logger: logger.start_anew())
 
-    def display(self, images: Images, epoch: int, step: int) -> None:
-        """Show images, name -> (H, W, 3) uint8; the last ones of an epoch stay on the page."""
+    def display(self, images: Images, epoch: int, step: int, newest: bool = True) -> None:
+        """Show images, name -> (H, W, 3) uint8; the last ones of an epoch stay on the page.
+
+        newest: False if newer ones are waiting. The page, which takes seconds after hundreds of
+        epochs, can then wait too: else a save or a stop would wait for many pages.
+        """
         named = {f"visuals/{name}": image for name, image in images.items()}
         self._send(lambda logger: logger.images(step, named))
         if self.page:
             self.page.save_images(images, epoch)
-            self._write_page(f"{epoch}, step {step}")
+            if newest or self.page.curves_are_due():
+                self._write_page(f"{epoch}, step {step}")
 
     def show_validation(
         self, epoch: int, step: int, figures: Figures, scenes: dict[str, Images], best: int

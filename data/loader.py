@@ -4,6 +4,7 @@ import argparse
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,6 +110,9 @@ def read_ahead(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
+        # Python 3.14 starts them by a server, which a SIGTERM to all processes of a job ends, and
+        # with it all workers; and each would import torch
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
         # at most 8 batches in flight: containers have 64 MB of shared memory by default
         prefetch_factor=2 if workers <= 4 else 1,
         collate_fn=collate,

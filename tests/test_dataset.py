@@ -1,6 +1,8 @@
 """From files to tensors: transforms against plain computations, pairing, exact ids, bad files."""
 
 import argparse
+import multiprocessing
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -246,6 +248,20 @@ def test_workers_make_no_difference(scenes: Path) -> None:
     alone, helped = batches(dataset, 0), batches(dataset, 2)
     assert len(alone) == 4 and all(same(a, b) for a, b in zip(alone, helped))
     assert [a["path"] for a in alone[:2]] != [a["path"] for a in alone[2:]]  # epochs are shuffled
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_workers_are_forked_by_every_version_of_python(scenes: Path) -> None:
+    """Those of a server, Python 3.14's default, would end with it on a scheduler's SIGTERM."""
+    default, before = multiprocessing.get_start_method(True), multiprocessing.active_children()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        loader = Loader(read(scenes), 2, workers=1)
+        next(loader.epoch(1))
+        started = [one for one in multiprocessing.active_children() if one not in before]
+    finally:
+        multiprocessing.set_start_method(default, force=True)
+    assert [type(one).__name__ for one in started] == ["ForkProcess"]
 
 
 def test_an_epoch_may_begin_at_any_batch(scenes: Path) -> None:

@@ -77,7 +77,7 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MB: {NOT_A_LIST}")
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_bytes())  # in UTF-8, 16 or 32
     except OSError as error:
         raise UserError(f"--replay {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # a wrong encoding is a ValueError too

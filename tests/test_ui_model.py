@@ -579,6 +579,17 @@ def test_maps_that_a_png_does_not_hold_are_saved_as_npy(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "out" / "label.npy"), label)
 
 
+def test_an_edit_list_may_have_been_saved_again_by_an_editor_of_text(tmp_path: Path) -> None:
+    ui = editor(tmp_path)
+    ui.open(*scene(), "Zürich")
+    text = json.dumps(edit_list(ui), ensure_ascii=False, indent=1).replace("\n", "\r\n")
+    for encoding in ("utf-8-sig", "utf-16"):  # Notepad's, PowerShell's
+        (tmp_path / "edits.json").write_bytes(text.encode(encoding))
+        again = ui.another()
+        replay_file(again, tmp_path / "edits.json", tmp_path / "out")
+        assert again.name == "Zürich" and np.array_equal(again.label, ui.label)
+
+
 def test_photographs_are_read_as_the_data_set_reads_them(own_data: Path) -> None:
     opt = EditOptions().parse(["--dataroot", str(own_data), "--phase", "train", "--loadSize", "32"])
     scenes = Scenes(opt)

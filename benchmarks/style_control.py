@@ -23,6 +23,7 @@ from data.create import create_dataset
 from data.loader import own_batches
 from data.toy.scene import nearest_style, read_styles
 from data.toy.shapes import PALETTES
+from data.values import RGB8
 from models import create_model
 from models.inference_model import InferenceModel, run_styles
 from models.instance_maps import instance_class
@@ -30,7 +31,7 @@ from models.ui_model import UIModel
 from options.test_options import TestOptions
 from util.errors import UserError, run
 from util.files import make_folder, write_text
-from util.pages.colours import save_image, to_image
+from util.pages.colours import save_image
 from util.pages.html import Page, Picture
 from util.parser import Flag, Group
 from util.progress import log
@@ -64,7 +65,7 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
     dataset = create_dataset(opt, training=False)
     for index, batch in own_batches(dataset, opt, "scenes"):
         label, ids = batch["label"][0, 0].numpy(), batch["inst"][0, 0].numpy()
-        real = to_image(batch["image"][0])
+        real = RGB8.to_array(batch["image"][0])  # to_image would darken it by up to a grey level
         ui.open(label, ids)
         ui.set_styles(ui.photo_features(real))
         picture = ui.picture()
@@ -123,7 +124,7 @@ def colours_of_styles(
     for _, batch in own_batches(dataset, training, "styles of cars"):
         ids = batch["inst"][0, 0].numpy()
         features = model.encode_regions(batch["image"], batch["inst"])[0].numpy()
-        for i, colour in read_styles(to_image(batch["image"][0]), ids).items():
+        for i, colour in read_styles(RGB8.to_array(batch["image"][0]), ids).items():
             mask = ids == i
             if instance_class(i) == CAR and mask.mean() > 1 / 64:
                 distances = np.linalg.norm(centres - features[:, mask][:, 0], axis=1)

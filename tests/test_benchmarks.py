@@ -293,6 +293,13 @@ def test_times_of_the_editor(toy_data: Path, tmp_path: Path, call, monkeypatch, 
 
 def test_control_by_styles(toy_data: Path, tmp_path: Path, call, monkeypatch, capsys) -> None:
     """With random weights, which steer nothing."""
+    photos, colour_errors = [], style_control.colour_errors
+
+    def recorded(picture: np.ndarray, real: np.ndarray, ids: np.ndarray) -> list[float]:
+        photos.append(real)
+        return colour_errors(picture, real, ids)
+
+    monkeypatch.setattr(style_control, "colour_errors", recorded)
     write_run(tmp_path, "run", dataroot=str(toy_data), label_nc=35)
     write_run(tmp_path, "plain", dataroot=str(toy_data), label_nc=35, instance_feat=False)
     flags = ["--name", "run", "--labels_name", "plain", "--checkpoints_dir", tmp_path]
@@ -310,6 +317,8 @@ def test_control_by_styles(toy_data: Path, tmp_path: Path, call, monkeypatch, ca
     assert 0 <= found["style_hit_share"] <= 1 and found["colour_error_labels_only"] > 0
     assert "(c) pixels outside the car change by" in capsys.readouterr().out
     assert (folder / "index.html").exists()
+    first = min((toy_data / "test_img").iterdir())
+    np.testing.assert_array_equal(photos[0], np.asarray(Image.open(first)))  # to the grey level
 
 
 @pytest.mark.thorough

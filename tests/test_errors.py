@@ -127,12 +127,23 @@ def test_a_gpu_that_pytorch_cannot_use_ends_in_one_line(text: str, capsys) -> No
         "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.",
         "TritonMissing: Cannot find a working triton installation. Either the package is not ...",
         "GPUTooOldForTriton: Found GTX 1080 which is too old to be supported by the triton GPU ...",
+        "/tmp/a.main.cpp:3689:10: fatal error: Python.h: No such file or directory",
     ],
 )
 def test_a_missing_compiler_ends_in_one_line(text: str, capsys) -> None:
     """In the words of PyTorch 2.6, after a line that names the backend."""
     status, line = end(RuntimeError(f"backend='inductor' raised:\n{text}\n\nSet TORCH"), capsys)
     assert status == 2 and line.startswith(f"error: --compile: {text}; ") and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_a_compiler_cache_that_cannot_be_written_ends_in_one_line(number: int, capsys) -> None:
+    """PyTorch wraps the error in one of its own."""
+    from torch._inductor.exc import InductorError  # takes seconds
+
+    cause = OSError(number, os.strerror(number), "/tmp/torchinductor_me/hq")
+    status, line = end(InductorError(cause, None), capsys)
+    assert status == 2 and line.startswith(f"error: /tmp/torchinductor_me/hq: {cause.strerror}; ")
 
 
 def test_bugs_keep_their_traceback() -> None:

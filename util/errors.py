@@ -30,9 +30,11 @@ _UNUSABLE_GPU = (
     "driver on your system is too old",
 )
 
-# in torch.compile's messages when it has no compiler, or none for this GPU
+# in torch.compile's messages when it has no compiler, or none for this GPU, or the C++ compiler
+# lacks Python's headers, space or memory
 _NO_COMPILER = (
     "No working C++ compiler",
+    "fatal error: ",
     "Failed to find C compiler",
     "Cannot find a working triton installation",
     "too old to be supported by the triton",
@@ -99,6 +101,9 @@ def _explained(error: BaseException) -> str | None:
     """What the user can do about a full disk, missing permissions, a lack of memory, other
     processes that were killed or lack shared memory, operations that --deterministic rules out, a
     GPU that PyTorch cannot use, or a missing compiler; None for other errors."""
+    inner = getattr(error, "inner_exception", None)
+    if isinstance(inner, OSError):  # of torch.compile's cache
+        error = inner
     if out_of_memory(error):
         size = re.search(r"allocate ([\d.]+ \w+)", str(error))
         tried = f" (tried to allocate {size[1]})" if size else ""

@@ -315,7 +315,7 @@ def test_titles_are_not_cut_off(tmp_path, value):
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L"))[:5].min() == 255
 
 
-def test_long_names_of_runs_do_not_cover_the_curves(tmp_path, monkeypatch):
+def test_names_of_runs_do_not_cover_the_curves(tmp_path, monkeypatch):
     """They are above the panels. A run keeps its colour where others lack a figure."""
     from matplotlib.figure import Figure
 
@@ -337,10 +337,10 @@ def test_long_names_of_runs_do_not_cover_the_curves(tmp_path, monkeypatch):
 
 def test_every_name_of_a_run_is_in_the_legend(tmp_path, monkeypatch):
     """matplotlib hides names that begin with _, and takes what is between dollars for a formula."""
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    names, shown, legend = ["_a", r"b$_$\frac"], [], Axes.legend
-    monkeypatch.setattr(Axes, "legend", lambda *one, **more: shown.append(legend(*one, **more)))
+    names, shown, legend = ["_a", r"b$_$\frac"], [], Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *one, **more: shown.append(legend(*one, **more)))
     curves = {name: (np.arange(5.0), np.arange(5.0)) for name in names}
     save_curves(tmp_path / "curves.png", {"loss": curves})
     assert [text.get_text().strip() for text in shown[0].get_texts()] == names

@@ -13,7 +13,6 @@ from util.files import replacing
 WIDTH, HEIGHT = 3.6, 2.45  # inches of a panel
 DPI = 200  # twice what the page shows, for sharp screens
 MAX_CLASSES = 60  # shown in a confusion matrix
-MAX_LABEL = 16  # characters in a legend within a panel
 STYLE = {
     "axes.grid": True, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": "medium", "font.size": 9, "grid.alpha": 0.3, "legend.frameon": False,
@@ -61,8 +60,7 @@ def save_curves(
     lines = -(-len(panels) // columns)
     shared = (label for curves in panels.values() if len(curves) > 1 for label in curves)
     colours = {label: f"C{number}" for number, label in enumerate(dict.fromkeys(shared))}
-    above = max(map(len, colours), default=0) > MAX_LABEL  # else it would cover the curves
-    head = 0.17 * len(colours) + 0.1 if above else 0  # inches
+    head = 0.17 * len(colours) + 0.1 if colours else 0  # inches, for a legend above all panels
     with rc_context(STYLE), replacing(path) as temporary:
         figure = Figure(figsize=(columns * WIDTH, lines * HEIGHT + head))
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
@@ -73,10 +71,11 @@ def save_curves(
             _draw_panel(axes, title, curves, colours, smooth and title != "lr")
             for label, step in (marks or {}).items():
                 axes.axvline(step, color="tab:red", linewidth=1, linestyle=":", label=label)
-            if (len(curves) > 1 and not above) or (marks and axes is grid[0]):
-                axes.legend(fontsize="small")
-        if above:
-            handles = [Line2D([], [], color=c, label=f" {label}") for label, c in colours.items()]
+        if marks:
+            grid[0].legend(fontsize="small")
+        # a space: matplotlib hides labels that begin with an underscore
+        handles = [Line2D([], [], color=c, label=f" {label}") for label, c in colours.items()]
+        if handles:
             figure.legend(handles=handles, loc="upper left", fontsize="small")
         figure.savefig(temporary, format="png", dpi=DPI)
 
@@ -159,14 +158,13 @@ def _draw_panel(
     axes.set_ylim(low - margin, high + margin)
     for label, (steps, values) in drawn.items():
         style = {"color": colours.get(label, "C0"), "marker": "." if len(values) < 50 else ""}
-        label = f" {label}"  # matplotlib hides labels that begin with an underscore
         if not smooth:
-            axes.plot(steps, values, label=label, **style)
+            axes.plot(steps, values, **style)
             continue
         axes.plot(steps, values, alpha=0.3, linewidth=0.7, **style)
         # clipped first: a single spike of 1e9 would lift the mean of all its neighbours
         mean = uniform_filter1d(values.clip(low, high), 2 * (len(values) // 50) + 1, mode="reflect")
-        axes.plot(steps, mean, label=label, **style)
+        axes.plot(steps, mean, **style)
     if len(drawn) == 1:
         axes.set_title(f"{mean[-1] if smooth else values[-1]:.4g}", loc="right")
 

@@ -70,6 +70,8 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
     if opt.reencode or not path.is_file():
         return True
     encoder = used_encoder(opt)
+    if encoder is None and opt.load_pretrain:  # create_encoder refuses it
+        return True
     outdated = is_outdated(path, encoder)
     log_main(
         f"{path} is of another encoder than {encoder}: encoding again"

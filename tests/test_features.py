@@ -176,6 +176,14 @@ def test_a_missing_epoch_is_refused(run: Path) -> None:
     assert "77_net_E.pth: no such file" in one_line(done)
 
 
+def test_a_missing_encoder_of_another_run_is_refused(run: Path) -> None:
+    """The run's own features are not clustered in its place."""
+    flags = ["--name", "feat", "--checkpoints_dir", run / "ck", "--dataroot", run / "data"]
+    flags += ["--gpu_ids", -1, "--load_pretrain", run / "misspelled", "--n_clusters", 4]
+    assert "misspelled: no trained encoder" in one_line(run_command("encode_features.py", *flags))
+    assert not (run / "ck" / "feat" / "features_clustered_004.npy").exists()
+
+
 def test_all_styles_and_warning(run: Path) -> None:
     styles = load_styles(run / "ck" / "feat" / "features_clustered_010.npy", 3)
     done = render(run, "--all_styles", "road", "--results_dir", run / "all")

@@ -56,6 +56,8 @@ def check_segmenter(opt: argparse.Namespace) -> None:
         raise UserError("--label_nc 1 --ignore_label 0: no class is left to evaluate")
     if opt.segmenter_width and not opt.segmenter:
         raise UserError("--segmenter_width needs --segmenter")
+    if opt.segmenter_classes != "trainIds" and not opt.segmenter:
+        raise UserError(f"--segmenter_classes {opt.segmenter_classes} needs --segmenter")
 
 
 @MEASURING.check

@@ -653,6 +653,7 @@ REFUSED = {
     "flag": ("--segmentor x", "did you mean --segmenter?"),
     "two runs, one folder": ("--which_epoch 1,2", "for one run and one epoch"),
     "width alone": ("--segmenter_width 64", "needs --segmenter"),
+    "classes alone": ("--segmenter_classes ids", "needs --segmenter"),
 }
 
 

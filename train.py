@@ -29,7 +29,7 @@ from data.create import create_dataset, create_loader, resolve_data_flags
 from evaluation.validation import create_validation
 from models import create_model
 from models.build import min_training_side
-from options.train_options import TrainOptions
+from options.train_options import TrainOptions, flags_without_effect
 from util import distributed
 from util.errors import run
 from util.files import make_folder
@@ -45,7 +45,7 @@ from util.setup import seed_everything, set_up_torch
 def train(opt: argparse.Namespace, device: torch.device) -> int:
     """Train from start to end, in each process. Returns the exit status."""
     seed_everything(opt.seed)
-    for line in resolve_data_flags(opt):
+    for line in flags_without_effect(opt) + resolve_data_flags(opt):
         log_main(line)
     dataset = create_dataset(opt, training=True, min_side=min_training_side(opt))
     loader = create_loader(opt, dataset)

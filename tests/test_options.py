@@ -16,7 +16,7 @@ from options.base_options import reading_processes
 from options.edit_options import EditOptions
 from options.evaluate_options import EvaluateOptions
 from options.test_options import EncoderOptions, TestOptions
-from options.train_options import TrainOptions
+from options.train_options import TrainOptions, flags_without_effect
 from util.errors import UserError
 from util.parser import Flag, Group, Number, integer
 from util.run.checkpoints import run_dir
@@ -290,6 +290,25 @@ def test_flags_that_stand_for_others() -> None:
     assert TrainOptions().parse(["--max_dataset_size", "inf"]).max_dataset_size is None
     assert TestOptions().parse(["--ntest", "3", "--how_many", "5"]).how_many == 3
     assert TestOptions().parse(["--ntest", "3"]).how_many == 3
+
+
+@pytest.mark.parametrize(
+    "flags, needed, enough",
+    [
+        ("--n_local_enhancers 2", "--netG local", "--netG local"),
+        ("--n_blocks_local 1", "--netG local", "--netG local"),
+        ("--feat_num 2", "features (--instance_feat)", "--label_feat"),
+        ("--nef 8", "features (--instance_feat)", "--instance_feat"),
+        ("--n_downsample_E 3", "features (--instance_feat)", "--instance_feat"),
+        ("--cond_type float32", "--cond_nc", "--cond_nc 1"),
+        ("--input_nc 4", "--label_nc 0", "--label_nc 0"),
+        ("--fineSize 256", "a --resize_or_crop that crops", "--resize_or_crop resize_and_crop"),
+    ],
+)
+def test_flags_without_effect_are_noted(flags: str, needed: str, enough: str) -> None:
+    notes = flags_without_effect(TrainOptions().parse(flags.split()))
+    assert notes == [f"note: {flags.split()[0]} has no effect without {needed}"]
+    assert not flags_without_effect(TrainOptions().parse([*flags.split(), *enough.split()]))
 
 
 def test_ignored_label_may_be_any() -> None:

@@ -430,6 +430,12 @@ def test_verbose_prints_the_networks(trained: Callable, capsys: pytest.CaptureFi
     assert "GlobalGenerator" in printed and "MultiscaleDiscriminator" in printed
 
 
+def test_a_flag_without_effect_is_noted(trained: Callable, capsys) -> None:
+    trained(*EPOCH, *PLAIN, "--max_dataset_size", 1, "--resize_or_crop", "none")
+    expected = "note: --loadSize has no effect without a --resize_or_crop that scales"
+    assert expected in capsys.readouterr().out.splitlines()
+
+
 def test_same_seed_same_weights(trained: Callable) -> None:
     flags = [*EPOCH, "--no_html", "--resize_or_crop", "scale_width_and_crop", "--fineSize", 16]
     first = weights(trained(*flags, name="first"), "G")

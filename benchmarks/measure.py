@@ -82,17 +82,18 @@ def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) 
     flags has this name."""
     folder = checkpoints_dir / name
     record, asked = folder / "benchmark_flags.txt", " ".join(flags)
-    if record.is_file() and record.read_text() != asked:
+    has_weights = (folder / "latest_net_G.pth").is_file()
+    if has_weights and record.is_file() and record.read_text() != asked:
         raise UserError(
             f"{folder}: trained with other flags ({record.read_text()}); delete it, or give "
             "another --checkpoints_dir"
         )
+    make_folder(folder, "--checkpoints_dir")
+    write_text(record, asked)  # first: a kill of this process lets the training save what it has
     command = [sys.executable, "train.py", "--name", name, *TOY, *flags, "--continue_train"]
     command += ["--checkpoints_dir", str(checkpoints_dir)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=os.environ | env, capture_output=True, text=True)
-    if (folder / "latest_net_G.pth").is_file():
-        write_text(record, asked)
     if done.returncode:
         last = "".join(done.stderr.splitlines()[-1:]).removeprefix("error: ")
         raise UserError(f"{name}: {last or done.returncode}")

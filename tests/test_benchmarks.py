@@ -81,7 +81,8 @@ def test_a_wrong_flag_is_refused_without_the_usage(benchmark, monkeypatch) -> No
         benchmark.main()
 
 
-def test_errors_of_training_name_the_run_or_the_users_folder(monkeypatch) -> None:
+def test_errors_of_training_name_the_run_or_the_users_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["benchmark", "--dataroot", "nowhere"])
     with pytest.raises(UserError, match=r"^--dataroot nowhere: no such folder"):
         few_images.main()
@@ -90,6 +91,26 @@ def test_errors_of_training_name_the_run_or_the_users_folder(monkeypatch) -> Non
     monkeypatch.setattr(sys, "argv", ["benchmark", "--seeds", "a"])
     with pytest.raises(UserError, match=r"^paper-a: --seed: 'a': expected N$"):
         recipes.main()
+
+
+def test_what_a_killed_benchmark_trained_is_not_taken_for_other_flags(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def killed(*_, **__) -> None:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "latest_net_G.pth").touch()
+        raise ProcessLookupError
+
+    failed = subprocess.CompletedProcess([], 2, "", "error: --niter a: expected a number\n")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(UserError, match=r"^run: --niter a: expected"):
+        measure.trained("run", tmp_path, ["--niter", "a"])
+    monkeypatch.setattr(measure.subprocess, "run", killed)
+    for _ in range(2):  # the same flags continue what is there
+        with pytest.raises(ProcessLookupError):
+            measure.trained("run", tmp_path, ["--niter", "400"])
+    with pytest.raises(UserError, match=r"trained with other flags \(--niter 400\)"):
+        measure.trained("run", tmp_path, ["--niter", "1"])
 
 
 def test_the_other_benchmarks(monkeypatch, capsys) -> None:

@@ -90,7 +90,7 @@ def image_names(labels: dict[str, Path]) -> dict[str, str]:
     several folders, the scene key. labels: scene key -> label map. Raises UserError if two scenes
     would have one name."""
     names = {key: path.stem for key, path in labels.items()}
-    if len(set(names.values())) < len(names):
+    if len({name.casefold() for name in names.values()}) < len(names):  # a.png is A.png on a Mac
         names = {key: key.replace("/", "__") for key in labels}
     first: dict[str, Path] = {}
     for key, name in names.items():

@@ -130,6 +130,8 @@ def test_images_never_share_a_name(tmp_path: Path) -> None:
     files["x__b"] = tmp_path / "x__b.png"
     with pytest.raises(UserError, match=r"b\.png and .*x__b\.png.* would both be called x__b"):
         image_names(files)
+    files = {key: tmp_path / f"{key}.png" for key in ("x/a", "y/A")}  # one file on many disks
+    assert image_names(files) == {"x/a": "x__a", "y/A": "y__A"}
 
 
 def test_the_page_and_skip_existing(run: list, toy_data: Path, tmp_path: Path, call) -> None:

@@ -169,14 +169,11 @@ VALIDATION.check(check_weights_dir)
 def flags_without_effect(opt: argparse.Namespace) -> list[str]:
     """A note for each flag that these others leave unused: the one that it needs may have been
     forgotten. Flags with their default count as not given."""
-    mode = opt.resize_or_crop
     needs = {
         "--netG local": (opt.netG == "local", ("n_local_enhancers", "n_blocks_local")),
         "features (--instance_feat)": (uses_features(opt), ("feat_num", "nef", "n_downsample_E")),
         "--cond_nc": (opt.cond_nc > 0, ("cond_range", "cond_type")),
         "--label_nc 0": (opt.label_nc == 0, ("input_nc", "input_range", "input_type")),
-        "a --resize_or_crop that crops": ("crop" in mode, ("fineSize",)),
-        "a --resize_or_crop that scales": (mode not in ("crop", "none"), ("loadSize",)),
     }
     parser = TrainOptions().parser()
     return [

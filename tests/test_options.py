@@ -302,7 +302,6 @@ def test_flags_that_stand_for_others() -> None:
         ("--n_downsample_E 3", "features (--instance_feat)", "--instance_feat"),
         ("--cond_type float32", "--cond_nc", "--cond_nc 1"),
         ("--input_nc 4", "--label_nc 0", "--label_nc 0"),
-        ("--fineSize 256", "a --resize_or_crop that crops", "--resize_or_crop resize_and_crop"),
     ],
 )
 def test_flags_without_effect_are_noted(flags: str, needed: str, enough: str) -> None:

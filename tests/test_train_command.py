@@ -431,8 +431,8 @@ def test_verbose_prints_the_networks(trained: Callable, capsys: pytest.CaptureFi
 
 
 def test_a_flag_without_effect_is_noted(trained: Callable, capsys) -> None:
-    trained(*EPOCH, *PLAIN, "--max_dataset_size", 1, "--resize_or_crop", "none")
-    expected = "note: --loadSize has no effect without a --resize_or_crop that scales"
+    trained(*EPOCH, *PLAIN, "--max_dataset_size", 1, "--n_blocks_local", 1)
+    expected = "note: --n_blocks_local has no effect without --netG local"
     assert expected in capsys.readouterr().out.splitlines()
 
 

@@ -87,10 +87,10 @@ def all_below(folder: Path) -> Iterator[Path]:
 
 def image_names(labels: dict[str, Path]) -> dict[str, str]:
     """What test.py calls a scene's images: the label map's stem, or, where stems repeat in
-    several folders, the scene key. labels: scene key -> label map. Raises UserError if two scenes
-    would have one name."""
+    several folders (in any case: disks may ignore it), the scene key. labels: scene key -> label
+    map. Raises UserError if two scenes would have one name."""
     names = {key: path.stem for key, path in labels.items()}
-    if len({name.casefold() for name in names.values()}) < len(names):  # a.png is A.png on a Mac
+    if len({name.casefold() for name in names.values()}) < len(names):
         names = {key: key.replace("/", "__") for key in labels}
     first: dict[str, Path] = {}
     for key, name in names.items():

@@ -53,7 +53,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
-            gone = "its folder was moved or deleted"
+            gone = "its folder was moved or deleted"  # one line; a missing file would be a bug
             raise NotADirectoryError(errno.ENOTDIR, gone, str(path)) from error
         if error.filename == str(temporary):
             error.filename = str(path)

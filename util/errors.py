@@ -22,29 +22,32 @@ _MEMORY_ERRORS = (
 # cuDNN has none for it
 _NO_ALGORITHM = ("find an engine to execute", "find a valid cuDNN algorithm")
 
-# in torch's messages about a GPU that it is not built for, that another program occupies, or whose
-# driver is old
-_UNUSABLE_GPU = (
-    "no kernel image is available",
-    "busy or unavailable",
-    "driver on your system is too old",
-)
-
-# in torch.compile's messages when it has no compiler, or none for this GPU, or the C++ compiler
-# lacks Python's headers, space or memory
-_NO_COMPILER = (
-    "No working C++ compiler",
-    "fatal error: ",
-    "Failed to find C compiler",
-    "Cannot find a working triton installation",
-    "too old to be supported by the triton",
-)
-
-# in torch's message, within a DataLoader worker's traceback; containers have 64 MB by default
-_NO_SHARED_MEMORY = ("unable to allocate shared memory",)
-
-# in Gloo's and NCCL's messages when another process of the training is gone
-_LOST_PROCESS = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
+# phrases in the messages of RuntimeErrors -> what the user can do; {}: the line with the phrase
+_REMEDIES = {
+    # within a DataLoader worker's traceback; containers have 64 MB by default
+    ("unable to allocate shared memory",): (
+        "the processes that read images lack shared memory (/dev/shm); allow more (docker run "
+        "--shm-size 2g), or read with fewer or by threads (--nThreads 1 or 0)"
+    ),
+    # Gloo's and NCCL's, when another process of the training is gone
+    ("Connection reset by peer", "Connection closed by peer", "remote process exited"): (
+        "another process is gone: it was killed, usually for lack of memory, or its machine "
+        "failed; fix that and start again (to resume a training, with --continue_train)"
+    ),
+    # a GPU that torch is not built for, that another program occupies, or whose driver is old
+    (
+        "no kernel image is available", "busy or unavailable", "driver on your system is too old",
+    ): (
+        "the GPU cannot be used ({}); install a PyTorch and a driver that support it, close the "
+        "program that occupies it, or compute on the CPU (--gpu_ids -1)"
+    ),
+    # torch.compile has no compiler, or none for this GPU, or the C++ compiler lacks Python's
+    # headers, space or memory
+    (
+        "No working C++ compiler", "fatal error: ", "Failed to find C compiler",
+        "Cannot find a working triton installation", "too old to be supported by the triton",
+    ): "--compile: {}; install what it needs, or leave --compile out",
+}  # fmt: skip
 
 _NONDETERMINISTIC = " does not have a deterministic implementation"  # in torch's message
 
@@ -120,16 +123,6 @@ def _explained(error: BaseException) -> str | None:
             "fewer (--nThreads or --workers, 0: none), --cache disk, or close other programs that "
             "use memory"
         )
-    if _line_with(_NO_SHARED_MEMORY, error):
-        return (
-            "the processes that read images lack shared memory (/dev/shm); allow more (docker run "
-            "--shm-size 2g), or read with fewer or by threads (--nThreads 1 or 0)"
-        )
-    if _line_with(_LOST_PROCESS, error):
-        return (
-            "another process is gone: it was killed, usually for lack of memory, or its machine "
-            "failed; fix that and start again (to resume a training, with --continue_train)"
-        )
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = "a file" if error.filename is None else error.filename
         return f"{where}: {error.strerror}; free space or fix the permissions there"
@@ -143,13 +136,9 @@ def _explained(error: BaseException) -> str | None:
             f"--deterministic: {operation}{_NONDETERMINISTIC}; leave --deterministic out, or run "
             "on a CPU (--gpu_ids -1)"
         )
-    if reason := _line_with(_UNUSABLE_GPU, error):
-        return (
-            f"the GPU cannot be used ({reason}); install a PyTorch and a driver that support it, "
-            "close the program that occupies it, or compute on the CPU (--gpu_ids -1)"
-        )
-    if reason := _line_with(_NO_COMPILER, error):
-        return f"--compile: {reason}; install what it needs, or leave --compile out"
+    for phrases, remedy in _REMEDIES.items():
+        if line := _line_with(phrases, error):
+            return remedy.format(line)
     return None
 
 

@@ -36,10 +36,11 @@ from util.parser import (
 from util.run.checkpoints import run_dir, saved_options
 
 CHANNELS = integer(1, 2**16)
+EXTRA = integer(0, 2**16)  # channels, if there are any
 DEPTH = integer(0, 30)
 EMA = number(0, 1 - 1e-9)
 MEASURED = ("label_nc", *(f"{side}_range" for side in SIDES))
-RESIZE_OR_CROP = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
+SCALING = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 
 RUN = Group(
     "run",
@@ -91,11 +92,9 @@ DATA = Group(
     Flag("--no_instance", False, "there are no instance maps"),
     Flag("--input_nc", 3, "channels of the input with --label_nc 0", CHANNELS),
     Flag("--output_nc", 3, "channels of the generated image", CHANNELS),
-    Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", integer(0, 2**16)),
+    Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", EXTRA),
     *(flag for side in SIDES for flag in value_flags(side)),
-    Flag(
-        "--resize_or_crop", "scale_width", "how to scale, and in training to crop", RESIZE_OR_CROP
-    ),
+    Flag("--resize_or_crop", "scale_width", "how to scale, and in training to crop", SCALING),
     Flag("--loadSize", 1024, "pixels to scale to", integer(1)),
     Flag("--fineSize", 512, "pixels to crop to", integer(1)),
     inherited=True,
@@ -161,12 +160,7 @@ FEATURES = Group(
     "instance features",
     Flag("--instance_feat", False, "the generator sees encoded features of each instance"),
     Flag("--label_feat", False, "the generator sees encoded features of each class"),
-    Flag(
-        "--instance_noise",
-        0,
-        "without features: random numbers for each instance",
-        integer(0, 2**16),
-    ),
+    Flag("--instance_noise", 0, "without features: random numbers for each instance", EXTRA),
     Flag("--feat_num", 3, "length of a feature", CHANNELS),
     Flag("--fit_features", False, "average loaded features over the instances at full size"),
     Flag("--nef", 16, "channels of the encoder's first layer", CHANNELS),
@@ -192,16 +186,12 @@ def check_features(opt: argparse.Namespace) -> None:
         raise UserError("--label_feat needs label maps: --label_nc above 0")
 
 
+CLUSTERS_HELP = "styles per class at most (encode_features.py; others: --cluster_path)"
 STAGES = Group(
     "1024p stage and styles",
     Flag("--load_features", False, "read features from PHASE_feat/ instead of encoding them"),
     Flag("--niter_fix_global", 0, "epochs that train only the outermost enhancer", integer(0)),
-    Flag(
-        "--n_clusters",
-        10,
-        "styles per class at most (encode_features.py; others: --cluster_path)",
-        integer(1),
-    ),
+    Flag("--n_clusters", 10, CLUSTERS_HELP, integer(1)),
 )
 
 
@@ -272,17 +262,15 @@ class BaseOptions:
 
 def inherited(folder: Path, epoch: str = "latest") -> dict:
     """The values of the flags that later commands inherit from a run's opt.json, if it has one."""
-    groups = [group for group in BaseOptions.groups if group.inherited]
-    saved, values = saved_options(folder, epoch), {}
-    for flag in [flag for group in groups for flag in group.flags]:
-        name = flag.name.removeprefix("--")
-        if name in saved:
-            values[name] = saved[name]
-            if not flag.takes(values[name]):
-                raise UserError(
-                    f"{folder / 'opt.json'}: {name} is {values[name]!r}, invalid for --{name}; "
-                    "restore the file from a copy, or fix it"
-                )
+    flags = [flag for group in BaseOptions.groups if group.inherited for flag in group.flags]
+    taken = {flag.name.removeprefix("--"): flag.takes for flag in flags}
+    values = {k: value for k, value in saved_options(folder, epoch).items() if k in taken}
+    for name, value in values.items():
+        if not taken[name](value):
+            raise UserError(
+                f"{folder / 'opt.json'}: {name} is {value!r}, invalid for --{name}; restore the "
+                "file from a copy, or fix it"
+            )
     return values
 
 

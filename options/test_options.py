@@ -13,6 +13,7 @@ from util.run.checkpoints import is_saved, run_dir, saved_options, weights_file
 from util.run.flags import BEFORE
 
 FORMATS = ["png", "jpg", "tif", "npy"]
+TILE_DIR_HELP = "folder of --tile's large maps; default: the system's temporary one"
 
 TEST = Group(
     "test",
@@ -23,12 +24,7 @@ TEST = Group(
     Flag("--image_format", None, "of the saved images; default: png if possible", FORMATS),
     Flag("--aspect_ratio", 1.0, "the width of saved images is multiplied by it", number(0.01, 100)),
     Flag("--tile", None, "side of a tile in pixels: less memory, same float32 image", integer(8)),
-    Flag(
-        "--tile_dir",
-        None,
-        "folder of --tile's large maps; default: the system's temporary one",
-        "DIR",
-    ),
+    Flag("--tile_dir", None, TILE_DIR_HELP, "DIR"),
 )
 
 

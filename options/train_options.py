@@ -23,6 +23,9 @@ RECIPES: dict[str, dict[str, object]] = {
     },
 }
 FREEZABLE = ["down", "blocks", "up", "E"]  # of G, and the encoder
+FREEZE_HELP = f"what is not trained: some of {', '.join(FREEZABLE)}"
+AUGMENT_HELP = f"random changes of the scenes: some of {', '.join(AUGMENTATIONS)}"
+WEIGHT = number(0, 1e9)  # of a loss
 
 SAVING = Group(
     "logging and saving",
@@ -44,15 +47,8 @@ TRAINING = Group(
     Flag("--continue_train", False, "resume from the last save"),
     Flag("--load_pretrain", "", "start from the weights in this folder", "DIR"),
     Flag("--map_classes", "", "which of that run's classes are which of this one: OLD=NEW,..."),
-    Flag(
-        "--freeze", "", f"what is not trained: some of {', '.join(FREEZABLE)}", names_of(FREEZABLE)
-    ),
-    Flag(
-        "--augment",
-        "",
-        f"random changes of the scenes: some of {', '.join(AUGMENTATIONS)}",
-        names_of(AUGMENTATIONS),
-    ),
+    Flag("--freeze", "", FREEZE_HELP, names_of(FREEZABLE)),
+    Flag("--augment", "", AUGMENT_HELP, names_of(AUGMENTATIONS)),
     Flag("--niter", 100, "epochs at the initial learning rate", integer(0, 10**9)),
     Flag("--niter_decay", 100, "epochs in which it then falls linearly to zero", integer(0, 10**9)),
     Flag("--lr", 0.0002, "initial learning rate of Adam", number(0, 1e6)),
@@ -113,18 +109,13 @@ LOSSES = Group(
     Flag("--n_layers_D", 3, "downsampling layers of each scale", integer(1)),
     Flag("--ndf", 64, "channels of the discriminator's first layer", CHANNELS),
     Flag("--instance_mean_D", False, "its coarser scales also see the image's instance means"),
-    Flag("--lambda_feat", 10.0, "weight of feature matching and VGG loss", number(0, 1e9)),
+    Flag("--lambda_feat", 10.0, "weight of feature matching and VGG loss", WEIGHT),
     Flag("--no_ganFeat_loss", False, "no feature matching loss"),
     Flag("--no_vgg_loss", False, "no VGG loss"),
     Flag("--vgg_weights", "", "torchvision's vgg19 state dict; default: downloaded", "FILE"),
     Flag("--loss_weights", False, "weight feature matching, VGG and L1 loss by PHASE_weight/"),
-    Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", number(0, 1e9)),
-    Flag(
-        "--lambda_latent",
-        0.0,
-        "weight of predicting --instance_noise from mean colours",
-        number(0, 1e9),
-    ),
+    Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", WEIGHT),
+    Flag("--lambda_latent", 0.0, "weight of predicting --instance_noise from mean colours", WEIGHT),
     Flag("--no_lsgan", False, "adversarial loss: cross entropy instead of least squares"),
     Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
 )

@@ -11,6 +11,9 @@ tools one by one.
 import argparse
 from pathlib import Path
 
+from editor.library import FILE, load_library
+from editor.record import replay_file
+from editor.scenes import Scenes
 from models import create_model
 from models.inference_model import find_encoder, is_outdated
 from models.ui_model import UIModel
@@ -26,8 +29,6 @@ def edit(ui: UIModel, opt: argparse.Namespace) -> None:
         from editor.page import Page, serve
     except ImportError as error:  # only the editor needs its packages
         raise UserError(f"{error}; pip install -r requirements-ui.txt") from error
-    from editor.library import FILE, load_library
-    from editor.scenes import Scenes
 
     folder = ui.networks.folder
     path = folder / FILE
@@ -41,14 +42,6 @@ def edit(ui: UIModel, opt: argparse.Namespace) -> None:
     serve(Page(ui, Scenes(opt), objects), opt.host, opt.port)
 
 
-def replay(ui: UIModel, opt: argparse.Namespace) -> None:
-    """Render an edit list again."""
-    from editor.record import replay_file
-
-    for path in replay_file(ui, Path(opt.replay), Path(opt.out)):
-        log(str(path))
-
-
 def main() -> None:
     opt = EditOptions().parse()
     set_up_torch(opt.deterministic, opt.tf32)
@@ -57,7 +50,8 @@ def main() -> None:
     if opt.verbose:
         log(str(ui.networks))
     if opt.replay:
-        replay(ui, opt)
+        for path in replay_file(ui, Path(opt.replay), Path(opt.out)):
+            log(str(path))
     else:
         edit(ui, opt)
 

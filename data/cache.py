@@ -17,7 +17,7 @@ import numpy as np
 from data.aligned_dataset import AlignedDataset
 from data.shared_memory import SharedMemory
 from util.errors import UserError
-from util.files import cannot_write, make_folder, remove_abandoned, replacing
+from util.files import make_folder, remove_abandoned, replacing, writing_to
 
 Maps = dict[str, np.ndarray]
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]  # kind -> (dtype, shape)
@@ -134,12 +134,9 @@ class DiskCache(Cache):
     def write(self, index: int, digest: bytes, payload: np.ndarray) -> None:
         path = self._path(index)
         header = (digest + _checksum(payload)).ljust(self.HEADER, b"\0")
-        try:
-            with replacing(path) as unfinished, open(unfinished, "wb") as file:
-                file.write(header)
-                file.write(payload)
-        except OSError as error:
-            raise cannot_write(self.folder, error, FLAG) from error
+        with writing_to(self.folder, FLAG), replacing(path) as new, open(new, "wb") as file:
+            file.write(header)
+            file.write(payload)
         self.checked.discard(path)
 
 

@@ -26,7 +26,8 @@ def stage(session: Session, pictures: tuple[str, str]) -> str:
         text = "No scene is open. Choose one above, or open your own maps."
         return f'<div data-turn="{session.turn}">{note(text)}</div>'
     height, width = session.ui.shape
-    selected = "" if session.selected is None else outline_path(session.selected.mask)
+    border = [] if session.selected is None else outline(session.selected.mask)
+    selected = "".join(f"M{x0} {y0}L{x1} {y1}" for x0, y0, x1, y1 in border)  # an SVG path
     colour = "#ffffff"
     if session.tool == "Paint":
         colour = "#" + bytes(palette(session.ui.networks.opt.label_nc)[session.label]).hex()
@@ -51,11 +52,6 @@ def _picture(kind: str, title: str, url: str, width: int, height: int, selected:
         f'<path class="under" d="{selected}"></path><path class="over" d="{selected}"></path>'
         '<path class="live" d=""></path></svg></div></figure>'
     )
-
-
-def outline_path(mask: np.ndarray) -> str:
-    """The border of a mask as an SVG path."""
-    return "".join(f"M{x0} {y0}L{x1} {y1}" for x0, y0, x1, y1 in outline(mask))
 
 
 def status(text: str, error: bool) -> str:

@@ -79,7 +79,7 @@ class Session:
         return class_name(label, self.ui.networks.opt.label_nc)
 
     def name_of_selected(self) -> str:
-        return self._name(self.selected.instance, self.selected.label)
+        return self._name(self.selected)
 
     def name_of_styled(self) -> str:
         """What a style for the selected object applies to: with --label_feat its whole class."""
@@ -87,9 +87,9 @@ class Session:
             return self.name_of_selected()
         return f"every {self.name_of(self.selected.label)}"
 
-    def _name(self, instance: int, label: int) -> str:
-        numbered = instance != label and self.ui.has_instances
-        return f"{self.name_of(label)} {instance}" if numbered else self.name_of(label)
+    def _name(self, one: Selection) -> str:
+        numbered = one.instance != one.label and self.ui.has_instances
+        return self.name_of(one.label) + (f" {one.instance}" if numbered else "")
 
     # -- scenes ------------------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class Session:
         chosen = self._at(points[-1])
         self.ui.delete(chosen.instance)
         self._select(None)
-        return f"Deleted {self._name(chosen.instance, chosen.label)}."
+        return f"Deleted {self._name(chosen)}."
 
     # -- styles ------------------------------------------------------------------------------
 
@@ -297,8 +297,8 @@ class Session:
     def chosen_style(self) -> int | None:
         """The number of the style that the selected object has, if it is one of its class's."""
         own = self.ui.feature(self.selected.instance)
-        same = [np.array_equal(own, vector) for vector in self.ui.styles[self.selected.label]]
-        return same.index(True) if True in same else None
+        styles = enumerate(self.ui.styles[self.selected.label])
+        return next((number for number, style in styles if np.array_equal(own, style)), None)
 
     def choose_style(self, number: int, whole_class: bool) -> str:
         if not self.has_styles:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from models.networks import GlobalGenerator, LocalEnhancer, ResnetBlock
 from models.normalization import ChannelNorm2d
-from util.files import cannot_write
+from util.files import writing_to
 
 MAX_IN_MEMORY = 2**28  # bytes of a map; larger ones are kept on disk
 POINTWISE = nn.ReLU, nn.Tanh, nn.Dropout, ChannelNorm2d  # layers that see one pixel at a time
@@ -114,11 +114,8 @@ class Tiling:
     def generate(self, net: nn.Module, x: Map) -> Tensor:
         """A generator's output for x, a map on the network's device: (1, output_nc, H, W) on the
         CPU. Raises UserError if the maps do not fit on the disk."""
-        try:
+        with writing_to(self.folder or Path(tempfile.gettempdir()), "--tile_dir"):
             return self._forward(net, x)
-        except OSError as error:
-            folder = self.folder or Path(tempfile.gettempdir())
-            raise cannot_write(folder, error, "--tile_dir") from error
 
     def _forward(self, net: nn.Module, x: Map) -> Tensor:
         """The forward of GlobalGenerator or of LocalEnhancer."""

@@ -386,6 +386,4 @@ def _send_in_bf16(group: object, bucket: dist.GradBucket) -> torch.futures.Futur
 
 def unsynced(net: nn.Module) -> AbstractContextManager:
     """A context in which a wrapped network's backward does not average the gradients."""
-    if isinstance(net, DistributedDataParallel):
-        return net.no_sync()
-    return nullcontext()
+    return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()

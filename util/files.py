@@ -93,32 +93,32 @@ def _name_file(error: OSError, path: Path) -> None:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name, atomically: a hard link, or a copy where links are impossible."""
-    partial = target.with_name(target.name + ".part")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        write_flushed(partial, source.read_bytes())
-    os.replace(partial, target)
+    with replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            write_flushed(temporary, source.read_bytes())
 
 
 def make_folder(folder: Path, flags: str) -> Path:
     """Make a folder for results and check that it can be written to, before hours are spent. Raises
     UserError if not; flags: those that choose another folder."""
-    try:
+    with writing_to(folder, flags):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise cannot_write(folder, error, flags) from error
     return folder
 
 
-def cannot_write(folder: Path, error: OSError, flags: str) -> UserError:
-    """The error for a folder that lacks space or permissions."""
-    return UserError(
-        f"{folder}: cannot be written to ({error.strerror or error}); free space or fix the "
-        f"permissions there, or choose another {flags}"
-    )
+@contextmanager
+def writing_to(folder: Path, flags: str) -> Iterator[None]:
+    """Turn an OSError, of a folder that lacks space or permissions, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written to ({error.strerror or error}); free space or fix the "
+            f"permissions there, or choose another {flags}"
+        ) from error
 
 
 def lock_folder(folder: Path, busy: str = TRAINING) -> IO | None:

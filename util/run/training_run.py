@@ -12,7 +12,7 @@ import torch
 
 from util import distributed
 from util.errors import UserError
-from util.files import cannot_write, lock_folder
+from util.files import lock_folder, writing_to
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.checkpoints import is_saved
@@ -69,12 +69,10 @@ class TrainingRun:
 
     def _open_logs(self) -> Visualizer:
         opt, at = self.opt, self.position
-        try:
+        with writing_to(self.folder, FOLDER_FLAGS):
             page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
             loggers = create_loggers(opt, self.folder, self._continues)
             visualizer = Visualizer(self.folder, page, self._continues, loggers)
-        except OSError as error:
-            raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
         if at.best_epoch:
             visualizer.facts["best"] = str(at.best_epoch)
         return visualizer
@@ -86,7 +84,7 @@ class TrainingRun:
         if not self.visualizer:
             return
         at = self.position
-        try:
+        with writing_to(self.folder, FOLDER_FLAGS):
             if not self.opt.continue_train:
                 put_aside(self.folder)
             if not self._continues:
@@ -98,8 +96,6 @@ class TrainingRun:
             if self.visualizer.page and self._continues:
                 self.visualizer.page.forget_after(at.epoch if at.batch > 1 else at.epoch - 1)
             write_options(self.folder, self.opt)
-        except OSError as error:
-            raise cannot_write(self.folder, error, FOLDER_FLAGS) from error
 
     def _log_start(self) -> None:
         device = self.model.device

@@ -23,7 +23,6 @@ from util.run.page import RunPage, delete_pages
 Figures = dict[str, float]
 Images = dict[str, np.ndarray]
 _LOG_LINE = re.compile(r"\(epoch: (\d+), iters: (\d+), ")
-_HEADER = "================ Training Loss ({}) ================"
 
 
 class Rows:
@@ -69,7 +68,7 @@ class Visualizer:
 
     def start_anew(self) -> None:
         """Clear the metrics and pages of an earlier run; loss_log.txt keeps its old lines."""
-        header = _HEADER.format(time.strftime("%c"))
+        header = f"================ Training Loss ({time.strftime('%c')}) ================"
         _rewrite(self._text_log, [*_whole_lines(self._text_log), header])
         _rewrite(self._losses.path, [])
         self._validations.path.unlink(missing_ok=True)

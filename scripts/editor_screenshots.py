@@ -11,7 +11,6 @@ import io
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,9 @@ from scipy import ndimage
 
 from util.errors import UserError, run
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+WIDE, NARROW = {"width": 1300, "height": 800}, {"width": 500, "height": 800}
 
 
 def main() -> None:
@@ -36,7 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--scene", default=None, help="the scene to show; default: the first")
     arguments, others = parser.parse_known_args()
-    if shutil.which("chromium") is None:
+    if (chromium := shutil.which("chromium")) is None:
         raise UserError("chromium is not installed: the screenshots are taken with it")
     command = [sys.executable, "-u", "edit.py", "--name", arguments.name, "--port", "0", *others]
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -46,12 +41,9 @@ def main() -> None:
         if opened is None:
             raise UserError("edit.py did not start; its message is above")
         address = opened.split("open at ")[1].split()[0]
-        with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
-            browser = playwright.chromium.launch_persistent_context(
-                profile, executable_path=shutil.which("chromium"), headless=True, args=FLAGS
-            )
-            page = browser.new_page()
-            page.set_viewport_size({"width": 1300, "height": 800})
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+            page = browser.new_page(viewport=WIDE)
             page.goto(address)
             page.wait_for_selector(".pictures")
             show_all(page, arguments.out, arguments.scene)
@@ -74,9 +66,9 @@ def show_all(page: Page, out: Path, scene: str | None) -> None:
     after(page, styles.nth(styles.count() // 2).click)
     save(page, out / "editor.png")
 
-    page.set_viewport_size({"width": 500, "height": 800})
+    page.set_viewport_size(NARROW)
     save(page, out / "editor_narrow.png")
-    page.set_viewport_size({"width": 1300, "height": 800})
+    page.set_viewport_size(WIDE)
 
     tool(page, "Paint")
     after(page, page.locator("#classes").get_by_role("button", name="vegetation", exact=True).click)

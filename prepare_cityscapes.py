@@ -89,8 +89,8 @@ def parse_args() -> argparse.Namespace:
 def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
     """All files of a split, three per scene, whether or not their sources exist.
 
-    Kind by kind: if killed, it leaves scenes that lack a map, which training refuses, and not a
-    smaller data set, or one of two sizes, that looks complete.
+    In order of kind: a kill leaves scenes that lack a map, which training refuses, rather than a
+    data set that looks complete but is smaller or has images of two sizes.
     """
     listing = raw / f"{split}.list"
     scenes = read_list(raw, listing) if listing.is_file() else walk(raw, split)

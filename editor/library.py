@@ -8,7 +8,7 @@ Writes checkpoints/NAME/object_library.npz, whose objects edit.py offers.
 import argparse
 import io
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +58,12 @@ def build(opt: argparse.Namespace, device: torch.device) -> list[LibraryObject]:
     encoder = create_encoder(opt, device, run_dir(opt)) if uses_features(opt) else None
     dataset = create_dataset(opt, training=False, load_photos=bool(photographs(opt)))
     rng = random.Random(opt.seed)
-    seen: dict[int, int] = {}
-    kept: dict[int, list[LibraryObject]] = {}
+    seen: Counter[int] = Counter()
+    kept: defaultdict[int, list[LibraryObject]] = defaultdict(list)
     for _, batch in own_batches(dataset, opt, "cutting"):
         for found in objects_of(batch, encoder, opt):
-            of_class = kept.setdefault(found.label, [])
-            seen[found.label] = seen.get(found.label, 0) + 1
+            of_class = kept[found.label]
+            seen[found.label] += 1
             if len(of_class) < opt.per_class:
                 of_class.append(found)
             elif (place := rng.randrange(seen[found.label])) < opt.per_class:

@@ -94,7 +94,7 @@ class Session:
     # -- scenes ------------------------------------------------------------------------------
 
     def begin(self) -> str:
-        """For a page that was loaded, perhaps again: what is not in the session is as at first."""
+        """For a page that has just loaded, perhaps again: it shows nothing of the session yet."""
         self.shown.clear()
         self.choose_tool("Select")
         if self.is_open:

@@ -99,7 +99,7 @@ class Validation:
         """
         device, folder = self.networks.device, self.opt.weights_dir
         rgb = self.values.is_rgb8
-        rows, shown, problem = {}, {}, None
+        problem = None
         try:
             measures = Measures(len(self.dataset), folder, device, fetch=False, rgb=rgb)
             for name, reason in self.left_out.items():

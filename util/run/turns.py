@@ -2,7 +2,7 @@
 
 Two trainings that both use every core slow each other down 4 to 15 times: a step has thousands of
 short parallel loops, each of which ends with its last thread, and a thread whose core is taken by
-the other training keeps all others waiting for the scheduler. In turns, each only takes twice its
+the other training keeps all others waiting for the scheduler. In turns, each takes only twice its
 time. `python -m benchmarks.side_by_side` measures it.
 """
 

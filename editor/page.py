@@ -92,17 +92,15 @@ class Page:
             settings |= {"apply_default_css": False, "elem_classes": "bare"}
             return gr.HTML(content, js_on_load=code, **settings)
 
+        def dropdown(names: list[str], label: str, elem_id: str) -> gr.Dropdown:
+            settings = {"interactive": True, "visible": bool(names), "min_width": 280}
+            return gr.Dropdown(names, value=None, label=label, elem_id=elem_id, **settings)
+
         tiles = "tiles(element, trigger);"
         with gr.Row(elem_id="bar"):
             title = f"Control single objects of a scene · {escape(name)}"
             part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
-            self.scene = gr.Dropdown(
-                label="Scene",
-                interactive=True,
-                visible=bool(self.scenes.names),
-                min_width=280,
-                elem_id="scene",
-            )
+            self.scene = dropdown(self.scenes.names, "Scene", "scene")
         with gr.Accordion("Open your own maps", open=not self.scenes.names, elem_id="own"):
             with gr.Row():
                 self.label_file = gr.File(label="Label map (PNG)", height=120, elem_id="own-label")
@@ -146,15 +144,7 @@ class Page:
             ):
                 photos = self.scenes.photos
                 with gr.Row(elem_id="photo-sources"):
-                    self.photo_scene = gr.Dropdown(
-                        photos,
-                        label="Photograph of",
-                        value=None,
-                        interactive=True,
-                        visible=bool(photos),
-                        min_width=280,
-                        elem_id="photo-scene",
-                    )
+                    self.photo_scene = dropdown(photos, "Photograph of", "photo-scene")
                     self.photo_file = gr.UploadButton(
                         "Upload a photograph", file_types=["image"], elem_id="photo-file"
                     )

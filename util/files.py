@@ -93,11 +93,13 @@ def _name_file(error: OSError, path: Path) -> None:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name, atomically: a hard link, or a copy where links are impossible."""
-    with replacing(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            write_flushed(temporary, source.read_bytes())
+    partial = target.with_name(target.name + ".part")  # after a kill found and used again
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        write_flushed(partial, source.read_bytes())
+    os.replace(partial, target)
 
 
 def make_folder(folder: Path, flags: str) -> Path:

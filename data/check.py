@@ -88,7 +88,7 @@ def check(opt: argparse.Namespace, min_side: int = 1) -> Report:
     sizes = {geometry.final(scene.size) for scene in scenes if scene.size}
     if len(sizes) > 1:
         several = f"images of {len(sizes)} sizes, which cannot share a batch"
-        if opt.batchSize > 1:
+        if opt.batchSize > max(1, len(opt.gpu_ids)):  # else each process has one at a time
             problems.append(f"{several}: give --batchSize 1, or crop them to one size")
         else:
             notes.append(several)

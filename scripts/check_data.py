@@ -7,7 +7,9 @@ there are problems; 2, the command itself is wrong.
 """
 
 from data.check import check, summary
-from data.create import resolve_side, used_sides
+from data.create import create_dataset, resolve_side, used_sides
+from data.files import MAX_CLASSES
+from evaluation.validation import validation_options
 from models.build import min_training_side
 from options.train_options import TrainOptions
 from util.errors import UserError, one_line, run
@@ -26,6 +28,13 @@ def main() -> int:
             resolve_side(opt, side)
         except UserError as error:
             problems.append(str(error))
+    if opt.val_phase not in (None, "none"):
+        own = validation_options(opt)
+        own.label_nc = MAX_CLASSES if opt.label_nc == "auto" else opt.label_nc
+        try:
+            create_dataset(own, training=False)
+        except UserError as error:
+            problems.append(f"--val_phase: {error}")
     report = check(opt, min_training_side(opt))
     report.problems += [p for p in problems if not any(one in p for one in report.problems)]
     lines = [f"problem: {problem}" for problem in report.problems]

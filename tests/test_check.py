@@ -57,6 +57,14 @@ def test_a_good_set_has_no_problems_and_a_true_summary(toy_data, call, capsys):
     assert f"--label_nc {labels.max() + 1} or more" in output
 
 
+def test_a_validation_phase_that_is_missing_is_a_problem(toy_data, call, capsys):
+    for more in [], ["--label_nc", "auto"]:
+        flags = [*FLAGS, "--dataroot", toy_data, *more, "--val_phase"]
+        assert call(check_main, *flags, "test") == 0
+        assert call(check_main, *flags, "nope") == 1
+        assert "--val_phase: " in capsys.readouterr().out
+
+
 def test_every_problem_is_reported_not_only_the_first(own_data):
     label, inst, image = (files(own_data, kind) for kind in ("label", "inst", "img"))
     bad = read(label[0]).copy()

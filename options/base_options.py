@@ -220,6 +220,7 @@ class BaseOptions:
     """Declares, parses and checks a command's flags: those of its groups."""
 
     is_train = False
+    phase_of_run = False  # whether the default of --phase is the one that the run was trained on
     description = ""
     groups = [RUN, PRECISION, DATA, LOADING, GENERATOR, FEATURES, STAGES]
 
@@ -250,6 +251,8 @@ class BaseOptions:
     def defaults(self, opt: argparse.Namespace) -> dict:
         """Defaults that depend on other flags: commands that use a trained run take its own."""
         values = {} if self.is_train else inherited(run_dir(opt), opt.which_epoch)
+        if self.phase_of_run and (saved := saved_options(run_dir(opt), opt.which_epoch)):
+            values["phase"] = saved["phase"]
         if gpus := gpu_list(opt.gpu_ids):
             values["nThreads"] = reading_processes(len(gpus))
         return values

@@ -55,5 +55,6 @@ class EditOptions(BaseOptions):
 
 
 class LibraryOptions(BaseOptions):
+    phase_of_run = True
     description = "Cut objects from the instance maps of a data set, for the editor to add."
     groups = [*BaseOptions.groups, LIBRARY]

@@ -170,6 +170,7 @@ class EncoderOptions(TrainOptions):
     """
 
     is_train = False
+    phase_of_run = True
     description = "Use the run's encoder, or that of --load_pretrain DIR, on the training set."
     groups = [*TrainOptions.groups, ENCODER]
 

@@ -13,7 +13,7 @@ from conftest import TINY, one_line, run_command
 import train
 from models import DEFAULTS
 from options.base_options import reading_processes
-from options.edit_options import EditOptions
+from options.edit_options import EditOptions, LibraryOptions
 from options.evaluate_options import EvaluateOptions
 from options.test_options import EncoderOptions, TestOptions
 from options.train_options import TrainOptions, flags_without_effect
@@ -371,6 +371,14 @@ def test_later_commands_inherit_architecture_and_data(
     assert options().parse(["--name", "another"]).ngf == 64
 
 
+@pytest.mark.parametrize("options", [EncoderOptions, LibraryOptions])
+def test_the_scenes_to_encode_are_those_of_training(options: type, monkeypatch) -> None:
+    written(monkeypatch, "--phase", "small")
+    assert (options().parse([]).phase, TestOptions().parse([]).phase) == ("small", "test")
+    assert options().parse(["--phase", "other"]).phase == "other"
+    assert options().parse(["--name", "another"]).phase == "train"
+
+
 @pytest.mark.parametrize("options", [TestOptions, EncoderOptions, EditOptions])
 def test_auto_is_what_training_counted(
     options: type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -461,6 +469,7 @@ def test_a_folder_named_opt_json_does_not_count_as_a_missing_file() -> None:
         *(("ngf", "64x"), ("ngf", 0), ("ngf", 64.0), ("no_instance", 1), ("netG", "nice")),
         *(("norm", None), ("n_local_enhancers", True), ("output_range", [1])),
         *(("output_range", [5, 1]), ("output_range", ["a", 1]), ("load_pretrain", 5)),
+        ("phase", 5),
     ],
 )
 def test_invalid_values_in_opt_json_are_named(

@@ -129,7 +129,7 @@ def require_saved(path: Path) -> None:
     if not is_saved(path):
         if not path.parent.is_dir():
             raise UserError(f"{path.parent}: no such run folder; train first, or check its name")
-        remedy = "train first, or check --name, --load_pretrain and --which_epoch"
+        remedy = "train first, or check the run's name and --which_epoch"
         earlier = path.with_name(path.name.replace("latest", "replaced", 1))
         if is_saved(earlier):
             remedy = f"{earlier.name}, of the run before, is --which_epoch replaced"
@@ -198,7 +198,7 @@ def saved_options(folder: Path, epoch: str | int = "latest") -> dict:
 def _is_usable(name: str, value: object) -> bool:
     """Whether this can be the value of a flag that is read from a run's opt.json alone, without the
     checks of the command line; True for other flags."""
-    if name in ("load_pretrain", "which_epoch"):
+    if name in ("load_pretrain", "which_epoch", "phase"):
         return isinstance(value, str)
     return not name.endswith("_range") or is_range(value)
 

@@ -6,6 +6,7 @@ For small networks of every kind and each precision: the largest relative differ
 and of the generated image in units of [-1, 1].
 """
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from benchmarks import scene
 from benchmarks.measure import benchmark_parser, report
+from models.build import min_training_side
 from models.pix2pixHD_model import Pix2PixHDModel
 from util.errors import run
 from util.setup import set_up_torch
@@ -51,10 +53,14 @@ def double_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def options(device: str, flags: str) -> argparse.Namespace:
+    return scene.options(device, [*SMALL.split(), *flags.split()])
+
+
 def first_weights(flags: str) -> dict[str, Tensor]:
     """The weights that every precision starts from: those initialized in float32."""
     torch.manual_seed(0)
-    model = Pix2PixHDModel(scene.options("cpu", [*SMALL.split(), *flags.split()]), CPU)
+    model = Pix2PixHDModel(options("cpu", flags), CPU)
     return model.state_dict()
 
 
@@ -62,7 +68,7 @@ def step(
     flags: str, device: torch.device, batch: dict[str, Tensor], weights: dict[str, Tensor]
 ) -> tuple[dict, Tensor]:
     """The losses of two steps that start from these weights, and the last image."""
-    opt = scene.options(device.type, [*SMALL.split(), *flags.split()])
+    opt = options(device.type, flags)
     set_up_torch(deterministic=False, tf32=opt.tf32)
     model = Pix2PixHDModel(opt, device)
     if opt.amp == "fp16":  # so that no step is skipped to find the scale
@@ -78,6 +84,8 @@ def step(
 
 def main() -> None:
     given = benchmark_parser(__doc__, size=(256, 128), repeat=None).parse_args()
+    for flags in NETWORKS.values():
+        scene.require_size(given, min_training_side(options("cpu", flags)))
     device, size = given.device, (given.width, given.height)
     batch = scene.batch(*size, 2, instances=20)
     rows = []

@@ -13,7 +13,7 @@ from benchmarks import scene
 from benchmarks.baseline import plain_generate
 from benchmarks.measure import benchmark_parser, compare_to_peak, flops, report
 from models.build import build_generator
-from util.errors import UserError, run
+from util.errors import run
 from util.parser import integer
 from util.setup import set_up_torch
 
@@ -34,12 +34,7 @@ def main() -> None:
     if given.cuda_graphs:  # one launch per image: the time of the kernels alone
         model._generator = torch.compile(model.netG, mode="reduce-overhead")
         flags += " --cuda_graphs"
-    sides, multiple = (given.width, given.height), model.multiple
-    if min(sides) < model.min_side or any(side % multiple for side in sides):
-        raise UserError(
-            f"--width {given.width} --height {given.height}: the baseline needs multiples of "
-            f"{multiple}, at least {model.min_side}"
-        )
+    scene.require_size(given, model.min_side, model.multiple)  # the baseline's
     torch.manual_seed(0)
     plain = build_generator(model.opt).to(device)
     maps = scene.pinned(scene.batch(given.width, given.height, given.batch), device)

@@ -93,11 +93,24 @@ def trained(name: str, checkpoints_dir: Path, flags: Sequence[str], **env: str) 
     command = [sys.executable, "train.py", "--name", name, *TOY, *flags, "--continue_train"]
     command += ["--checkpoints_dir", str(checkpoints_dir)]
     root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, env=os.environ | env, capture_output=True, text=True)
+    done = run_to_its_end(command, cwd=root, env=os.environ | env)
     if done.returncode:
         last = "".join(done.stderr.splitlines()[-1:]).removeprefix("error: ")
         raise UserError(f"{name}: {last or done.returncode}")
     return folder
+
+
+def run_to_its_end(command: list[str], **settings: object) -> subprocess.CompletedProcess:
+    """subprocess.run with the output captured, except that Ctrl-C, which reaches the command as
+    well, leaves it the time to save: run would kill it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, **settings) as process:
+        try:
+            output = process.communicate()
+        except KeyboardInterrupt:
+            process.communicate()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
 def synchronize(device: torch.device) -> None:

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import scene
 from benchmarks.measure import benchmark_parser, report, synchronize
+from models.build import min_training_side
 from models.pix2pixHD_model import Pix2PixHDModel
 from util.errors import run
 from util.parser import integer
@@ -28,7 +29,9 @@ def main() -> None:
     set_up_torch(deterministic=False, tf32="--tf32" in more)
     with scene.temporary_folder() as folder:
         flags = more if "--no_vgg_loss" in more else [*scene.vgg_flags(folder), *more]
-        model = Pix2PixHDModel(scene.options(device.type, flags), device, one_size=True)
+        opt = scene.options(device.type, flags)
+        scene.require_size(given, min_training_side(opt))
+        model = Pix2PixHDModel(opt, device, one_size=True)
     batch = scene.pinned(scene.batch(given.width, given.height, given.batch), device)
     for _ in range(3):
         model.step(batch)

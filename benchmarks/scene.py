@@ -15,6 +15,7 @@ from models.build import build_generator
 from models.inference_model import InferenceModel
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
+from util.errors import UserError
 
 LABELS = 35
 
@@ -35,6 +36,16 @@ def batch(width: int, height: int, pictures: int, instances: int = 60) -> dict[s
         "inst": (number % LABELS) * 1000 + number,
         "image": torch.rand(pictures, 3, height, width, generator=generator) * 2 - 1,
     }
+
+
+def require_size(given: argparse.Namespace, least: int, multiple: int = 1) -> None:
+    """Raise UserError for a --width or --height that is too small, or not such a multiple."""
+    sides = given.width, given.height
+    if min(sides) < least or any(side % multiple for side in sides):
+        raise UserError(
+            f"--width {given.width} --height {given.height}: expected multiples of {multiple}, "
+            f"at least {least}"
+        )
 
 
 def pinned(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import baseline, scene
 from benchmarks.measure import benchmark_parser, compare_to_peak, flops, peak_saved_bytes, report
+from models.build import min_training_side, size_multiple
 from models.pix2pixHD_model import Pix2PixHDModel
 from util.errors import run
 from util.parser import integer
@@ -36,6 +37,7 @@ def main() -> None:
         flags += ["--compile"] * given.compile
         flags += ["--checkpoint_activations"] * given.checkpoint_activations
         opt = scene.options(device.type, flags)
+        scene.require_size(given, min_training_side(opt), size_multiple(opt))  # the baseline's
         base = baseline.TrainStep(opt, device)  # which ignores the last three
         model = Pix2PixHDModel(opt, device)
     if given.contiguous:

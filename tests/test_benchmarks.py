@@ -1,15 +1,18 @@
 """The benchmarks: each runs at a small size and reports what it should; its tools are correct."""
 
+import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
-from argparse import Namespace
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_command, run_ok
+from conftest import ROOT, run_command, run_ok
 from PIL import Image
 from tiny_run import write_run
 from torch import nn
@@ -87,7 +90,7 @@ def test_errors_of_training_name_the_run_or_the_users_folder(tmp_path: Path, mon
     with pytest.raises(UserError, match=r"^--dataroot nowhere: no such folder"):
         few_images.main()
     failed = subprocess.CompletedProcess([], 2, "", "a warning\nerror: --seed: 'a': expected N\n")
-    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(measure, "run_to_its_end", lambda *_, **__: failed)
     monkeypatch.setattr(sys, "argv", ["benchmark", "--seeds", "a"])
     with pytest.raises(UserError, match=r"^paper-a: --seed: 'a': expected N$"):
         recipes.main()
@@ -102,15 +105,41 @@ def test_what_a_killed_benchmark_trained_is_not_taken_for_other_flags(
         raise ProcessLookupError
 
     failed = subprocess.CompletedProcess([], 2, "", "error: --niter a: expected a number\n")
-    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(measure, "run_to_its_end", lambda *_, **__: failed)
     with pytest.raises(UserError, match=r"^run: --niter a: expected"):
         measure.trained("run", tmp_path, ["--niter", "a"])
-    monkeypatch.setattr(measure.subprocess, "run", killed)
+    monkeypatch.setattr(measure, "run_to_its_end", killed)
     for _ in range(2):  # the same flags continue what is there
         with pytest.raises(ProcessLookupError):
             measure.trained("run", tmp_path, ["--niter", "400"])
     with pytest.raises(UserError, match=r"trained with other flags \(--niter 400\)"):
         measure.trained("run", tmp_path, ["--niter", "1"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of a process")
+def test_ctrl_c_lets_a_training_save(tmp_path: Path) -> None:
+    """It reaches the benchmark and its training alike."""
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    training = "import signal, time, pathlib as p; s = [signal.SIGINT]"
+    training += f"; signal.pthread_sigmask(signal.SIG_BLOCK, s); p.Path({str(ready)!r}).touch()"
+    training += f"; signal.sigwait(s); time.sleep(1); p.Path({str(saved)!r}).touch()"
+    code = "import sys; from benchmarks.measure import run_to_its_end"
+    code += f"; run_to_its_end([sys.executable, '-c', {training!r}])"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stderr=-1, start_new_session=True) as process:
+        while not ready.exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate()
+    assert saved.exists()
+
+
+@pytest.mark.parametrize("name", ["train_step", "profile_step", "inference", "correctness"])
+def test_sizes_that_are_too_small_are_refused(name: str, monkeypatch) -> None:
+    flags = [] if name in ("inference", "correctness") else ["--no_vgg_loss", "--ngf", "4"]
+    monkeypatch.setattr(sys, "argv", [name, "--width", "8", "--height", "8", *flags])
+    with pytest.raises(UserError, match=r"^--width 8 --height 8: expected multiples of "):
+        importlib.import_module(f"benchmarks.{name}").main()
 
 
 def test_the_other_benchmarks(monkeypatch, capsys) -> None:
@@ -287,8 +316,7 @@ def test_all_parts_of_the_gpu_benchmark(tmp_path: Path) -> None:
 
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork the benchmarks' training runs, so that they start at once."""
-    fork = Namespace(run=lambda command, **_: run_command(*command[1:]))
-    monkeypatch.setattr(measure, "subprocess", fork)
+    monkeypatch.setattr(measure, "run_to_its_end", lambda words, **_: run_command(*words[1:]))
 
 
 def test_tiles_against_the_whole_image(monkeypatch, capsys) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def test_output_that_nobody_can_read_stops_nothing(end_of_stdout: str) -> None:
     command = f'{sys.executable} -c "{code}" {end_of_stdout}'
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.splitlines()[0] == "done" and "Traceback" not in done.stderr
+
+
+def test_no_temporary_folder_ends_in_one_line(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile.gettempdir()
+    status, line = end(caught.value, capsys)
+    assert status == 2 and "TMPDIR" in line and line.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])

@@ -128,6 +128,8 @@ def _explained(error: BaseException) -> str | None:
         return f"{where}: {error.strerror}; free space or fix the permissions there"
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS:
         return f"{error.filename}: {error.strerror}; check the path that was given"
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return f"{error.strerror}; name a folder that can be written to in TMPDIR"  # tempfile's
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         return f"{error}; check the path that was given"  # Path.resolve's before Python 3.13
     if isinstance(error, RuntimeError) and _NONDETERMINISTIC in str(error):

@@ -153,6 +153,7 @@ class Session:
         if tool not in HINTS:
             raise UserError(f"tool {tool!r}: expected one of {', '.join(HINTS)}")
         self.tool, self.copying = tool, False
+        self.status = ""  # which may have refused what another tool was asked to do
         return ""
 
     def choose_label(self, label: int) -> str:

@@ -292,6 +292,13 @@ def test_the_page_speaks_of_styles_only_if_there_are_some(tmp_path: Path) -> Non
         assert ("has no styles" in markup.gallery(session)) == (not features)
 
 
+def test_a_refusal_goes_with_the_tool(ui: UIModel) -> None:
+    session, _ = editing(ui, SimpleNamespace(names=[], photos={}))
+    session.status = "click an object first, then its new class"
+    session.choose_tool("Paint")
+    assert not session.status
+
+
 @pytest.mark.thorough
 def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     """And previews for an object that is no longer selected are dropped."""
@@ -572,10 +579,14 @@ def test_maps_that_a_png_does_not_hold_are_saved_as_npy(tmp_path: Path) -> None:
     ]
     assert np.array_equal(np.load(io.BytesIO(files["label"][2])), label)
     (tmp_path / "edits.json").write_bytes(files["edits"][2])
+    earlier = tmp_path / "out" / "label.png"
+    earlier.parent.mkdir()
+    earlier.touch()
     written = replay_file(ui.another(), tmp_path / "edits.json", tmp_path / "out")
     assert {path.name for path in written} == {
         *("photograph.png", "inst.png", "label.npy", "label_colours.png")
     }
+    assert not earlier.exists()
     assert np.array_equal(np.load(tmp_path / "out" / "label.npy"), label)
 
 

@@ -279,7 +279,8 @@ def mean_measures(rows: list[dict]) -> dict[str, object]:
 
 
 def ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+    """part / whole; NaN if whole is zero up to rounding, as the variance of one colour is."""
+    return part / whole if abs(whole) > 1e-12 else math.nan
 
 
 def _batch(image: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -326,7 +327,7 @@ def _reason(error: Exception, weights: str) -> str:
     if isinstance(error, ImportError):
         return f"{error}; pip install -r requirements-eval.txt"
     line = first_line(error)
-    return f"{weights} could not be downloaded or used ({line}); give its folder as --weights_dir"
+    return f"{weights} could not be downloaded or used ({line}); put it into --weights_dir DIR"
 
 
 def _check_weights(file: str, fetch: bool) -> None:

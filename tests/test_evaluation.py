@@ -905,6 +905,13 @@ def test_a_hidden_file_does_not_make_instance_maps(scenes: Path) -> None:
     assert [scene.inst for scene in find_scenes(opt)] == [None, None]
 
 
+def test_a_constant_photograph_has_no_ratios() -> None:
+    """Its variances are zero up to rounding."""
+    photo = np.full((9, 9, 3), (37, 101, 203), np.uint8)
+    row = measures.measure_pair(photo // 2, photo, np.full((9, 9), 1000))
+    assert all(np.isnan(value) for value in measures.mean_measures([row])["of_oracle"].values())
+
+
 def test_weights_dir_without_the_right_to_make_links(tmp_path: Path, monkeypatch) -> None:
     """As most users on Windows."""
 

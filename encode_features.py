@@ -103,7 +103,7 @@ def write_styles(path: Path, opt: argparse.Namespace) -> None:
     if rows.shape[1] != 2 + opt.feat_num:
         raise UserError(
             f"{path}: features of length {rows.shape[1] - 2}, but --feat_num is {opt.feat_num}; "
-            "encode again with --reencode"
+            "give that length, or if the encoder has changed, encode again with --reencode"
         )
     styles = cluster(rows, opt.n_clusters, opt.seed)
     if not styles:

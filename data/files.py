@@ -325,7 +325,7 @@ def label_problem(
     enough = int(values[wrong].max()) + 1
     remedies = ["fix the file"]
     if label_nc < enough <= MAX_CLASSES:
-        remedies.append(f"give --label_nc {enough}")
+        remedies.append(f"give --label_nc {enough} (of a run: from its start)")
     if ignore_label is None and (len(found) == 1 or 255 in values[wrong]):
         ignored = values[wrong][0] if len(found) == 1 else 255
         remedies.append(f"leave the pixels of {ignored} out with --ignore_label {ignored}")

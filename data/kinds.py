@@ -98,7 +98,7 @@ def scene_kinds(
     else:
         kinds["label"] = image_kind(input_values, "input", "{}_A", "{}A")
     if use_instances:
-        remedy = "; without instance maps give --no_instance"
+        remedy = "; without instance maps train with --no_instance"
         read = partial(_read_integers, what="instance")
         kinds["inst"] = Kind(("{}_inst",), read, "int32", remedy=remedy)
     if load_photos:

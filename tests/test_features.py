@@ -145,6 +145,12 @@ def test_other_n_clusters_does_not_encode_again(run: Path) -> None:
     assert (run / "ck" / "feat" / "features_clustered_002.npy").is_file()
 
 
+def test_another_feat_num_names_the_files(run: Path) -> None:
+    where = "--name", "feat", "--checkpoints_dir", run / "ck", "--gpu_ids", -1
+    done = run_command("encode_features.py", *where, "--feat_num", 5)
+    assert "features of length 3" in one_line(done) and "give that length" in done.stderr
+
+
 def test_another_epoch_is_encoded_again(run: Path) -> None:
     shutil.copytree(run / "ck", run / "epochs")
     folder = run / "epochs" / "feat"

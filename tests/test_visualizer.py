@@ -17,6 +17,7 @@ from PIL import Image
 from util.errors import UserError
 from util.pages.plots import most_frequent, save_curves, save_matrix, series
 from util.parallel import Writer
+from util.progress import Pace
 from util.run.loggers import create_loggers, delete_unused_records
 from util.run.page import RunPage, delete_pages
 from util.run.resume import Position
@@ -75,6 +76,10 @@ def test_a_page_that_takes_long_does_not_pile_up(tmp_path, monkeypatch):
     all_shown.set()
     run._writer.finish()
     assert len(written) <= 2 and len(written[-1]) == 30
+
+
+def test_the_time_left_may_be_absurd():
+    assert Pace(total=10**30, done=0).lap(1)[2].days > 10**8
 
 
 def test_log_writes_both_files(tmp_path):

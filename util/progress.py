@@ -92,4 +92,5 @@ class Pace:
         now, count = time.perf_counter(), max(1, done - self._done)
         seconds, waited = (now - self._start) / count, self._waited / count
         self._start, self._done, self._waited = now, done, 0.0
-        return seconds, waited, timedelta(seconds=round(seconds * (self.total - done)))
+        left = min(seconds * (self.total - done), 1e13)  # timedelta holds little more
+        return seconds, waited, timedelta(seconds=round(left))

@@ -156,7 +156,9 @@ def generate(
     except Exception as error:
         if not (model.opt.input and out_of_memory(error)):
             raise
-        raise UserError(f"{batch['path'][0]}: out of memory; --tile PIXELS needs less") from error
+        raise UserError(
+            f"{batch['path'][0]}: out of memory; a small --tile PIXELS needs less"
+        ) from error
 
 
 def read_resized(photo: Path, values: Values, size: tuple[int, int]) -> np.ndarray:

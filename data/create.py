@@ -102,7 +102,8 @@ def create_loader(opt: argparse.Namespace, dataset: AlignedDataset) -> Loader:
     if several and not opt.serial_batches and not dataset.has_one_size:
         raise UserError(
             f"--batchSize {opt.batchSize}: the scenes of {opt.dataroot} have several sizes; crop "
-            "them to one (--resize_or_crop scale_width_and_crop) or use --batchSize 1"
+            "them to one (--resize_or_crop scale_width_and_crop and a --fineSize that all have) or "
+            "use --batchSize 1"
         )
     return Loader(
         dataset,

@@ -78,7 +78,7 @@ def load_rows(path: Path) -> np.ndarray:
         rows = np.concatenate(whole) if len(widths) == 1 else np.empty(0)
     is_table = rows.ndim == 2 and rows.shape[1] >= 3 and _are_classes(rows[:, 0])
     if not is_table or not np.isfinite(rows).all():
-        raise UserError(f"{path}: not the features of instances; encode again with --reencode")
+        raise UserError(f"{path}: not the features of instances; run encode_features.py --reencode")
     return rows
 
 
@@ -100,15 +100,17 @@ def load_styles(path: Path, feat_num: int) -> Styles:
         labels = content[:, 0].astype(int)
         styles = {label: content[labels == label, 1:] for label in sorted(set(labels.tolist()))}
     if not styles:
-        raise UserError(f"{path}: holds no styles of classes; encode again")
+        raise UserError(f"{path}: holds no styles of classes; run encode_features.py")
     for label, vectors in styles.items():
         if vectors.shape[1] != feat_num:
             raise UserError(
                 f"{path}: class {label} has features of length {vectors.shape[1]}, but --feat_num "
-                f"is {feat_num}; encode again with this model"
+                f"is {feat_num}; run encode_features.py with this model"
             )
         if not np.isfinite(vectors).all():
-            raise UserError(f"{path}: class {label} has styles that are not finite; encode again")
+            raise UserError(
+                f"{path}: class {label} has styles that are not finite; run encode_features.py"
+            )
     return styles
 
 
@@ -190,7 +192,7 @@ def _load_array(path: Path) -> np.ndarray | dict:
     except Exception as error:  # an invalid file fails in many ways
         text = first_line(error)
         raise UserError(
-            f"{path}: not a readable feature file ({text}); encode again with --reencode"
+            f"{path}: not a readable feature file ({text}); run encode_features.py --reencode"
         ) from error
 
 

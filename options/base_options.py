@@ -172,7 +172,7 @@ FEATURES = Group(
 @FEATURES.check
 def check_features(opt: argparse.Namespace) -> None:
     if opt.instance_feat and opt.no_instance:
-        raise UserError("--instance_feat needs instance maps: leave --no_instance out")
+        raise UserError("--instance_feat needs instance maps: leave it or --no_instance out")
     if opt.fit_features and opt.is_train and not opt.load_features:
         raise UserError(
             "--fit_features is for features of half the size: give --load_features as well"

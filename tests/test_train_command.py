@@ -523,7 +523,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], list, list[str]]] = {
     "batch of several sizes": (
         lambda data: [shrink(second(data, kind)) for kind in ("label", "inst", "img")],
         ["--batchSize", 2, "--resize_or_crop", "none"],
-        ["--batchSize 2", "have several sizes", "scale_width_and_crop"],
+        ["--batchSize 2", "have several sizes", "scale_width_and_crop and a --fineSize"],
     ),
     "batch too large": (
         lambda data: None,

@@ -92,8 +92,6 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
         ending, _, content = encoded(make())
         files.append(out / f"{kind}.{ending}")
         write_bytes(files[-1], content)
-        for other in {"png", "npy"} - {ending}:  # of an earlier edit list
-            files[-1].with_suffix(f".{other}").unlink(missing_ok=True)
     return files
 
 

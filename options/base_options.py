@@ -251,7 +251,8 @@ class BaseOptions:
     def defaults(self, opt: argparse.Namespace) -> dict:
         """Defaults that depend on other flags: commands that use a trained run take its own."""
         values = {} if self.is_train else inherited(run_dir(opt), opt.which_epoch)
-        if self.phase_of_run and (saved := saved_options(run_dir(opt), opt.which_epoch)):
+        saved = saved_options(run_dir(opt), opt.which_epoch) if self.phase_of_run else {}
+        if "phase" in saved:
             values["phase"] = saved["phase"]
         if gpus := gpu_list(opt.gpu_ids):
             values["nThreads"] = reading_processes(len(gpus))

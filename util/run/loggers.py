@@ -79,7 +79,7 @@ class WeightsAndBiases(_Service):
             resume="allow",
             dir=folder,
             config=vars(opt),
-            settings={"init_timeout": 20},  # seconds, if the server does not answer
+            settings={"init_timeout": 30},  # seconds, if the server does not answer
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -73,6 +73,12 @@ def test_links(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_are_where_documents_say(document: Path) -> None:
+    for name, file in re.findall(r"`(\w+)` (?:in|of)\s+`([\w/]+\.py)`", document.read_text()):
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{name} in {file}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command's flags are parsed, as far as that goes without a run; scripts exist."""
     monkeypatch.setattr("options.base_options.gpu_list", lambda text: [])

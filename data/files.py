@@ -28,7 +28,7 @@ MAX_CLASSES = 65536  # what --label_nc takes
 # Endings by which the files of one scene differ: Cityscapes' and common ones.
 _ENDING = re.compile(
     r"(_leftImg8bit|_gt(Fine|Coarse)_(labelIds|labelTrainIds|instanceIds|color)"
-    r"|[_-](labels?|inst|instances?|img|image|photo|feat|cond|depth|weight|A|B))$"
+    r"|[_-](labels?|inst|instances?|img|image|photo|feat|cond|depth|disparity|weight|A|B))$"
 )
 
 

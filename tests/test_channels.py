@@ -502,6 +502,11 @@ def test_a_range_is_measured_on_few_files() -> None:
     assert len(seen) == 200
 
 
+def test_cityscapes_disparity_maps_belong_to_their_scenes() -> None:
+    names = "X_disparity.png", "X_gtFine_labelIds.png"
+    assert [scene_key(Path(name), Path()) for name in names] == ["X", "X"]
+
+
 def test_the_check_reports_ranges(bands: Path) -> None:
     done = run_command("-m", "data.check", *TINY, *BANDS, *COND, "--dataroot", bands)
     assert done.returncode == 0, done.stdout

@@ -86,8 +86,7 @@ def main() -> None:
     given = benchmark_parser(__doc__, size=(256, 128), repeat=None).parse_args()
     for flags in NETWORKS.values():
         scene.require_size(given, min_training_side(options("cpu", flags)))
-    device, size = given.device, (given.width, given.height)
-    batch = scene.batch(*size, 2, instances=20)
+    batch = scene.batch(given.width, given.height, 2, instances=20)
     rows = []
     for network, flags in NETWORKS.items():
         weights = first_weights(flags)
@@ -95,13 +94,13 @@ def main() -> None:
             exact, image = step(flags, CPU, batch, weights)
         for precision, more in PRECISIONS.items():
             with double_precision() if precision == "float64" else nullcontext():
-                losses, fake = step(f"{flags} {more}", device, batch, weights)
+                losses, fake = step(f"{flags} {more}", given.device, batch, weights)
             error = max(abs(losses[n] - v) / abs(v) for n, v in exact.items())
             largest = (fake - image).abs().max().item()
             rows.append(
                 {"network": network, "precision": precision, "losses": error, "image": largest}
             )
-    report("correctness", rows, given, size=f"{size[0]}x{size[1]}")
+    report("correctness", rows, given)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from benchmarks.measure import alternate
 from data.create import create_dataset
 from models import create_model
 from options.edit_options import EditOptions
@@ -41,10 +42,11 @@ def main() -> None:
         ui.set_style(middle, rng.normal(size=opt.feat_num))
         ui.picture()
 
+    def dot() -> None:
+        ui.paint([(9, 9)], int(rng.integers(opt.label_nc)), 3)
+
     report("select", lambda: ui.select(height // 3, width // 3))
-    report(
-        "paint, without generating", lambda: ui.paint([(9, 9)], int(rng.integers(opt.label_nc)), 3)
-    )
+    report("paint, without generating", dot)
     report("paint and generate", paint)
     ui.reset()
     if ui.has_features:
@@ -60,12 +62,8 @@ def report(what: str, work: Callable[[], object]) -> None:
     time on one thread (OMP_NUM_THREADS=1) says more than the clock.
     """
     work()
-    times = []
     begin = time.process_time()
-    for _ in range(REPEAT):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
+    times = alternate({what: work}, torch.device("cpu"), REPEAT, warm_up=0)[what]
     busy = (time.process_time() - begin) / REPEAT
     print(
         f"{what}: median {1000 * statistics.median(times):.1f} ms, most {1000 * max(times):.1f}, "

@@ -14,6 +14,8 @@ determine: plain and with --augment.
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from PIL import Image
 from benchmarks.measure import trained
 from util.errors import UserError, run
 from util.files import link_or_copy
-from util.pages.colours import colour_label, save_image
+from util.pages.colours import colour_label
 from util.parser import Parser, integer
 from util.progress import log
 from util.run.visualizer import read_rows
@@ -41,31 +43,20 @@ FEW = ["--max_dataset_size", "20", "--val_freq", "5"]
 MAPPING = ",".join(f"{CLASSES - 1 - label}={label}" for label in range(CLASSES))
 
 
-def renumber(dataroot: Path, out: Path) -> Path:
-    """A copy of a data set with class k renumbered as 34 - k."""
+def convert(
+    dataroot: Path, out: Path, kinds: dict[str, str], changed: Callable[[np.ndarray], np.ndarray]
+) -> Path:
+    """Copy a data set: the folders PHASE_KIND of these kinds, under other kinds; label maps are
+    changed, all other files linked. Returns out."""
     for path in dataroot.rglob("*.png"):
-        copy = out / path.relative_to(dataroot)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if copy.parent.name.endswith("_label"):
-            Image.fromarray(CLASSES - 1 - np.asarray(Image.open(path))).save(copy)
-        elif not copy.exists():
-            link_or_copy(path, copy)
-    return out
-
-
-def reverse(dataroot: Path, out: Path) -> Path:
-    """A data set from this one's photographs to its coloured label maps."""
-    for path in dataroot.rglob("*.png"):
-        if path.parent.name.endswith("_img"):
-            copy = out / path.parent.name.replace("_img", "_A") / path.name
+        phase, _, kind = path.parent.name.rpartition("_")
+        if kind in kinds:
+            copy = out / f"{phase}_{kinds[kind]}" / path.name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if not copy.exists():
+            if kind == "label":
+                Image.fromarray(changed(np.asarray(Image.open(path)))).save(copy)
+            elif not copy.exists():
                 link_or_copy(path, copy)
-        elif path.parent.name.endswith("_label"):
-            name = path.name.replace("gtFine_labelIds", "leftImg8bit")
-            coloured = out / path.parent.name.replace("_label", "_B") / name
-            coloured.parent.mkdir(parents=True, exist_ok=True)
-            save_image(colour_label(np.asarray(Image.open(path)), CLASSES), coloured)
     return out
 
 
@@ -78,7 +69,9 @@ def train(opt: argparse.Namespace, name: str, dataroot: Path, *flags: str) -> li
 
 def measure_reversed(opt: argparse.Namespace) -> None:
     """The table of --reverse."""
-    dataroot = reverse(opt.dataroot, opt.checkpoints_dir / "reversed")
+    kinds = {"img": "A", "label": "B"}
+    colour = partial(colour_label, label_nc=CLASSES)
+    dataroot = convert(opt.dataroot, opt.checkpoints_dir / "reversed", kinds, colour)
     log("| seed | plain | augmented | gain |\n| --- | --- | --- | --- |")
     for seed in opt.seeds.split(","):
         few = [*FEW, *REVERSED, "--seed", seed]
@@ -102,7 +95,9 @@ def main() -> None:
         raise UserError(f"--dataroot {opt.dataroot}: no such folder")
     if opt.reverse:
         return measure_reversed(opt)
-    other = renumber(opt.dataroot, opt.checkpoints_dir / "renumbered")
+    kinds = {"img": "img", "label": "label", "inst": "inst"}
+    renumbered = opt.checkpoints_dir / "renumbered"
+    other = convert(opt.dataroot, renumbered, kinds, lambda label: CLASSES - 1 - label)
     train(opt, "base", other, "--niter", str(opt.base_epochs), "--val_freq", "100")
     augment = ["--augment", opt.augment]
     tune = ["--load_pretrain", str(opt.checkpoints_dir / "base"), "--map_classes", MAPPING]

@@ -54,7 +54,7 @@ def measure(given: argparse.Namespace, opt: argparse.Namespace, device: torch.de
     paths = [results.paths(index, sources).values() for index in range(len(dataset))]
     written = [read_array(results.folder / path) for path in chain(*paths)]
     different = sum(not np.array_equal(*pair) for pair in zip(written, memory(), strict=True))
-    rows = compare(times, "memory")
+    rows = compare(times)
     for row in rows:
         row["images/s"] = len(written) / row["median"]
         row["of memory's rate"] = 1 / row["ratio"]

@@ -59,7 +59,6 @@ def main() -> None:
         rows,
         given,
         flags=flags,
-        size=f"{given.width}x{given.height}",
         TFLOP=work / 1e12,
         mean_grey_levels_apart=float(difference.mean()),
         most_grey_levels_apart=int(difference.max()),

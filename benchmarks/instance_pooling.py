@@ -38,22 +38,21 @@ def main() -> None:
         "loop": lambda: both(baseline.instance_average),
         "project": lambda: both(instance_average),
     }
-    rows = compare(alternate(ways, device, given.repeat), "loop")
+    rows = compare(alternate(ways, device, given.repeat))
     for row in rows:
         row["times as fast"] = 1 / row["ratio"]
     few, many = instance_maps(10), instance_maps(1000)
     numbers = {
-        "project, 10 instances": lambda: both(instance_average, few),
-        "project, 1000 instances": lambda: both(instance_average, many),
+        "few": lambda: both(instance_average, few),
+        "many": lambda: both(instance_average, many),
     }
-    growth = compare(alternate(numbers, device, 5 * given.repeat), "project, 10 instances")
-    found = [len(one.unique()) for one in inst]
+    growth = compare(alternate(numbers, device, 5 * given.repeat))
     report(
         "instance_pooling",
         rows,
         given,
         shape=list(shape),
-        instances=found,
+        instances=[len(one.unique()) for one in inst],
         most_instances=[len(one.unique()) for one in many],
         times_of_1000_instances_to_10=growth[1]["ratio"],
         largest_difference=difference,

@@ -46,13 +46,13 @@ def main() -> None:
             opt = scene.options(given.device.type, [*flags, "--cache", kind, "--no_vgg_loss"])
             loaders[name] = create_loader(opt, create_dataset(opt, training=True))
         ways = {name: lambda one=one: read(one) for name, one in loaders.items()}
-        rows = compare(alternate(ways, given.device, given.repeat), "baseline")
-        uncached = next(row["median"] for row in rows if row["way"] == "project")
+        rows = compare(alternate(ways, given.device, given.repeat))
+        uncached = rows[1]["median"]
         for row in rows:
             row["items/s"] = given.scenes / row["median"]
             row["times baseline"] = 1 / row["ratio"]
             row["times project"] = uncached / row["median"]
-    report("loader", rows, given, size=f"{given.width}x{given.height}")
+    report("loader", rows, given)
 
 
 if __name__ == "__main__":

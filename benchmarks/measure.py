@@ -141,10 +141,17 @@ def alternate(
     return times
 
 
-def summary(times: list[float]) -> dict[str, float]:
-    """Median, spread (largest minus smallest, as a share of the median) and best of times."""
-    median = statistics.median(times)
-    return {"median": median, "spread": (max(times) - min(times)) / median, "best": min(times)}
+def compare(times: dict[str, list[float]]) -> list[dict]:
+    """Table rows: of each way's seconds the median, the spread (largest minus smallest, as a share
+    of the median), the best, and the ratio of the median to that of the first way."""
+    base = statistics.median(next(iter(times.values())))
+    rows = []
+    for way, seconds in times.items():
+        median, best = statistics.median(seconds), min(seconds)
+        spread = (max(seconds) - best) / median
+        rows.append({"way": way, "median": median, "spread": spread, "best": best})
+        rows[-1]["ratio"] = median / base
+    return rows
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
@@ -258,7 +265,7 @@ def compare_to_peak(
     dtypes = {"baseline": torch.float32, "project": AMP_TYPES.get(given.amp, torch.float32)}
     before = {way: matmul_peak(given.device, dtype) for way, dtype in dtypes.items()}
     calls = 10 if given.device.type == "cuda" else 1  # as in training: no waiting between steps
-    rows = compare(alternate(ways, given.device, given.repeat, calls=calls), "baseline")
+    rows = compare(alternate(ways, given.device, given.repeat, calls=calls))
     for row in rows:
         way = row["way"]
         peak = max(before[way], matmul_peak(given.device, dtypes[way]))
@@ -278,8 +285,13 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def report(title: str, rows: list[dict], given: argparse.Namespace, **more: object) -> None:
-    """Print rows (dicts with the same keys) as a table, and everything as one line of JSON."""
+    """Print rows (dicts with the same keys) as a table, and everything as one line of JSON, with
+    given's batch and size if it has them."""
     where = machine(given.device)
+    if "width" in given:
+        more["size"] = f"{given.width}x{given.height}"
+    if "batch" in given:
+        more["batch"] = given.batch
     print(f"{title}: " + ", ".join(f"{k} {v}" for k, v in where.items()))
     print(table(rows))
     for name, value in more.items():
@@ -304,10 +316,3 @@ def table(rows: list[dict]) -> str:
 def shown(value: object) -> str:
     """A float with four digits; anything else as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def compare(times: dict[str, list[float]], baseline: str) -> list[dict]:
-    """Table rows: the summary of each way's seconds, and the ratio to the baseline's median."""
-    base = statistics.median(times[baseline])
-    rows = [{"way": name, **summary(values)} for name, values in times.items()]
-    return [{**row, "ratio": row["median"] / base} for row in rows]

@@ -98,7 +98,7 @@ def main() -> None:
                 size = f"{width}x{height}"
                 head = {"stage": stage, "size": size, "precision": precision, "way": way}
                 rows.append({**head, **row, "ratio": row["saved GB"] / base})
-    report("memory", rows, given, batch=given.batch)
+    report("memory", rows, given)
 
 
 if __name__ == "__main__":

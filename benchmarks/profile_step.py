@@ -71,7 +71,6 @@ def main() -> None:
         rows,
         given,
         flags=" ".join(more),
-        size=f"{given.batch}x{given.width}x{given.height}",
         seconds_a_step=seconds,
         launches_a_step=sum(event.count for event in events) / given.steps,
         idle_share=max(0.0, 1 - busy / seconds),

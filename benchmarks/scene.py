@@ -59,10 +59,9 @@ def vgg_flags(folder: str) -> list[str]:
     """The flags for a perceptual loss with random weights, at the same cost as with the real ones;
     the classifier, which is not used, takes no space in the file."""
     with torch.device("meta"):
-        net = torchvision.models.vgg19(weights=None)
+        state = torchvision.models.vgg19(weights=None).state_dict()
     generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, value in net.state_dict().items():
+    for name, value in state.items():
         state[name] = torch.zeros(1).expand(value.shape)
         if name.startswith("features"):
             spread = (2 / value[0].numel()) ** 0.5 if value.dim() == 4 else 0.1

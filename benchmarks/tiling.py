@@ -35,29 +35,25 @@ def main() -> None:
     model = scene.random_generator(given.device, flags)
     loaded = peak_memory(given.device)
     maps = scene.batch(*given.size, 1)
-    label, inst = maps.pop("label"), maps.pop("inst")
-    del maps
+    del maps["image"]  # its memory is not to count
 
-    def whole() -> np.ndarray:
-        model.tiling = None
-        return to_uint8(model.generate(label, inst))
+    def image(tiling: Tiling | None) -> np.ndarray:
+        model.tiling = tiling
+        return to_uint8(model.generate(**maps))
 
-    def tiled() -> np.ndarray:
-        model.tiling = Tiling(given.tile, given.tile_dir)
-        return to_uint8(model.generate(label, inst))
-
+    ways = {"tiles": lambda: image(Tiling(given.tile, given.tile_dir))}
     more = {}
     if given.compare:
-        difference = np.abs(tiled().astype(int) - whole())
+        ways = {"whole": lambda: image(None), **ways}
+        difference = np.abs(ways["tiles"]().astype(int) - ways["whole"]())
         more["most_grey_levels_apart"] = int(difference.max())
         more["share_of_values_that_differ"] = float((difference > 0).mean())
-        ways = {"whole": whole, "tiles": tiled}
-        rows = compare(alternate(ways, given.device, given.repeat), "whole")
+        times = alternate(ways, given.device, given.repeat)
     else:
-        rows = compare(alternate({"tiles": tiled}, given.device, 1, warm_up=0), "tiles")
+        times = alternate(ways, given.device, repeat=1, warm_up=0)
     report(
         "tiling",
-        rows,
+        compare(times),
         given,
         flags=flags,
         size=f"{given.size[0]}x{given.size[1]}",

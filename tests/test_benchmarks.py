@@ -274,13 +274,13 @@ def test_saved_bytes_do_not_depend_on_the_device() -> None:
 def test_operations_times_and_tables_by_hand() -> None:
     a, b = torch.randn(3, 5), torch.randn(5, 7)
     assert measure.flops(lambda: a @ b) == 2 * 3 * 5 * 7
-    assert measure.summary([2.0, 1.0, 5.0]) == {"median": 2.0, "spread": 2.0, "best": 1.0}
     order = []
     ways = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     times = measure.alternate(ways, CPU, repeat=3)
     assert order == ["a", "b"] * 4 and all(len(values) == 3 for values in times.values())
-    rows = measure.compare({"a": [2.0], "b": [1.0]}, "a")
-    assert [row["ratio"] for row in rows] == [1, 0.5]
+    first, second = measure.compare({"a": [2.0, 1.0, 5.0], "b": [1.0]})
+    assert first == {"way": "a", "median": 2.0, "spread": 2.0, "best": 1.0, "ratio": 1}
+    assert second["ratio"] == 0.5
     assert measure.table([{"way": "a", "n": 0.123456}]).splitlines()[1] == "a    0.1235"
     assert np.isfinite(measure.matmul_peak(CPU, torch.float32))
 

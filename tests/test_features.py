@@ -535,18 +535,6 @@ def test_a_missing_smaller_stage_is_named(stages, tmp_path: Path) -> None:
         load_generator(tmp_path / "above").load_encoder()
 
 
-def test_lr_zero_keeps_pretrained_tensors(run: Path, tmp_path: Path) -> None:
-    run_ok(
-        *("train.py", "--name", "still", "--checkpoints_dir", tmp_path),
-        *("--dataroot", run / "data", *TINY, *FEATURES, "--netG", "local", "--ngf", 2),
-        *("--n_blocks_local", 1, "--load_features", "--load_pretrain", run / "ck" / "feat"),
-        *("--lr", 0, *ONCE, "--max_dataset_size", 1),
-    )
-    below = torch.load(run / "ck" / "feat" / "latest_net_G.pth", weights_only=True)
-    saved = torch.load(tmp_path / "still" / "latest_net_G.pth", weights_only=True)
-    assert all(torch.equal(saved[name], below[name]) for name in below if name in saved)
-
-
 def test_feature_maps_of_wrong_size_or_missing(own_data: Path, tmp_path: Path) -> None:
     command = [
         *("train.py", "--name", "x", "--checkpoints_dir", tmp_path, "--dataroot", own_data),
@@ -769,8 +757,3 @@ def test_golden_features(tmp_path: Path) -> None:
     for stem in set(golden) - {"rows", "args"}:
         found = np.asarray(Image.open(data / "train_feat" / f"{stem}.png")).astype(int)
         assert np.abs(found - golden[stem]).max() <= 1
-
-
-def test_option_file_records_features(run: Path) -> None:
-    options = json.loads((run / "ck" / "feat" / "opt.json").read_text())
-    assert options["instance_feat"] is True and options["nef"] == 4

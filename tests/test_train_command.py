@@ -443,17 +443,6 @@ def test_same_seed_same_weights(trained: Callable) -> None:
     assert not equal(weights(trained(*flags, "--seed", 1, name="other"), "G"), first)
 
 
-def test_automatic_label_count(trained: Callable, own_data: Path) -> None:
-    for path in (own_data / "train_label").iterdir():
-        label = np.asarray(Image.open(path)) % 12
-        label[0, 0], label[0, 1] = 11, 255
-        save_png(path, label)
-    flags = ["--label_nc", "auto", "--ignore_label", 255]
-    run = trained(*EPOCH, *PLAIN, *flags, data=own_data)
-    assert json.loads((run / "opt.json").read_text())["label_nc"] == 12
-    assert weights(run, "G")["model.1.weight"].shape[1] == 13  # and the edges
-
-
 def test_sizes_that_are_not_multiples_are_padded(trained: Callable) -> None:
     run = trained(
         *(*EPOCH, "--loadSize", 50, "--n_downsample_global", 3, "--max_dataset_size", 1),
@@ -461,22 +450,6 @@ def test_sizes_that_are_not_multiples_are_padded(trained: Callable) -> None:
     )
     with Image.open(run / "web" / "images" / "epoch001_synthesized_image.png") as image:
         assert image.size == (50, 25)
-
-
-def test_local_enhancer_starts_from_the_coarse_generator(
-    trained: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    coarse = trained(*EPOCH, *PLAIN, "--ngf", 8, name="coarse")
-    flags = ["--netG", "local", "--n_blocks_local", 1, "--niter_fix_global", 1]
-    capsys.readouterr()
-    fine = trained(
-        *(*PLAIN, "--niter", 1, "--niter_decay", 0, "--load_pretrain", coarse, *flags),
-        name="fine",
-    )
-    assert "starts fresh: G: model1_1" in capsys.readouterr().out
-    start, end = weights(coarse, "G"), weights(fine, "G")
-    fixed = [name for name in end if name.startswith("model.")]
-    assert fixed and all(torch.equal(start[name], end[name]) for name in fixed)
 
 
 # Bad input ----------------------------------------------------------------------------------------
@@ -599,15 +572,6 @@ def test_checkpoint_folder_that_cannot_be_made(
     )
     assert "cannot be written" in line and "--checkpoints_dir" in line
     assert blocked.read_text() == "a file where a folder should be"
-
-
-def test_missing_pretrained_weights(refused: Callable, toy_data: Path, tmp_path: Path) -> None:
-    line = refused(
-        *(train.main, "--checkpoints_dir", tmp_path / "runs", "--dataroot", toy_data),
-        *(*TINY, *EPOCH, "--load_pretrain", tmp_path / "none"),
-    )
-    assert f"{tmp_path / 'none'}: no such run folder" in line
-    assert not files_of(tmp_path / "runs")
 
 
 @pytest.mark.parametrize(

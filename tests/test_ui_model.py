@@ -693,9 +693,9 @@ def test_models_of_rgb_inputs_are_refused(tmp_path: Path) -> None:
 def test_ignored_pixels_stay_out_of_the_input(tmp_path: Path) -> None:
     ui = editor(tmp_path, ignore_label=255)
     label, inst = scene()
-    label[:4] = 255
+    label[20:] = 255  # below the cars
     ui.open(label, inst)
-    assert seen(ui)[0, :35, :4].sum() == 0
+    assert seen(ui)[0, :35, 20:].sum() == 0
     ui.delete(26001)
     assert (ui.label[14:20] != 255).all()
     assert torch.equal(seen(ui), rebuilt(ui))
@@ -712,6 +712,7 @@ def test_other_label_sets_number_objects_as_they_like(tmp_path: Path) -> None:
     assert ui.paint([(2, 2)], 3, 1)
     assert ui.inst[2, 2] not in (1, 3)
     assert ui.delete(int(ui.inst[2, 2])) and ui.inst[2, 2] == 1
+    assert ui.paint([(12, 2)], 0, 1) and ui.inst[12, 2] == 1000  # below 1000 ids are classes
 
 
 def test_without_instances_a_scene_may_have_any_number_of_pieces(tmp_path: Path) -> None:

@@ -421,17 +421,8 @@ def killed_at_random(folder: Path, flags: list, draw: random.Random, times: int)
     train(folder, *flags, "--continue_train")
 
 
-FLAGS = [
-    *SHORT,
-    "--save_latest_freq",
-    1,
-    "--print_freq",
-    1,
-    "--display_freq",
-    1,
-    "--recipe",
-    "plus",
-]
+FLAGS = [*SHORT, "--save_latest_freq", 1, "--print_freq", 1, "--display_freq", 1]
+FLAGS += ["--recipe", "plus"]
 
 
 def validations(folder: Path) -> tuple[list[dict], dict[str, bytes]]:

@@ -122,6 +122,7 @@ def test_variance_inside_things_by_hand() -> None:
     assert measures.brightness_variance(image, inst) == pytest.approx(0.16 / 2)
     grey = image.mean(-1, keepdims=True).round().astype(np.uint8).repeat(3, 2)
     assert measures.hue_variance(grey, inst) == pytest.approx(0, abs=1e-30)
+    assert measures.hue_variance(image[:4, :5], np.full((4, 5), 26001)) > 0  # 20 pixels suffice
     assert math.isnan(measures.hue_variance(image, None))
     assert math.isnan(measures.hue_variance(image, np.full((8, 16), 7)))
 
@@ -161,10 +162,13 @@ def test_kernel_distance_does_not_hold_all_pairs() -> None:
     """Every image has eight cells: all pairs of a training set's would take gigabytes."""
     a, b = np.random.default_rng(0).normal(size=(2, 2000, 3))
     tracemalloc.start()
-    kernel_distance(a, b)
+    found = kernel_distance(a, b)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < len(a) * len(b) * 8 / 2
+    of_a, of_b, between = ((x @ y.T / 3 + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    within = sum((k.sum() - np.trace(k)) / (2000 * 1999) for k in (of_a, of_b))
+    assert found == pytest.approx(within - 2 * between.mean())
 
 
 def test_class_scores_equal_those_of_cityscapes() -> None:

@@ -1,5 +1,6 @@
 """test.py through its command line: pages, names, architectures, sizes."""
 
+import json
 import re
 import shutil
 import sys
@@ -17,6 +18,7 @@ import test as command  # test.py
 from generation.results import save
 from models.networks import define_G
 from options.test_options import TestOptions
+from util.errors import UserError
 from util.parallel import background
 
 NETWORK = ["--n_downsample_global", "1", "--n_blocks_global", "1"]
@@ -208,12 +210,16 @@ def test_missing_weights(toy_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [["--data_type", "8"], ["--engine", "x"], ["--style", "car=1"], ["--name", "../x"]]
+    "flags, named",
+    [
+        (["--data_type", "8"], "--data_type 8"),
+        (["--engine", "x"], "--engine"),
+        (["--style", "car=1"], "styles need a model trained with"),
+        (["--name", "../x"], "--name"),
+    ],
 )
-def test_refused_flags(flags: list[str]) -> None:
-    from util.errors import UserError
-
-    with pytest.raises(UserError):
+def test_refused_flags(flags: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
         TestOptions().parse(flags)
 
 
@@ -223,8 +229,6 @@ def test_refused_flags(flags: list[str]) -> None:
 )
 def test_golden_images(case: str, data: str, tmp_path: Path) -> None:
     """Images from the golden starting weights, to one grey level; label colours exactly."""
-    import json
-
     if not (SHARED / data).is_dir():
         pytest.skip(f"{case} needs ../shared/{data}")
     shutil.copytree(SHARED / "golden" / case / "init", tmp_path / "ck" / case)

@@ -100,10 +100,10 @@ def test_layouts_differ_and_things_cover_a_minor_part():
 def test_background_follows_from_the_label_map():
     """Even one fixed colour per class comes close to the photographs of unseen scenes."""
     train, test = scenes(12), [draw_scene(scene_rng(5, "val", i), 256, 128) for i in range(6)]
-    for label, most in ((BUILDING, 12), (ROAD, 12), (SKY, 12)):
+    for label in (BUILDING, ROAD, SKY):
         colour = np.median(np.concatenate([s.photo[s.label == label] for s in train]), axis=0)
         rest = np.concatenate([s.photo[s.label == label] for s in test])
-        assert np.abs(rest - colour).mean() < most * 0.75
+        assert np.abs(rest - colour).mean() < 9
 
 
 def test_command_lays_out_the_download(tmp_path):

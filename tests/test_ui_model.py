@@ -189,6 +189,9 @@ def test_a_scene_opens_in_the_styles_that_test_py_chooses(ui: UIModel) -> None:
 
 
 def test_style_of_one_instance_and_of_its_class(ui: UIModel) -> None:
+    label, inst = scene()
+    label[20, 0] = CAR  # one pixel does not make the road a car
+    ui.open(label, inst)
     vector = np.array([0.5, -0.25, 1.0], np.float32)
     other = ui.features[26001]
     assert ui.set_style(26000, vector)

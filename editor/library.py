@@ -126,9 +126,7 @@ def thumbnail(colours: np.ndarray, mask: np.ndarray) -> np.ndarray:
     width, height = (max(1, round(side * scale)) for side in cut.size)
     picture = Image.new("RGBA", (THUMBNAIL, THUMBNAIL))
     corner = (THUMBNAIL - width) // 2, (THUMBNAIL - height) // 2
-    # with premultiplied alpha: what surrounded the object must not bleed in
-    small = cut.convert("RGBa").resize((width, height), Image.Resampling.BICUBIC)
-    picture.paste(small.convert("RGBA"), corner)
+    picture.paste(cut.resize((width, height), Image.Resampling.BICUBIC), corner)
     return np.asarray(picture)
 
 

@@ -30,9 +30,11 @@ def test_objects_are_whole_inside_the_image_and_neither_tiny_nor_huge() -> None:
 
     put(slice(5, 10), slice(5, 15), 26000)  # a good one
     put(slice(5, 10), slice(0, 8), 26001)  # touches the border, and hides part of 26000
-    put(slice(20, 26), slice(20, 40), 26002)
-    put(slice(20, 26), slice(29, 31), 26003)  # cuts 26002 in two; has too few pixels itself
+    put(slice(20, 26), slice(20, 40), -5)  # as 2**32 - 5 is read
+    put(slice(20, 26), slice(29, 31), 26003)  # cuts -5 in two; has too few pixels itself
     put(slice(30, 32), slice(50, 52), 26004)  # 4 pixels
+    put(slice(5, 10), slice(52, 60), 26005)  # the right border
+    put(slice(35, 40), slice(20, 30), 26006)  # the lower border
     found = {int(inst[place][mask][0]): (place, mask) for place, mask in whole_objects(label, inst)}
     assert set(found) == {26000}
     place, mask = found[26000]
@@ -110,6 +112,8 @@ def test_thumbnail_is_transparent_around_the_object() -> None:
     assert image.shape == (64, 64, 4)
     assert image[32, 10].tolist() == [10, 200, 30, 255]
     assert image[32, 60, 3] == 0 and image[2, 10, 3] == 0
+    seen = image[image[..., 3] > 128, :3]  # the white around it does not bleed in
+    np.testing.assert_allclose(seen, np.broadcast_to([10, 200, 30], seen.shape), atol=20)
 
 
 @pytest.mark.parametrize("flags", [{}, {"instance_feat": False}], ids=["features", "none"])

@@ -85,6 +85,8 @@ def test_round_trip(dtype: str, channels: int, suffix: str, tmp_path: Path) -> N
         np.testing.assert_allclose(back, array, atol=1e-6 * (high - low))
     else:
         np.testing.assert_array_equal(back, array)
+        beyond = values.to_array(torch.full((channels, 1, 1), 2.0))
+        assert (beyond == high).all()  # and does not wrap around
 
 
 @pytest.mark.parametrize("dtype", [*RANGES, "float32"])

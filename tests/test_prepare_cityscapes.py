@@ -1,19 +1,19 @@
 """prepare_cityscapes.py on the command line, on small trees laid out like the download."""
 
 import os
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_command, save_png, thorough
+from conftest import ROOT, one_line, run_command, run_ok, save_png, thorough
 from PIL import Image
 
 from data.files import scene_key
 from prepare_cityscapes import find_jobs
 from util.files import lock_folder
 
+COMMAND = ROOT / "prepare_cityscapes.py"
 SIZE = (24, 12)
 TREES = {
     "img": ("leftImg8bit", "leftImg8bit"),
@@ -26,22 +26,12 @@ STEMS = {
 }
 
 
-def prepare(*flags: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return run_command(ROOT / "prepare_cityscapes.py", *flags, cwd=cwd)
-
-
-def ok(*flags: object) -> str:
-    done = prepare(*flags)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def ok(*flags: object, cwd: Path = ROOT) -> str:
+    return run_ok(COMMAND, *flags, cwd=cwd)
 
 
 def refused(*flags: object) -> str:
-    """The one line that a wrong command ends in."""
-    done = prepare(*flags)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
-    return done.stderr
+    return one_line(run_command(COMMAND, *flags))
 
 
 @pytest.fixture
@@ -112,8 +102,7 @@ def test_linked_cities_are_included(raw, tmp_path):
 
 
 def test_default_out_and_one_split(raw, tmp_path):
-    done = prepare("--raw", raw, "--splits", "val", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    ok("--raw", raw, "--splits", "val", cwd=tmp_path)
     folders = {path.name for path in (tmp_path / "datasets/cityscapes").iterdir()}
     assert folders == {"test_img", "test_label", "test_inst"}
 
@@ -161,7 +150,7 @@ def test_all_missing_partners_are_named_before_anything_is_written(raw, tmp_path
     ]
     for path in gone:
         path.unlink()
-    done = prepare("--raw", raw, "--out", tmp_path / "out")
+    done = run_command(COMMAND, "--raw", raw, "--out", tmp_path / "out")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("missing")] == [
         f"missing: {path}" for path in gone

@@ -118,7 +118,7 @@ def test_swapped_instance_maps_are_found(own_data):
 def test_ids_of_another_scheme_are_a_note(own_data):
     for path, label in zip(files(own_data, "inst"), files(own_data, "label")):
         ids = np.unique(read(path), return_inverse=True)[1].reshape(32, 64).astype(np.uint16)
-        ids[0, 0] = 1000 * read(label)[0, 0]  # a number of Cityscapes' scheme by chance
+        ids[0, 0] = 1000 * int(read(label)[0, 0])  # a number of Cityscapes' scheme by chance
         save_png(path, ids)
     report = check(options(own_data))
     assert report.problems == [] and "scheme of their own" in report.notes[0]

@@ -725,6 +725,13 @@ def test_damaged_cluster_file(tmp_path: Path, content: bytes) -> None:
         load_styles(tmp_path / "bad.npy", 3)
 
 
+def test_random_styles_depend_on_seed_scene_and_instance() -> None:
+    styles = {26: np.arange(1000)[:, None]}
+    cases = [(0, "a", 26001), (1, "a", 26001), (0, "b", 26001), (0, "a", 26002)]
+    found = {StyleChooser(styles, {}, k).choose({i: 26}, name)[i].item() for k, name, i in cases}
+    assert len(found) == len(cases)
+
+
 def test_paint_and_missing_classes() -> None:
     inst = np.array([[7, 26001], [33000, 26001]])
     chooser = StyleChooser({26: np.array([[1.0, 2.0]])}, {7: np.array([3.0, 4.0])}, seed=1)

@@ -159,27 +159,12 @@ class LocalEnhancer(nn.Module):
 # -- Encoder ----------------------------------------------------------------------------------
 
 
-class Encoder(nn.Module):
+class Encoder(GlobalGenerator):
     """E of the paper: a photograph to features that are constant inside each instance.
 
     forward: image (B, input_nc, H, W) in [-1, 1], inst (B, 1, H, W) integer ->
     (B, output_nc, H, W) in [-1, 1]; H and W must be multiples of 2**n_downsampling.
     """
-
-    def __init__(
-        self,
-        input_nc: int,
-        output_nc: int,
-        ngf: int,
-        n_downsampling: int,
-        norm: Norm,
-        upsample: str = "transpose",
-    ) -> None:
-        super().__init__()
-        generator = GlobalGenerator(
-            input_nc, output_nc, ngf, n_downsampling, n_blocks=0, norm=norm, upsample=upsample
-        )
-        self.model = generator.model
 
     def forward(self, image: Tensor, inst: Tensor) -> Tensor:
         return instance_average(self.model(image), inst)
@@ -279,7 +264,7 @@ def define_G(
         middle = n_blocks_global, n_local_enhancers, n_blocks_local
         return init_weights(LocalEnhancer(*first, *middle, *last))
     if netG == "encoder":
-        return init_weights(Encoder(*first, NORMS[norm], upsample))
+        return init_weights(Encoder(*first, 0, *last))  # no residual blocks
     raise ValueError(f"netG {netG!r}: expected global, local or encoder")
 
 

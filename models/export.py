@@ -61,17 +61,10 @@ class OnnxModel(InferenceModel):
                 "or give the flags of its run"
             )
 
-    def generate(
-        self,
-        label: Tensor,
-        inst: Tensor | None,
-        feat: Tensor | None = None,
-        cond: Tensor | None = None,
-    ) -> Tensor:
-        """See InferenceModel.generate; the images are returned on the CPU."""
-        self.require_maps(feat, cond)
-        feat = self.fitted(feat, label, inst)
-        return run_graph(self.session, graph_inputs(self.opt, label, inst, feat, cond))
+    def _generate(self, *maps: Tensor | None) -> Tensor:
+        """The graph's images, on the CPU."""
+        self.require_maps(*maps[2:])
+        return run_graph(self.session, graph_inputs(self.opt, *maps))
 
 
 def export_onnx(

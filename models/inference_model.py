@@ -145,12 +145,14 @@ class InferenceModel(nn.Module):
         in [-1, 1].
         """
         height, width = label.shape[-2:]
-        feat = self.fitted(feat, label, inst)
-        if self.tiling is not None:
-            images = self._generate_in_tiles(label, inst, feat, cond)
-        else:
-            images = self.run_generator(self.generator_input(label, inst, feat, cond))
+        images = self._generate(label, inst, self.fitted(feat, label, inst), cond)
         return images[..., :height, :width]
+
+    def _generate(self, *maps: Tensor | None) -> Tensor:
+        """generate's images, with padding."""
+        if self.tiling is not None:
+            return self._generate_in_tiles(*maps)
+        return self.run_generator(self.generator_input(*maps))
 
     def fitted(self, feat: Tensor | None, label: Tensor, inst: Tensor | None) -> Tensor | None:
         """Feature maps; with --fit_features averaged over the instances (or classes), as maps that

@@ -121,16 +121,20 @@ def adapt_weights(
         counts = tuple(sum(count for _, count in parts) for parts in (before, after))
         sees_maps = _is_first(name, network) and (weight.shape[1], own[name].shape[1]) == counts
         if sees_maps and (before != after or moved):
-            if network == "G" and "down" in new.freeze:
-                _check_frozen_inputs(before, after)
-            adapted[name] = _input_weights(weight, own[name], before, after, classes)
+            adapted[name], unseen = _input_weights(weight, own[name], before, after, classes)
+            if unseen and network == "G" and "down" in new.freeze:
+                raise UserError(
+                    f"--freeze down would keep G from learning what its new {' and '.join(unseen)} "
+                    "channels mean; leave down out, or do without them"
+                )
             log_main(f"  {network}: {name}: {_describe(before)} -> {_describe(after)}")
         elif kernels == ((3, 3), (4, 4)) and network != "D" and old.upsample != "bilinear":
             adapted[name] = as_subpixel(weight, old.upsample)
             log_main(f"  {network}: {name}: 3x3 -> 4x4, which computes the same")
         elif weight.shape[0] == old.output_nc != new.output_nc == own[name].shape[0]:
             for key in (name, name.removesuffix("weight") + "bias"):
-                adapted[key] = _output_weights(state[key], new.output_nc)
+                mean = state[key].mean(0, keepdim=True)
+                adapted[key] = mean.repeat_interleave(new.output_nc, 0)
             log_main(f"  {network}: {name}: {old.output_nc} -> {new.output_nc} output channels")
     return adapted
 
@@ -145,15 +149,16 @@ def _is_first(name: str, network: str) -> bool:
 
 def _input_weights(
     weight: Tensor, initial: Tensor, before: Parts, after: Parts, classes: dict[int, int]
-) -> Tensor:
-    """A convolution's weights (out, in, k, k) for other input channels. initial: as the new layer
-    was initialized."""
+) -> tuple[Tensor, list[str]]:
+    """A convolution's weights (out, in, k, k) for other input channels, and which parts of these
+    start from zero or the initialization. initial: as the new layer was initialized."""
     old = dict(zip((name for name, _ in before), weight.split([count for _, count in before], 1)))
-    columns = []
-    for (name, count), unseen in zip(after, initial.split([count for _, count in after], 1)):
+    columns, unseen = [], []
+    for (name, count), fresh in zip(after, initial.split([count for _, count in after], 1)):
         part = old.get(name, weight[:, :0])
         if name in ("class", "input") and name not in old:
-            columns.append(unseen)  # zeros, or equal ones, would never learn
+            columns.append(fresh)  # zeros, or equal ones, would never learn
+            unseen.append(name)
         elif name == "class":
             mean = part.mean(1, keepdim=True)
             one = part.split(1, 1)
@@ -164,27 +169,8 @@ def _input_weights(
             columns.append(part.mean(1, keepdim=True).expand(-1, count, -1, -1))
         else:
             columns.append(weight.new_zeros(len(weight), count, *weight.shape[2:]))
-    return torch.cat(columns, 1)
-
-
-def _check_frozen_inputs(before: Parts, after: Parts) -> None:
-    """Raise UserError for inputs that _input_weights starts from zero or the initialization."""
-    old, averaged = dict(before), ("class", "input")
-    unseen = [
-        name
-        for name, count in after
-        if count and count != old.get(name) and not (name in averaged and old.get(name))
-    ]
-    if unseen:
-        raise UserError(
-            f"--freeze down would keep G from learning what its new {' and '.join(unseen)} "
-            "channels mean; leave down out, or do without them"
-        )
-
-
-def _output_weights(weight: Tensor, count: int) -> Tensor:
-    """A layer's weights (out, ...) or bias (out,) for other output channels: their mean."""
-    return weight.mean(0, keepdim=True).expand(count, *weight.shape[1:]).clone()
+            unseen += [name] * (count > 0)
+    return torch.cat(columns, 1), unseen
 
 
 def _describe(parts: Parts) -> str:

@@ -115,12 +115,12 @@ class Tiling:
         """A generator's output for x, a map on the network's device: (1, output_nc, H, W) on the
         CPU. Raises UserError if the maps do not fit on the disk."""
         with writing_to(self.folder or Path(tempfile.gettempdir()), "--tile_dir"):
-            return self._forward(net, x)
+            return self._compute(self._forward(net, x), in_memory=True).whole()
 
-    def _forward(self, net: nn.Module, x: Map) -> Tensor:
+    def _forward(self, net: nn.Module, x: Map) -> Map:
         """The forward of GlobalGenerator or of LocalEnhancer."""
         if isinstance(net, GlobalGenerator):
-            return self._image(self._through(net.model, x))
+            return self._through(net.model, x)
         if not isinstance(net, LocalEnhancer):
             raise TypeError(f"{type(net).__name__}: expected a generator")
         pyramid = [x]
@@ -130,7 +130,7 @@ class Tiling:
         for n in range(1, net.n_local_enhancers + 1):
             down, up = getattr(net, f"model{n}_1"), getattr(net, f"model{n}_2")
             y = self._through(up, self._sum(self._through(down, pyramid.pop()), y))
-        return self._image(y)
+        return y
 
     def _through(self, layers: Iterable[nn.Module], x: Map) -> Map:
         for layer in layers:
@@ -151,9 +151,6 @@ class Tiling:
         """x with its layers computed and the result stored."""
         stored = self._compute(x)
         return Map(lambda at: stored.read(at).clone(), *x.output_size())
-
-    def _image(self, x: Map) -> Tensor:
-        return self._compute(x, in_memory=True).whole()
 
     def _normalized(self, x: Map, norm: nn.InstanceNorm2d) -> Map:
         """x after a normalization: computed and stored before it, normalized when it is read."""

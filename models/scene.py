@@ -70,10 +70,9 @@ def edit(method: Callable[..., Outcome]) -> Callable[..., bool]:
         given.apply_defaults()
         checks = argument_checks(self._opt, self.shape)
         arguments = {}
-        for name, parameter in [*signature.parameters.items()][1:]:
-            value = given.arguments[name]
-            if value is not None or parameter.default is not None:
-                arguments[name] = checks[name](value) if name in checks else value
+        for name, value in [*given.arguments.items()][1:]:
+            if value is not None or signature.parameters[name].default is not None:
+                arguments[name] = checks[name](value)
         return self._commit(method.__name__, arguments, *method(self, **arguments))
 
     return checked

@@ -183,9 +183,7 @@ def _bits(image: Image.Image, path: Path) -> int:
     """Bits per channel in the file: Pillow cuts 16 to 8 in colour, and scales up 2 and 4 to 8."""
     if image.format == "TIFF":
         return max(image.tag_v2.get(Tiff.BITSPERSAMPLE, (1,)))
-    if image.format == "PNG":
-        return png_bits(path)
-    return 8
+    return png_bits(path)
 
 
 def png_bits(path: Path) -> int:

@@ -81,8 +81,8 @@ def refuse_second_style(fixed: Container[int], label: int, opt: argparse.Namespa
 def styled(model: InferenceModel, chooser: StyleChooser, batch: dict) -> Tensor:
     """Feature maps (B, feat_num, H, W) of a batch with a style for every instance."""
     maps = []
-    for label, inst, path in zip(batch["label"], batch.get("inst", batch["label"]), batch["path"]):
-        regions = model.regions(label[None], inst[None])[0, 0].numpy()
+    all_regions = model.regions(batch["label"], batch.get("inst"))[:, 0].numpy()
+    for label, regions, path in zip(batch["label"], all_regions, batch["path"]):
         classes = instance_classes(regions, label[0].numpy() if model.opt.label_nc else None)
         features = chooser.choose(classes, Path(path).stem)
         maps.append(torch.from_numpy(paint(regions, features, model.opt.feat_num)))

@@ -169,7 +169,8 @@ def _input_weights(
             columns.append(part.mean(1, keepdim=True).expand(-1, count, -1, -1))
         else:
             columns.append(weight.new_zeros(len(weight), count, *weight.shape[2:]))
-            unseen += [name] * (count > 0)
+            if count:
+                unseen.append(name)
     return torch.cat(columns, 1), unseen
 
 

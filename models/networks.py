@@ -162,6 +162,8 @@ class LocalEnhancer(nn.Module):
 class Encoder(GlobalGenerator):
     """E of the paper: a photograph to features that are constant inside each instance.
 
+    The global generator's layers, without residual blocks, and an average over each instance.
+
     forward: image (B, input_nc, H, W) in [-1, 1], inst (B, 1, H, W) integer ->
     (B, output_nc, H, W) in [-1, 1]; H and W must be multiples of 2**n_downsampling.
     """

@@ -291,6 +291,8 @@ def test_a_measure_that_is_nan_is_reported_and_ends_no_training(
     flags = ["--dataroot", data, "--niter", 3, "--niter_decay", 0, "--val_freq", 1, "--patience", 1]
     log = train(tmp_path / "run", *flags, "--segmenter", f"torchscript:{tmp_path}/net.pt")
     assert "mean_iou cannot be measured on these scenes" in log and "done: weights" in log
+    assert "mean_iou nan (none is the best)" in log
+    assert "<th>best</th>" not in (tmp_path / "run" / "web" / "index.html").read_text()
 
 
 class NoClass(torch.nn.Module):

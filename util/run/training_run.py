@@ -212,7 +212,8 @@ class TrainingRun:
         """Log the validation after the epoch that has just ended, and warn of what looks wrong."""
         at, ended, metric = self.position, self.position.epoch - 1, self.validation.metric
         value = figures[metric]
-        best = "the best" if self._is_best else f"best: epoch {at.best_epoch}"
+        best = f"best: epoch {at.best_epoch}" if at.best_epoch else "none is the best"
+        best = "the best" if self._is_best else best
         log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
         if math.isnan(value):
             log_main(

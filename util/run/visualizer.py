@@ -92,9 +92,9 @@ class Visualizer:
         self, epoch: int, step: int, figures: Figures, scenes: dict[str, Images], best: int
     ) -> None:
         """Record a validation: figures by name, scenes -> name -> image (H, W, 3) uint8, and the
-        epoch that is the best so far."""
+        epoch that is the best so far, 0 if none is."""
         self._validations.append({"epoch": epoch, "step": step, **figures})
-        self.facts["best"] = str(best)
+        self.facts["best"] = str(best or "")
         generated = {f"validation/{s}": scenes[s]["synthesized_image"] for s in scenes}
         self._send(lambda logger: logger.scalars(step, _finite("validation/", figures)))
         self._send(lambda logger: logger.images(step, generated))

@@ -117,7 +117,7 @@ class InferenceModel(nn.Module):
                 )
             raise UserError(
                 f"{run}: no trained encoder ({self.opt.which_epoch}_net_E.pth); train with "
-                "--instance_feat or --label_feat first"
+                "--instance_feat or --label_feat, without --load_features, first"
             )
         weights = next(path.parent.glob("*_net_G.pth"), None)
         if path.parent != self.folder and weights and not saved_options(path.parent):

@@ -574,6 +574,15 @@ def test_checkpoint_folder_that_cannot_be_made(
     assert blocked.read_text() == "a file where a folder should be"
 
 
+def test_missing_pretrained_weights(refused: Callable, toy_data: Path, tmp_path: Path) -> None:
+    line = refused(
+        *(train.main, "--checkpoints_dir", tmp_path / "runs", "--dataroot", toy_data),
+        *(*TINY, *EPOCH, "--load_pretrain", tmp_path / "none"),
+    )
+    assert f"{tmp_path / 'none'}: no such run folder" in line
+    assert not files_of(tmp_path / "runs")
+
+
 @pytest.mark.parametrize(
     "flags, named",
     [

@@ -36,7 +36,7 @@ from util.errors import UserError
 from util.files import checksum_of, write_text
 from util.progress import log_main
 from util.run.checkpoints import is_saved, load_file, load_network, saved_options, weights_file
-from util.run.flags import BEFORE
+from util.run.flags import OLD_DEFAULTS
 
 ENCODERS = "encoders.json"  # in a run's folder: file of features -> checksum of its encoder
 
@@ -356,7 +356,7 @@ def find_encoder(
     epoch = opt.which_epoch
     for folder in run_and_pretrained(run):
         saved = saved_options(folder)
-        flags = argparse.Namespace(**vars(opt) | (BEFORE | saved if folder != own else {}))
+        flags = argparse.Namespace(**vars(opt) | (OLD_DEFAULTS | saved if folder != own else {}))
         path = weights_file(folder, epoch, "E", flags.ema)
         if is_saved(path):
             return path, flags

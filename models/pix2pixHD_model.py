@@ -58,7 +58,7 @@ from util.run.checkpoints import (
     require_saved,
     saved_options,
 )
-from util.run.flags import BEFORE
+from util.run.flags import OLD_DEFAULTS
 from util.setup import set_up_compiler
 
 # the order in logs
@@ -340,7 +340,7 @@ class Pix2PixHDModel(nn.Module):
         fresh = [] if self.netQ is None else ["Q, which --lambda_latent trains"]
         require_saved(folder / f"{epoch}_net_G.pth")  # before classes are looked up in its options
         saved = saved_options(folder)
-        old = argparse.Namespace(**{**vars(self.opt), **BEFORE, **saved})
+        old = argparse.Namespace(**{**vars(self.opt), **OLD_DEFAULTS, **saved})
         classes = map_classes(self.opt.map_classes, old, self.opt)
         layers = frozen_layers(self.netG, self.netE, self.opt.freeze)
         frozen = {id(parameter) for layer in layers for parameter in layer.parameters()}

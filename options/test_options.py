@@ -10,7 +10,7 @@ from options.train_options import TrainOptions
 from util.errors import UserError
 from util.parser import Flag, Group, count_or_inf, integer, number
 from util.run.checkpoints import is_saved, run_dir, saved_options, weights_file
-from util.run.flags import BEFORE
+from util.run.flags import OLD_DEFAULTS
 
 FORMATS = ["png", "jpg", "tif", "npy"]
 TILE_DIR_HELP = "folder of --tile's large maps; default: the system's temporary one"
@@ -190,7 +190,7 @@ def encoder_file(opt: argparse.Namespace) -> Path:
     folder, ema = run_dir(opt), opt.ema
     if opt.load_pretrain:
         folder = Path(opt.load_pretrain)
-        ema = (BEFORE | saved_options(folder))["ema"]
+        ema = (OLD_DEFAULTS | saved_options(folder))["ema"]
     path = weights_file(folder, opt.which_epoch, "E", ema)
     if opt.which_epoch != "latest" and not is_saved(path):
         raise UserError(f"{path}: no such file; check --which_epoch")

@@ -20,7 +20,7 @@ from options.train_options import TrainOptions, flags_without_effect
 from util.errors import UserError
 from util.parser import Flag, Group, Number, integer
 from util.run.checkpoints import run_dir
-from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS, write_options
+from util.run.flags import NETWORK_FLAGS, OLD_DEFAULTS, TRAINING_FLAGS, write_options
 
 FLAGS = json.loads((Path(__file__).parent / "flags.json").read_text())
 COMMANDS = {"train": TrainOptions, "test": TestOptions}
@@ -29,7 +29,7 @@ CASES = [(command, flag) for command in COMMANDS for flag in FLAGS[command]]
 # Deliberate differences: no flag means the GPU if there is one; test.py generates all images.
 DEVIATIONS = {"--gpu_ids": None, "--how_many": None}
 
-# The flags in the states of the first release; BEFORE has those that were added later.
+# The flags in the states of the first release; OLD_DEFAULTS has those that were added later.
 FIRST_FLAGS = """
 netG ngf n_downsample_global n_blocks_global n_blocks_local n_local_enhancers norm use_dropout
 label_nc input_nc output_nc no_instance instance_feat label_feat feat_num nef n_downsample_E
@@ -155,7 +155,7 @@ def test_what_a_resumed_run_does_about_each_flag() -> None:
     assert flags - set(listed) == set(), "in none of the lists of util/run/flags.py"
     assert set(listed) - flags == set(), "no such flag"
     reported = {*NETWORK_FLAGS, *TRAINING_FLAGS}
-    assert reported - set(FIRST_FLAGS.split()) == BEFORE.keys(), "BEFORE in util/run/flags.py"
+    assert reported - set(FIRST_FLAGS.split()) == OLD_DEFAULTS.keys(), "in util/run/flags.py"
 
 
 def test_one_row_adds_a_flag(capsys: pytest.CaptureFixture) -> None:

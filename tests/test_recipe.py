@@ -19,7 +19,7 @@ from models.networks import define_G
 from models.upsampling import UpsampleConv2d, as_subpixel, upsampling
 from options.train_options import RECIPES, TrainOptions
 from util.run.checkpoints import load_file
-from util.run.flags import BEFORE
+from util.run.flags import OLD_DEFAULTS
 
 
 def interpolated(x: torch.Tensor, upsample: str) -> torch.Tensor:
@@ -152,7 +152,7 @@ def test_a_recipe_sets_the_flags_that_are_not_given(trained: Path) -> None:
     options = json.loads((trained / "opt.json").read_text())
     found = {flag: options[flag] for flag in RECIPES["plus"]}
     assert found == RECIPES["plus"] | {"ema": 0.9, "instance_noise": 0}  # it has features
-    assert set(RECIPES["plus"]) <= {"norm", *BEFORE}  # --norm existed from the start
+    assert set(RECIPES["plus"]) <= {"norm", *OLD_DEFAULTS}  # --norm existed from the start
 
 
 @pytest.mark.parametrize(

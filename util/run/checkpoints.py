@@ -22,7 +22,7 @@ from torch import nn
 
 from util.errors import UserError, brief, first_line, out_of_memory
 from util.files import link_or_copy, write_flushed, write_text
-from util.run.flags import BEFORE
+from util.run.flags import OLD_DEFAULTS
 
 _NEW = ".new"
 _MARKER = "save_complete.txt"  # a line for each file to be renamed: old name, tab, new name
@@ -192,7 +192,7 @@ def saved_options(folder: Path, epoch: str | int = "latest") -> dict:
                 f"{path}: {name} is {value!r}, invalid for --{name}; restore the file from a copy, "
                 "or fix it"
             )
-    return {**BEFORE, **options}
+    return {**OLD_DEFAULTS, **options}
 
 
 def _is_usable(name: str, value: object) -> bool:

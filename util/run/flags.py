@@ -2,7 +2,7 @@
 run records its flags.
 
 A new flag that changes networks or training has two entries here: in one of the two lists, and in
-BEFORE. tests/test_options.py reports a missing one.
+OLD_DEFAULTS. tests/test_options.py reports a missing one.
 """
 
 import argparse
@@ -36,8 +36,8 @@ TRAINING_FLAGS = (
     "best_metric", "patience", "segmenter",
 )  # fmt: skip
 
-# The behaviour of runs from before these flags existed, whose files do not contain them.
-BEFORE = {
+# What runs did before these flags existed; their opt.json does not contain them.
+OLD_DEFAULTS = {
     "upsample": "transpose", "ema": 0.0, "lambda_L1": 0.0, "lambda_latent": 0.0,
     "instance_noise": 0, "fit_features": False, "instance_mean_D": False,
     "cond_nc": 0, "input_range": "type", "output_range": [0.0, 255.0], "cond_range": "type",

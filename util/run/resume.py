@@ -34,7 +34,7 @@ from util import distributed
 from util.errors import UserError, out_of_memory
 from util.progress import log_main
 from util.run.checkpoints import load_file, recover, rename_set, save_set, saved_options
-from util.run.flags import BEFORE, NETWORK_FLAGS, TRAINING_FLAGS
+from util.run.flags import NETWORK_FLAGS, OLD_DEFAULTS, TRAINING_FLAGS
 from util.setup import random_state, set_random_state
 
 FOLDER_FLAGS = "--checkpoints_dir or --name"  # choose a run's folder
@@ -189,7 +189,7 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     state = load_file(path)
     try:
         at, processes = Position(**state["position"]), state["processes"]
-        saved = BEFORE | saved_options(folder) | state["flags"]  # older states lack some flags
+        saved = OLD_DEFAULTS | saved_options(folder) | state["flags"]  # older states lack some
         old = {flag: saved[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         names = state.get("names_crc", dataset.names_crc)  # older states have none
         same_scenes = (state["scenes"], names) == (len(dataset), dataset.names_crc)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from data.aligned_dataset import Geometry, size_problems
 from data.arrays import NUMPY, TIFF, file_size
-from data.create import kind_flags
+from data.create import kind_arguments
 from data.files import (
     MAX_CLASSES,
     ORIENTATION,
@@ -67,7 +67,7 @@ def check(opt: argparse.Namespace, min_side: int = 1) -> Report:
     there is no such data set at all.
     """
     label_nc = MAX_CLASSES if opt.label_nc == "auto" else opt.label_nc
-    kinds = scene_kinds(label_nc, **kind_flags(opt), loss_weights=opt.loss_weights)
+    kinds = scene_kinds(label_nc, **kind_arguments(opt), loss_weights=opt.loss_weights)
     files, problems = _scan(opt, kinds)
     found = [
         {kind: paths[name] for kind, paths in files.items() if name in paths}

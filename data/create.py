@@ -50,7 +50,7 @@ def create_dataset(
         seed=opt.seed,
         augment=Augmentation(opt.augment, opt.ignore_label, opt.label_nc) if augmented else None,
         image_bytes=training and bool(opt.gpu_ids),
-        **kind_flags(opt),
+        **kind_arguments(opt),
         load_photos=load_photos,
         loss_weights=training and opt.loss_weights,
     )
@@ -66,7 +66,7 @@ def evenly_spaced(items: Sequence[T], most: int | None) -> list[T]:
     return [items[index] for index in chosen]
 
 
-def kind_flags(opt: argparse.Namespace) -> dict[str, object]:
+def kind_arguments(opt: argparse.Namespace) -> dict[str, object]:
     """The arguments of scene_kinds, from the flags, for the maps that test.py reads as well."""
     return {
         "use_instances": not opt.no_instance,
@@ -79,7 +79,7 @@ def kind_flags(opt: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def whole_images(options: dict) -> dict:
+def without_crops(options: dict) -> dict:
     """The options that change for whole images: random crops are only for training."""
     mode = options.get("resize_or_crop")
     if mode == "resize_and_crop":

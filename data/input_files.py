@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.aligned_dataset import AlignedDataset, Geometry
-from data.create import kind_flags
+from data.create import kind_arguments
 from data.files import list_files, scene_key
 from data.kinds import scene_kinds
 from util.errors import UserError
@@ -34,7 +34,7 @@ class InputFiles(AlignedDataset):
             self.files["cond"] = partners(labels, find_inputs("--input_cond", opt.input_cond))
         self.scenes = list(labels)[: opt.how_many][: opt.max_dataset_size]
         only_maps = {"load_photos": False, "load_features": False}
-        self.kinds = scene_kinds(opt.label_nc, **{**kind_flags(opt), **only_maps})
+        self.kinds = scene_kinds(opt.label_nc, **{**kind_arguments(opt), **only_maps})
         self.geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
         self.augment = None
         self.seed = opt.seed

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.create import create_dataset, photographs, whole_images
+from data.create import create_dataset, photographs, without_crops
 from data.files import image_names
 from data.loader import gather_by_index, own_batches
 from data.values import side_values
@@ -222,7 +222,7 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
     changed = {"phase": opt.val_phase, "max_dataset_size": None, "nThreads": 0}
     changed |= {"amp": "off", "compile": False, "data_type": 32, "which_epoch": "latest"}
     changed["weights_dir"] = Path(opt.weights_dir) if opt.weights_dir else None
-    return argparse.Namespace(**{**vars(opt), **whole_images(vars(opt)), **changed})
+    return argparse.Namespace(**{**vars(opt), **without_crops(vars(opt)), **changed})
 
 
 def flat(figures: dict[str, object]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from data.create import used_sides, whole_images
+from data.create import used_sides, without_crops
 from data.values import SIDES, TYPES, refuse_beyond_type
 from models.build import uses_features
 from models.normalization import NORMS
@@ -241,7 +241,7 @@ class BaseOptions:
                 setattr(opt, name, defaults.get(name, getattr(opt, name)))
         opt.is_train = self.is_train
         if not opt.is_train:
-            vars(opt).update(whole_images(vars(opt)))
+            vars(opt).update(without_crops(vars(opt)))
         opt.gpu_ids = gpu_list(opt.gpu_ids)
         for check in [check for group in self.groups for check in group.checks]:
             check(opt)

@@ -34,7 +34,7 @@ from options.test_options import TestOptions
 from util import distributed
 from util.errors import UserError, out_of_memory, print_error, run
 from util.files import checksum_of, make_folder
-from util.pages.colours import label_picture, to_image
+from util.pages.colours import label_image, to_image
 from util.parallel import background
 from util.progress import log, log_main
 from util.run.checkpoints import run_dir, weights_file
@@ -106,7 +106,7 @@ def shown_images(
     Generated images that no browser can show are written as they are, and shown as NAME_view.
     """
     label = maps["label"]  # (C, H, W)
-    images = {"input_label": partial(label_picture, label, opt.label_nc, opt.ignore_label)}
+    images = {"input_label": partial(label_image, label, opt.label_nc, opt.ignore_label)}
     images |= generated
     values = side_values(opt, "output")
     if needs_view(opt):

@@ -81,7 +81,7 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
                     hits.append(nearest_style(CAR, styled[mask].mean(0)) == colour)
                 changes.append(np.abs(styled.astype(int) - picture)[~mask].mean())
         if index < 8 and cars:
-            pictures = {"input_label": ui.label_picture(), "real_image": real}
+            pictures = {"input_label": ui.label_image(), "real_image": real}
             pictures |= {f"style_{k}": styled for k, styled in enumerate(shown)}
             page_row(page, dataset.scenes[index], pictures, f"one car of {mask.sum()} pixels")
     page.save()

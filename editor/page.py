@@ -323,7 +323,7 @@ def _urls(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:
 
     Until an image has been generated, both are the label map.
     """
-    label = markup.data_uri(ui.label_picture())
+    label = markup.data_uri(ui.label_image())
     return label if ui.last_picture is None else markup.data_uri(ui.last_picture), label
 
 

@@ -100,7 +100,7 @@ def pictures(ui: UIModel) -> dict[str, Callable[[], np.ndarray]]:
     found = {"photograph": ui.picture, "label": lambda: ui.label}
     if ui.has_instances:
         found["inst"] = lambda: ui.inst
-    return found | {"label_colours": ui.label_picture}
+    return found | {"label_colours": ui.label_image}
 
 
 def download(ui: UIModel, kind: str) -> tuple[str, str, bytes]:

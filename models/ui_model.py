@@ -14,7 +14,7 @@ from models.masks import stroke
 from models.scene import Scene
 from models.styles import Styles, paint
 from util.errors import UserError, out_of_memory
-from util.pages.colours import label_picture
+from util.pages.colours import label_image
 
 
 class UIModel(Scene):
@@ -56,10 +56,10 @@ class UIModel(Scene):
             self.picture_version = self.version
         return self.last_picture
 
-    def label_picture(self) -> np.ndarray:
+    def label_image(self) -> np.ndarray:
         """The label map in its classes' colours, (H, W, 3) uint8."""
         label = torch.from_numpy(self.label)[None]
-        return label_picture(label, self._opt.label_nc, self._opt.ignore_label)
+        return label_image(label, self._opt.label_nc, self._opt.ignore_label)
 
     def previews(self, instance: int, features: np.ndarray) -> np.ndarray:
         """The image with an instance in other styles: (K, feat_num) -> (K, H, W, 3) uint8."""

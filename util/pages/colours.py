@@ -67,9 +67,7 @@ def colour_label(label: np.ndarray, label_nc: int) -> np.ndarray:
     return palette(label_nc)[label]
 
 
-def label_picture(
-    label: torch.Tensor, label_nc: int, ignore_label: int | None = None
-) -> np.ndarray:
+def label_image(label: torch.Tensor, label_nc: int, ignore_label: int | None = None) -> np.ndarray:
     """A network's input as an image HxWx3 uint8: a label map (1, H, W) in colours, ignored pixels
     black, or with label_nc 0 the input image (3, H, W) in [-1, 1]."""
     if label_nc == 0:
@@ -83,10 +81,10 @@ def label_picture(
 def scene_images(
     label: torch.Tensor, fake: torch.Tensor, real: torch.Tensor, opt: argparse.Namespace
 ) -> dict[str, np.ndarray]:
-    """A scene as images (H, W, 3) uint8: label map (see label_picture), generated, real, both
+    """A scene as images (H, W, 3) uint8: label map (see label_image), generated, real, both
     (C, H, W) in [-1, 1]."""
     return {
-        "input_label": label_picture(label, opt.label_nc, opt.ignore_label),
+        "input_label": label_image(label, opt.label_nc, opt.ignore_label),
         "synthesized_image": to_image(fake),
         "real_image": to_image(real),
     }

@@ -29,8 +29,8 @@ from util.parser import (
     count_or_inf,
     integer,
     label_count,
-    name_inside,
     number,
+    safe_name,
     value_range,
 )
 from util.run.checkpoints import run_dir, saved_options
@@ -44,7 +44,7 @@ SCALING = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "no
 
 RUN = Group(
     "run",
-    Flag("--name", "label2city", "folder of the run in --checkpoints_dir", name_inside),
+    Flag("--name", "label2city", "folder of the run in --checkpoints_dir", safe_name),
     Flag("--checkpoints_dir", "./checkpoints", "folder of all runs", "DIR"),
     Flag("--model", "pix2pixHD", "ui: for the editor, see edit.py", ["pix2pixHD", "ui"]),
     Flag("--gpu_ids", None, "e.g. 0; 0,1,2: a process each; -1: CPU; default: 0, or CPU"),
@@ -211,8 +211,8 @@ CLUSTER_PATH = Flag("--cluster_path", "features_clustered_010.npy", "file of the
 def scene_flags(phase: str) -> list[Flag]:
     """Which scenes and which weights a command uses."""
     return [
-        Flag("--phase", phase, "prefix of the data set's folders: PHASE_label/ etc.", name_inside),
-        Flag("--which_epoch", "latest", "epoch of the weights to load", name_inside),
+        Flag("--phase", phase, "prefix of the data set's folders: PHASE_label/ etc.", safe_name),
+        Flag("--which_epoch", "latest", "epoch of the weights to load", safe_name),
     ]
 
 

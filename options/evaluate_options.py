@@ -8,16 +8,16 @@ from pathlib import Path
 from data.values import side_values
 from options.base_options import CHANNELS, BaseOptions, check_range, inherited, value_flags
 from util.errors import UserError
-from util.parser import Flag, Group, integer, label_count, name_inside, names_inside
+from util.parser import Flag, Group, integer, label_count, safe_name, safe_names
 from util.run.checkpoints import run_dir
 
 IMAGES = Group(
     "what is measured",
-    Flag("--name", "label2city", "the run, or several: A,B", names_inside),
+    Flag("--name", "label2city", "the run, or several: A,B", safe_names),
     Flag("--checkpoints_dir", "./checkpoints", "folder of all runs", "DIR"),
     Flag("--results_dir", "./results/", "where test.py wrote its pages", "DIR"),
-    Flag("--phase", "test", "prefix of the data set's folders", name_inside),
-    Flag("--which_epoch", "latest", "which images of test.py, or several: 20,40", names_inside),
+    Flag("--phase", "test", "prefix of the data set's folders", safe_name),
+    Flag("--which_epoch", "latest", "which images of test.py, or several: 20,40", safe_names),
     Flag("--images", None, "measured images; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"),
     Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/ etc.", "DIR"),
     Flag("--label_nc", 35, "classes", label_count),

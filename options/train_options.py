@@ -9,7 +9,7 @@ from models.build import uses_features
 from options.base_options import CHANNELS, BaseOptions, inherited, scene_flags
 from options.evaluate_options import SEGMENTERS, WEIGHTS_DIR, check_weights_dir
 from util.errors import UserError
-from util.parser import Flag, Group, integer, name_inside, names_of, number
+from util.parser import Flag, Group, integer, number, safe_name, subset_of
 
 # What --recipe sets unless the flags themselves are given; docs/recipes.md says what each gains.
 RECIPES: dict[str, dict[str, object]] = {
@@ -47,8 +47,8 @@ TRAINING = Group(
     Flag("--continue_train", False, "resume from the last save"),
     Flag("--load_pretrain", "", "start from the weights in this folder", "DIR"),
     Flag("--map_classes", "", "which of that run's classes are which of this one: OLD=NEW,..."),
-    Flag("--freeze", "", FREEZE_HELP, names_of(FREEZABLE)),
-    Flag("--augment", "", AUGMENT_HELP, names_of(AUGMENTATIONS)),
+    Flag("--freeze", "", FREEZE_HELP, subset_of(FREEZABLE)),
+    Flag("--augment", "", AUGMENT_HELP, subset_of(AUGMENTATIONS)),
     Flag("--niter", 100, "epochs at the initial learning rate", integer(0, 10**9)),
     Flag("--niter_decay", 100, "epochs in which it then falls linearly to zero", integer(0, 10**9)),
     Flag("--lr", 0.0002, "initial learning rate of Adam", number(0, 1e6)),
@@ -147,7 +147,7 @@ def check_losses(opt: argparse.Namespace) -> None:
 
 VALIDATION = Group(
     "validation",
-    Flag("--val_phase", None, "where to validate; default: val, else test; none: off", name_inside),
+    Flag("--val_phase", None, "where to validate; default: val, else test; none: off", safe_name),
     Flag("--val_freq", 5, "epochs between two validations", integer(1)),
     Flag("--val_max", 50, "at most this many scenes, evenly spaced", integer(1)),
     Flag("--best_metric", None, "the measure that selects best_net_*.pth", list(MORE_IS_BETTER)),

@@ -180,7 +180,7 @@ def size(text: str) -> tuple[int, int]:
 size.metavar = "WIDTHxHEIGHT"
 
 
-def names_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+def subset_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
     """An argparse type: some of these names, separated by commas."""
 
     def convert(text: str) -> list[str]:
@@ -196,12 +196,12 @@ def names_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
     return convert
 
 
-def names_inside(text: str) -> str:
-    """An argparse type: names as name_inside takes them, separated by commas."""
-    return ",".join(map(name_inside, text.split(",")))
+def safe_names(text: str) -> str:
+    """An argparse type: names as safe_name takes them, separated by commas."""
+    return ",".join(map(safe_name, text.split(",")))
 
 
-def name_inside(text: str) -> str:
+def safe_name(text: str) -> str:
     """An argparse type: a name that does not lead out of its folder."""
     path = Path(text)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in text:

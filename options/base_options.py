@@ -36,10 +36,10 @@ from util.parser import (
 from util.run.checkpoints import run_dir, saved_options
 
 CHANNELS = integer(1, 2**16)
-EXTRA = integer(0, 2**16)  # channels, if there are any
+COUNT = integer(0, 2**16)  # of channels that need not exist
 DEPTH = integer(0, 30)
 EMA = number(0, 1 - 1e-9)
-MEASURED = ("label_nc", *(f"{side}_range" for side in SIDES))
+SET_BY_DATA = ("label_nc", *(f"{side}_range" for side in SIDES))
 SCALING = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 
 RUN = Group(
@@ -92,7 +92,7 @@ DATA = Group(
     Flag("--no_instance", False, "there are no instance maps"),
     Flag("--input_nc", 3, "channels of the input with --label_nc 0", CHANNELS),
     Flag("--output_nc", 3, "channels of the generated image", CHANNELS),
-    Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", EXTRA),
+    Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", COUNT),
     *(flag for side in SIDES for flag in value_flags(side)),
     Flag("--resize_or_crop", "scale_width", "how to scale, and in training to crop", SCALING),
     Flag("--loadSize", 1024, "pixels to scale to", integer(1)),
@@ -160,7 +160,7 @@ FEATURES = Group(
     "instance features",
     Flag("--instance_feat", False, "the generator sees encoded features of each instance"),
     Flag("--label_feat", False, "the generator sees encoded features of each class"),
-    Flag("--instance_noise", 0, "without features: random numbers for each instance", EXTRA),
+    Flag("--instance_noise", 0, "without features: random numbers for each instance", COUNT),
     Flag("--feat_num", 3, "length of a feature", CHANNELS),
     Flag("--fit_features", False, "average loaded features over the instances at full size"),
     Flag("--nef", 16, "channels of the encoder's first layer", CHANNELS),
@@ -236,7 +236,7 @@ class BaseOptions:
         defaults = self.defaults(parser.parse_args(argv))
         parser.set_defaults(**defaults)
         opt = parser.parse_args(argv)
-        for name in MEASURED:  # these words mean what training counted and measured
+        for name in SET_BY_DATA:  # training replaced these words by what it found
             if getattr(opt, name, None) in ("auto", "type"):
                 setattr(opt, name, defaults.get(name, getattr(opt, name)))
         opt.is_train = self.is_train

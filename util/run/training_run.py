@@ -62,10 +62,10 @@ class TrainingRun:
         self._pace = Pace(total=begun + left, done=at.step)
         self._writer = Writer()
         self._shown = 0  # the step of the newest images
-        self._saving: tuple[Future | None, list[str]] | None = None  # in progress, and its names
-        self._saved = True
-        self._is_best = False  # the last validation, until that is saved
-        self._best = at.best, at.best_epoch  # on disk
+        self._pending_save: tuple[Future | None, list[str]] | None = None  # and its names
+        self._save_succeeded = True
+        self._best_is_unsaved = False
+        self._best_on_disk = at.best, at.best_epoch
 
     def _open_logs(self) -> Visualizer:
         opt, at = self.opt, self.position
@@ -200,7 +200,7 @@ class TrainingRun:
             self.validation = None
             return
         value = figures[self.validation.metric]
-        self._is_best = at.add_validation(value, self.validation.more_is_better)
+        self._best_is_unsaved = at.add_validation(value, self.validation.more_is_better)
         if not self.visualizer:
             return
         with warn_if_unwritable("the validation"):
@@ -213,7 +213,7 @@ class TrainingRun:
         at, ended, metric = self.position, self.position.epoch - 1, self.validation.metric
         value = figures[metric]
         best = f"best: epoch {at.best_epoch}" if at.best_epoch else "none is the best"
-        best = "the best" if self._is_best else best
+        best = "the best" if self._best_is_unsaved else best
         log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
         if math.isnan(value):
             log_main(
@@ -243,8 +243,8 @@ class TrainingRun:
         """Save every --save_latest_freq images, after every --save_epoch_freq epochs, when a
         validation was the best, before a stop and at the end of training."""
         ended = self.position.epoch - 1  # the last complete epoch
-        names = ["best"] if self._is_best else []
-        self._is_best = False
+        names = ["best"] if self._best_is_unsaved else []
+        self._best_is_unsaved = False
         if self.position.batch == 0 and (ended % self.opt.save_epoch_freq == 0 or self.is_over()):
             names.append(str(ended))
         if not (names or stopping or self.position.passed(self.opt.save_latest_freq)):
@@ -256,18 +256,18 @@ class TrainingRun:
         if files is not None:  # in the main process; written while training continues
             keep = self.opt.keep_checkpoints
             writing = self._writer.submit(save, files, self.folder, names, keep)
-        self._saving = writing, names
+        self._pending_save = writing, names
 
     def _wait_for_save(self) -> None:
         """All processes together: wait until the last save is on disk, or known to have failed."""
-        if self._saving is None:
+        if self._pending_save is None:
             return
-        (writing, names), self._saving = self._saving, None
-        self._saved = distributed.gather(writing.result() if writing else True)[0]
-        if "best" in names and self._saved:
-            self._best = self.position.best, self.position.best_epoch
+        (writing, names), self._pending_save = self._pending_save, None
+        self._save_succeeded = distributed.gather(writing.result() if writing else True)[0]
+        if "best" in names and self._save_succeeded:
+            self._best_on_disk = self.position.best, self.position.best_epoch
         elif "best" in names:  # the next one is compared with what is on disk
-            self.position.best, self.position.best_epoch = self._best
+            self.position.best, self.position.best_epoch = self._best_on_disk
 
     def stop(self) -> int:
         """Log where the run stopped and how to continue it; returns the signal's exit status."""
@@ -280,7 +280,7 @@ class TrainingRun:
     def finish(self) -> int:
         """Log where the results are; returns the exit status. UserError if they are not saved."""
         self._close()
-        if not self._saved:
+        if not self._save_succeeded:
             raise UserError(
                 f"{self.folder}: the end of training could not be saved; {self._how_to_continue()}"
             )
@@ -289,7 +289,7 @@ class TrainingRun:
         return 0
 
     def _how_to_continue(self) -> str:
-        if self._saved:
+        if self._save_succeeded:
             return "--continue_train resumes from here"
         if is_saved(self.folder / "latest_net_G.pth"):
             return "--continue_train resumes from the last checkpoint"

@@ -108,29 +108,29 @@ def load(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     if opt.load_pretrain:  # absolute, as opt.json is read from other working directories too
         opt.load_pretrain = os.path.abspath(opt.load_pretrain)
     given = opt.load_pretrain
-    at = _continue(model, opt, folder, dataset) if opt.continue_train else None
-    if at is None and opt.load_pretrain:
+    pos = _continue(model, opt, folder, dataset) if opt.continue_train else None
+    if pos is None and opt.load_pretrain:
         fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
         log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
         for line in fresh:
             log_main(f"  starts fresh: {line}")
     if opt.which_epoch != "latest" and not given:
         log_main(f"note: --which_epoch {opt.which_epoch} has no effect without --load_pretrain")
-    if at is None and opt.freeze and not given:
+    if pos is None and opt.freeze and not given:
         raise UserError(
             f"--freeze {','.join(opt.freeze)}: {folder} has no weights to keep; give "
             "--load_pretrain DIR"
         )
     own = bool(given) and Path(given).resolve() == folder.resolve()
-    if at is not None or own:
+    if pos is not None or own:
         began = saved_options(folder)
         if own or not given:
             opt.load_pretrain = began.get("load_pretrain", "")
         opt.which_epoch = began.get("which_epoch", "latest")
-    at = at or Position()
+    pos = pos or Position()
     if opt.continue_train or given:
-        _check_agreement(model, at)
-    return at
+        _check_agreement(model, pos)
+    return pos
 
 
 def put_aside(folder: Path) -> None:
@@ -188,13 +188,13 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     path = folder / "latest_state.pth"
     state = load_file(path)
     try:
-        at, processes = Position(**state["position"]), state["processes"]
+        pos, processes = Position(**state["position"]), state["processes"]
         saved = OLD_DEFAULTS | saved_options(folder) | state["flags"]  # older states lack some
         old = {flag: saved[flag] for flag in NETWORK_FLAGS + TRAINING_FLAGS}
         names = state.get("names_crc", dataset.names_crc)  # older states have none
         same_scenes = (state["scenes"], names) == (len(dataset), dataset.names_crc)
         same_epoch = same_scenes and all(old[flag] == getattr(opt, flag) for flag in ORDER_FLAGS)
-        at.check(batches=-(-state["scenes"] // old["batchSize"]))
+        pos.check(batches=-(-state["scenes"] // old["batchSize"]))
         _compare_flags(folder, old, opt)
         model.load_networks(folder)
         _compare_weights(state.get("checksums", {}), model)  # older states have none
@@ -214,26 +214,26 @@ def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
         ) from error
     if len(processes) != distributed.world_size():
         log_main(f"note: there were {len(processes)} processes, now {distributed.world_size()}")
-    if at.batch and not same_epoch:
+    if pos.batch and not same_epoch:
         log_main("note: the data set or the order of its scenes changed: the epoch starts over")
-        at.step, at.batch, at.pictures = at.step - at.pictures, 0, 0
+        pos.step, pos.batch, pos.pictures = pos.step - pos.pictures, 0, 0
     elif not same_scenes:
         log_main("note: the data set changed")
-    log_main(f"continuing {folder} in epoch {at.epoch} after {at.step} images")
-    return at
+    log_main(f"continuing {folder} in epoch {pos.epoch} after {pos.step} images")
+    return pos
 
 
-def _check_agreement(model, at: Position) -> None:
+def _check_agreement(model, pos: Position) -> None:
     """Raise UserError unless all processes loaded the same state: each reads its own disk."""
     if distributed.world_size() == 1:
         return
     networks = [net.state_dict() for net in model.saved_networks().values()]
     digest = hashlib.sha256()
-    for leaf in tree_leaves([vars(at), networks, model.training_state()]):
+    for leaf in tree_leaves([vars(pos), networks, model.training_state()]):
         if isinstance(leaf, torch.Tensor):
             leaf = leaf.cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest.update(leaf if isinstance(leaf, np.ndarray) else repr(leaf).encode())
-    mine = f"epoch {at.epoch} after {at.step} images (state {digest.hexdigest()[:8]})"
+    mine = f"epoch {pos.epoch} after {pos.step} images (state {digest.hexdigest()[:8]})"
     distributed.agree(
         mine,
         "would start from different states",
@@ -295,7 +295,7 @@ def _reference_epoch(folder: Path) -> int:
         ) from error
 
 
-def snapshot(model, opt: argparse.Namespace, at: Position, dataset) -> dict[str, object] | None:
+def snapshot(model, opt: argparse.Namespace, pos: Position, dataset) -> dict[str, object] | None:
     """What a save writes, as copies in main memory: file name -> text, or anything that torch.save
     takes. All processes call it together; all but the main one get None.
 
@@ -305,7 +305,7 @@ def snapshot(model, opt: argparse.Namespace, at: Position, dataset) -> dict[str,
     broken = [n for n, ws in networks.items() if not all(w.isfinite().all() for w in ws.values())]
     if broken:
         raise UserError(
-            f"step {at.step}: weights of {' and '.join(broken)} are not finite; the last "
+            f"step {pos.step}: weights of {' and '.join(broken)} are not finite; the last "
             "checkpoint is kept: lower --lr, or leave --amp out"
         )
     mine = {"random": random_state(), "pool": model.pool.state_dict()}
@@ -314,7 +314,7 @@ def snapshot(model, opt: argparse.Namespace, at: Position, dataset) -> dict[str,
         return None
     files: dict[str, object] = {f"latest_net_{name}.pth": net for name, net in networks.items()}
     files["latest_state.pth"] = {
-        "position": dict(vars(at)),
+        "position": dict(vars(pos)),
         "flags": {flag: getattr(opt, flag) for flag in NETWORK_FLAGS + TRAINING_FLAGS},
         "scenes": len(dataset),
         "names_crc": dataset.names_crc,
@@ -322,7 +322,7 @@ def snapshot(model, opt: argparse.Namespace, at: Position, dataset) -> dict[str,
         "model": model.training_state(),
         "processes": processes,
     }
-    files["iter.txt"] = f"{at.epoch}\n{at.pictures}\n"
+    files["iter.txt"] = f"{pos.epoch}\n{pos.pictures}\n"
     return tree_map(_copied, files)
 
 

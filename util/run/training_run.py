@@ -48,33 +48,33 @@ class TrainingRun:
         self.scenes = len(loader.dataset)
         self.epochs = opt.niter + opt.niter_decay
         self._lock = lock_folder(folder) if distributed.is_main() else None
-        self.position = at = load(model, opt, folder, loader.dataset)
+        self.position = pos = load(model, opt, folder, loader.dataset)
         if validation:  # --patience counts comparable validations only
-            at.set_metric(validation.metric, validation.measured_on)
-        self._continues = at.step > 0 or at.epoch > 1
+            pos.set_metric(validation.metric, validation.measured_on)
+        self._continues = pos.step > 0 or pos.epoch > 1
         self.visualizer = self._open_logs() if distributed.is_main() else None
         self._log_start()
         self._has_begun = False
         self._watch, self._stop = Watch(), Stop()
         self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
-        begun = at.step - at.pictures  # earlier epochs may have had other scenes
-        left = (self.epochs - at.epoch + 1) * self.scenes
-        self._pace = Pace(total=begun + left, done=at.step)
+        begun = pos.step - pos.pictures  # earlier epochs may have had other scenes
+        left = (self.epochs - pos.epoch + 1) * self.scenes
+        self._pace = Pace(total=begun + left, done=pos.step)
         self._writer = Writer()
         self._shown = 0  # the step of the newest images
         self._pending_save: tuple[Future | None, list[str]] | None = None  # and its names
         self._save_succeeded = True
         self._best_is_unsaved = False
-        self._best_on_disk = at.best, at.best_epoch
+        self._best_on_disk = pos.best, pos.best_epoch
 
     def _open_logs(self) -> Visualizer:
-        opt, at = self.opt, self.position
+        opt, pos = self.opt, self.position
         with writing_to(self.folder, FOLDER_FLAGS):
             page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
             loggers = create_loggers(opt, self.folder, self._continues)
             visualizer = Visualizer(self.folder, page, self._continues, loggers)
-        if at.best_epoch:
-            visualizer.facts["best"] = str(at.best_epoch)
+        if pos.best_epoch:
+            visualizer.facts["best"] = str(pos.best_epoch)
         return visualizer
 
     def _begin(self) -> None:
@@ -83,18 +83,18 @@ class TrainingRun:
         self._has_begun = True
         if not self.visualizer:
             return
-        at = self.position
+        pos = self.position
         with writing_to(self.folder, FOLDER_FLAGS):
             if not self.opt.continue_train:
                 put_aside(self.folder)
             if not self._continues:
                 self.visualizer.start_anew()
                 delete_unused_records(self.opt, self.folder)
-            elif at.step > at.newest:
-                step, done = at.step - at.newest, at.pictures - at.newest
-                self.visualizer.truncate_after(step, at.epoch, done)
+            elif pos.step > pos.newest:
+                step, done = pos.step - pos.newest, pos.pictures - pos.newest
+                self.visualizer.truncate_after(step, pos.epoch, done)
             if self.visualizer.page and self._continues:
-                self.visualizer.page.forget_after(at.epoch if at.batch > 1 else at.epoch - 1)
+                self.visualizer.page.forget_after(pos.epoch if pos.batch > 1 else pos.epoch - 1)
             write_options(self.folder, self.opt)
 
     def _log_start(self) -> None:
@@ -119,11 +119,11 @@ class TrainingRun:
     def batches(self) -> Iterator[dict]:
         """The rest of the epoch's batches, with a progress bar. Raises UserError for a file that
         cannot be read; a single process first saves what was trained."""
-        at = self.position
-        batches = self._pace.timed(self.loader.epoch(at.epoch, start=at.batch))
-        description = f"epoch {at.epoch}/{self.epochs}"
+        pos = self.position
+        batches = self._pace.timed(self.loader.epoch(pos.epoch, start=pos.batch))
+        description = f"epoch {pos.epoch}/{self.epochs}"
         try:
-            yield from bar(batches, total=len(self.loader), initial=at.batch, desc=description)
+            yield from bar(batches, total=len(self.loader), initial=pos.batch, desc=description)
         except UserError as error:
             if distributed.world_size() > 1 or not self._has_begun:  # saving takes all processes
                 raise
@@ -151,10 +151,10 @@ class TrainingRun:
         self._watch.check()
         if not self.visualizer:
             return
-        at = self.position
-        seconds, waited, left = self._pace.lap(at.step)
+        pos = self.position
+        seconds, waited, left = self._pace.lap(pos.step)
         memory = f"{peak_memory(self.model.device):.1f} GB"
-        row = {"epoch": at.epoch, "iters": at.pictures, "step": at.step, "time": seconds}
+        row = {"epoch": pos.epoch, "iters": pos.pictures, "step": pos.step, "time": seconds}
         with warn_if_unwritable("the logs"):
             line = self.visualizer.log(row | {"data_time": waited, "lr": rate}, values)
             self.visualizer.facts["time left"] = str(left)
@@ -188,7 +188,7 @@ class TrainingRun:
 
     def validate_if_due(self) -> None:
         """Validate every --val_freq epochs and after the last one; note whether it is the best."""
-        at, ended = self.position, self.position.epoch - 1
+        pos, ended = self.position, self.position.epoch - 1
         if not self.validation or (ended % self.opt.val_freq and ended < self.epochs):
             return
         self._wait_for_save()  # this one is compared with the best that is on disk
@@ -200,19 +200,19 @@ class TrainingRun:
             self.validation = None
             return
         value = figures[self.validation.metric]
-        self._best_is_unsaved = at.add_validation(value, self.validation.more_is_better)
+        self._best_is_unsaved = pos.add_validation(value, self.validation.more_is_better)
         if not self.visualizer:
             return
         with warn_if_unwritable("the validation"):
             self._writer.finish()  # the images of earlier steps
-            self.visualizer.show_validation(ended, at.step, figures, images, at.best_epoch)
+            self.visualizer.show_validation(ended, pos.step, figures, images, pos.best_epoch)
         self._log_validation(figures, time.perf_counter() - start)
 
     def _log_validation(self, figures: dict[str, float], seconds: float) -> None:
         """Log the validation after the epoch that has just ended, and warn of what looks wrong."""
-        at, ended, metric = self.position, self.position.epoch - 1, self.validation.metric
+        pos, ended, metric = self.position, self.position.epoch - 1, self.validation.metric
         value = figures[metric]
-        best = f"best: epoch {at.best_epoch}" if at.best_epoch else "none is the best"
+        best = f"best: epoch {pos.best_epoch}" if pos.best_epoch else "none is the best"
         best = "the best" if self._best_is_unsaved else best
         log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
         if math.isnan(value):
@@ -222,15 +222,15 @@ class TrainingRun:
             )
         if warning := self._watch.gap_warning(figures["l1"]):
             log_main(warning)
-        if at.worse == WARN_AFTER:
+        if pos.worse == WARN_AFTER:
             log_main(
-                f"warning: no validation was better than that of epoch {at.best_epoch} for "
+                f"warning: no validation was better than that of epoch {pos.best_epoch} for "
                 f"{WARN_AFTER} validations; D may have memorized the training images: use "
                 "--which_epoch best, or see docs/validation.md"
             )
         if self._out_of_patience() and ended < self.epochs:
             log_main(
-                f"no better {metric} since epoch {at.best_epoch}, in {at.worse} validations "
+                f"no better {metric} since epoch {pos.best_epoch}, in {pos.worse} validations "
                 "(--patience): training ends here"
             )
 
@@ -272,8 +272,8 @@ class TrainingRun:
     def stop(self) -> int:
         """Log where the run stopped and how to continue it; returns the signal's exit status."""
         self._close()
-        at = self.position
-        where = f"at step {at.step}" if at.batch else f"after epoch {at.epoch - 1}"
+        pos = self.position
+        where = f"at step {pos.step}" if pos.batch else f"after epoch {pos.epoch - 1}"
         log_main(f"stopped {where}; {self._how_to_continue()}")
         return 128 + self._stopped_by
 

@@ -107,19 +107,19 @@ class Visualizer:
         # copies: training continues to log while a page is written
         self.page.write([*self._losses.rows], [*self._validations.rows], dict(self.facts))
 
-    def log(self, at: Figures, losses: Figures) -> str:
+    def log(self, row: Figures, losses: Figures) -> str:
         """Record one row of losses and return its line of text, to be printed.
 
-        at: epoch, iters (within the epoch), step (over the whole run), time and data_time (seconds
+        row: epoch, iters (within the epoch), step (over the whole run), time and data_time (seconds
         per item), lr.
         """
         losses = {name: float(value) for name, value in losses.items()}
-        line = f"(epoch: {at['epoch']}, iters: {at['iters']}, time: {at['time']:.3f})"
+        line = f"(epoch: {row['epoch']}, iters: {row['iters']}, time: {row['time']:.3f})"
         line += "".join(f" {name}: {value:.3f}" for name, value in losses.items())
         _append(self._text_log, line)
-        self._losses.append(at | losses)
-        scalars = _finite("loss/", losses) | {"lr": at["lr"]}
-        self._send(lambda logger: logger.scalars(at["step"], scalars))
+        self._losses.append(row | losses)
+        scalars = _finite("loss/", losses) | {"lr": row["lr"]}
+        self._send(lambda logger: logger.scalars(row["step"], scalars))
         return line
 
     def _send(self, call: Callable[[Logger], None]) -> None:

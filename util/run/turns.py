@@ -33,7 +33,7 @@ class Turn:
     its steps may be far longer.
     """
 
-    PATIENCE = 4  # steps of its own
+    MAX_WAIT = 4  # steps of its own
 
     def __init__(self, device: torch.device) -> None:
         self._file = None
@@ -46,7 +46,7 @@ class Turn:
     def __enter__(self) -> None:
         if self._file:
             # the training that waits holds the queue, so that no other gets two turns before it
-            until = time.monotonic() + self.PATIENCE * self._seconds
+            until = time.monotonic() + self.MAX_WAIT * self._seconds
             if self._lock(_QUEUE, until):
                 self._lock(_TURN, until)
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _QUEUE)

@@ -24,7 +24,7 @@ class Watch:
     The flags stay on the device, so that add() never waits for a GPU.
     """
 
-    PATIENCE = 20  # logged losses in a row before a warning
+    WARN_AFTER = 20  # logged losses in a row before a warning
     GAP = 1.5  # ratio of the L1 of validation to that of training, before a warning
 
     def __init__(self) -> None:
@@ -64,9 +64,9 @@ class Watch:
         found = []
         for warning, wrong in ((COLLAPSED, collapsed), (SATURATED, saturated)):
             count = self._in_a_row[warning]
-            if count < self.PATIENCE:  # else it was given already
+            if count < self.WARN_AFTER:  # else it was given already
                 self._in_a_row[warning] = count + 1 if wrong else 0
-                if self._in_a_row[warning] == self.PATIENCE:
+                if self._in_a_row[warning] == self.WARN_AFTER:
                     found.append(warning)
         return found
 

@@ -165,7 +165,7 @@ def until_stopped(opt: argparse.Namespace, device: torch.device) -> int:
     stop = Stop()
     out = Path(opt.out)
     (out / f"ready{distributed.rank()}").touch()
-    highest = distributed.LastMaximum()
+    highest = distributed.DelayedMaximum()
     while not (signal := highest(stop.signal)):
         distributed.mean(torch.ones(10))
     time.sleep(0.5)  # a save

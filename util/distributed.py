@@ -71,7 +71,7 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-class LastMaximum:
+class DelayedMaximum:
     """The maximum of a number over the processes, one call late: each call sends this process's
     number and returns the previous call's result, so that no process waits for the others."""
 

@@ -56,7 +56,7 @@ class TrainingRun:
         self._log_start()
         self._has_begun = False
         self._watch, self._stop = Watch(), Stop()
-        self._highest_signal, self._stopped_by = distributed.LastMaximum(), 0
+        self._highest_signal, self._stopped_by = distributed.DelayedMaximum(), 0
         begun = pos.step - pos.pictures  # earlier epochs may have had other scenes
         left = (self.epochs - pos.epoch + 1) * self.scenes
         self._pace = Pace(total=begun + left, done=pos.step)

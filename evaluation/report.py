@@ -179,7 +179,7 @@ def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None
     if evaluator:
         colour = partial(evaluator.colour, label_nc=opt.label_nc)
         images |= {
-            "label": ("label map", colour(evaluator.classes.of_labels(label))),
+            "label": ("label map", colour(evaluator.classes.from_label_map(label))),
             "found": ("segmentation of generated", colour(evaluator.predict(generated))),
             "oracle": ("segmentation of real", colour(evaluator.predict(real))),
         }

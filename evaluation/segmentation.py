@@ -29,7 +29,7 @@ class Classes:
     of_label: np.ndarray
     of_output: np.ndarray
 
-    def of_labels(self, label: np.ndarray) -> np.ndarray:
+    def from_label_map(self, label: np.ndarray) -> np.ndarray:
         """The classes of a label map (H, W); labels may be any integers."""
         known = (label >= 0) & (label < len(self.of_label))
         return np.where(known, self.of_label[np.where(known, label, 0)], -1)
@@ -140,7 +140,7 @@ class Evaluator:
     def add(self, generated: np.ndarray, real: np.ndarray, label: np.ndarray) -> dict[str, float]:
         """Count a scene: images (H, W, 3) uint8, label map (H, W). Returns its pixel accuracy and
         that of the oracle."""
-        truth, count = self.classes.of_labels(label), len(self.classes.names)
+        truth, count = self.classes.from_label_map(label), len(self.classes.names)
         of_generated = confusion(truth, self.predict(generated), count)
         of_real = confusion(truth, self.predict(real), count)
         self.generated += of_generated

@@ -732,7 +732,7 @@ def test_images_too_small_for_lpips() -> None:
 def test_labels_of_any_size_have_a_class() -> None:
     classes = evaluation_classes(3, 100_000, "ids")
     label = np.array([[0, 2, 3], [-1, 65_535, 100_000]])
-    np.testing.assert_array_equal(classes.of_labels(label), [[0, 2, -1], [-1, -1, -1]])
+    np.testing.assert_array_equal(classes.from_label_map(label), [[0, 2, -1], [-1, -1, -1]])
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:

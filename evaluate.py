@@ -21,7 +21,7 @@ from data.create import evenly_spaced
 from data.values import side_values
 from evaluation import report
 from evaluation.measures import Measures, measure_pair
-from evaluation.scenes import Scene, find_scenes
+from evaluation.scenes import SceneFiles, find_scenes
 from evaluation.segmentation import create_evaluator
 from options.evaluate_options import EvaluateOptions
 from util.errors import run
@@ -32,7 +32,7 @@ from util.run.checkpoints import run_dir, weights_file
 from util.setup import first_device, set_up_torch
 
 
-def evaluate(opt: argparse.Namespace, scenes: list[Scene]) -> dict:
+def evaluate(opt: argparse.Namespace, scenes: list[SceneFiles]) -> dict:
     """Measure the scenes, write metrics.json and the page, and return what metrics.json holds."""
     device = first_device(opt)
     set_up_torch(deterministic=False, tf32=False)

@@ -12,7 +12,7 @@ import torch
 
 from data.values import side_values
 from evaluation.measures import PAIR_MEASURES, SET_MEASURES, Measures, mean_measures, ratio
-from evaluation.scenes import Scene
+from evaluation.scenes import SceneFiles
 from evaluation.segmentation import Evaluator
 from util.files import write_text
 from util.pages.colours import save_image, to_image
@@ -136,7 +136,7 @@ def write_json(metrics: dict, path: Path) -> None:
 
 
 def write_page(
-    opt: argparse.Namespace, metrics: dict, scenes: list[Scene], evaluator: Evaluator | None
+    opt: argparse.Namespace, metrics: dict, scenes: list[SceneFiles], evaluator: Evaluator | None
 ) -> Path:
     """The table, the confusion matrices and the worst images. Returns the page's path."""
     of_run = opt.images.is_relative_to(Path(opt.results_dir) / opt.name)
@@ -172,7 +172,9 @@ def viewed(image: np.ndarray) -> np.ndarray:
     return to_image(torch.from_numpy(image / 127.5 - 1).movedim(-1, 0))
 
 
-def scene_row(scene: Scene, opt: argparse.Namespace, evaluator: Evaluator | None) -> list[Picture]:
+def scene_row(
+    scene: SceneFiles, opt: argparse.Namespace, evaluator: Evaluator | None
+) -> list[Picture]:
     """Save the images of a scene for the page."""
     generated, real, label, _ = scene.read(opt)
     images = {"generated": ("generated", viewed(generated)), "real": ("real", viewed(real))}

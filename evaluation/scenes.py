@@ -19,7 +19,7 @@ from util.progress import log
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneFiles:
     """The files of one scene: a generated image and what it is compared with."""
 
     name: str
@@ -48,7 +48,7 @@ class Scene:
         return size != generated.shape[1::-1]
 
 
-def find_scenes(opt: argparse.Namespace) -> list[Scene]:
+def find_scenes(opt: argparse.Namespace) -> list[SceneFiles]:
     """The scenes of opt.phase that have an image in opt.images."""
     if not opt.images.is_dir():  # before the data set: for a mistyped --name it is the default one
         raise UserError(
@@ -67,7 +67,7 @@ def find_scenes(opt: argparse.Namespace) -> list[Scene]:
         log(f"{len(images)} of the {len(names)} scenes of {opt.phase} have an image")
     real, label, inst = files["image"], files["label"], files.get("inst", {})
     return [
-        Scene(names[scene], images[scene], real[scene], label[scene], inst.get(scene))
+        SceneFiles(names[scene], images[scene], real[scene], label[scene], inst.get(scene))
         for scene in sorted(images, key=label.get)  # as in AlignedDataset, for --val_max
     ]
 

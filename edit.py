@@ -26,7 +26,7 @@ from util.setup import first_device, seed_everything, set_up_torch
 def edit(ui: UIModel, opt: argparse.Namespace) -> None:
     """Serve the editor's page until interrupted."""
     try:
-        from editor.page import Page, serve
+        from editor.page import EditorPage, serve
     except ImportError as error:  # only the editor needs its packages
         raise UserError(f"{error}; pip install -r requirements-ui.txt") from error
 
@@ -39,7 +39,7 @@ def edit(ui: UIModel, opt: argparse.Namespace) -> None:
             f"warning: {path} has the features of another encoder than {encoder}; make a new one "
             "with python -m editor.library"
         )
-    serve(Page(ui, Scenes(opt), objects), opt.host, opt.port)
+    serve(EditorPage(ui, Scenes(opt), objects), opt.host, opt.port)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ POLICY = (
 )
 
 
-class Page:
+class EditorPage:
     """The components and what happens on their events."""
 
     def __init__(self, ui: UIModel, scenes: Scenes, objects: list[LibraryObject]) -> None:
@@ -331,7 +331,7 @@ def _message(problem: UserError | MemoryError) -> str:
     return str(problem) if isinstance(problem, UserError) else "out of memory"
 
 
-def serve(page: Page, host: str, port: int) -> None:
+def serve(page: EditorPage, host: str, port: int) -> None:
     """Serve on host:port until interrupted. Raises UserError if the address is not available."""
     check_address(host, port)
     for name in ("SIGTERM", "SIGHUP"):  # so that the block below exits; SIGHUP: a closed terminal

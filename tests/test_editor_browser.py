@@ -741,12 +741,12 @@ def label_map(stage: str) -> np.ndarray:
 def test_reset_is_offered_when_the_first_edits_can_no_longer_be_undone(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from editor.page import Page
+    from editor.page import EditorPage
 
     monkeypatch.setattr("models.scene.MAX_UNDO", 2)
     command = ["--name", "tiny", "--checkpoints_dir", str(project / "checkpoints")]
     opt = EditOptions().parse([*command, "--gpu_ids", "-1"])
-    page = Page(create_model(opt, torch.device("cpu")), Scenes(opt), [])
+    page = EditorPage(create_model(opt, torch.device("cpu")), Scenes(opt), [])
     assert not page.build().delete_cache  # uploaded maps can be opened again hours later
     view = page.begin("window")
     session = view[page.session]
@@ -763,11 +763,11 @@ def test_reset_is_offered_when_the_first_edits_can_no_longer_be_undone(
 
 
 def test_previews_start_again_for_a_page_reloaded_meanwhile(project: Path, monkeypatch) -> None:
-    from editor.page import Page
+    from editor.page import EditorPage
 
     command = ["--name", "tiny", "--checkpoints_dir", str(project / "checkpoints")]
     opt = EditOptions().parse([*command, "--gpu_ids", "-1"])
-    page = Page(create_model(opt, torch.device("cpu")), Scenes(opt), [])
+    page = EditorPage(create_model(opt, torch.device("cpu")), Scenes(opt), [])
     page.build()
     session = page.begin("window")[page.session]
     page._act(session, lambda: session.pointer([(60, 64)], 1, 1))

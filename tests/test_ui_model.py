@@ -249,11 +249,11 @@ def test_out_of_memory_is_one_line_and_the_scene_survives(ui: UIModel, monkeypat
 @pytest.mark.thorough
 def test_the_page_says_that_memory_ran_out(ui: UIModel, monkeypatch) -> None:
     pytest.importorskip("gradio")
-    from editor.page import Page
+    from editor.page import EditorPage
     from editor.session import Session
 
     files = SimpleNamespace(names=[], photos={})
-    page, session = Page(ui, files, []), Session(ui, files, [])
+    page, session = EditorPage(ui, files, []), Session(ui, files, [])
     page.build()
     session.ui.picture()
 
@@ -276,11 +276,11 @@ def test_the_page_says_that_memory_ran_out(ui: UIModel, monkeypatch) -> None:
 def editing(ui: UIModel, files: object) -> tuple:
     """A session of the editor, and the page's generate_gallery for it."""
     pytest.importorskip("gradio")
-    from editor.page import Page
+    from editor.page import EditorPage
     from editor.session import Session
 
     session = Session(ui, files, [])
-    return session, lambda: Page(ui, files, []).generate_gallery(session)
+    return session, lambda: EditorPage(ui, files, []).generate_gallery(session)
 
 
 def test_the_page_speaks_of_styles_only_if_there_are_some(tmp_path: Path) -> None:
@@ -338,14 +338,14 @@ def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
 def test_the_lists_show_what_is_open_after_a_refusal(ui: UIModel) -> None:
     """The browser shows what was chosen there, until it is sent the list again."""
     pytest.importorskip("gradio")
-    from editor.page import Page
+    from editor.page import EditorPage
     from editor.session import Session
 
     def refuse() -> str:
         raise UserError("instance ids 8 to 70000: the editor takes 0 to 65535")
 
     files = SimpleNamespace(names=["a", "b"], photos=["a", "b"])
-    page, session = Page(ui, files, []), Session(ui, files, [])
+    page, session = EditorPage(ui, files, []), Session(ui, files, [])
     page.build()
     session.scene = "a"
     lists = {page.scene, page.photo_scene}

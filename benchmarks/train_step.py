@@ -60,10 +60,10 @@ def eager_flops(model: Pix2PixHDModel, batch: dict) -> int:
     """The operations of a step, counted without the compiler, whose graphs a counter cannot see."""
     compiled = model.opt.compile
     model.opt.compile = False
-    model.wrap()
+    model.prepare_calls()
     count = flops(lambda: model.step(batch))
     model.opt.compile = compiled
-    model.wrap()
+    model.prepare_calls()
     return count
 
 

@@ -135,10 +135,10 @@ class Pix2PixHDModel(nn.Module):
         of_Q = [] if self.netQ is None else self.netQ.parameters()
         self.optimizer_G = adam([*trained, *of_Q], self.opt, self.device)
         self.fixes_global = fix_global
-        self.wrap()
+        self.prepare_calls()
 
-    def wrap(self) -> None:
-        """Make the callables of a step: compiled, and averaged over processes, where requested.
+    def prepare_calls(self) -> None:
+        """Prepare what a step calls: compiled, and averaged over processes, where requested.
 
         They are kept in a dict, which nn.Module does not register, so that netG, netD and netE
         remain the plain networks that are saved.

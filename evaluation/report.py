@@ -83,7 +83,7 @@ def table(metrics: dict) -> list[list[str]]:
         value = metrics.get(name)
         if value is None and name not in metrics["reasons"]:
             continue
-        text = metrics["reasons"][name] if value is None else figure(value)
+        text = metrics["reasons"][name] if value is None else format_value(value)
         if name == "psnr" and metrics["identical_pictures"]:
             text += f" ({metrics['identical_pictures']} images equal their photographs)"
         rows.append([title(name), text, "", ""])
@@ -93,11 +93,11 @@ def table(metrics: dict) -> list[list[str]]:
     compared |= {f"IoU {name}": (iou, oracle["iou"][name]) for name, iou in ious.items()}
     for name, values in compared.items():
         if not math.isnan(values[1]):
-            rows.append([name, *(figure(value) for value in (*values, ratio(*values)))])
+            rows.append([name, *(format_value(value) for value in (*values, ratio(*values)))])
     return rows
 
 
-def figure(value: float) -> str:
+def format_value(value: float) -> str:
     """Four decimals, or four digits if it is smaller than a hundredth."""
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3e}"
 
@@ -124,7 +124,7 @@ def comparison(results: dict[str, dict]) -> list[list[str]]:
     for run, metrics in results.items():
         values = [metrics.get(name) for name in names]
         values += [metrics["of_oracle"].get(name) for name in ratios]
-        table.append([run, *("" if value is None else figure(value) for value in values)])
+        table.append([run, *("" if value is None else format_value(value) for value in values)])
     return table
 
 
@@ -165,7 +165,7 @@ def write_page(
     return page.save()
 
 
-def viewed(image: np.ndarray) -> np.ndarray:
+def view(image: np.ndarray) -> np.ndarray:
     """Numbers in 0 .. 255 (H, W, C) as an image to look at (see to_image): (H, W, 3) uint8."""
     if image.dtype == np.uint8 and image.shape[2] == 3:
         return image
@@ -177,7 +177,7 @@ def scene_row(
 ) -> list[Picture]:
     """Save the images of a scene for the page."""
     generated, real, label, _ = scene.read(opt)
-    images = {"generated": ("generated", viewed(generated)), "real": ("real", viewed(real))}
+    images = {"generated": ("generated", view(generated)), "real": ("real", view(real))}
     if evaluator:
         colour = partial(evaluator.colour, label_nc=opt.label_nc)
         images |= {

@@ -21,15 +21,15 @@ def argument_checks(
     """
     (height, width), longest = size, max(size)
     return {
-        "instance": lambda v: integer(v, "instance", -(2**31), 2**31 - 1),
-        "like": lambda v: integer(v, "instance", -(2**31), 2**31 - 1),
-        "label": lambda v: integer(v, "label", 0, opt.label_nc - 1),
-        "dy": lambda v: integer(v, "dy", -height, height),
-        "dx": lambda v: integer(v, "dx", -width, width),
-        "y": lambda v: number(v, "y", -1e6, 1e6),
-        "x": lambda v: number(v, "x", -1e6, 1e6),
-        "radius": lambda v: number(v, "radius", 0, longest),
-        "scale": lambda v: number(v, "scale", 0.01, 2 * longest),
+        "instance": lambda v: checked_integer(v, "instance", -(2**31), 2**31 - 1),
+        "like": lambda v: checked_integer(v, "instance", -(2**31), 2**31 - 1),
+        "label": lambda v: checked_integer(v, "label", 0, opt.label_nc - 1),
+        "dy": lambda v: checked_integer(v, "dy", -height, height),
+        "dx": lambda v: checked_integer(v, "dx", -width, width),
+        "y": lambda v: checked_number(v, "y", -1e6, 1e6),
+        "x": lambda v: checked_number(v, "x", -1e6, 1e6),
+        "radius": lambda v: checked_number(v, "radius", 0, longest),
+        "scale": lambda v: checked_number(v, "scale", 0.01, 2 * longest),
         "points": lambda v: _points(v, 2 * longest),
         "shape": shape_mask,
         "whole_class": _boolean,
@@ -91,14 +91,14 @@ def feature_vectors(features: object, opt: argparse.Namespace) -> dict[int, np.n
         raise UserError(f"features: expected region ids ({error})") from error
 
 
-def integer(value: object, what: str, low: int, high: int) -> int:
+def checked_integer(value: object, what: str, low: int, high: int) -> int:
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_integer or not low <= value <= high:
         raise UserError(f"{what}: expected an integer from {low} to {high}, found {value!r:.40}")
     return int(value)
 
 
-def number(value: object, what: str, low: float, high: float) -> float:
+def checked_number(value: object, what: str, low: float, high: float) -> float:
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
         raise UserError(f"{what}: expected a number from {low} to {high:g}, found {value!r:.40}")
@@ -112,7 +112,7 @@ def _points(points: object, limit: float) -> list[list[float]]:
     for point in points:
         if not isinstance(point, Sequence) or len(point) != 2:
             raise UserError(f"points: expected (y, x), found {point!r:.40}")
-    return [[number(v, "a point of the stroke", -limit, limit) for v in point] for point in points]
+    return [[checked_number(v, "a point of the stroke", -limit, limit) for v in p] for p in points]
 
 
 def shape_mask(shape: object) -> np.ndarray:

@@ -21,9 +21,9 @@ from models.edit_checks import (
     LARGEST_ID,
     argument_checks,
     check_maps,
+    checked_integer,
+    checked_number,
     feature_vectors,
-    integer,
-    number,
 )
 from models.masks import Point, box_of, components, is_inside, scaled, stroke
 from models.styles import StyleChooser, Styles, instance_classes
@@ -155,7 +155,7 @@ class Scene:
     def select(self, y: int, x: int) -> Selection:
         """The instance at a pixel. Raises UserError outside the image."""
         height, width = self.shape
-        y, x = integer(y, "y", 0, height - 1), integer(x, "x", 0, width - 1)
+        y, x = checked_integer(y, "y", 0, height - 1), checked_integer(x, "x", 0, width - 1)
         return self.selection(int(self.inst[y, x]))
 
     def selection(self, instance: int) -> Selection:
@@ -259,7 +259,7 @@ class Scene:
         default one of its class's.
         """
         largest = 2 * max(self.shape) / max(shape.shape)
-        mask = scaled(shape, number(scale, "scale", 0.01, max(0.01, largest)))
+        mask = scaled(shape, checked_number(scale, "scale", 0.01, max(0.01, largest)))
         if not mask.any():
             raise UserError(f"nothing is left of the object at {scale:g} times its size")
         top, left = (round(v - (side - 1) / 2) for v, side in zip((y, x), mask.shape))

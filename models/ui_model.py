@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data.values import RGB8
-from models.edit_checks import integer
+from models.edit_checks import checked_integer
 from models.inference_model import InferenceModel
 from models.masks import stroke
 from models.scene import Scene
@@ -79,7 +79,7 @@ class UIModel(Scene):
         counts as one, with a radius of a sixteenth of the height.
         """
         height, width = photo.shape[:2]
-        y, x = integer(y, "y", 0, height - 1), integer(x, "x", 0, width - 1)
+        y, x = checked_integer(y, "y", 0, height - 1), checked_integer(x, "x", 0, width - 1)
         if inst is None:
             inst = stroke([(y, x)], max(1, height // 16), (height, width))
         return self._encode(photo, inst == inst[y, x])[:, y, x]

@@ -61,7 +61,7 @@ class OnnxModel(InferenceModel):
                 "or give the flags of its run"
             )
 
-    def _generate(self, *maps: Tensor | None) -> Tensor:
+    def _generate_padded(self, *maps: Tensor | None) -> Tensor:
         """The graph's images, on the CPU."""
         self.require_maps(*maps[2:])
         return run_graph(self.session, graph_inputs(self.opt, *maps))

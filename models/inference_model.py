@@ -145,11 +145,11 @@ class InferenceModel(nn.Module):
         in [-1, 1].
         """
         height, width = label.shape[-2:]
-        images = self._generate(label, inst, self.fitted(feat, label, inst), cond)
+        images = self._generate_padded(label, inst, self.fitted(feat, label, inst), cond)
         return images[..., :height, :width]
 
-    def _generate(self, *maps: Tensor | None) -> Tensor:
-        """generate's images, with padding."""
+    def _generate_padded(self, *maps: Tensor | None) -> Tensor:
+        """The images of maps that are yet to be padded, with their padding."""
         if self.tiling is not None:
             return self._generate_in_tiles(*maps)
         return self.run_generator(self.generator_input(*maps))

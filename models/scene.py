@@ -211,9 +211,9 @@ class Scene:
         """
         chosen = self.selection(instance)
         if like is not None:
-            model = self.selection(like)
-            label, feature = model.label, self.features.get(self._region(model), feature)
-            new = self._fresh_id(label) if label in self._things else model.instance
+            other = self.selection(like)
+            label, feature = other.label, self.features.get(self._region(other), feature)
+            new = self._fresh_id(label) if label in self._things else other.instance
         elif label is not None:
             new = self._id_for(label)
         else:

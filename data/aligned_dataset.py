@@ -106,7 +106,7 @@ class AlignedDataset(Dataset):
         self.augment = augment
         self.image_bytes = image_bytes and not augment
         self.kinds = scene_kinds(label_nc, **kinds)
-        self.flags = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
+        self._cache_key = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
         self.files = files_of(self.kinds, dataroot, phase)
         if problems := pairing_problems(self.files, label_nc):
             raise UserError(
@@ -181,7 +181,7 @@ class AlignedDataset(Dataset):
 
     def settings(self, index: int) -> dict:
         """All that scaled_maps(index) depends on besides its files; values for JSON."""
-        return {"size": self.scaled_size(index), **self.flags}
+        return {"size": self.scaled_size(index), **self._cache_key}
 
     def check_size(self, index: int) -> None:
         """Record the size of a scene from its files' headers. Raises UserError if they differ, or

@@ -256,17 +256,18 @@ def define_G(
 ) -> nn.Module:
     """A generator ("global", "local") or the "encoder", with initialized weights.
 
-    For the encoder output_nc is the number of features and n_downsample_global its depth.
+    For the encoder output_nc is the number of features and n_downsample_global its depth. Raises
+    ValueError for another netG.
     """
-    first = input_nc, output_nc, ngf, n_downsample_global
-    last = NORMS[norm], use_dropout, upsample
+    shape = input_nc, output_nc, ngf, n_downsample_global
+    layers = NORMS[norm], use_dropout, upsample
     if netG == "global":
-        return init_weights(GlobalGenerator(*first, n_blocks_global, *last))
+        return init_weights(GlobalGenerator(*shape, n_blocks_global, *layers))
     if netG == "local":
-        middle = n_blocks_global, n_local_enhancers, n_blocks_local
-        return init_weights(LocalEnhancer(*first, *middle, *last))
+        blocks = n_blocks_global, n_local_enhancers, n_blocks_local
+        return init_weights(LocalEnhancer(*shape, *blocks, *layers))
     if netG == "encoder":
-        return init_weights(Encoder(*first, 0, *last))  # no residual blocks
+        return init_weights(Encoder(*shape, 0, *layers))  # no residual blocks
     raise ValueError(f"netG {netG!r}: expected global, local or encoder")
 
 
@@ -280,5 +281,5 @@ def define_D(
     coarse_nc: int = 0,
 ) -> MultiscaleDiscriminator:
     """A discriminator with initialized weights. get_features: for the feature matching loss."""
-    first = input_nc, ndf, n_layers, NORMS[norm]
-    return init_weights(MultiscaleDiscriminator(*first, num_D, get_features, coarse_nc))
+    of_scale = input_nc, ndf, n_layers, NORMS[norm]
+    return init_weights(MultiscaleDiscriminator(*of_scale, num_D, get_features, coarse_nc))

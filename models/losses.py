@@ -1,4 +1,4 @@
-"""The losses of the paper's equations 3 to 6: adversarial, feature matching, VGG."""
+"""The losses: adversarial, feature matching and VGG (the paper's equations 3 to 6), and L1."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -146,7 +146,7 @@ class _Array:
         return self.array
 
 
-def _made(content: bytes | str | list, kind: _Type, shape: tuple = (), order: str = "C"):
+def _made(content: bytes | str | list, kind: _Type, shape: tuple = (), order: str = "C") -> object:
     """The array, or with shape () the number, that a pickle describes."""
     if kind.dtype.hasobject:
         array = np.empty(len(content), object)

@@ -1,5 +1,6 @@
 """Several processes, one per GPU: everything that involves torch.distributed."""
 
+import argparse
 import inspect
 import math
 import os
@@ -115,7 +116,7 @@ def agree(mine: str, problem: str, remedy: str) -> None:
         raise UserError(f"the processes {problem}: {brief(listed)}; {remedy}")
 
 
-def launch(work: Callable, opt) -> object:
+def launch(work: Callable, opt: argparse.Namespace) -> object:
     """Call work(opt, device) in this process or, with several GPUs, in one process per GPU.
 
     Under torchrun this process is one of them. --gpu_ids 0,1 in a single process, even one that a
@@ -140,7 +141,7 @@ def _is_one_of_several() -> bool:
     return int(count) > 1
 
 
-def _device(opt) -> torch.device:
+def _device(opt: argparse.Namespace) -> torch.device:
     """The device of this process: the CPU, or a GPU that no other process on this machine uses."""
     if not opt.gpu_ids:
         return torch.device("cpu")
@@ -220,7 +221,7 @@ def _wait(processes: list[subprocess.Popen], stop: Stop) -> int:
     return status
 
 
-def _work_together(work: Callable, opt) -> object:
+def _work_together(work: Callable, opt: argparse.Namespace) -> object:
     """Call work as one of several processes."""
     exit_on_signals()
     _exit_without_launcher()  # connecting would hang for minutes

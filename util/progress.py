@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -53,7 +53,7 @@ def warn_if_unwritable(what: str) -> Iterator[None]:
         log(f"warning: {what} could not be written ({error.strerror or error}); continuing")
 
 
-def bar(iterable=None, **options) -> tqdm:
+def bar(iterable: Iterable | None = None, **options: object) -> tqdm:
     """A progress bar, shown by the main process and only on a terminal."""
     hidden = not (sys.stderr and sys.stderr.isatty() and _is_main())
     return tqdm(iterable, disable=hidden, dynamic_ncols=True, **options)

@@ -1,4 +1,4 @@
-"""Applying a function to many things in several processes; calls in background threads."""
+"""Functions applied to many items by several processes, or called in background threads."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ import torch
 
 from util.progress import bar
 
-Thing, Result = TypeVar("Thing"), TypeVar("Result")
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def available_cores() -> int:
@@ -25,16 +25,16 @@ def available_cores() -> int:
 
 
 def parallel(
-    work: Callable[[Thing], Result], things: Sequence[Thing], workers: int, what: str
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, what: str
 ) -> Iterator[Result]:
-    """Yield work(thing) for each thing, in order. workers 0: in this process.
+    """Yield work(item) for each item, in order. workers 0: in this process.
 
     work and its results pass between processes, so both must be picklable. what: labels the bar.
     """
-    workers = min(workers, len(things))  # a pool may start all of its processes at once
+    workers = min(workers, len(items))  # a pool may start all of its processes at once
     with ProcessPoolExecutor(workers, initializer=_init) if workers else nullcontext() as pool:
-        results = pool.map(work, things) if pool else map(work, things)
-        yield from bar(results, total=len(things), desc=what)
+        results = pool.map(work, items) if pool else map(work, items)
+        yield from bar(results, total=len(items), desc=what)
 
 
 def _init() -> None:

@@ -108,7 +108,7 @@ def load(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     if opt.load_pretrain:  # absolute, as opt.json is read from other working directories too
         opt.load_pretrain = os.path.abspath(opt.load_pretrain)
     given = opt.load_pretrain
-    pos = _continue(model, opt, folder, dataset) if opt.continue_train else None
+    pos = _continue_run(model, opt, folder, dataset) if opt.continue_train else None
     if pos is None and opt.load_pretrain:
         fresh = model.load_pretrained_networks(Path(opt.load_pretrain), opt.which_epoch)
         log_main(f"loaded {opt.load_pretrain}, epoch {opt.which_epoch}")
@@ -121,19 +121,19 @@ def load(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
             f"--freeze {','.join(opt.freeze)}: {folder} has no weights to keep; give "
             "--load_pretrain DIR"
         )
-    own = bool(given) and Path(given).resolve() == folder.resolve()
-    if pos is not None or own:
-        began = saved_options(folder)
-        if own or not given:
-            opt.load_pretrain = began.get("load_pretrain", "")
-        opt.which_epoch = began.get("which_epoch", "latest")
+    starts_from_itself = bool(given) and Path(given).resolve() == folder.resolve()
+    if pos is not None or starts_from_itself:
+        saved = saved_options(folder)
+        if starts_from_itself or not given:
+            opt.load_pretrain = saved.get("load_pretrain", "")
+        opt.which_epoch = saved.get("which_epoch", "latest")
     pos = pos or Position()
     if opt.continue_train or given:
         _check_agreement(model, pos)
     return pos
 
 
-def put_aside(folder: Path) -> None:
+def set_aside(folder: Path) -> None:
     """Rename the latest and best weights of an earlier run of this name, its styles and its flags,
     so that they are not taken for the new run's, which may be killed before its first save. Called
     by the main process alone, after everything that may fail at the start."""
@@ -160,13 +160,13 @@ def put_aside(folder: Path) -> None:
         log_main(f"note: its weights of epochs {epochs} stay until training reaches these")
 
 
-def _continue(model, opt: argparse.Namespace, folder: Path, dataset) -> Position | None:
+def _continue_run(model, opt: argparse.Namespace, folder: Path, dataset) -> Position | None:
     """Load what the run has saved, if anything."""
     if distributed.is_main():
         recover(folder)
     distributed.wait_for_all()
     if (folder / "latest_state.pth").is_file():
-        return _resume(model, opt, folder, dataset)
+        return _restore_state(model, opt, folder, dataset)
     if (folder / "latest_net_G.pth").is_file():
         model.load_networks(folder)
         epoch = _reference_epoch(folder)
@@ -183,7 +183,7 @@ def _continue(model, opt: argparse.Namespace, folder: Path, dataset) -> Position
     return None
 
 
-def _resume(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
+def _restore_state(model, opt: argparse.Namespace, folder: Path, dataset) -> Position:
     """Continue exactly: networks, optimizers, random states, position."""
     path = folder / "latest_state.pth"
     state = load_file(path)

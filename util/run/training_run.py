@@ -19,7 +19,7 @@ from util.run.checkpoints import is_saved
 from util.run.flags import write_options
 from util.run.loggers import create_loggers, delete_unused_records
 from util.run.page import RunPage
-from util.run.resume import FOLDER_FLAGS, load, put_aside, save, snapshot
+from util.run.resume import FOLDER_FLAGS, load, save, set_aside, snapshot
 from util.run.stop import Stop
 from util.run.visualizer import Visualizer
 from util.run.watch import Watch
@@ -86,7 +86,7 @@ class TrainingRun:
         pos = self.position
         with writing_to(self.folder, FOLDER_FLAGS):
             if not self.opt.continue_train:
-                put_aside(self.folder)
+                set_aside(self.folder)
             if not self._continues:
                 self.visualizer.start_anew()
                 delete_unused_records(self.opt, self.folder)

@@ -119,7 +119,7 @@ def _are_classes(numbers: np.ndarray) -> bool:
     return bool((np.abs(numbers) < 2**31).all() and (numbers == np.round(numbers)).all())
 
 
-class _Type:
+class _DtypeStub:
     """Stands for numpy.dtype in a pickle: numpy's own would take any flags from the file, and read
     its bytes as pointers."""
 
@@ -132,7 +132,7 @@ class _Type:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class _Array:
+class _ArrayStub:
     """Stands for numpy.ndarray in a pickle, and for the function that makes an empty one."""
 
     def __init__(self, *_: object) -> None:
@@ -140,14 +140,14 @@ class _Array:
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, by_columns, content = state
-        self.array = _made(content, kind, shape, "F" if by_columns else "C")
+        self.array = _unpickled(content, kind, shape, "F" if by_columns else "C")
 
     def __array__(self, *_: object, **__: object) -> np.ndarray:
         return self.array
 
 
-def _made(content: bytes | str | list, kind: _Type, shape: tuple = (), order: str = "C") -> object:
-    """The array, or with shape () the number, that a pickle describes."""
+def _unpickled(content: object, kind: _DtypeStub, shape: tuple = (), order: str = "C") -> object:
+    """The array, or with shape () the number, in a pickle's bytes, text or list."""
     if kind.dtype.hasobject:
         array = np.empty(len(content), object)
         array[:] = content
@@ -160,11 +160,11 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickles numpy arrays of numbers in plain containers, and nothing else."""
 
     _KNOWN = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Type,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "scalar"): lambda kind, content: _made(content, kind),
-        ("numpy._core.numeric", "_frombuffer"): _made,
+        ("numpy", "ndarray"): _ArrayStub,
+        ("numpy", "dtype"): _DtypeStub,
+        ("numpy._core.multiarray", "_reconstruct"): _ArrayStub,
+        ("numpy._core.multiarray", "scalar"): lambda kind, content: _unpickled(content, kind),
+        ("numpy._core.numeric", "_frombuffer"): _unpickled,
         # how Python 2 and protocol 2 (numpy before 1.17) write an array's bytes, and empty bytes
         ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
         ("__builtin__", "bytes"): bytes,
@@ -185,7 +185,7 @@ def _load_array(path: Path) -> np.ndarray | dict:
                 file.seek(0)
                 return _numbers(np.load(file, allow_pickle=False))
             content = _ArraysOnly(file, encoding="latin1").load()
-        content = content.array.item() if isinstance(content, _Array) else content
+        content = content.array.item() if isinstance(content, _ArrayStub) else content
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected class to array")
         return {_class(label): _numbers(vectors) for label, vectors in content.items()}

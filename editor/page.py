@@ -64,7 +64,7 @@ class EditorPage:
         self.objects = objects
         self.thumbnails = [markup.data_uri(one.thumbnail) for one in objects]
         self.windows: WeakValueDictionary[str, Session] = WeakValueDictionary()
-        self._urls = lru_cache(ENCODED)(_urls)
+        self._image_urls = lru_cache(ENCODED)(_image_urls)
         self.has_encoder = ui.has_features
         if self.has_encoder:
             try:
@@ -277,7 +277,7 @@ class EditorPage:
         ui = session.ui
         pictures = ("", "")
         if session.is_open:
-            pictures = self._urls(ui, ui.version, ui.picture_version)
+            pictures = self._image_urls(ui, ui.version, ui.picture_version)
         can_undo = session.is_open and ui.can_undo
         view = {
             self.hint: markup.hint(session),
@@ -296,7 +296,7 @@ class EditorPage:
         }
         # what rarely changes: a list being searched, and parts with many images
         for part, content, render in (
-            (self.scene, session.scene, partial(_scenes, session)),
+            (self.scene, session.scene, partial(_scene_list, session)),
             (self.photo_scene, session.photo_of, partial(gr.Dropdown, value=session.photo_of)),
             (self.library, session.object, partial(markup.library, session, self.thumbnails)),
             (self.photo, session.photo, partial(markup.photo, session)),
@@ -313,12 +313,12 @@ class EditorPage:
         return view
 
 
-def _scenes(session: Session) -> gr.Dropdown:
+def _scene_list(session: Session) -> gr.Dropdown:
     names = session.choices
     return gr.Dropdown(names, value=session.scene, visible=bool(names))
 
 
-def _urls(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:
+def _image_urls(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:
     """The last image and the label map of a scene as data URLs; the numbers identify its state.
 
     Until an image has been generated, both are the label map.

@@ -115,7 +115,7 @@ class Validation:
             for name, reason in reasons.items():
                 measures.leave_out(name, reason)
         rows, shown = gather_by_index(rows), gather_by_index(shown)
-        figures = flat(summary(list(rows.values()), measures, self.evaluator))
+        figures = flattened(summary(list(rows.values()), measures, self.evaluator))
         if self.metric not in figures:  # e.g. its weights were deleted since the start
             raise UserError(f"{self.metric}: {measures.reasons[self.metric]}")
         return figures, {self.names[index]: images for index, images in shown.items()}
@@ -225,7 +225,7 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(opt), **without_crops(vars(opt)), **changed})
 
 
-def flat(figures: dict[str, object]) -> dict[str, float]:
+def flattened(figures: dict[str, object]) -> dict[str, float]:
     """The numbers among the figures; the oracle's and the ratios get a prefix."""
     named = dict(figures)
     for key, prefix in (("oracle", "oracle_"), ("of_oracle", "ratio_")):

@@ -29,7 +29,7 @@ def feature_sources(
     """For each image of a scene, by name: a function from a batch to its feature maps
     (B, feat_num, H, W), or to None for models without features."""
     if choosers:
-        return {name: partial(styled, model, chooser) for name, chooser in choosers.items()}
+        return {name: partial(style_maps, model, chooser) for name, chooser in choosers.items()}
     if opt.load_features:
         return {"synthesized_image": itemgetter("feat")}
     if opt.use_encoded_image:
@@ -78,7 +78,7 @@ def refuse_second_style(fixed: Container[int], label: int, opt: argparse.Namespa
         )
 
 
-def styled(model: InferenceModel, chooser: StyleChooser, batch: dict) -> Tensor:
+def style_maps(model: InferenceModel, chooser: StyleChooser, batch: dict) -> Tensor:
     """Feature maps (B, feat_num, H, W) of a batch with a style for every instance."""
     maps = []
     all_regions = model.regions(batch["label"], batch.get("inst"))[:, 0].numpy()

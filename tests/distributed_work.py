@@ -283,7 +283,7 @@ def main() -> object:
     opt.out = out
     rank = os.environ.get("RANK")
     if what.startswith("start:") and rank is None:  # as --gpu_ids 0,1 does, here on the CPU
-        return distributed.start(2)
+        return distributed.start_processes(2)
     what = what.removeprefix("start:")
     if what == "error_in_startup" and rank == "1":
         raise UserError("process 1 found a bad file")

@@ -483,7 +483,7 @@ def test_several_gpus_get_one_process_each(launched: bool, monkeypatch) -> None:
     """Also under python -m torch.distributed.launch train.py, as in the 2018 code's scripts, which
     starts one process."""
     asked = []
-    monkeypatch.setattr(distributed, "start", lambda *args: asked.append(args) or 7)
+    monkeypatch.setattr(distributed, "start_processes", lambda *args: asked.append(args) or 7)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if launched:
         monkeypatch.setenv("WORLD_SIZE", "1")
@@ -525,7 +525,7 @@ def test_all_named_gpus_are_used_under_a_launcher_of_one_process(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     ended = Mock(returncode=0)
     with restored_handlers(), patch("util.distributed.subprocess.Popen", return_value=ended) as run:
-        assert distributed.start(2) == 0
+        assert distributed.start_processes(2) == 0
     count = int(run.call_args.kwargs["env"]["LOCAL_WORLD_SIZE"])
     gpu_of_process("0,1", 0, count, monkeypatch)
     assert not capsys.readouterr().out

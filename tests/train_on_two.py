@@ -14,4 +14,4 @@ from util import distributed  # noqa: E402
 from util.errors import run  # noqa: E402
 
 if __name__ == "__main__":
-    run(train.main if "RANK" in os.environ else lambda: distributed.start(2))
+    run(train.main if "RANK" in os.environ else lambda: distributed.start_processes(2))

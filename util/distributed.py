@@ -126,12 +126,12 @@ def launch(work: Callable, opt: argparse.Namespace) -> object:
     if _is_one_of_several():
         return _work_together(work, opt)
     if len(opt.gpu_ids) > 1:
-        return start(len(opt.gpu_ids))
+        return start_processes(len(opt.gpu_ids))
     return work(opt, _device(opt))
 
 
 def _is_one_of_several() -> bool:
-    """Whether torchrun, a job script or start() has started several processes."""
+    """Whether torchrun, a job script or start_processes() has started several processes."""
     number, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise UserError(
@@ -166,7 +166,7 @@ def _device(opt: argparse.Namespace) -> torch.device:
     return torch.device("cuda", index)
 
 
-def start(processes: int) -> int:
+def start_processes(processes: int) -> int:
     """Run this command line in several processes on this machine, as torchrun would.
 
     Returns 0, or the exit status of the process that failed. SIGINT and SIGTERM are passed on
@@ -280,7 +280,7 @@ def _attempt() -> str:
 
 
 def _launcher_has_store() -> bool:
-    """Whether torchrun or start() hosts the store that all processes share, not process 0."""
+    """Whether torchrun or start_processes() hosts the store, not process 0."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 

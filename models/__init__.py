@@ -14,8 +14,9 @@ from models.pix2pixHD_model import Pix2PixHDModel
 from models.ui_model import UIModel
 from models.upsampling import UPSAMPLE
 from util.errors import UserError, first_line
+from util.parser import is_range
 from util.progress import log_main
-from util.run.checkpoints import is_range, run_dir, saved_options
+from util.run.checkpoints import run_dir, saved_options
 
 
 def create_model(

@@ -161,13 +161,21 @@ def value_range(text: str) -> str | list[float]:
     if text in ("type", "auto"):
         return text
     with suppress(ValueError):
-        low, high = (float(part) for part in text.split(","))
-        if 1e-37 < high - low < 1e38:  # as float32
-            return [low, high]
+        ends = [float(part) for part in text.split(",")]
+        if is_range(ends):
+            return ends
     raise argparse.ArgumentTypeError(f"{text!r}: expected LOW,HIGH, type or auto")
 
 
 value_range.metavar = "LOW,HIGH"
+
+
+def is_range(value: object) -> bool:
+    """Whether this is a range as in opt.json: two numbers or a word ("auto" where unused)."""
+    if isinstance(value, str):
+        return value in ("type", "auto")
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+    return numbers and len(value) == 2 and 1e-37 < value[1] - value[0] < 1e38  # as float32
 
 
 def size(text: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from torch import nn
 
 from util.errors import UserError, brief, first_line, out_of_memory
 from util.files import link_or_copy, write_flushed, write_text
+from util.parser import is_range
 from util.run.flags import OLD_DEFAULTS
 
 _NEW = ".new"
@@ -201,14 +202,6 @@ def _is_usable(name: str, value: object) -> bool:
     if name in ("load_pretrain", "which_epoch", "phase"):
         return isinstance(value, str)
     return not name.endswith("_range") or is_range(value)
-
-
-def is_range(value: object) -> bool:
-    """Whether this is a range as in opt.json: two numbers or a word ("auto" where unused)."""
-    if isinstance(value, str):
-        return value in ("type", "auto")
-    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
-    return numbers and len(value) == 2 and 1e-37 < value[1] - value[0] < 1e38  # as float32
 
 
 def run_dir(opt: argparse.Namespace) -> Path:

@@ -267,10 +267,10 @@ class BaseOptions:
 def inherited(folder: Path, epoch: str = "latest") -> dict:
     """The values of the flags that later commands inherit from a run's opt.json, if it has one."""
     flags = [flag for group in BaseOptions.groups if group.inherited for flag in group.flags]
-    taken = {flag.name.removeprefix("--"): flag.takes for flag in flags}
-    values = {k: value for k, value in saved_options(folder, epoch).items() if k in taken}
+    accepts = {flag.name.removeprefix("--"): flag.accepts for flag in flags}
+    values = {k: value for k, value in saved_options(folder, epoch).items() if k in accepts}
     for name, value in values.items():
-        if not taken[name](value):
+        if not accepts[name](value):
             raise UserError(
                 f"{folder / 'opt.json'}: {name} is {value!r}, invalid for --{name}; restore the "
                 "file from a copy, or fix it"

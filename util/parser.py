@@ -45,7 +45,7 @@ class Flag:
             settings |= {"type": self.values, "metavar": getattr(self.values, "metavar", None)}
         group.add_argument(*names, **settings)
 
-    def takes(self, value: object) -> bool:
+    def accepts(self, value: object) -> bool:
         """Whether this is a value that the flag can have, as stored in JSON."""
         if self.default is False:
             return isinstance(value, bool)

@@ -177,7 +177,7 @@ def view(image: np.ndarray, values: Values) -> np.ndarray:
 
 
 def export(opt: argparse.Namespace) -> None:
-    """--export_onnx"""
+    """Write the generator to --export_onnx, and print how far ONNX Runtime's images differ."""
     from models.export import export_onnx
 
     weights = weights_file(run_dir(opt), opt.which_epoch, "G", opt.ema)

@@ -53,7 +53,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
     folder = make_folder(run_dir(opt), FOLDER_FLAGS)
     model = create_model(opt, device, dataset.has_one_size)
     validation, message = create_validation(opt, model)
-    if distributed.rank():  # its own dropout masks; initial weights were the same
+    if distributed.rank():  # from here on, each process draws its own dropout masks
         seed_everything(opt.seed + distributed.rank())
     training = TrainingRun(opt, folder, model, loader, validation)
     log_main(message)
@@ -61,7 +61,7 @@ def train(opt: argparse.Namespace, device: torch.device) -> int:
         log_main(str(model))
 
     position = training.position
-    turn = Turn(device)  # with others on this CPU
+    turn = Turn(device)  # trainings that share a CPU alternate
     while not training.is_over():
         fix_global = position.epoch <= opt.niter_fix_global
         if model.fixes_global != fix_global:

@@ -98,8 +98,8 @@ def create_loader(opt: argparse.Namespace, dataset: AlignedDataset) -> Loader:
             f"--batchSize {opt.batchSize}: {opt.dataroot} has only {len(dataset)} scenes; give "
             f"--batchSize {len(dataset)} or less"
         )
-    several = opt.batchSize > distributed.world_size()  # images of one process
-    if several and not opt.serial_batches and not dataset.has_one_size:
+    stacks_images = opt.batchSize > distributed.world_size()
+    if stacks_images and not opt.serial_batches and not dataset.has_one_size:
         raise UserError(
             f"--batchSize {opt.batchSize}: the scenes of {opt.dataroot} have several sizes; crop "
             "them to one (--resize_or_crop scale_width_and_crop and a --fineSize that all have) or "

@@ -1,4 +1,5 @@
-"""From a dataset to batches: in an order set by seed and epoch, from any position, over ranks."""
+"""Batches of a dataset, in an order that depends only on seed and epoch: read ahead, started at any
+position, split over ranks."""
 
 import argparse
 import multiprocessing
@@ -110,8 +111,8 @@ def read_ahead(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        # Python 3.14 starts them by a server, which a SIGTERM to all processes of a job ends, and
-        # with it all workers; and each would import torch
+        # not Python 3.14's default, a fork server: a SIGTERM to all processes of a job ends it, and
+        # with it all workers; each of them would also import torch
         multiprocessing_context="fork" if sys.platform == "linux" else None,
         # at most 8 batches in flight: containers have 64 MB of shared memory by default
         prefetch_factor=2 if workers <= 4 else 1,
@@ -151,9 +152,9 @@ def _read_by_threads(
 
 
 def _ignore_signals(worker: int) -> None:
-    """Terminals and tools like timeout signal a whole process group, schedulers (scancel, systemd)
-    all processes of a job. Only the main process should react, and it needs its workers to finish
-    the current step. So each worker forms its own group, and obeys no other process's SIGTERM."""
+    """Put a worker into a process group of its own, and let it obey only the main process's
+    SIGTERM. Terminals and tools like timeout signal a whole group, schedulers (scancel, systemd)
+    all processes of a job; but the main process needs its workers to finish the current step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()

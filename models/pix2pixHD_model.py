@@ -208,7 +208,7 @@ class Pix2PixHDModel(nn.Module):
             gradient += image.grad
             image.grad = None
 
-        with distributed.unsynced(self.call["D"]):  # D_fake's backward averages both gradients
+        with distributed.unsynced(self.call["D"]):  # averaged with D_fake's gradient below
             on_real = self._run("D", with_maps(real))
             losses["D_real"] = gan(on_real, True)
             self.scaler.scale(losses["D_real"] * (0.5 * weight)).backward()
@@ -225,14 +225,15 @@ class Pix2PixHDModel(nn.Module):
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
             seen = with_maps(image.detach())
-            # weight 0: a placeholder for another process's image, which is in that one's pool
+            # weight 0: this image is a placeholder; another process has it, and pools it
             on_fake = self._run("D", self.pool.query(seen) if weight else seen)
         losses["D_fake"] = gan(on_fake, False)
-        weights_D = list(self.netD.parameters())  # and not the image
+        weights_D = list(self.netD.parameters())  # the image needs no gradient here
         self.scaler.scale(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
 
-        on_real = on_fake = loss_G = None  # before G's backward, free D's maps
-        losses = {name: loss.detach() for name, loss in losses.items()}  # and L1's signs
+        # free D's maps, and the signs that L1 keeps, before G's backward
+        on_real = on_fake = loss_G = None
+        losses = {name: loss.detach() for name, loss in losses.items()}
         fake.backward(gradient.to(fake.dtype))
         self._update(losses)
         self.fake, self.real = image.detach(), real

@@ -205,7 +205,7 @@ def _is_usable(name: str, value: object) -> bool:
 
 
 def run_dir(opt: argparse.Namespace) -> Path:
-    """checkpoints/NAME"""
+    """The folder of the run: CHECKPOINTS_DIR/NAME."""
     return Path(opt.checkpoints_dir) / opt.name
 
 

@@ -1,5 +1,5 @@
-"""What train.py's flags mean for a run that is continued and for runs older than a flag; and how a
-run records its flags.
+"""Which flags a continued run must keep and which it may change; what runs did before a flag
+existed; opt.txt and opt.json.
 
 A new flag that changes networks or training has two entries here: in one of the two lists, and in
 OLD_DEFAULTS. tests/test_options.py reports a missing one.

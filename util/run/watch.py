@@ -43,17 +43,16 @@ class Watch:
         if not steps:
             return
         flags = torch.stack([finite for finite, *_ in steps]).tolist()
-        for good, (_, step, losses, paths) in zip(flags, steps):
-            if not good:
-                if distributed.world_size() > 1 and all(
-                    value.isfinite() for value in losses.values()
-                ):
-                    time.sleep(2)  # the process whose loss it is ends this one when it reports it
-                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                raise UserError(
-                    f"step {step}: a loss or gradient is not finite ({values}) in {brief(paths)}; "
-                    "the last checkpoint is kept: check these files, lower --lr or leave --amp out"
-                )
+        if all(flags):
+            return
+        _, step, losses, paths = steps[flags.index(False)]
+        if distributed.world_size() > 1 and all(value.isfinite() for value in losses.values()):
+            time.sleep(2)  # the process whose loss it is ends this one when it reports it
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+        raise UserError(
+            f"step {step}: a loss or gradient is not finite ({values}) in {brief(paths)}; "
+            "the last checkpoint is kept: check these files, lower --lr or leave --amp out"
+        )
 
     def warnings(self, losses: dict[str, float], image: Tensor, real: Tensor) -> list[str]:
         """Warnings about logged losses and about generated images in [-1, 1] compared with their

@@ -294,9 +294,11 @@ class EditorPage:
             self.class_panel: gr.Column(visible=session.tool in NEEDS_CLASS),
             self.add_panel: gr.Column(visible=session.tool == "Add"),
         }
+        names = session.choices
+        scenes = partial(gr.Dropdown, names, value=session.scene, visible=bool(names))
         # what rarely changes: a list being searched, and parts with many images
         for part, content, render in (
-            (self.scene, session.scene, partial(_scene_list, session)),
+            (self.scene, session.scene, scenes),
             (self.photo_scene, session.photo_of, partial(gr.Dropdown, value=session.photo_of)),
             (self.library, session.object, partial(markup.library, session, self.thumbnails)),
             (self.photo, session.photo, partial(markup.photo, session)),
@@ -311,11 +313,6 @@ class EditorPage:
             session.status = markup.status(text, error)
         view[self.status] = session.status
         return view
-
-
-def _scene_list(session: Session) -> gr.Dropdown:
-    names = session.choices
-    return gr.Dropdown(names, value=session.scene, visible=bool(names))
 
 
 def _image_urls(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:

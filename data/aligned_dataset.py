@@ -58,7 +58,7 @@ class Geometry:
         y = rng.randint(0, max(0, height - self.fine_size)) if self.crops else 0
         return (x, y), self.flip and rng.random() > 0.5
 
-    def cut(self, array: np.ndarray, corner: tuple[int, int], flip: bool) -> np.ndarray:
+    def crop(self, array: np.ndarray, corner: tuple[int, int], flip: bool) -> np.ndarray:
         """Crop and flip an array (H, W) or (H, W, C)."""
         if self.crops:
             x, y = corner
@@ -137,7 +137,7 @@ class AlignedDataset(Dataset):
         rng = random.Random(f"{self.seed} {epoch} {index}")
         corner, flip = self.geometry.sample((width, height), rng)
         item = {
-            kind: self._to_tensor(kind, self.geometry.cut(array, corner, flip))
+            kind: self._to_tensor(kind, self.geometry.crop(array, corner, flip))
             for kind, array in maps.items()
         }
         if self.augment:

@@ -20,7 +20,7 @@ from util.pages.html import Page, Picture
 from util.pages.plots import save_matrix
 from util.progress import log
 
-DISTANCES = (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid")
+COMPARISONS = (*PAIR_MEASURES, *SET_MEASURES, "segmenter_kid")
 TITLES = {  # the others' names are their titles
     "l1": "mean difference", "psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID",
     "kid": "KID", "segmenter_kid": "KID (segmenter)", "pixel_accuracy": "pixel accuracy",
@@ -79,7 +79,7 @@ def numbers(opt: argparse.Namespace) -> str:
 def table(metrics: dict) -> list[list[str]]:
     """The rows below HEAD: name, the generated images' figure, the oracle's, their ratio."""
     rows = []
-    for name in DISTANCES:
+    for name in COMPARISONS:
         value = metrics.get(name)
         if value is None and name not in metrics["reasons"]:
             continue
@@ -118,7 +118,7 @@ def print_table(metrics: dict, files: str) -> None:
 def comparison(results: dict[str, dict]) -> list[list[str]]:
     """One table of several runs; results: run -> its metrics.json. The first row is the header."""
     found = {n for one in results.values() for n, value in one.items() if value is not None}
-    names = [name for name in DISTANCES if name in found]
+    names = [name for name in COMPARISONS if name in found]
     ratios = list(dict.fromkeys(n for one in results.values() for n in one["of_oracle"]))
     table = [["run", *map(title, names), *(f"{title(name)} ratio" for name in ratios)]]
     for run, metrics in results.items():

@@ -24,7 +24,7 @@ NOT_A_LIST = "not an edit list; give a SCENE_edits.json that the editor has save
 
 def edit_list(ui: UIModel) -> dict:
     """All that replay needs besides the network: the original maps and features, and the edits."""
-    label, inst, features = ui.first
+    label, inst, features = ui.as_opened
     return {
         "format": FORMAT,
         "scene": ui.name,

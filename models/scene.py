@@ -147,7 +147,7 @@ class Scene:
         return self.label if self._opt.label_feat else self.inst
 
     @property
-    def first(self) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    def as_opened(self) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
         """label, inst and features as they were opened (kept compressed). Read-only."""
         maps, features = self._opened
         return *self._unpacked(maps, self.shape), features
@@ -296,7 +296,7 @@ class Scene:
     @edit
     def reset(self) -> Outcome:
         """Restore the scene as it was opened. This can be undone, too."""
-        label, inst, features = self.first
+        label, inst, features = self.as_opened
         return label, inst, dict.fromkeys(self.features) | features
 
     def apply(self, edit: Mapping) -> bool:

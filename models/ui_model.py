@@ -89,7 +89,7 @@ class UIModel(Scene):
 
         photo (H, W, 3) uint8, of the scene's size. For set_styles.
         """
-        label, inst, _ = self.first
+        label, inst, _ = self.as_opened
         regions = label if self._opt.label_feat else inst
         features = self._encode(photo, regions)
         ids, first = np.unique(regions, return_index=True)

@@ -41,6 +41,16 @@ DOWNLOADS = {
     "inst": "instance map",
     "edits": "edit list",
 }
+TITLES = {
+    "set_style": "a style",
+    "set_styles": "the styles of the photograph",
+    "set_class": "a change of class",
+    "paint": "a brush stroke",
+    "add": "an added object",
+    "move": "a move",
+    "delete": "a deletion",
+    "reset": "a reset",
+}
 
 
 @dataclass
@@ -387,18 +397,6 @@ class Session:
         instance = None if self.selected is None else self.selected.instance
         there = instance is not None and (self.ui.inst == instance).any()
         self._select(self.ui.selection(instance) if there else None)
-
-
-TITLES = {
-    "set_style": "a style",
-    "set_styles": "the styles of the photograph",
-    "set_class": "a change of class",
-    "paint": "a brush stroke",
-    "add": "an added object",
-    "move": "a move",
-    "delete": "a deletion",
-    "reset": "a reset",
-}
 
 
 def pixel(point: Point, shape: tuple[int, int]) -> tuple[int, int]:

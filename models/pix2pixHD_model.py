@@ -140,7 +140,7 @@ class Pix2PixHDModel(nn.Module):
     def prepare_calls(self) -> None:
         """Prepare what a step calls: compiled, and averaged over processes, where requested.
 
-        They are kept in a dict, which nn.Module does not register, so that netG, netD and netE
+        The callables are in a dict, which nn.Module does not register, so that netG, netD and netE
         remain the plain networks that are saved.
         """
         self.call = {}

@@ -19,9 +19,9 @@ SATURATED = (
 
 
 class Watch:
-    """Collects whether the values of each step were finite, for check() to look at.
+    """Looks for values that are not finite, and for signs of collapse, saturation and memorizing.
 
-    The flags stay on the device, so that add() never waits for a GPU.
+    What add() records stays on the device until check(), so that add() never waits for a GPU.
     """
 
     WARN_AFTER = 20  # logged losses in a row before a warning

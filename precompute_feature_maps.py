@@ -49,6 +49,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
         targets[index].unlink(missing_ok=True)  # if killed, leave no maps of two encoders
     sizes = set()
     for index, batch in own_batches(dataset, opt, "features"):
+        # of instances even with --label_feat, as in the reference
         feat = model.encode(batch["image"], batch.get("inst", batch["label"]))
         if model.encoder_shrink == 1:  # else they are already larger than the encoder's input
             feat = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)

@@ -197,8 +197,7 @@ def measured_range(files: list[Path], read: Callable) -> tuple[float, float]:
     percentiles. read: a Kind's, so that what is measured is what training sees."""
     chosen = evenly_spaced(files, MAX_MEASURED)
     bounds = [np.percentile(np.asarray(read(path)), (0.1, 99.9)) for path in chosen]
-    low, high = np.array(bounds).T
-    low, high = float(low.min()), float(high.max())
+    low, high = float(np.min(bounds)), float(np.max(bounds))
     if low >= high:
         raise UserError(f"{files[0].parent}: all numbers are {low:g}; give a range LOW,HIGH")
     return low, high

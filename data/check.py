@@ -35,7 +35,7 @@ from util.parallel import parallel
 
 
 @dataclass
-class Scene:
+class SceneFindings:
     """What reading the files of one scene showed."""
 
     files: dict[str, Path]  # by kind: "label", "inst", "image", "cond", ...
@@ -55,7 +55,7 @@ class Scene:
 class Report:
     """The findings about a whole data set."""
 
-    scenes: list[Scene]
+    scenes: list[SceneFindings]
     problems: list[str]
     notes: list[str]
 
@@ -96,7 +96,7 @@ def check(opt: argparse.Namespace, min_side: int = 1) -> Report:
     return Report(scenes, problems, notes)
 
 
-def _no_class(scenes: list[Scene], opt: argparse.Namespace) -> list[str]:
+def _no_class(scenes: list[SceneFindings], opt: argparse.Namespace) -> list[str]:
     """A note if 255 is counted as a class but probably is none, or classes are grey levels."""
     used = set().union(*(scene.classes for scene in scenes))
     counted = opt.ignore_label is None and (opt.label_nc == "auto" or opt.label_nc > 255)
@@ -128,9 +128,9 @@ def _scan(
 
 def examine(
     files: dict[str, Path], opt: argparse.Namespace, kinds: dict[str, Kind], geometry: Geometry
-) -> Scene:
+) -> SceneFindings:
     """Read all files of one scene."""
-    scene = Scene(files)
+    scene = SceneFindings(files)
     maps: dict[str, np.ndarray] = {}
     for kind, path in files.items():
         try:
@@ -190,7 +190,7 @@ def _oddities(kind: str, path: Path, opt: argparse.Namespace) -> list[str]:
 
 
 def _count_instances(
-    scene: Scene, inst: np.ndarray, label: np.ndarray | None, ignore_label: int | None
+    scene: SceneFindings, inst: np.ndarray, label: np.ndarray | None, ignore_label: int | None
 ) -> None:
     """Compare instance ids with labels, both (H, W); label None: there are no classes."""
     path = scene.files["inst"]
@@ -211,7 +211,7 @@ def _count_instances(
     scene.mismatches = int(counts[known & (expected != labels)].sum())
 
 
-def _compare_with_scheme(scenes: list[Scene]) -> tuple[list[str], list[str]]:
+def _compare_with_scheme(scenes: list[SceneFindings]) -> tuple[list[str], list[str]]:
     """Problems and notes about ids that disagree with labels.
 
     Where most pixels follow Cityscapes' scheme (class, or class*1000 + n, which some must have), a
@@ -270,7 +270,7 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     return lines
 
 
-def _value_lines(side: str, scenes: list[Scene], opt: argparse.Namespace) -> list[str]:
+def _value_lines(side: str, scenes: list[SceneFindings], opt: argparse.Namespace) -> list[str]:
     """The range and histogram of images other than 8-bit RGB."""
     kind = SIDES[side]
     measured = [scene.values[kind] for scene in scenes if kind in scene.values]

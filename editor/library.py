@@ -90,8 +90,8 @@ def objects_of(
         kind = int(classes[counts.argmax()])
         if kind == opt.ignore_label or (opt.label_nc == 35 and kind not in _CITYSCAPES_OBJECTS):
             continue
-        colours = np.broadcast_to(palette(opt.label_nc)[kind], (*mask.shape, 3))
-        colours = colours if photo is None else photo[place]
+        plain = np.broadcast_to(palette(opt.label_nc)[kind], (*mask.shape, 3))
+        colours = plain if photo is None else photo[place]
         feature = None if features is None else features[(slice(None), *place)][:, mask][:, 0]
         yield LibraryObject(kind, mask, feature, thumbnail(colours, mask))
 

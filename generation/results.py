@@ -43,8 +43,8 @@ class Results:
         self.opt = opt
         self.names = names
         self.has_page = opt.page or not opt.input
-        self.folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
-        self.folder = Path(opt.output) if opt.input else self.folder
+        of_run = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
+        self.folder = Path(opt.output) if opt.input else of_run
         self.top_level = names if opt.input else []  # the images in folder itself, not in images/
         self.labels = [dataset.files["label"][scene] for scene in dataset.scenes]
         stems = image_names(dataset.files["label"])

@@ -212,8 +212,8 @@ class TrainingRun:
         """Log the validation after the epoch that has just ended, and warn of what looks wrong."""
         pos, ended, metric = self.position, self.position.epoch - 1, self.validation.metric
         value = figures[metric]
-        best = f"best: epoch {pos.best_epoch}" if pos.best_epoch else "none is the best"
-        best = "the best" if self._best_is_unsaved else best
+        so_far = f"best: epoch {pos.best_epoch}" if pos.best_epoch else "none is the best"
+        best = "the best" if self._best_is_unsaved else so_far
         log_main(f"validation after epoch {ended}: {metric} {value:.4g} ({best}), {seconds:.1f} s")
         if math.isnan(value):
             log_main(

@@ -47,7 +47,7 @@ RUN = Group(
     Flag("--name", "label2city", "folder of the run in --checkpoints_dir", safe_name),
     Flag("--checkpoints_dir", "./checkpoints", "folder of all runs", "DIR"),
     Flag("--model", "pix2pixHD", "ui: for the editor, see edit.py", ["pix2pixHD", "ui"]),
-    Flag("--gpu_ids", None, "e.g. 0; 0,1,2: a process each; -1: CPU; default: 0, or CPU"),
+    Flag("--gpu_ids", None, "GPUs, e.g. 0,1 (a process each); -1: CPU; default: 0, else CPU"),
     Flag("--local_rank --local-rank", 0, "set by torch.distributed.launch", integer(0)),
     Flag("--seed", 0, "seed of all random number generators", integer(0, 2**63 - 1)),
     Flag("--deterministic", False, "deterministic algorithms only, else an error (CUDA)"),
@@ -59,7 +59,7 @@ PRECISION = Group(
     "precision and speed",
     Flag("--amp", "off", "mixed precision", ["off", "bf16", "fp16"]),
     Flag("--fp16", False, "the same as --amp fp16"),
-    Flag("--data_type", 32, "bits of a float when testing", [8, 16, 32]),
+    Flag("--data_type", 32, "bits per float at test time", [8, 16, 32]),
     Flag("--tf32", False, "allow TF32 in float32 (CUDA)"),
     Flag("--compile", False, "compile the networks with torch.compile"),
 )
@@ -68,19 +68,19 @@ PRECISION = Group(
 @PRECISION.check
 def check_precision(opt: argparse.Namespace) -> None:
     if opt.fp16 and opt.amp == "bf16":
-        raise UserError("--fp16 and --amp bf16 exclude each other; give one of them")
+        raise UserError("--fp16 and --amp bf16 cannot be combined; give one of them")
     if opt.data_type == 16 and opt.amp == "bf16":
         raise UserError(
-            "--data_type 16, which is float16, and --amp bf16 exclude each other; give one of them"
+            "--data_type 16 (float16) and --amp bf16 cannot be combined; give one of them"
         )
 
 
 def value_flags(side: str) -> list[Flag]:
     """How the numbers in the files of a side become [-1, 1]."""
-    text = f"numbers in {side} images that become -1 and 1; type: their type's; auto: measured"
+    text = f"{side} values that become -1 and 1; type: limits of the type; auto: measured"
     return [
         Flag(f"--{side}_range", "type", text, value_range),
-        Flag(f"--{side}_type", None, "type of these numbers; default: as in the files", [*TYPES]),
+        Flag(f"--{side}_type", None, "type of these values; default: as in the files", [*TYPES]),
     ]
 
 
@@ -94,7 +94,7 @@ DATA = Group(
     Flag("--output_nc", 3, "channels of the generated image", CHANNELS),
     Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", COUNT),
     *(flag for side in SIDES for flag in value_flags(side)),
-    Flag("--resize_or_crop", "scale_width", "how to scale, and in training to crop", SCALING),
+    Flag("--resize_or_crop", "scale_width", "how to scale and, in training, crop", SCALING),
     Flag("--loadSize", 1024, "pixels to scale to", integer(1)),
     Flag("--fineSize", 512, "pixels to crop to", integer(1)),
     inherited=True,
@@ -133,10 +133,10 @@ def check_range(opt: argparse.Namespace, side: str) -> None:
 LOADING = Group(
     "reading and showing images",
     Flag("--batchSize", 1, "total batch size over all GPUs (test.py: on each)", integer(1)),
-    Flag("--serial_batches", False, "in order of name instead of shuffled"),
+    Flag("--serial_batches", False, "read scenes in order of name, not shuffled"),
     Flag("--no_flip", False, "no random horizontal flips"),
     Flag("--max_dataset_size", None, "use at most this many scenes; default: all", count_or_inf),
-    Flag("--nThreads", 2, "worker processes (on GPUs up to 8); 0: threads", integer(0, 1024)),
+    Flag("--nThreads", 2, "worker processes (with GPUs 2 to 8); 0: threads", integer(0, 1024)),
     Flag("--cache", "none", "keep scaled images; disk: DATAROOT/.cache", ["none", "ram", "disk"]),
     Flag("--display_winsize", 512, "width of images on HTML pages, in pixels", integer(1)),
 )
@@ -172,21 +172,19 @@ FEATURES = Group(
 @FEATURES.check
 def check_features(opt: argparse.Namespace) -> None:
     if opt.instance_feat and opt.no_instance:
-        raise UserError("--instance_feat needs instance maps: leave it or --no_instance out")
+        raise UserError("--instance_feat needs instance maps, not --no_instance; leave one out")
     if opt.fit_features and opt.is_train and not opt.load_features:
-        raise UserError(
-            "--fit_features is for features of half the size: give --load_features as well"
-        )
+        raise UserError("--fit_features is for features of half the size: add --load_features")
     if opt.instance_noise and (opt.no_instance or uses_features(opt)):
         raise UserError(
-            "--instance_noise needs instance maps and takes the place of features: leave it out or "
-            "do without --no_instance, --instance_feat and --label_feat"
+            "--instance_noise needs instance maps and replaces features: leave it out, or leave "
+            "out --no_instance, --instance_feat and --label_feat"
         )
     if opt.label_feat and opt.label_nc == 0:
         raise UserError("--label_feat needs label maps: --label_nc above 0")
 
 
-CLUSTERS_HELP = "styles per class at most (encode_features.py; others: --cluster_path)"
+CLUSTERS_HELP = "maximum number of styles per class (encode_features.py; else --cluster_path)"
 STAGES = Group(
     "1024p stage and styles",
     Flag("--load_features", False, "read features from PHASE_feat/ instead of encoding them"),

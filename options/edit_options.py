@@ -11,8 +11,8 @@ EDITOR = Group(
     "editor",
     *scene_flags("test"),
     CLUSTER_PATH,
-    Flag("--host", "127.0.0.1", "address to serve; 0.0.0.0: reachable from outside"),
-    Flag("--port", 7860, "port to serve; 0: any free one", integer(0, 65535)),
+    Flag("--host", "127.0.0.1", "address to serve at; 0.0.0.0: reachable from outside"),
+    Flag("--port", 7860, "port to serve at; 0: any free one", integer(0, 65535)),
     Flag("--replay", None, "render this edit list instead of serving", "FILE"),
     Flag("--out", None, "where --replay writes", "DIR"),
 )
@@ -20,7 +20,7 @@ EDITOR = Group(
 LIBRARY = Group(
     "object library",
     *scene_flags("train"),
-    Flag("--per_class", 24, "objects per class, at most", integer(1)),
+    Flag("--per_class", 24, "maximum number of objects per class", integer(1)),
 )
 
 
@@ -46,7 +46,7 @@ def check_replay(opt: argparse.Namespace) -> None:
 
 
 class EditOptions(BaseOptions):
-    description = "Edit single objects of a scene in a browser."
+    description = "Edit individual objects of a scene in a browser."
     groups = [*BaseOptions.groups, EDITOR]
 
     def complete(self, opt: argparse.Namespace) -> None:

@@ -17,15 +17,15 @@ IMAGES = Group(
     Flag("--checkpoints_dir", "./checkpoints", "folder of all runs", "DIR"),
     Flag("--results_dir", "./results/", "where test.py wrote its pages", "DIR"),
     Flag("--phase", "test", "prefix of the data set's folders", safe_name),
-    Flag("--which_epoch", "latest", "which images of test.py, or several: 20,40", safe_names),
-    Flag("--images", None, "measured images; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"),
+    Flag("--which_epoch", "latest", "epoch of test.py's images, or several: 20,40", safe_names),
+    Flag("--images", None, "what to measure; default: RESULTS_DIR/NAME/PHASE_EPOCH/images", "DIR"),
     Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/ etc.", "DIR"),
     Flag("--label_nc", 35, "classes", label_count),
     Flag("--ignore_label", None, "label that is not evaluated", integer(-(2**31), 2**31 - 1)),
     Flag("--out", None, "folder of the results; default: next to images/", "DIR"),
 )
 
-CLASSES_HELP = "what its classes are: Cityscapes' 19 train ids, or the ids of the label maps"
+CLASSES_HELP = "its classes: Cityscapes' 19 train ids, or the ids of the label maps"
 SEGMENTERS = Group(
     "segmentation network",
     Flag("--segmenter", None, "hf:NAME_OR_DIR, torchscript:FILE or onnx:FILE", "KIND:WHICH"),

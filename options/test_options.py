@@ -13,7 +13,7 @@ from util.run.checkpoints import is_saved, run_dir, saved_options, weights_file
 from util.run.flags import OLD_DEFAULTS
 
 FORMATS = ["png", "jpg", "tif", "npy"]
-TILE_DIR_HELP = "folder of --tile's large maps; default: the system's temporary one"
+TILE_DIR_HELP = "folder for --tile's large maps; default: the system's temporary folder"
 
 TEST = Group(
     "test",
@@ -22,7 +22,7 @@ TEST = Group(
     Flag("--ntest", None, "the same as --how_many", count_or_inf),
     Flag("--results_dir", "./results/", "folder of the pages", "DIR"),
     Flag("--image_format", None, "of the saved images; default: png if possible", FORMATS),
-    Flag("--aspect_ratio", 1.0, "the width of saved images is multiplied by it", number(0.01, 100)),
+    Flag("--aspect_ratio", 1.0, "factor for the width of saved images", number(0.01, 100)),
     Flag("--tile", None, "side of a tile in pixels: less memory, same float32 image", integer(8)),
     Flag("--tile_dir", None, TILE_DIR_HELP, "DIR"),
 )
@@ -83,7 +83,7 @@ ONNX = Group(
     "ONNX (pip install -r requirements-onnx.txt)",
     Flag("--export_onnx", None, "write the generator to this file and exit", "FILE"),
     Flag("--onnx", None, "generate with this file instead of PyTorch", "FILE"),
-    Flag("--ort_provider", None, "runs --onnx; default: cpu", ["cpu", "cuda", "tensorrt"]),
+    Flag("--ort_provider", None, "what runs --onnx; default: cpu", ["cpu", "cuda", "tensorrt"]),
     Flag("--engine", None, "refused: TensorRT 4 engines cannot be run", "FILE"),
 )
 
@@ -96,7 +96,7 @@ def check_onnx(opt: argparse.Namespace) -> None:
             "--onnx FILE --ort_provider tensorrt"
         )
     if opt.export_onnx and opt.onnx:
-        raise UserError("--export_onnx and --onnx exclude each other; give one of them")
+        raise UserError("--export_onnx and --onnx cannot be combined; give one of them")
     if opt.ort_provider and not opt.onnx:
         raise UserError("--ort_provider needs --onnx FILE")
     if (opt.export_onnx or opt.onnx) and (opt.compile or opt.amp != "off" or opt.fp16):
@@ -110,7 +110,7 @@ def check_onnx(opt: argparse.Namespace) -> None:
 STYLES = Group(
     "styles (models with --instance_feat or --label_feat)",
     Flag("--style", [], "give a class (name or id) its style K, e.g. car=3; repeatable", "CLASS=K"),
-    Flag("--style_from", [], "give its class the style of an instance; repeatable", "SCENE,ID"),
+    Flag("--style_from", [], "give an instance's style to its whole class; repeatable", "SCENE,ID"),
     Flag("--all_styles", None, "show every style of this class, side by side", "CLASS"),
     Flag("--use_encoded_image", False, "take all styles from the photographs"),
     CLUSTER_PATH,
@@ -123,7 +123,7 @@ def check_styles(opt: argparse.Namespace) -> None:
     if (chosen or opt.use_encoded_image) and not uses_features(opt):
         raise UserError("styles need a model trained with --instance_feat or --label_feat")
     if (chosen or opt.use_encoded_image) and opt.load_features:
-        raise UserError("--load_features reads all features from files: leave styles out")
+        raise UserError("--load_features reads all features from files: leave out the styles")
     if chosen and opt.use_encoded_image:
         raise UserError(
             "--use_encoded_image cannot be combined with --style, --style_from and --all_styles"

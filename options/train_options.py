@@ -23,16 +23,16 @@ RECIPES: dict[str, dict[str, object]] = {
     },
 }
 FREEZABLE = ["down", "blocks", "up", "E"]  # of G, and the encoder
-FREEZE_HELP = f"what is not trained: some of {', '.join(FREEZABLE)}"
-AUGMENT_HELP = f"random changes of the scenes: some of {', '.join(AUGMENTATIONS)}"
+FREEZE_HELP = f"parts that are not trained: any of {', '.join(FREEZABLE)}"
+AUGMENT_HELP = f"random changes to the scenes: any of {', '.join(AUGMENTATIONS)}"
 WEIGHT = number(0, 1e9)  # of a loss
 
 SAVING = Group(
     "logging and saving",
-    Flag("--print_freq", 100, "images between two log lines", integer(1)),
-    Flag("--display_freq", 100, "images between two updates of the page", integer(1)),
-    Flag("--save_latest_freq", 1000, "images between two saves of latest", integer(1)),
-    Flag("--save_epoch_freq", 10, "epochs between two saves that are kept", integer(1)),
+    Flag("--print_freq", 100, "images between log lines", integer(1)),
+    Flag("--display_freq", 100, "images between updates of the page", integer(1)),
+    Flag("--save_latest_freq", 1000, "images between saves of latest", integer(1)),
+    Flag("--save_epoch_freq", 10, "epochs between saves that are kept", integer(1)),
     Flag("--keep_checkpoints", None, "keep only the newest N epochs; default: all", integer(1)),
     Flag("--wandb", False, "log to Weights & Biases"),
     Flag("--mlflow", False, "log to MLflow"),
@@ -46,11 +46,11 @@ TRAINING = Group(
     Flag("--recipe", "paper", "plus: other defaults (docs/recipes.md)", sorted(RECIPES)),
     Flag("--continue_train", False, "resume from the last save"),
     Flag("--load_pretrain", "", "start from the weights in this folder", "DIR"),
-    Flag("--map_classes", "", "which of that run's classes are which of this one: OLD=NEW,..."),
+    Flag("--map_classes", "", "classes of that run and what they are here: OLD=NEW,..."),
     Flag("--freeze", "", FREEZE_HELP, subset_of(FREEZABLE)),
     Flag("--augment", "", AUGMENT_HELP, subset_of(AUGMENTATIONS)),
     Flag("--niter", 100, "epochs at the initial learning rate", integer(0, 10**9)),
-    Flag("--niter_decay", 100, "epochs in which it then falls linearly to zero", integer(0, 10**9)),
+    Flag("--niter_decay", 100, "further epochs of linear decay to zero", integer(0, 10**9)),
     Flag("--lr", 0.0002, "initial learning rate of Adam", number(0, 1e6)),
     Flag("--beta1", 0.5, "Adam's momentum", number(0, 1 - 1e-9)),
     Flag("--checkpoint_activations", False, "recompute activations of G and VGG to save memory"),
@@ -65,7 +65,7 @@ def check_training(opt: argparse.Namespace) -> None:
         raise UserError(f"--data_type {opt.data_type} is for tests; train with --amp or --fp16")
     if opt.compile and opt.checkpoint_activations and opt.norm == "batch":
         raise UserError(
-            "--compile, --checkpoint_activations and --norm batch do not go together: the compiler "
+            "--compile, --checkpoint_activations and --norm batch cannot be combined: the compiler "
             "cannot keep running statistics from being updated twice; leave one out"
         )
     if opt.niter + opt.niter_decay == 0:
@@ -79,7 +79,7 @@ def check_training(opt: argparse.Namespace) -> None:
     if "E" in opt.freeze and (opt.load_features or not uses_features(opt)):
         raise UserError("--freeze E: no encoder is trained; leave it out or add --instance_feat")
     if opt.freeze and not (opt.load_pretrain or opt.continue_train):
-        raise UserError("--freeze keeps weights of an earlier training; give --load_pretrain DIR")
+        raise UserError("--freeze keeps weights of an earlier run; give --load_pretrain DIR")
     resumes = opt.is_train and opt.continue_train
     if resumes and opt.which_epoch != "latest" and not opt.load_pretrain:
         raise UserError(
@@ -99,7 +99,7 @@ def check_augmentation(opt: argparse.Namespace) -> None:
     if "color" in opt.augment and opt.load_features:
         raise UserError(
             "--augment color changes the photographs, but not the features that --load_features "
-            "reads for them: leave one of the two out"
+            "reads for them: leave out one of the two"
         )
 
 
@@ -108,7 +108,7 @@ LOSSES = Group(
     Flag("--num_D", 2, "scales of the discriminator", integer(1, 30)),
     Flag("--n_layers_D", 3, "downsampling layers of each scale", integer(1)),
     Flag("--ndf", 64, "channels of the discriminator's first layer", CHANNELS),
-    Flag("--instance_mean_D", False, "its coarser scales also see the image's instance means"),
+    Flag("--instance_mean_D", False, "D's coarser scales also see the image's instance means"),
     Flag("--lambda_feat", 10.0, "weight of feature matching and VGG loss", WEIGHT),
     Flag("--no_ganFeat_loss", False, "no feature matching loss"),
     Flag("--no_vgg_loss", False, "no VGG loss"),
@@ -117,14 +117,14 @@ LOSSES = Group(
     Flag("--lambda_L1", 0.0, "weight of the L1 distance of the pixels", WEIGHT),
     Flag("--lambda_latent", 0.0, "weight of predicting --instance_noise from mean colours", WEIGHT),
     Flag("--no_lsgan", False, "adversarial loss: cross entropy instead of least squares"),
-    Flag("--pool_size", 0, "earlier generated images that D is trained on", integer(0)),
+    Flag("--pool_size", 0, "size of the pool of earlier generated images for D", integer(0)),
 )
 
 
 @LOSSES.check
 def check_losses(opt: argparse.Namespace) -> None:
     if opt.instance_mean_D and opt.no_instance:
-        raise UserError("--instance_mean_D needs instance maps: leave it or --no_instance out")
+        raise UserError("--instance_mean_D needs instance maps, not --no_instance; leave one out")
     if opt.instance_mean_D and opt.num_D == 1:
         raise UserError(
             "--instance_mean_D shows the means to D's coarser scales, and --num_D 1 has none: give "
@@ -133,7 +133,7 @@ def check_losses(opt: argparse.Namespace) -> None:
     if opt.lambda_latent and not opt.instance_noise:
         raise UserError(
             "--lambda_latent: there is no noise to predict from the image; give --instance_noise 3 "
-            "(or --recipe plus), which needs instance maps and takes the place of features"
+            "(or --recipe plus), which needs instance maps and replaces features"
         )
     if opt.output_nc not in (1, 3) and not opt.no_vgg_loss and opt.is_train:
         raise UserError(
@@ -141,14 +141,14 @@ def check_losses(opt: argparse.Namespace) -> None:
         )
     if opt.loss_weights and opt.no_ganFeat_loss and opt.no_vgg_loss and not opt.lambda_L1:
         raise UserError(
-            "--loss_weights weighs feature matching, VGG and L1 loss, but none of them is used"
+            "--loss_weights applies to feature matching, VGG and L1 loss, but none of them is used"
         )
 
 
 VALIDATION = Group(
     "validation",
-    Flag("--val_phase", None, "where to validate; default: val, else test; none: off", safe_name),
-    Flag("--val_freq", 5, "epochs between two validations", integer(1)),
+    Flag("--val_phase", None, "validation phase; default: val, else test; none: off", safe_name),
+    Flag("--val_freq", 5, "epochs between validations", integer(1)),
     Flag("--val_max", 50, "at most this many scenes, evenly spaced", integer(1)),
     Flag("--best_metric", None, "the measure that selects best_net_*.pth", list(MORE_IS_BETTER)),
     Flag("--patience", None, "stop after this many validations without a better one", integer(1)),

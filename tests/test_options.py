@@ -162,7 +162,7 @@ def test_one_row_adds_a_flag(capsys: pytest.CaptureFixture) -> None:
     """Parsing, ranges, --help and the group's check."""
     group = Group(
         "extra",
-        Flag("--log_freq", 5, "epochs between two validations", integer(1, 9)),
+        Flag("--log_freq", 5, "epochs between validations", integer(1, 9)),
         Flag("--tags", [], "notes", "WORD"),
     )
 
@@ -183,7 +183,7 @@ def test_one_row_adds_a_flag(capsys: pytest.CaptureFixture) -> None:
         Options().parse(["--niter", "2"])
     with pytest.raises(SystemExit):
         Options().parse(["--help"])
-    assert "epochs between two validations (1 to 9; default: 5)" in capsys.readouterr().out
+    assert "epochs between validations (1 to 9; default: 5)" in capsys.readouterr().out
 
 
 WRONG = {  # flags -> what the line must name
@@ -269,7 +269,7 @@ def test_wrong_flags_end_in_one_line(flags: str, named: list[str], refused, tmp_
 
 @pytest.mark.parametrize("options", [TestOptions, EditOptions])
 def test_two_half_precisions_are_refused(options: type) -> None:
-    with pytest.raises(UserError, match=r"--data_type 16.* and --amp bf16 exclude"):
+    with pytest.raises(UserError, match=r"--data_type 16.* and --amp bf16 cannot be combined"):
         options().parse(["--data_type", "16", "--amp", "bf16"])
     assert options().parse(["--data_type", "16", "--fp16"]).amp == "fp16"
 

@@ -74,7 +74,7 @@ class Group:
         self.checks: list[Check] = []
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        note = "after training, the defaults are the values in the run's opt.json"
+        note = "for a trained run, the defaults are the values in its opt.json"
         group = parser.add_argument_group(self.title, note if self.inherited else None)
         for flag in self.flags:
             flag.add_to(group)

@@ -36,7 +36,7 @@ def edit(ui: UIModel, opt: argparse.Namespace) -> None:
     encoder, _ = find_encoder(folder, opt, folder)
     if objects and ui.has_features and is_outdated(path, encoder):
         log(
-            f"warning: {path} has the features of another encoder than {encoder}; make a new one "
+            f"warning: {path} has features of an encoder other than {encoder}; make a new one "
             "with python -m editor.library"
         )
     serve(EditorPage(ui, Scenes(opt), objects), opt.host, opt.port)

@@ -34,7 +34,7 @@ from util.run.checkpoints import run_dir
 from util.run.resume import FOLDER_FLAGS
 from util.setup import seed_everything, set_up_torch
 
-IN_USE = "another encode_features.py is running there; wait until it has ended"
+IN_USE = "another encode_features.py is running there; wait until it ends"
 
 
 def encode(opt: argparse.Namespace, device: torch.device) -> None:
@@ -74,7 +74,7 @@ def needs_encoding(opt: argparse.Namespace, path: Path) -> bool:
         return True
     outdated = is_outdated(path, encoder)
     log_main(
-        f"{path} is of another encoder than {encoder}: encoding again"
+        f"{path} is from an encoder other than {encoder}: encoding again"
         if outdated
         else f"clustering {path} as it is (if the data changed, give --reencode)"
     )

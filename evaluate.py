@@ -71,8 +71,8 @@ def warn_if_older(images: list[Path], opt: argparse.Namespace) -> None:
         return
     if older := [path for path in images if path.stat().st_mtime < weights.stat().st_mtime]:
         log(
-            f"warning: {len(older)} images, e.g. {older[0]}, are older than {weights}: if it was "
-            "trained since, generate them again with test.py"
+            f"warning: {len(older)} images, e.g. {older[0]}, are older than {weights}: if training "
+            "has gone on, generate them again with test.py"
         )
 
 

@@ -25,7 +25,7 @@ from util.pages.colours import save_image
 from util.progress import log_main
 from util.setup import seed_everything, set_up_torch
 
-IN_USE = "another precompute_feature_maps.py is running there; wait until it has ended"
+IN_USE = "another precompute_feature_maps.py is running there; wait until it ends"
 
 
 def precompute(opt: argparse.Namespace, device: torch.device) -> None:

@@ -68,12 +68,12 @@ def parse_args() -> argparse.Namespace:
     add("--raw", type=Path, required=True, help="folder with leftImg8bit/ and gtFine/")
     add("--out", type=Path, default=Path("./datasets/cityscapes"), help="folder to write to")
     splits = list(PHASES)
-    add("--splits", nargs="+", choices=splits, default=splits, help="what to take")
+    add("--splits", nargs="+", choices=splits, default=splits, help="which splits to convert")
     add("--link", action="store_true", help="hard links instead of copies")
     width = integer(1, MAX_WIDTH)
     add("--size", type=width, metavar="W", help="scale to this width, the height in proportion")
     processes = min(os.cpu_count() or 1, 8)
-    add("--workers", type=integer(1), metavar="N", default=processes, help="files made at a time")
+    add("--workers", type=integer(1), metavar="N", default=processes, help="parallel processes")
     args = parser.parse_args()
     if not args.raw.is_dir():
         raise UserError(
@@ -97,7 +97,7 @@ def find_jobs(raw: Path, out: Path, split: str) -> list[Job]:
     if not scenes:
         where, remedy = raw / "leftImg8bit" / split, f"unpack both Cityscapes zips into {raw}"
         if listing.is_file():
-            where, remedy = listing, "complete it (of a toy set: run data.toy_cityscapes again)"
+            where, remedy = listing, "complete it (for a toy set, run data.toy_cityscapes again)"
         raise UserError(f"{where}: no images (for --splits {split}); {remedy}")
     phase = PHASES[split]
     return [
@@ -242,7 +242,7 @@ def report(out: Path, split: str, jobs: list[Job], made: int) -> None:
     """Report what was made, and what else is in the folders: training would use it as well."""
     log(
         f"{split}: {len(jobs) // len(KINDS)} scenes in {out}/{PHASES[split]}_{{{','.join(KINDS)}}}"
-        f" ({made} files made, {len(jobs) - made} there already)"
+        f" ({made} files written, {len(jobs) - made} there already)"
     )
     targets = {job.target for job in jobs}
     folders = sorted({target.parent for target in targets})

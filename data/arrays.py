@@ -117,8 +117,8 @@ def _read(path: Path) -> np.ndarray:
         image = open_image(path)  # which refuses what Pillow would change
         if image.mode not in ("L", "LA", "RGB", "RGBA") or bits < 8:
             raise UserError(
-                f"{path}: {bits} bits a channel, mode {image.mode}, expected grey or RGB of 8 or "
-                "16 bits a channel; save it as that"
+                f"{path}: {bits} bits per channel, mode {image.mode}, expected grey or RGB of 8 or "
+                "16 bits per channel; save it as that"
             )
         return np.asarray(image)
 

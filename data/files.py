@@ -240,7 +240,7 @@ def read_integers(path: Path, what: str) -> Image.Image:
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         remedy = "python -m data.convert_labels makes one from colours"
         if what == "instance":  # that command numbers the colours of all files, soon too many
-            remedy = "number its colours from 0 on, each file's anew, and save it as 16-bit PNG"
+            remedy = "number its colours from 0 in each file, and save it as 16-bit PNG"
         if image.mode in ("LA", "RGB", "RGBA") and is_grey(np.asarray(image.convert("RGB"))):
             remedy = "its channels are equal: save one of them, e.g. by Pillow's getchannel(0)"
         raise UserError(

@@ -229,7 +229,7 @@ class Session:
         if not changed:
             return "Nothing to change."
         if before == self.selected.label and self.ui.styles_by_instance:
-            return f"{old} now has the style of the other one."
+            return f"{old} now has the style of the other object."
         return f"{old} became {self.name_of_selected()}."
 
     def _paint(self, points: list[Point]) -> str:

@@ -153,7 +153,7 @@ def write_page(
         ):
             plots.append(Picture(f"images/{name}.png", caption))
             save_matrix(opt.out / plots[-1].path, matrix, names, [*names, "none of these"])
-        heading = "Predicted class (columns) of the pixels of each class (rows), in percent"
+        heading = "Predicted class (columns) of the pixels of each true class (rows), in percent"
         page.row(plots, heading=heading, width=700)
 
     measure = "pixel_accuracy" if evaluator else "ssim"
@@ -182,8 +182,8 @@ def scene_row(
         colour = partial(evaluator.colour, label_nc=opt.label_nc)
         images |= {
             "label": ("label map", colour(evaluator.classes.from_label_map(label))),
-            "found": ("segmentation of generated", colour(evaluator.predict(generated))),
-            "oracle": ("segmentation of real", colour(evaluator.predict(real))),
+            "found": ("segmentation of the generated image", colour(evaluator.predict(generated))),
+            "oracle": ("segmentation of the photograph", colour(evaluator.predict(real))),
         }
     row = []
     for kind, (caption, image) in images.items():

@@ -57,9 +57,7 @@ class Results:
         inputs = {path.resolve() for files in dataset.files.values() for path in files.values()}
         for path in (self.folder / path for files in paths for path in files.values()):
             if path.resolve() in inputs:
-                raise UserError(
-                    f"{path} is an input, and would be overwritten; give another {flag}"
-                )
+                raise UserError(f"{path} is an input and would be overwritten; give another {flag}")
         self.rows: dict[int, list[Picture]] = {}  # of the page, by index
         for index in own_scenes(dataset) if opt.skip_existing else ():
             if all((self.folder / path).is_file() for path in paths[index].values()):
@@ -127,7 +125,7 @@ def save(image: Image, path: Path, aspect_ratio: float, label: Path) -> None:
     is_plain = array.dtype == np.uint8 and array.shape[2:] in ((), (3,))
     if path.suffix == ".jpg" and max(array.shape[:2]) > MAX_JPEG_SIDE:
         raise UserError(
-            f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels a side; use --image_format png"
+            f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels per side; use --image_format png"
         )
     if is_plain and path.suffix in (".png", ".jpg"):
         save_image(array, path)

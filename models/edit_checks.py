@@ -53,7 +53,7 @@ def check_maps(label: np.ndarray, inst: np.ndarray | None, opt: argparse.Namespa
         )
     if inst.min() < 0 or inst.max() > LARGEST_ID:
         raise UserError(
-            f"instance ids {inst.min()} to {inst.max()}: the editor takes 0 to {LARGEST_ID}, as "
+            f"instance ids {inst.min()} to {inst.max()}: the editor accepts 0 to {LARGEST_ID}, as "
             "16-bit PNG files do; renumber the instances"
         )
 

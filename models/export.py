@@ -57,7 +57,7 @@ class OnnxModel(InferenceModel):
         checksum = checksum_of(weights)
         if checksum is not None and saved.get(_CHECKSUM, checksum) != checksum:
             raise UserError(
-                f"{file}: was exported from other weights than {weights}; export it again, "
+                f"{file}: was exported from weights other than {weights}; export it again, "
                 "or give the flags of its run"
             )
 

@@ -380,7 +380,7 @@ def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
     encoder, _ = find_encoder(folder, opt, folder)
     if is_outdated(path, encoder):
         log_main(
-            f"warning: {path} has the styles of another encoder than {encoder}; encode_features.py "
+            f"warning: {path} has styles of an encoder other than {encoder}; encode_features.py "
             "with the same --name, --which_epoch and --ema makes its own"
         )
     return styles

@@ -45,18 +45,18 @@ fi
 threads=$(python -c 'from util.parallel import available_cores as n; print(max(1, (n() - 1) // 2))')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
 log=checkpoints/toy_labels.log
-echo "in the background: $log"
+echo "runs in the background; its log: $log"
 mkdir -p checkpoints
 "${train_labels[@]}" > "$log" 2>&1 &
 labels=$!
 # so that all training stops with this script, after saving (pkill: the foreground's as well)
 trap '{ pkill -P $$ || kill $labels; } 2> /dev/null; wait' EXIT
 
-step "meanwhile, training with instance features"
+step "meanwhile: training with instance features"
 python train.py --name toy_features "${small[@]}" "${features[@]}" \
   --niter 7 --niter_decay 10 --continue_train
 
-step "encoding all instances, clustering their features into styles"
+step "encoding all instances and clustering their features into styles"
 python encode_features.py --name toy_features
 python test.py --name toy_features --all_styles car --results_dir results/styles
 
@@ -68,11 +68,11 @@ python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --n
   --lambda_L1 85 --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 17 \
   --continue_train
 
-step "waiting for training on label maps"
+step "waiting for the training on label maps to finish"
 wait_for_labels
 trap - EXIT
 
-step "photographs of the validation scenes"
+step "generating photographs of the validation scenes"
 python test.py --name toy_labels
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
@@ -90,5 +90,5 @@ page "with the features of the photographs" encoded/toy_local/test_latest
 page "each scene with its cars in all styles" styles/toy_features/test_latest
 page "one car in all styles" toy_features/style_control
 page "the first stage, without features, half as wide" toy_labels/test_latest
-printf 'and edit individual objects in the editor (pip install -r requirements-ui.txt):\n  %s\n' \
+printf 'edit individual objects in the editor (pip install -r requirements-ui.txt):\n  %s\n' \
   "${activate}python edit.py --name toy_local"

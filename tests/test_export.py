@@ -198,7 +198,7 @@ def test_commands_write_the_file_and_a_page_from_it(
 
     torch.save({}, tmp_path / "run" / "latest_net_G_ema.pth")  # trained since
     line = refused(command.main, *common, "--onnx", file)
-    assert "was exported from other weights than" in line and "latest_net_G_ema.pth" in line
+    assert "was exported from weights other than" in line and "latest_net_G_ema.pth" in line
     line = refused(command.main, *common, "--onnx", file, "--label_nc", 36)
     assert "label_nc 35, here 36" in line
     line = refused(command.main, *common, "--onnx", file, "--which_epoch", "best", "--ema", 0)
@@ -232,7 +232,7 @@ REFUSED = {
     "no such file": ("--onnx nowhere.onnx", "nowhere.onnx: no such file"),
     "not a graph": ("--onnx README.md", "not a graph"),
     "no such folder": ("--export_onnx nowhere/graph.onnx", "a folder that exists"),
-    "both": ("--onnx a.onnx --export_onnx b.onnx", "exclude each other"),
+    "both": ("--onnx a.onnx --export_onnx b.onnx", "cannot be combined"),
     "provider alone": ("--ort_provider cpu", "needs --onnx"),
     "unknown provider": ("--onnx a.onnx --ort_provider npu", "invalid choice"),
     "precision of a file": ("--onnx a.onnx --data_type 16", "the file sets the precision"),

@@ -209,7 +209,7 @@ def test_styles_of_an_earlier_encoder_are_named(run: Path) -> None:
     before = encoder.read_bytes()
     flags = ["--style", "sky=0", "--how_many", 1, "--results_dir", run / "older"]
     os.utime(encoder)
-    assert "another encoder" not in render(run, *flags).stdout
+    assert "an encoder other than" not in render(run, *flags).stdout
     weights = torch.load(encoder, weights_only=True)
     torch.save({name: -w for name, w in weights.items()}, encoder)
     try:
@@ -217,7 +217,7 @@ def test_styles_of_an_earlier_encoder_are_named(run: Path) -> None:
     finally:
         encoder.write_bytes(before)
     assert done.returncode == 0, done.stderr
-    assert f"another encoder than {encoder}; encode_features.py" in done.stdout
+    assert f"an encoder other than {encoder}; encode_features.py" in done.stdout
 
 
 def test_styles_of_another_epochs_encoder_are_named(tmp_path: Path, capsys) -> None:
@@ -231,7 +231,7 @@ def test_styles_of_another_epochs_encoder_are_named(tmp_path: Path, capsys) -> N
     def warned(epoch: str) -> bool:
         flags = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--which_epoch", epoch]
         run_styles(folder, TestOptions().parse(flags))
-        return "has the styles of another encoder than" in capsys.readouterr().out
+        return "has styles of an encoder other than" in capsys.readouterr().out
 
     assert not warned("1")  # nothing is known
     record_encoder(folder / "features.npy", checksum_of(folder / "1_net_E.pth"))  # encoded since
@@ -268,7 +268,7 @@ def test_older_styles_of_the_pretrained_run_are_named(tmp_path: Path, capsys) ->
     record_encoder(base / "features_clustered_010.npy", checksum_of(base / "latest_net_E.pth"))
     torch.save({}, own / "latest_net_E.pth")
     run_styles(own, TestOptions().parse(["--name", "own", "--checkpoints_dir", str(tmp_path)]))
-    assert f"another encoder than {own / 'latest_net_E.pth'};" in capsys.readouterr().out
+    assert f"an encoder other than {own / 'latest_net_E.pth'};" in capsys.readouterr().out
 
 
 def encoder_of_half_size(folder: Path) -> InferenceModel:

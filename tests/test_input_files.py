@@ -177,7 +177,7 @@ def test_inputs_are_never_overwritten(run: list, own_data: Path, tmp_path: Path)
     before = {path: path.read_bytes() for path in own_data.rglob("*.png")}
     flags = inputs(own_data, "folder", tmp_path)
     done = run_command("test.py", *run, *flags, "--output", own_data / "train_label")
-    assert "is an input, and would be overwritten" in one_line(done)
+    assert "is an input and would be overwritten" in one_line(done)
     assert {path: path.read_bytes() for path in own_data.rglob("*.png")} == before
 
 

@@ -150,7 +150,7 @@ def test_a_library_of_an_earlier_encoder_is_reported(
     weights = torch.load(run / "latest_net_E.pth", weights_only=True)
     torch.save({name: -w for name, w in weights.items()}, run / "latest_net_E.pth")
     call(*command)
-    assert f"{run / 'object_library.npz'} has the features of another" in capsys.readouterr().out
+    assert f"{run / 'object_library.npz'} has features of an encoder" in capsys.readouterr().out
 
 
 def test_a_library_is_of_the_encoder_that_was_read(

@@ -212,7 +212,7 @@ def test_two_commands_at_once_do_not_disturb_each_other(raw, tmp_path):
     lock = lock_folder(tmp_path / "out", "")
     assert "running there" in refused("--raw", raw, "--out", tmp_path / "out")
     lock.close()
-    assert "6 files made" in ok("--raw", raw, "--out", tmp_path / "out")
+    assert "6 files written" in ok("--raw", raw, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("flags", [[], ["--size", "16"], ["--link"]])
@@ -227,7 +227,7 @@ def test_rerun_completes_what_is_missing(raw, tmp_path, flags):
     half.write_bytes(b"half a file")  # as a kill leaves it
     inode = kept.stat().st_ino
     output = ok("--raw", raw, "--out", out, *flags)
-    assert "1 files made, 5 there already" in output
+    assert "1 files written, 5 there already" in output
     assert kept.stat().st_ino == inode
     assert {path: path.read_bytes() for path in files} == content
     assert not half.exists()

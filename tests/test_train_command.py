@@ -406,7 +406,7 @@ def test_a_run_that_replaces_another_keeps_its_own_epochs(
         path.touch()
     run = trained("--niter", 1, *flags, "--keep_checkpoints", 1, "--seed", 1)
     assert not any(path.exists() for path in stale)
-    assert "its weights of epochs 2, 3 stay until training reaches these" in capsys.readouterr().out
+    assert "its weights of epochs 2, 3 stay until training reaches them" in capsys.readouterr().out
     assert {path.name for path in run.glob("*_net_G.pth")} == {
         *("latest_net_G.pth", "1_net_G.pth", "2_net_G.pth", "3_net_G.pth", "replaced_net_G.pth"),
     }

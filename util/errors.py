@@ -32,7 +32,7 @@ _REMEDIES = {
     # Gloo's and NCCL's, when another process of the training is gone
     ("Connection reset by peer", "Connection closed by peer", "remote process exited"): (
         "another process is gone: it was killed, usually for lack of memory, or its machine "
-        "failed; fix that and start again (to resume a training, with --continue_train)"
+        "failed; fix that and start again (resume training with --continue_train)"
     ),
     # a GPU that torch is not built for, that another program occupies, or whose driver is old
     (

@@ -157,7 +157,7 @@ def set_aside(folder: Path) -> None:
             f"weights stay available as --which_epoch {names}"
         )
     if epochs := ", ".join(map(str, sorted(_numbered_networks(folder)))):
-        log_main(f"note: its weights of epochs {epochs} stay until training reaches these")
+        log_main(f"note: its weights of epochs {epochs} stay until training reaches them")
 
 
 def _continue_run(model, opt: argparse.Namespace, folder: Path, dataset) -> Position | None:

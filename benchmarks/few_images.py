@@ -85,7 +85,7 @@ def main() -> None:
     parser = Parser(description="Measure what helps if there are few scenes.")
     parser.add_argument("--dataroot", type=Path, default=Path("datasets/toy"))
     parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints/few_images"))
-    parser.add_argument("--seeds", default="1,2,3", help="of the trainings")
+    parser.add_argument("--seeds", default="1,2,3", help="of the training runs")
     parser.add_argument("--epochs", type=integer(5), default=100, help="on the 20 scenes")
     parser.add_argument("--base_epochs", type=integer(1), default=12, help="on all scenes")
     parser.add_argument("--augment", default="scale,shift", help="as for train.py")

@@ -57,7 +57,7 @@ def benchmark_parser(
         add("--device", type=_device, default=default, help="cpu or cuda")
     add("--json", type=Path, default=None, help="write the results here as well")
     if repeat:
-        add("--repeat", type=integer(1), default=repeat, help="measurements of each way")
+        add("--repeat", type=integer(1), default=repeat, help="measurements of each variant")
     if size:
         add("--width", type=integer(1), default=size[0])
         add("--height", type=integer(1), default=size[1])

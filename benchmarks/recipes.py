@@ -79,9 +79,9 @@ def main() -> None:
     parser.add_argument("--dataroot", default="datasets/toy")
     parser.add_argument("--segmenter", default="checkpoints/toy_segmenter.pt")
     parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints/recipes"))
-    parser.add_argument("--seeds", default="1,2,3", help="of the trainings")
+    parser.add_argument("--seeds", default="1,2,3", help="of the training runs")
     parser.add_argument("--epochs", type=integer(1), default=16)
-    parser.add_argument("--jobs", type=integer(1), default=2, help="trainings at a time")
+    parser.add_argument("--jobs", type=integer(1), default=2, help="training runs at a time")
     opt = parser.parse_args()
     pairs = list(product(VARIANTS, opt.seeds.split(",")))
     rows: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}

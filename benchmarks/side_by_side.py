@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=integer(2), default=8, help="of 20 scenes each")
     parser.add_argument(
         "--set", type=setting, action="append", default=[], metavar="NAME=VALUE",
-        help="an environment variable for the trainings (may be repeated)",
+        help="an environment variable for the training runs (may be repeated)",
     )  # fmt: skip
     given = parser.parse_args()
     settings = dict(given.set)

@@ -1,4 +1,4 @@
-"""The gain from each part of --recipe plus: trainings on the toy scenes with and without it.
+"""The gain from each part of --recipe plus: training runs on the toy scenes with and without it.
 
     python -m benchmarks.toy_segmenter --dataroot datasets/toy --steps 1000
     python -m benchmarks.recipes --dataroot datasets/toy --seeds 1,2,3

@@ -1,10 +1,10 @@
-"""Two trainings at once compared with one alone, by train.py on scenes of the quickstart's size.
+"""Two training runs at once compared with one alone, on scenes of the quickstart's size.
 
     python -m benchmarks.side_by_side
     python -m benchmarks.side_by_side --set OMP_NUM_THREADS=1
     python -m benchmarks.side_by_side --set GOMP_SPINCOUNT=300000
 
-Prints seconds per image, and how many times as long each of two trainings takes as one alone.
+Prints seconds per image, and how many times as long each of two training runs takes as one alone.
 """
 
 import argparse

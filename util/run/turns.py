@@ -1,9 +1,9 @@
-"""Trainings side by side on one CPU take turns, step by step.
+"""Training runs side by side on one CPU take turns, step by step.
 
-Two trainings that both use every core slow each other down 4 to 15 times: a step has thousands of
-short parallel loops, each of which ends with its last thread, and a thread whose core is taken by
-the other training keeps all others waiting for the scheduler. In turns, each takes only twice its
-time. `python -m benchmarks.side_by_side` measures it.
+Two runs that both use every core slow each other down 4 to 15 times: a step has thousands of short
+parallel loops, each of which ends with its last thread, and a thread whose core is taken by the
+other run keeps all others waiting for the scheduler. In turns, each takes only twice its time.
+`python -m benchmarks.side_by_side` measures it.
 """
 
 import os
@@ -19,7 +19,7 @@ from util.parallel import available_cores
 
 try:
     import fcntl
-except ImportError:  # Windows: trainings do not take turns
+except ImportError:  # Windows: training runs do not take turns
     fcntl = None
 
 _QUEUE, _TURN = 0, 1  # bytes of the lock file
@@ -28,9 +28,9 @@ _QUEUE, _TURN = 0, 1  # bytes of the lock file
 class Turn:
     """A context for one step: on a CPU, no other training of this user runs a step meanwhile.
 
-    Trainings with fewer threads than cores (OMP_NUM_THREADS), with several processes or on a GPU do
-    not wait. No training waits longer than four of its own steps: the other may be suspended, or
-    its steps may be far longer.
+    Runs with fewer threads than cores (OMP_NUM_THREADS), with several processes or on a GPU do not
+    wait. No run waits longer than four of its own steps: the other may be suspended, or its steps
+    may be far longer.
     """
 
     MAX_WAIT = 4  # steps of its own

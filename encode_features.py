@@ -87,6 +87,7 @@ def encode_instances(model: InferenceModel, opt: argparse.Namespace) -> np.ndarr
     Memory grows with the number of instances, not of images.
     """
     dataset = create_dataset(opt, training=False)
+    torch.backends.cudnn.benchmark &= dataset.has_one_size  # see set_up_torch
     found: dict[int, np.ndarray] = {}
     for index, batch in own_batches(dataset, opt, "encoding"):
         regions = batch.get("inst", batch["label"])  # instances, with --label_feat too

@@ -37,6 +37,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     model = create_encoder(opt, device, encoder_file(opt).parent)
 
     dataset = create_dataset(opt, training=False)
+    torch.backends.cudnn.benchmark &= dataset.has_one_size  # see set_up_torch
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
     # held while the variable lives: two commands would mix their encoders' maps
     _lock = lock_folder(folder, IN_USE) if distributed.is_main() else None

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from commands import run_ranks
-from conftest import SHARED, TINY, one_line, run_command, run_ok
+from conftest import SHARED, TINY, one_line, run_command, run_ok, save_png
 from PIL import Image
 from tiny_run import write_run
 
 import encode_features
+import precompute_feature_maps
 from data.kinds import scene_kinds
 from generation.features import find_scene
 from models import load_generator
@@ -174,6 +175,24 @@ def test_the_first_process_decides_whether_all_encode(
     monkeypatch.setattr(encode_features, "encode_instances", lambda *_: encoding.append(True))
     encode_features.encode(EncoderOptions().parse(flags), torch.device("cpu"))
     assert bool(encoding) == first_needs
+
+
+@pytest.mark.parametrize("encode", [encode_features.encode, precompute_feature_maps.precompute])
+@pytest.mark.parametrize("second", [(32, 64), (48, 64)])
+def test_cudnn_does_not_search_again_for_each_size(
+    encode: Callable, second: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its search for the fastest algorithm takes seconds on a GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # restored afterwards
+    write_run(tmp_path, "run", feat_num=1)
+    for name, size in ("a", (32, 64)), ("b", second):
+        for kind in ("label", "inst", "img"):
+            shape = (*size, 3) if kind == "img" else size
+            save_png(tmp_path / f"train_{kind}" / f"{name}.png", np.zeros(shape, np.uint8))
+    flags = ["--name", "run", "--checkpoints_dir", tmp_path, "--dataroot", tmp_path]
+    flags += ["--resize_or_crop", "none", "--gpu_ids", -1]
+    encode(EncoderOptions().parse([str(flag) for flag in flags]), torch.device("cpu"))
+    assert torch.backends.cudnn.benchmark == (second == (32, 64))
 
 
 def test_a_missing_epoch_is_refused(run: Path) -> None:

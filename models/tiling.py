@@ -242,7 +242,8 @@ class Stored:
             for y, row in zip(rows, array):
                 self._seek(y, columns.start)
                 self.file.readinto(row)
-        return torch.from_numpy(array)[None].permute(0, 3, 1, 2).to(self.device)  # channels-last
+        # channels-last; copied to a GPU before permuted, else the CPU would reorder it for that
+        return torch.from_numpy(array)[None].to(self.device).permute(0, 3, 1, 2)
 
     def whole(self) -> Tensor:
         """A map in memory as (1, C, H, W)."""

@@ -78,7 +78,8 @@ function stage(element, trigger, watch) {
   addEventListener("beforeunload", (event) => {
     if (pictures()?.dataset.edited !== "yes") return;
     event.preventDefault();
-    event.stopImmediatePropagation(); // Gradio closes the connection, although the user may stay
+    // Gradio closes the connection, although the user may stay; in some versions before this
+    event.stopImmediatePropagation();
   }, { capture: true });
   watch("value", () => {
     delete element.dataset.busy;

@@ -73,6 +73,13 @@ class Window:
             "turn => document.querySelector('.pictures').dataset.turn != turn", arg=turn
         )
 
+    def until_idle(self) -> None:
+        """Wait until the page has asked for nothing for a while."""
+        asked = -1
+        while asked != len(self.asked):
+            asked = len(self.asked)
+            self.page.wait_for_timeout(1500)
+
     def image(self, kind: str = "photograph") -> np.ndarray:
         """The photograph, or the label "map", (H, W, 3)."""
         address = self.page.locator(f"figure.{kind} img").get_attribute("src")
@@ -254,6 +261,7 @@ def test_who_stays_when_the_browser_asks_can_go_on(window) -> None:
     window.tool("Paint")
     window.choose_class("train")
     window.drag((20, 40), (20, 60))
+    window.until_idle()  # Gradio may close the connection before the browser asks
     page.on("dialog", lambda dialog: dialog.dismiss())
     with pytest.raises(Error):  # the page is not reloaded
         page.reload(timeout=4000)

@@ -23,6 +23,8 @@ function stage(element, trigger, watch) {
   const tool = () => document.querySelector("#tools input:checked").value;
   const radius = () => document.querySelector("#radius input[type=range]").value;
   const size = () => [Number(pictures().dataset.width), Number(pictures().dataset.height)];
+  let silent = false; // no response since the user stayed
+  let reloading = false;
 
   function show() {
     if (tool() !== pictures().dataset.tool) return; // colour and radius come with the response
@@ -76,12 +78,24 @@ function stage(element, trigger, watch) {
   });
   // before edits are lost: a closed tab forgets its session
   addEventListener("beforeunload", (event) => {
-    if (pictures()?.dataset.edited !== "yes") return;
+    if (reloading || pictures()?.dataset.edited !== "yes") return;
     event.preventDefault();
     // Gradio closes the connection, although the user may stay; in some versions before this
     event.stopImmediatePropagation();
+    // If it was waiting for a response, it then receives no other: the next action reloads the page,
+    // which keeps its edits.
+    setTimeout(() => {
+      silent = true;
+      trigger("stale");
+    });
   }, { capture: true });
+  ["pointerdown", "keydown"].forEach((action) => document.addEventListener(action, () => {
+    if (!silent) return;
+    reloading = true;
+    location.reload();
+  }, { capture: true }));
   watch("value", () => {
+    silent = false;
     delete element.dataset.busy;
     element.querySelectorAll(".live").forEach((live) => live.setAttribute("d", ""));
     element.querySelectorAll(".under, .over").forEach((one) => one.removeAttribute("transform"));

@@ -256,19 +256,32 @@ def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
 
 
 @pytest.mark.thorough
-def test_who_stays_when_the_browser_asks_can_go_on(window) -> None:
+@pytest.mark.parametrize("waiting", [False, True], ids=["idle", "waiting"])
+def test_who_stays_when_the_browser_asks_can_go_on(window, waiting: bool) -> None:
+    """Also while the page waits for a response, which Gradio cuts off: a click then reloads it."""
     page = window.page
     window.tool("Paint")
     window.choose_class("train")
     window.drag((20, 40), (20, 60))
-    window.until_idle()  # Gradio may close the connection before the browser asks
+    window.until_idle()
     page.on("dialog", lambda dialog: dialog.dismiss())
+    if waiting:
+        page.route("**/queue/data*", lambda route: None)  # no response arrives
+        with page.expect_request("**/queue/data*"):
+            page.mouse.click(*window.at(30, 40, "map"))
     with pytest.raises(Error):  # the page is not reloaded
         page.reload(timeout=4000)
+    page.unroute_all()
     page.wait_for_timeout(2000)  # until a closed connection would be noticed
+    if waiting:
+        page.mouse.click(*window.at(30, 40, "map"))
+        window.until_idle()
+        window.tool("Delete")
+        window.tool("Paint")  # a reloaded page begins with Select
     window.drag((40, 40), (40, 60))
     painted = (window.image("map") == TRAIN_COLOUR).all(2)
     assert painted[20, 50] and painted[40, 50]
+    assert painted[30, 40] == waiting
 
 
 @pytest.mark.thorough

@@ -15,7 +15,7 @@ from editor.library import FILE, load_library
 from editor.record import replay_file
 from editor.scenes import Scenes
 from models import create_model
-from models.inference_model import find_encoder, is_outdated
+from models.run_encoder import find_encoder, is_outdated
 from models.ui_model import UIModel
 from options.edit_options import EditOptions
 from util.errors import UserError, run

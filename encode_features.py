@@ -16,13 +16,8 @@ from data.arrays import write_array
 from data.create import create_dataset
 from data.loader import gather_by_index, own_batches
 from models import create_encoder
-from models.inference_model import (
-    InferenceModel,
-    find_encoder,
-    is_outdated,
-    record_encoder,
-    recorded_checksum,
-)
+from models.inference_model import InferenceModel
+from models.run_encoder import find_encoder, is_outdated, record_encoder, recorded_checksum
 from models.styles import cluster, instance_classes, instance_rows, load_rows, styles_to_rows
 from options.test_options import EncoderOptions, encoder_file
 from util import distributed

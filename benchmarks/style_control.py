@@ -25,8 +25,9 @@ from data.toy.scene import nearest_style, read_styles
 from data.toy.shapes import PALETTES
 from data.values import RGB8
 from models import create_model
-from models.inference_model import InferenceModel, run_styles
+from models.inference_model import InferenceModel
 from models.instance_maps import instance_class
+from models.run_encoder import run_styles
 from models.ui_model import UIModel
 from options.test_options import TestOptions
 from util.errors import UserError, run

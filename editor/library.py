@@ -22,8 +22,9 @@ from data.create import create_dataset, photographs
 from data.loader import own_batches
 from models import create_encoder
 from models.build import uses_features
-from models.inference_model import InferenceModel, find_encoder, record_encoder, to_uint8
+from models.inference_model import InferenceModel, to_uint8
 from models.masks import components
+from models.run_encoder import find_encoder, record_encoder
 from options.edit_options import LibraryOptions
 from util.errors import UserError, first_line, run
 from util.files import checksum_of, make_folder, write_bytes

@@ -15,7 +15,8 @@ from data.create import create_dataset
 from data.files import image_names
 from data.loader import collate
 from models.build import uses_features
-from models.inference_model import InferenceModel, cluster_path, run_styles
+from models.inference_model import InferenceModel
+from models.run_encoder import cluster_path, run_styles
 from models.styles import StyleChooser, get_style, instance_classes, paint
 from util import distributed
 from util.errors import UserError, brief

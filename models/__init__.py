@@ -8,9 +8,10 @@ from torch import nn
 
 from data.values import SIDES, TYPES
 from models.build import uses_features
-from models.inference_model import InferenceModel, run_styles
+from models.inference_model import InferenceModel
 from models.normalization import NORMS
 from models.pix2pixHD_model import Pix2PixHDModel
+from models.run_encoder import run_styles
 from models.ui_model import UIModel
 from models.upsampling import UPSAMPLE
 from util.errors import UserError, first_line

@@ -23,7 +23,8 @@ import precompute_feature_maps
 from data.kinds import scene_kinds
 from generation.features import find_scene
 from models import load_generator
-from models.inference_model import ENCODERS, InferenceModel, record_encoder, run_styles
+from models.inference_model import InferenceModel
+from models.run_encoder import ENCODERS, record_encoder, run_styles
 from models.styles import (
     StyleChooser,
     cluster,

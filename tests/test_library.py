@@ -17,7 +17,8 @@ from tiny_run import write_run
 import test as test_command  # test.py
 from models import DEFAULTS, load_generator
 from models.build import build_generator
-from models.inference_model import InferenceModel, run_and_pretrained
+from models.inference_model import InferenceModel
+from models.run_encoder import run_and_pretrained
 from models.styles import StyleChooser, instance_classes, paint
 from models.tiling import Tiling
 from options.test_options import TestOptions

@@ -14,7 +14,7 @@ from tiny_run import write_run
 
 from editor import library
 from editor.library import LibraryObject, load_library, thumbnail, whole_objects, write_library
-from models.inference_model import is_outdated, record_encoder
+from models.run_encoder import is_outdated, record_encoder
 from util.errors import UserError
 from util.files import checksum_of
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from data.augment import Augmentation
 from data.files import pairing_problems
-from data.kinds import Size, files_of, scene_kinds
+from data.kinds import Kind, Size, files_of, scene_kinds
 from data.values import RGB8
 from util.errors import UserError, brief
 
@@ -66,10 +66,8 @@ class Geometry:
         return array[:, ::-1] if flip else array
 
 
-class AlignedDataset(Dataset):
-    """The scenes of one phase ("train", "test", ...) of a data set folder, sorted by name.
-
-    An item is a dict of
+class SceneDataset(Dataset):
+    """Scenes from any files. An item is a dict of
       label  (1, H, W) uint8 (int32 if a class or ignore_label needs it);
              with label_nc 0 (input_nc, H, W) float in [-1, 1]
       inst   (1, H, W) int32, the ids of the file              if there are instance maps
@@ -78,7 +76,7 @@ class AlignedDataset(Dataset):
       cond   (cond_nc, H, W) float in [-1, 1]
       loss_weight  (1, H, W) float, from 0 on
       path   the label map's file
-    and has those kinds that were requested from scene_kinds.
+    and has those that are among the data set's kinds.
     An item that cannot be read is the UserError that says why (raised by the loader: an exception
     in a worker process would arrive wrapped in a traceback).
 
@@ -88,35 +86,24 @@ class AlignedDataset(Dataset):
 
     def __init__(
         self,
-        dataroot: str | Path,
-        phase: str,
-        label_nc: int,
+        kinds: dict[str, Kind],
+        files: dict[str, dict[str, Path]],
+        scenes: list[str],
         geometry: Geometry,
-        *,
-        max_size: int | None = None,
-        seed: int = 0,
+        seed: int,
         augment: Augmentation | None = None,
         image_bytes: bool = False,
-        **kinds: object,
     ) -> None:
-        """image_bytes: leave 8-bit photographs uint8, for data.values.bytes_to_float on the device
-        that uses them. kinds: what scene_kinds takes."""
+        """files: by kind, then by scene. image_bytes: leave 8-bit photographs uint8, for
+        data.values.bytes_to_float on the device that uses them."""
+        self.kinds = kinds
+        self.files = files
+        self.scenes = scenes
         self.geometry = geometry
         self.seed = seed
         self.augment = augment
         self.image_bytes = image_bytes and not augment
-        self.kinds = scene_kinds(label_nc, **kinds)
-        self._cache_key = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
-        self.files = files_of(self.kinds, dataroot, phase)
-        if problems := pairing_problems(self.files, label_nc):
-            raise UserError(
-                f"{dataroot}: {len(problems)} missing: {brief(problems)}; "
-                "python -m data.check lists every problem"
-            )
-        self.scenes = sorted(self.files["label"], key=self.files["label"].get)[:max_size]
         self.sizes: dict[str, Size] = {}  # by scene, as in the files
-        for index in range(len(self.scenes)):
-            self.check_size(index)
         self.read_maps = self.scaled_maps  # or a cache of it, see data.cache
 
     def __len__(self) -> int:
@@ -179,10 +166,6 @@ class AlignedDataset(Dataset):
         """The files of a scene by kind."""
         return {kind: paths[self.scenes[index]] for kind, paths in self.files.items()}
 
-    def settings(self, index: int) -> dict:
-        """All that scaled_maps(index) depends on besides its files; values for JSON."""
-        return {"size": self.scaled_size(index), **self._cache_key}
-
     def check_size(self, index: int) -> None:
         """Record the size of a scene from its files' headers. Raises UserError if they differ, or
         for a size that cannot be trained on."""
@@ -191,6 +174,41 @@ class AlignedDataset(Dataset):
         if problems := size_problems(files, sizes, self.geometry):
             raise UserError(problems[0])
         self.sizes[self.scenes[index]] = sizes["label"]
+
+
+class AlignedDataset(SceneDataset):
+    """The scenes of one phase ("train", "test", ...) of a data set folder, sorted by name."""
+
+    def __init__(
+        self,
+        dataroot: str | Path,
+        phase: str,
+        label_nc: int,
+        geometry: Geometry,
+        *,
+        max_size: int | None = None,
+        seed: int = 0,
+        augment: Augmentation | None = None,
+        image_bytes: bool = False,
+        **kinds: object,
+    ) -> None:
+        """image_bytes: as in SceneDataset. kinds: what scene_kinds takes."""
+        self._cache_key = {"label_nc": label_nc, **{name: repr(v) for name, v in kinds.items()}}
+        kinds = scene_kinds(label_nc, **kinds)
+        files = files_of(kinds, dataroot, phase)
+        if problems := pairing_problems(files, label_nc):
+            raise UserError(
+                f"{dataroot}: {len(problems)} missing: {brief(problems)}; "
+                "python -m data.check lists every problem"
+            )
+        scenes = sorted(files["label"], key=files["label"].get)[:max_size]
+        super().__init__(kinds, files, scenes, geometry, seed, augment, image_bytes)
+        for index in range(len(scenes)):
+            self.check_size(index)
+
+    def settings(self, index: int) -> dict:
+        """All that scaled_maps(index) depends on besides its files; values for JSON."""
+        return {"size": self.scaled_size(index), **self._cache_key}
 
 
 def size_problems(files: dict[str, Path], sizes: dict[str, Size], geometry: Geometry) -> list[str]:

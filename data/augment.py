@@ -31,7 +31,7 @@ class Augmentation:
     label_nc: int = 0
 
     def __call__(self, item: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
-        """item: as in AlignedDataset. All randomness comes from rng, in a fixed order."""
+        """item: as in SceneDataset. All randomness comes from rng, in a fixed order."""
         item = dict(item)
         if "flip_v" in self.names and rng.random() > 0.5:
             item = {kind: value.flip(-2).contiguous() for kind, value in item.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.aligned_dataset import AlignedDataset, Geometry
+from data.aligned_dataset import Geometry, SceneDataset
 from data.create import kind_arguments
 from data.files import list_files, scene_key
 from data.kinds import scene_kinds
@@ -16,32 +16,28 @@ from util.errors import UserError
 Files = dict[str, Path]  # by scene key
 
 
-class InputFiles(AlignedDataset):
-    """AlignedDataset's items, from the files of --input, --input_inst and --input_cond, and without
-    photographs.
+class InputFiles(SceneDataset):
+    """Scenes without photographs, from the files of --input, --input_inst and --input_cond.
 
     Each file is checked only when it is read, so that a bad one does not stop the rest: its item is
     the UserError that says what is wrong with it.
     """
 
     def __init__(self, opt: argparse.Namespace) -> None:
-        """Sets what AlignedDataset's constructor would, but opens no file."""
         labels = find_inputs("--input", opt.input, Path(opt.output))
-        self.files = {"label": labels}
+        files = {"label": labels}
         if not opt.no_instance:
-            self.files["inst"] = partners(labels, find_inputs("--input_inst", opt.input_inst))
+            files["inst"] = partners(labels, find_inputs("--input_inst", opt.input_inst))
         if opt.cond_nc:
-            self.files["cond"] = partners(labels, find_inputs("--input_cond", opt.input_cond))
-        self.scenes = list(labels)[: opt.how_many][: opt.max_dataset_size]
+            files["cond"] = partners(labels, find_inputs("--input_cond", opt.input_cond))
+        scenes = list(labels)[: opt.how_many][: opt.max_dataset_size]
         only_maps = {"load_photos": False, "load_features": False}
-        self.kinds = scene_kinds(opt.label_nc, **{**kind_arguments(opt), **only_maps})
-        self.geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
-        self.augment = None
-        self.seed = opt.seed
-        self.sizes = {}  # of what has been read
+        kinds = scene_kinds(opt.label_nc, **{**kind_arguments(opt), **only_maps})
+        geometry = Geometry(opt.resize_or_crop, opt.loadSize, opt.fineSize)
+        super().__init__(kinds, files, scenes, geometry, opt.seed)
 
-    def read_maps(self, index: int) -> dict[str, np.ndarray]:
-        """See AlignedDataset.scaled_maps."""
+    def scaled_maps(self, index: int) -> dict[str, np.ndarray]:
+        """See SceneDataset.scaled_maps."""
         scene = self.scenes[index]
         for kind, files in self.files.items():
             if scene not in files:
@@ -49,7 +45,7 @@ class InputFiles(AlignedDataset):
                 self.kinds["label"].size(path)  # raises if the label map itself is missing
                 raise UserError(f"{path}: --input_{kind} has no map of that name, or several")
         self.check_size(index)
-        return self.scaled_maps(index)
+        return super().scaled_maps(index)
 
 
 def find_inputs(flag: str, text: str, output: Path | None = None) -> Files:

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from data.aligned_dataset import AlignedDataset
+from data.aligned_dataset import SceneDataset
 from util import distributed
 from util.errors import UserError
 from util.parallel import thread_pool
@@ -59,14 +59,14 @@ class Loader:
     """The batches of a dataset, prefetched by worker processes that live as long as the loader, or,
     with workers 0, by threads of this process.
 
-    A batch is AlignedDataset's item with a leading batch dimension; "path" is a list, "pictures"
+    A batch is SceneDataset's item with a leading batch dimension; "path" is a list, "pictures"
     the size of the whole batch over all ranks, "weight" that of this rank's mean loss in the mean
     over ranks (1 if all have the same share).
     """
 
     def __init__(
         self,
-        dataset: AlignedDataset,
+        dataset: SceneDataset,
         batch_size: int,
         *,
         shuffle: bool = False,
@@ -101,7 +101,7 @@ class Loader:
 
 
 def read_ahead(
-    dataset: AlignedDataset, sampler: Iterable[Sequence], workers: int, pin_memory: bool
+    dataset: SceneDataset, sampler: Iterable[Sequence], workers: int, pin_memory: bool
 ) -> Callable[[], Iterator[dict | UserError]]:
     """Returns a function that reads all batches of a sampler on each call: by worker processes,
     which live as long as the function, or with workers 0 by threads."""
@@ -128,7 +128,7 @@ def read_ahead(
 
 
 def _read_by_threads(
-    dataset: AlignedDataset, sampler: Iterable[Sequence], pin_memory: bool
+    dataset: SceneDataset, sampler: Iterable[Sequence], pin_memory: bool
 ) -> Iterator[dict | UserError]:
     """Batches in the sampler's order, two of them always being read ahead by threads."""
 
@@ -193,13 +193,13 @@ def collate(items: list[dict | UserError]) -> dict | UserError:
 # -- The scenes of a data set, split over the processes that test or encode them --------------
 
 
-def own_scenes(dataset: AlignedDataset) -> range:
+def own_scenes(dataset: SceneDataset) -> range:
     """The indices of this process's share."""
     return range(distributed.rank(), len(dataset), distributed.world_size())
 
 
 def read_scenes(
-    dataset: AlignedDataset,
+    dataset: SceneDataset,
     scenes: Sequence[int],
     opt: argparse.Namespace,
     what: str,
@@ -216,7 +216,7 @@ def read_scenes(
 
 
 def own_batches(
-    dataset: AlignedDataset, opt: argparse.Namespace, what: str
+    dataset: SceneDataset, opt: argparse.Namespace, what: str
 ) -> Iterator[tuple[int, dict]]:
     """(index, batch of one) over this process's scenes. Raises UserError for a bad file."""
     for (index,), batch in read_scenes(dataset, own_scenes(dataset), opt, what):

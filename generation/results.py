@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.aligned_dataset import AlignedDataset
+from data.aligned_dataset import SceneDataset
 from data.arrays import geo_tags, require_packages, resize_array, write_array
 from data.files import image_names
 from data.loader import gather_by_index, own_scenes
@@ -32,7 +32,7 @@ class Results:
     def __init__(
         self,
         opt: argparse.Namespace,
-        dataset: AlignedDataset,
+        dataset: SceneDataset,
         names: list[str],
         shown_names: list[str],
     ) -> None:

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from data.create import evenly_spaced
-from data.values import side_values
+from data.values import image_values
 from evaluation import report
 from evaluation.measures import Measures, measure_pair
 from evaluation.scenes import SceneFiles, find_scenes
@@ -41,7 +41,7 @@ def evaluate(opt: argparse.Namespace, scenes: list[SceneFiles]) -> dict:
     if evaluator:
         require_matplotlib()  # draws the confusion matrices after measuring
     make_folder(opt.out / "images", "--out")
-    rgb = side_values(opt, "output").is_rgb8
+    rgb = image_values(opt, "output").is_rgb8
     measures = Measures(len(scenes), opt.weights_dir, device, rgb=rgb)
 
     rows, sizes, resized = [], Counter(), 0

@@ -24,7 +24,7 @@ from data.create import create_dataset, photographs
 from data.input_files import InputFiles
 from data.kinds import image_kind
 from data.loader import read_scenes
-from data.values import Values, side_values
+from data.values import Values, image_values
 from generation.features import feature_sources, style_choosers, warn_missing
 from generation.results import Image, Results
 from models import create_model
@@ -108,7 +108,7 @@ def shown_images(
     label = maps["label"]  # (C, H, W)
     images = {"input_label": partial(label_image, label, opt.label_nc, opt.ignore_label)}
     images |= generated
-    values = side_values(opt, "output")
+    values = image_values(opt, "output")
     if needs_view(opt):
         images |= {f"{n}_view": partial(view, image, values) for n, image in generated.items()}
     if photo is not None:
@@ -120,7 +120,7 @@ def shown_images(
 
 def needs_view(opt: argparse.Namespace) -> bool:
     """Whether pages show a view of the generated images, as no browser can show their files."""
-    return not side_values(opt, "output").is_rgb8 or opt.image_format not in ("png", "jpg")
+    return not image_values(opt, "output").is_rgb8 or opt.image_format not in ("png", "jpg")
 
 
 def create_generator(opt: argparse.Namespace, device: torch.device) -> InferenceModel:

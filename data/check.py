@@ -28,7 +28,7 @@ from data.files import (
     shown_kind,
 )
 from data.kinds import Kind, label_counts, scene_kinds
-from data.values import SIDES, Values, side_values
+from data.values import ROLES, Values, image_values
 from util.errors import UserError
 from util.pages.colours import CITYSCAPES_NAMES
 from util.parallel import parallel
@@ -153,7 +153,7 @@ def examine(
             scene.problems.append(problem)
     if "inst" in maps and sizes["inst"] == scene.size:
         _count_instances(scene, maps["inst"], label, opt.ignore_label)
-    for kind in set(maps) & set(SIDES.values()):
+    for kind in set(maps) & set(ROLES.values()):
         if kinds[kind].values and not kinds[kind].values.is_rgb8:
             scene.values[kind] = _measure_values(maps[kind], kinds[kind].values)
     return scene
@@ -245,8 +245,8 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     sizes = Counter(scene.size for scene in scenes if scene.size)
     listed = [f"{w}x{h} ({count})" for (w, h), count in sizes.most_common()]
     lines.append(f"sizes: {', '.join(listed) or 'none'}")
-    for side in SIDES:
-        lines += _value_lines(side, scenes, opt)
+    for role in ROLES:
+        lines += _value_lines(role, scenes, opt)
     classes = sum((scene.classes for scene in scenes), Counter())
     if not classes:
         return lines
@@ -270,14 +270,14 @@ def summary(report: Report, opt: argparse.Namespace) -> list[str]:
     return lines
 
 
-def _value_lines(side: str, scenes: list[SceneFindings], opt: argparse.Namespace) -> list[str]:
+def _value_lines(role: str, scenes: list[SceneFindings], opt: argparse.Namespace) -> list[str]:
     """The range and histogram of images other than 8-bit RGB."""
-    kind = SIDES[side]
+    kind = ROLES[role]
     measured = [scene.values[kind] for scene in scenes if kind in scene.values]
     if not measured:
         return []
     lows, highs, histograms = zip(*measured)
-    values = side_values(opt, side)
+    values = image_values(opt, role)
     below, *inside, above = (f"{share:.1%}" for share in np.mean(histograms, 0))
     name = shown_kind(kind, opt.label_nc)
     return [

@@ -15,14 +15,14 @@ from data.cache import create_cache
 from data.files import MAX_CLASSES, list_files, read_rgb, scan_folder
 from data.kinds import image_kind, scene_kinds
 from data.loader import Loader
-from data.values import SIDES, TYPES, Values, refuse_beyond_type, side_values
+from data.values import ROLES, TYPES, Values, image_values, refuse_beyond_type
 from util import distributed
 from util.errors import UserError, brief
 from util.run.checkpoints import is_saved, run_dir, saved_options
 
 T = TypeVar("T")
 
-MAX_MEASURED = 200  # files that --SIDE_range auto reads, evenly spaced
+MAX_MEASURED = 200  # files that --ROLE_range auto reads, evenly spaced
 
 
 def create_dataset(
@@ -73,9 +73,9 @@ def kind_arguments(opt: argparse.Namespace) -> dict[str, object]:
         "load_features": opt.load_features,
         "feat_num": opt.feat_num,
         "ignore_label": opt.ignore_label,
-        "input_values": side_values(opt, "input"),
-        "output_values": side_values(opt, "output"),
-        "cond_values": side_values(opt, "cond") if opt.cond_nc else None,
+        "input_values": image_values(opt, "input"),
+        "output_values": image_values(opt, "output"),
+        "cond_values": image_values(opt, "cond") if opt.cond_nc else None,
     }
 
 
@@ -133,44 +133,44 @@ def resolve_data_flags(opt: argparse.Namespace) -> list[str]:
     if opt.label_nc == "auto":
         opt.label_nc = count_labels(opt.dataroot, opt.phase, opt.ignore_label)
         lines.append(f"--label_nc {opt.label_nc}")
-    return lines + [line for side in used_sides(opt) for line in resolve_side(opt, side)]
+    return lines + [line for role in used_roles(opt) for line in resolve_role(opt, role)]
 
 
-def used_sides(opt: argparse.Namespace) -> list[str]:
+def used_roles(opt: argparse.Namespace) -> list[str]:
     """Which of "input", "output" and "cond" have images."""
     used = {"input": opt.label_nc == 0, "output": True, "cond": opt.cond_nc}
-    return [side for side in SIDES if used[side]]
+    return [role for role in ROLES if used[role]]
 
 
-def resolve_side(opt: argparse.Namespace, side: str) -> list[str]:
-    """Set opt.SIDE_type and opt.SIDE_range from the files of a side: see resolve_data_flags."""
+def resolve_role(opt: argparse.Namespace, role: str) -> list[str]:
+    """Set opt.ROLE_type and opt.ROLE_range from the files of a role: see resolve_data_flags."""
     kinds = scene_kinds(opt.label_nc != 0, cond_values=Values() if opt.cond_nc else None)
-    kind = kinds[SIDES[side]]  # for its folders alone: label_nc may still be "auto"
+    kind = kinds[ROLES[role]]  # for its folders alone: label_nc may still be "auto"
     files = list(list_files(kind.folder(Path(opt.dataroot), opt.phase)).values())
-    channels, given = getattr(opt, f"{side}_nc"), getattr(opt, f"{side}_range")
-    dtype = getattr(opt, f"{side}_type") or _type_of_first(files, channels)
-    setattr(opt, f"{side}_type", dtype)
+    channels, given = getattr(opt, f"{role}_nc"), getattr(opt, f"{role}_range")
+    dtype = getattr(opt, f"{role}_type") or _type_of_first(files, channels)
+    setattr(opt, f"{role}_type", dtype)
     continues = opt.continue_train and is_saved(run_dir(opt) / "latest_net_G.pth")
     before = saved_options(run_dir(opt)) if continues else {}
-    same_type = before.get(f"{side}_type") in (None, dtype)
-    if isinstance(given, str) and same_type and isinstance(before.get(f"{side}_range"), list):
-        given = before[f"{side}_range"]
+    same_type = before.get(f"{role}_type") in (None, dtype)
+    if isinstance(given, str) and same_type and isinstance(before.get(f"{role}_range"), list):
+        given = before[f"{role}_range"]
     if given == "type":
         if TYPES[dtype] is None:
             raise UserError(
                 f"{files[0]}: numbers of type {dtype} have no range of their own: give "
-                f"--{side}_range LOW,HIGH, or auto"
+                f"--{role}_range LOW,HIGH, or auto"
             )
         given = TYPES[dtype]
     if given == "auto":
-        given = measured_range(files, image_kind(Values(channels, dtype), side).read)
-    refuse_beyond_type(side, dtype, given)
-    setattr(opt, f"{side}_range", list(given))
-    values = side_values(opt, side)
+        given = measured_range(files, image_kind(Values(channels, dtype), role).read)
+    refuse_beyond_type(role, dtype, given)
+    setattr(opt, f"{role}_range", list(given))
+    values = image_values(opt, role)
     if values.is_rgb8:
         return []
     low, high = given
-    line = f"{side} images: {values.channels} x {dtype}, {low:g} to {high:g} as -1 to 1"
+    line = f"{role} images: {values.channels} x {dtype}, {low:g} to {high:g} as -1 to 1"
     pages = values.channels > 1 and files[0].suffix.lower() in (".tif", ".tiff")
     return [line + ("; bands or pages of TIFF files are channels" if pages else "")]
 
@@ -193,7 +193,7 @@ def _type_of(path: Path, channels: int) -> str:
 
 
 def measured_range(files: list[Path], read: Callable) -> tuple[float, float]:
-    """The range of --SIDE_range auto: from the lowest to the highest of the files' 0.1 and 99.9
+    """The range of --ROLE_range auto: from the lowest to the highest of the files' 0.1 and 99.9
     percentiles. read: a Kind's, so that what is measured is what training sees."""
     chosen = evenly_spaced(files, MAX_MEASURED)
     bounds = [np.percentile(np.asarray(read(path)), (0.1, 99.9)) for path in chosen]

@@ -118,10 +118,10 @@ def scene_kinds(
     return kinds
 
 
-def image_kind(values: Values, side: str, *folders: str) -> Kind:
-    """Images of a side ("input", "output", "cond"): 8-bit RGB, or any channels and numbers."""
+def image_kind(values: Values, role: str, *folders: str) -> Kind:
+    """Images of a role ("input", "output", "cond"): 8-bit RGB, or any channels and numbers."""
     rgb = values.channels == 3 and values.dtype == "uint8"
-    read = partial(_read_rgb if rgb else _read_channels, values=values, side=side)
+    read = partial(_read_rgb if rgb else _read_channels, values=values, role=role)
     size = file_size if rgb else array_size
     return Kind(folders, read, values.dtype, values, smooth=True, size=size)
 
@@ -133,24 +133,24 @@ def files_of(
     return {name: list_files(kind.folder(Path(dataroot), phase)) for name, kind in kinds.items()}
 
 
-def _read_rgb(path: Path, values: Values, side: str) -> Image.Image | np.ndarray:
+def _read_rgb(path: Path, values: Values, role: str) -> Image.Image | np.ndarray:
     """An 8-bit RGB image: what Pillow turns into one, or an array of that type."""
     is_array = path.suffix.lower() in NUMPY
-    return _read_channels(path, values, side) if is_array else read_rgb(path)
+    return _read_channels(path, values, role) if is_array else read_rgb(path)
 
 
-def _read_channels(path: Path, values: Values, side: str) -> np.ndarray:
+def _read_channels(path: Path, values: Values, role: str) -> np.ndarray:
     """An image (H, W, C) of these channels and this type."""
     array = read_array(path)
     if array.shape[2] != values.channels:
         raise UserError(
-            f"{path}: {array.shape[2]} channels, but --{side}_nc is {values.channels}; give "
-            f"--{side}_nc {array.shape[2]}, or convert the files"
+            f"{path}: {array.shape[2]} channels, but --{role}_nc is {values.channels}; give "
+            f"--{role}_nc {array.shape[2]}, or convert the files"
             + ("; arrays are (H, W, C)" if array.shape[0] == values.channels else "")
         )
     if array.dtype.name != values.dtype:
         raise UserError(
-            f"{path}: numbers of type {array.dtype.name}, but --{side}_type is {values.dtype}; "
+            f"{path}: numbers of type {array.dtype.name}, but --{role}_type is {values.dtype}; "
             "all files must have the same type"
         )
     return array

@@ -16,8 +16,8 @@ TYPES: dict[str, tuple[float, float] | None] = {  # type of a file's numbers -> 
     "int16": (-32768.0, 32767.0),
     "float32": None,
 }
-# side, as in --input_nc, --input_range, --input_type -> the kind of its images (data.kinds)
-SIDES = {"input": "label", "output": "image", "cond": "cond"}
+# role, as in --input_nc, --input_range, --input_type -> the kind of its images (data.kinds)
+ROLES = {"input": "label", "output": "image", "cond": "cond"}
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Values:
 RGB8 = Values()
 
 
-def refuse_beyond_type(side: str, dtype: str, ends: Sequence[float]) -> None:
+def refuse_beyond_type(role: str, dtype: str, ends: Sequence[float]) -> None:
     """Raises UserError for a range (low, high) beyond the numbers of this type."""
     whole, (low, high) = TYPES[dtype], ends
     if whole and not whole[0] <= low < high <= whole[1]:
-        raise UserError(f"--{side}_range {low:g},{high:g}: {dtype} cannot hold it")
+        raise UserError(f"--{role}_range {low:g},{high:g}: {dtype} cannot hold it")
 
 
 def bytes_to_float(images: Tensor) -> Tensor:
@@ -93,9 +93,9 @@ def bytes_to_float(images: Tensor) -> Tensor:
     return floats.div_(half).sub_(1)
 
 
-def side_values(opt: argparse.Namespace, side: str) -> Values:
-    """The values of a side, "input", "output" or "cond", as set by the flags and by training."""
-    dtype = getattr(opt, f"{side}_type") or "uint8"
-    low_high = getattr(opt, f"{side}_range")
+def image_values(opt: argparse.Namespace, role: str) -> Values:
+    """The values of a role's images ("input", "output", "cond"), set by flags and by training."""
+    dtype = getattr(opt, f"{role}_type") or "uint8"
+    low_high = getattr(opt, f"{role}_range")
     low, high = (TYPES[dtype] or (-1.0, 1.0)) if isinstance(low_high, str) else low_high
-    return Values(getattr(opt, f"{side}_nc"), dtype, float(low), float(high))
+    return Values(getattr(opt, f"{role}_nc"), dtype, float(low), float(high))

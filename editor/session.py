@@ -415,11 +415,11 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
 def surroundings(mask: np.ndarray) -> tuple[slice, slice]:
     """The rows and columns of a cut-out around a mask (H, W), with a ratio of 2:1 if it fits."""
     box = box_of(mask)
-    high, wide = (side.stop - side.start for side in box)
+    high, wide = (span.stop - span.start for span in box)
     height = min(max(1.5 * high, 0.75 * wide, mask.shape[0] / 4), mask.shape[0])
     lengths = round(height), round(min(2 * height, mask.shape[1]))
     starts = (
-        min(max(round((side.start + side.stop - 1 - length) / 2), 0), limit - length)
-        for side, length, limit in zip(box, lengths, mask.shape)
+        min(max(round((span.start + span.stop - 1 - length) / 2), 0), limit - length)
+        for span, length, limit in zip(box, lengths, mask.shape)
     )
     return tuple(slice(start, start + length) for start, length in zip(starts, lengths))

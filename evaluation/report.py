@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.values import side_values
+from data.values import image_values
 from evaluation.measures import PAIR_MEASURES, SET_MEASURES, Measures, mean_measures, ratio
 from evaluation.scenes import SceneFiles
 from evaluation.segmentation import Evaluator
@@ -69,7 +69,7 @@ def protocol(
 
 def numbers(opt: argparse.Namespace) -> str:
     """The kind of numbers that the images consist of."""
-    values = side_values(opt, "output")
+    values = image_values(opt, "output")
     if values.is_rgb8:
         return "8-bit RGB"
     low, high = values.low, values.high

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.files import image_names, list_files, scan_folder, scene_key
 from data.kinds import files_of, image_kind, scene_kinds
-from data.values import side_values
+from data.values import image_values
 from util.errors import UserError
 from util.progress import log
 
@@ -32,7 +32,7 @@ class SceneFiles:
         """The generated image and the photograph (H, W, C), the label map (H, W) (None with
         --label_nc 0) and the instance map (H, W) (None if there is none), all scaled to the
         generated image's size. Numbers other than 8-bit RGB are scaled to 0 .. 255."""
-        values = side_values(opt, "output")
+        values = image_values(opt, "output")
         images = image_kind(values, "output")
         generated = images.load(self.generated)
         size = generated.shape[1::-1]
@@ -44,7 +44,7 @@ class SceneFiles:
 
     def is_resized(self, generated: np.ndarray, opt: argparse.Namespace) -> bool:
         """Whether the photograph's size differs from the generated image's."""
-        size = image_kind(side_values(opt, "output"), "output").size(self.real)
+        size = image_kind(image_values(opt, "output"), "output").size(self.real)
         return size != generated.shape[1::-1]
 
 

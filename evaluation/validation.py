@@ -11,7 +11,7 @@ import torch
 from data.create import create_dataset, photographs, without_crops
 from data.files import image_names
 from data.loader import gather_by_index, own_batches
-from data.values import side_values
+from data.values import image_values
 from evaluation.measures import (
     LPIPS_MIN_SIDE,
     MORE_IS_BETTER,
@@ -43,7 +43,7 @@ class Validation:
     def __init__(self, opt: argparse.Namespace, model: Pix2PixHDModel) -> None:
         """Raises UserError if the data set or the flags do not allow it."""
         self.opt = validation_options(opt)
-        self.values = side_values(self.opt, "output")
+        self.values = image_values(self.opt, "output")
         self.networks = InferenceModel.in_training(model, self.opt)
         self.dataset = create_dataset(self.opt, training=False, max_scenes=opt.val_max)
         names = image_names(self.dataset.files["label"])

@@ -10,7 +10,7 @@ from data.aligned_dataset import SceneDataset
 from data.arrays import geo_tags, require_packages, resize_array, write_array
 from data.files import image_names
 from data.loader import gather_by_index, own_scenes
-from data.values import side_values
+from data.values import image_values
 from util import distributed
 from util.errors import UserError
 from util.files import make_folder
@@ -39,7 +39,7 @@ class Results:
         """names: those of the generator's images of a scene; shown_names: of all on the page.
         Raises UserError for a folder that cannot be written to, for a package that is missing, or
         if an input would be overwritten."""
-        require_packages(opt.image_format, side_values(opt, "output").dtype)
+        require_packages(opt.image_format, image_values(opt, "output").dtype)
         self.opt = opt
         self.names = names
         self.has_page = opt.page or not opt.input
@@ -94,7 +94,7 @@ class Results:
         if not distributed.is_main():
             return
         if self.has_page:
-            shown_as = side_values(opt, "output").describe_view()
+            shown_as = image_values(opt, "output").describe_view()
             title = f"{opt.name}, {opt.input or opt.phase}, epoch {opt.which_epoch}"
             title += f", all styles of {opt.all_styles}" if opt.all_styles else ""
             page = Page(self.folder, title + (f" (shown: {shown_as})" if shown_as else ""))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data.values import SIDES, TYPES
+from data.values import ROLES, TYPES
 from models.build import uses_features
 from models.inference_model import InferenceModel
 from models.normalization import NORMS
@@ -106,7 +106,7 @@ def _expected_instead(name: str, value: object) -> str | None:
 
 
 CHOICES = {"netG": ["global", "local"], "norm": list(NORMS), "upsample": UPSAMPLE}
-CHOICES |= {f"{side}_type": [None, *TYPES] for side in SIDES}
+CHOICES |= {f"{role}_type": [None, *TYPES] for role in ROLES}
 DEFAULTS = {  # of the flags that define an architecture, for checkpoints of the 2018 code
     "netG": "global", "ngf": 64, "n_downsample_global": 4, "n_blocks_global": 9,
     "n_blocks_local": 3, "n_local_enhancers": 1, "norm": "instance", "use_dropout": False,

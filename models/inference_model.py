@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.values import side_values
+from data.values import image_values
 from models.build import (
     AMP_TYPES,
     autocast,
@@ -280,7 +280,7 @@ class InferenceModel(nn.Module):
 
     def to_arrays(self, images: Tensor) -> np.ndarray:
         """(B, output_nc, H, W) in [-1, 1] -> (B, H, W, output_nc) of the photographs' type."""
-        values = side_values(self.opt, "output")
+        values = image_values(self.opt, "output")
         return to_uint8(images) if values.is_rgb8 else values.to_array(images)
 
 

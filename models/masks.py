@@ -13,7 +13,7 @@ Point = tuple[float, float]  # (y, x) in pixels; the first pixel's centre is (0,
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
     """The bounding box (rows, columns) of a mask (H, W) bool, with a margin on each side."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
+    return tuple(slice(max(0, span.start - margin), span.stop + margin) for span in box)
 
 
 def is_inside(y: np.ndarray | int, x: np.ndarray | int, shape: tuple[int, int]) -> np.ndarray:

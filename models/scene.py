@@ -405,7 +405,7 @@ class Scene:
 
         Only stuff fills it (road, not the next car), if there is any; otherwise other classes.
         """
-        longest = max(side.stop - side.start for side in box_of(mask))
+        longest = max(span.stop - span.start for span in box_of(mask))
         near = box_of(mask, longest // 2 + 4)
         void = _CITYSCAPES_VOID if self._opt.label_nc == 35 else []
         if self._opt.ignore_label is not None:

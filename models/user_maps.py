@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.values import Values, side_values
+from data.values import Values, image_values
 from models.build import uses_features
 from models.edit_checks import check_labels
 from util.errors import UserError
@@ -27,7 +27,7 @@ def to_tensors(
         label = _integers(label, "a label map")
         check_labels(label.numpy(), opt)
     else:
-        label = _images(label, side_values(opt, "input"))
+        label = _images(label, image_values(opt, "input"))
     shape = _shape(label)
     if opt.no_instance:
         inst = None
@@ -43,7 +43,7 @@ def to_tensors(
     if cond is not None and not opt.cond_nc:
         raise UserError("this model takes no conditions")
     if cond is not None:
-        cond = _images(cond, side_values(opt, "cond"), "conditions")
+        cond = _images(cond, image_values(opt, "cond"), "conditions")
         if _shape(cond) != shape:
             raise UserError(f"conditions {_shape(cond)} for label maps {shape}")
     return label, inst, feat, cond

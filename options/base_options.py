@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from data.create import used_sides, without_crops
-from data.values import SIDES, TYPES, refuse_beyond_type
+from data.create import used_roles, without_crops
+from data.values import ROLES, TYPES, refuse_beyond_type
 from models.build import uses_features
 from models.normalization import NORMS
 from models.upsampling import UPSAMPLE
@@ -39,7 +39,7 @@ CHANNELS = integer(1, 2**16)
 COUNT = integer(0, 2**16)  # of channels that need not exist
 DEPTH = integer(0, 30)
 EMA = number(0, 1 - 1e-9)
-SET_BY_DATA = ("label_nc", *(f"{side}_range" for side in SIDES))
+SET_BY_DATA = ("label_nc", *(f"{role}_range" for role in ROLES))
 SCALING = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 
 RUN = Group(
@@ -75,12 +75,12 @@ def check_precision(opt: argparse.Namespace) -> None:
         )
 
 
-def value_flags(side: str) -> list[Flag]:
-    """How the numbers in the files of a side become [-1, 1]."""
-    text = f"{side} values that become -1 and 1; type: limits of the type; auto: measured"
+def value_flags(role: str) -> list[Flag]:
+    """How the numbers in the files of a role become [-1, 1]."""
+    text = f"{role} values that become -1 and 1; type: limits of the type; auto: measured"
     return [
-        Flag(f"--{side}_range", "type", text, value_range),
-        Flag(f"--{side}_type", None, "type of these values; default: as in the files", [*TYPES]),
+        Flag(f"--{role}_range", "type", text, value_range),
+        Flag(f"--{role}_type", None, "type of these values; default: as in the files", [*TYPES]),
     ]
 
 
@@ -93,7 +93,7 @@ DATA = Group(
     Flag("--input_nc", 3, "channels of the input with --label_nc 0", CHANNELS),
     Flag("--output_nc", 3, "channels of the generated image", CHANNELS),
     Flag("--cond_nc", 0, "channels of further maps in PHASE_cond/, e.g. depth", COUNT),
-    *(flag for side in SIDES for flag in value_flags(side)),
+    *(flag for role in ROLES for flag in value_flags(role)),
     Flag("--resize_or_crop", "scale_width", "how to scale and, in training, crop", SCALING),
     Flag("--loadSize", 1024, "pixels to scale to", integer(1)),
     Flag("--fineSize", 512, "pixels to crop to", integer(1)),
@@ -109,25 +109,25 @@ def check_data(opt: argparse.Namespace) -> None:
         )
     if opt.ignore_label is not None and opt.label_nc == 0 and opt.is_train:
         raise UserError("--ignore_label needs label maps: --label_nc above 0")
-    for side in [] if opt.is_train else used_sides(opt):
-        check_range(opt, side)
+    for role in [] if opt.is_train else used_roles(opt):
+        check_range(opt, role)
 
 
-def check_range(opt: argparse.Namespace, side: str) -> None:
+def check_range(opt: argparse.Namespace, role: str) -> None:
     """Raises UserError for a range that training should have measured, or would refuse."""
-    dtype, given = getattr(opt, f"{side}_type"), getattr(opt, f"{side}_range")
+    dtype, given = getattr(opt, f"{role}_type"), getattr(opt, f"{role}_range")
     if given == "auto":
         raise UserError(
-            f"--{side}_range auto: {run_dir(opt)} has no opt.json with a measured range; give "
-            f"--{side}_range LOW,HIGH"
+            f"--{role}_range auto: {run_dir(opt)} has no opt.json with a measured range; give "
+            f"--{role}_range LOW,HIGH"
         )
     if given == "type" and dtype and TYPES[dtype] is None:
         raise UserError(
-            f"--{side}_type {dtype}: such numbers have no range of their own; give "
-            f"--{side}_range LOW,HIGH"
+            f"--{role}_type {dtype}: such numbers have no range of their own; give "
+            f"--{role}_range LOW,HIGH"
         )
     if not isinstance(given, str):
-        refuse_beyond_type(side, dtype or "uint8", given)
+        refuse_beyond_type(role, dtype or "uint8", given)
 
 
 LOADING = Group(

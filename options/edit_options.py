@@ -2,7 +2,7 @@
 
 import argparse
 
-from data.values import side_values
+from data.values import image_values
 from options.base_options import CLUSTER_PATH, BaseOptions, scene_flags
 from util.errors import UserError
 from util.parser import Flag, Group, integer
@@ -35,7 +35,7 @@ def check_model(opt: argparse.Namespace) -> None:
         raise UserError("--cond_nc: the editor cannot edit conditions; it needs a model without")
     if opt.load_features:
         raise UserError("--load_features: the editor encodes photographs itself; leave it out")
-    if not side_values(opt, "output").is_rgb8:
+    if not image_values(opt, "output").is_rgb8:
         raise UserError(f"{opt.name}: the editor shows 8-bit RGB images; this model makes others")
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.values import side_values
+from data.values import image_values
 from options.base_options import CHANNELS, BaseOptions, check_range, inherited, value_flags
 from util.errors import UserError
 from util.parser import Flag, Group, integer, label_count, safe_name, safe_names
@@ -62,7 +62,7 @@ def check_segmenter(opt: argparse.Namespace) -> None:
 
 @MEASURING.check
 def check_measuring(opt: argparse.Namespace) -> None:
-    if opt.segmenter and not side_values(opt, "output").is_rgb8:
+    if opt.segmenter and not image_values(opt, "output").is_rgb8:
         raise UserError("--segmenter: segmenters see 8-bit RGB images; leave it out")
     if opt.label_nc == "auto":
         raise UserError("--label_nc auto: give the number of classes of the label maps")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data.values import side_values
+from data.values import image_values
 from models.build import uses_features
 from options.base_options import CLUSTER_PATH, BaseOptions, scene_flags
 from options.train_options import TrainOptions
@@ -145,7 +145,7 @@ class TestOptions(BaseOptions):
 def image_format(opt: argparse.Namespace) -> str:
     """--image_format if given, or else png if it can hold the images, and tif if not. Raises
     UserError for a format that cannot hold them."""
-    values = side_values(opt, "output")
+    values = image_values(opt, "output")
     fits = {"tif", "npy"}
     if values.dtype in ("uint8", "uint16") and values.channels in (1, 3):
         fits.add("png")

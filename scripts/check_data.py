@@ -7,7 +7,7 @@ there are problems; 2, the command itself is wrong.
 """
 
 from data.check import check, summary
-from data.create import create_dataset, resolve_side, used_sides
+from data.create import create_dataset, resolve_role, used_roles
 from data.files import MAX_CLASSES
 from evaluation.validation import validation_options
 from models.build import min_training_side
@@ -23,9 +23,9 @@ class CheckOptions(TrainOptions):
 def main() -> int:
     opt = CheckOptions().parse()
     problems = []
-    for side in used_sides(opt):
+    for role in used_roles(opt):
         try:
-            resolve_side(opt, side)
+            resolve_role(opt, role)
         except UserError as error:
             problems.append(str(error))
     if opt.val_phase not in (None, "none"):

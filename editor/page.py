@@ -29,6 +29,7 @@ from util.errors import UserError
 from util.progress import log
 
 HERE = Path(__file__).parent
+SCRIPT = (HERE / "page.js").read_text()
 MAX_SESSIONS = 64  # windows in memory; the least recently used is dropped
 MAX_RADIUS = 32  # of the brush, in pixels
 ENCODED = 4  # windows whose images are also kept as data URLs
@@ -85,97 +86,83 @@ class EditorPage:
     # -- what is on the page -----------------------------------------------------------------
 
     def _layout(self, name: str) -> None:
-        script = (HERE / "page.js").read_text()
-
-        def part(call: str = "", content: str = "", **settings: object) -> gr.HTML:
-            code = f"{script}\n{call}" if call else None
-            settings |= {"apply_default_css": False, "elem_classes": "bare"}
-            return gr.HTML(content, js_on_load=code, **settings)
-
-        def dropdown(names: list[str], label: str, elem_id: str) -> gr.Dropdown:
-            settings = {"interactive": True, "visible": bool(names), "min_width": 280}
-            return gr.Dropdown(names, value=None, label=label, elem_id=elem_id, **settings)
-
-        tiles = "tiles(element, trigger);"
-        with gr.Row(elem_id="bar"):
-            title = f"Control single objects of a scene · {escape(name)}"
-            part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
-            self.scene = dropdown(self.scenes.names, "Scene", "scene")
-        with gr.Accordion("Open your own maps", open=not self.scenes.names, elem_id="own"):
-            with gr.Row():
-                self.label_file = gr.File(label="Label map (PNG)", height=120, elem_id="own-label")
-                self.inst_file = gr.File(
-                    label="Instance map (PNG)",
-                    height=120,
-                    visible=self.ui.has_instances,
-                    elem_id="own-inst",
-                )
-            self.open_own = gr.Button("Open these maps", elem_id="open-own")
-        with gr.Row(elem_id="controls"):
-            self.tool = gr.Radio(
-                list(HINTS),
-                value="Select",
-                label="Tool",  # for screen readers
-                show_label=False,
-                container=False,
-                scale=1,
-                min_width=300,
-                elem_id="tools",
-            )
-            self.undo, self.redo, self.reset = (
-                gr.Button(what, interactive=False, scale=0, min_width=90, elem_id=what.lower())
-                for what in ("Undo", "Redo", "Reset")
-            )
-        self.hint = part(elem_id="hint")
-        self.stage = part("stage(element, trigger, watch); shortcuts(trigger);", elem_id="stage")
-        self.status = part(elem_id="status")
+        self._lay_out_bar(name)
+        self._lay_out_own_maps()
+        self._lay_out_controls()
+        self.hint = _part(elem_id="hint")
+        self.stage = _part("stage(element, trigger, watch); shortcuts(trigger);", elem_id="stage")
+        self.status = _part(elem_id="status")
         with gr.Column() as self.style_panel:
-            self.gallery = part(tiles, elem_id="gallery")
-            self.whole_class = gr.Checkbox(
-                label="Give the style to all objects of the class",
-                visible=self.ui.styles_by_instance,
-                elem_id="whole-class",
-            )
-            with gr.Accordion(
-                "Style from a photograph",
-                open=False,
-                visible=self.has_encoder,
-                elem_id="from-photo",
-            ):
-                photos = self.scenes.photos
-                with gr.Row(elem_id="photo-sources"):
-                    self.photo_scene = dropdown(photos, "Photograph of", "photo-scene")
-                    self.photo_file = gr.UploadButton(
-                        "Upload a photograph", file_types=["image"], elem_id="photo-file"
-                    )
-                    self.all_styles = gr.Button(
-                        "All styles from this scene's photograph",
-                        visible=bool(photos),
-                        elem_id="all-styles",
-                    )
-                self.photo = part("photograph(element, trigger);", elem_id="photo")
+            self._lay_out_styles()
         with gr.Column(visible=False) as self.class_panel:
-            with gr.Row():
-                self.radius = gr.Slider(
-                    0,
-                    MAX_RADIUS,
-                    value=3,
-                    step=0.5,
-                    label="Brush radius in pixels",
-                    elem_id="radius",
-                )
-                self.like = gr.Button("Make it like another object ...", elem_id="like")
-            self.classes = part(tiles, elem_id="classes")
+            self._lay_out_classes()
         with gr.Column(visible=False) as self.add_panel:
             self.scale = gr.Slider(0.25, 4, value=1, step=0.05, label="Size", elem_id="scale")
-            self.library = part(tiles, elem_id="library")
+            self.library = _tiles("library")
         with gr.Row(elem_id="downloads"):
             self.downloads = {
                 kind: gr.Button(f"Save {what}", size="md", min_width=150)
                 for kind, what in DOWNLOADS.items()
                 if kind != "inst" or self.ui.has_instances
             }
-        self.file = part("download(props, watch);", visible="hidden", html_template="")
+        self.file = _part("download(props, watch);", visible="hidden", html_template="")
+
+    def _lay_out_bar(self, name: str) -> None:
+        with gr.Row(elem_id="bar"):
+            title = f"Control single objects of a scene · {escape(name)}"
+            _part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
+            self.scene = _dropdown(self.scenes.names, "Scene", "scene")
+
+    def _lay_out_own_maps(self) -> None:
+        file = partial(gr.File, height=120)
+        with gr.Accordion("Open your own maps", open=not self.scenes.names, elem_id="own"):
+            with gr.Row():
+                self.label_file = file(label="Label map (PNG)", elem_id="own-label")
+                self.inst_file = file(
+                    label="Instance map (PNG)", visible=self.ui.has_instances, elem_id="own-inst"
+                )
+            self.open_own = gr.Button("Open these maps", elem_id="open-own")
+
+    def _lay_out_controls(self) -> None:
+        # the tools' label is only for screen readers
+        bare = {"show_label": False, "container": False, "scale": 1, "min_width": 300}
+        with gr.Row(elem_id="controls"):
+            self.tool = gr.Radio(list(HINTS), value="Select", label="Tool", elem_id="tools", **bare)
+            self.undo, self.redo, self.reset = (
+                gr.Button(what, interactive=False, scale=0, min_width=90, elem_id=what.lower())
+                for what in ("Undo", "Redo", "Reset")
+            )
+
+    def _lay_out_styles(self) -> None:
+        self.gallery = _tiles("gallery")
+        self.whole_class = gr.Checkbox(
+            label="Give the style to all objects of the class",
+            visible=self.ui.styles_by_instance,
+            elem_id="whole-class",
+        )
+        with gr.Accordion(
+            "Style from a photograph", open=False, visible=self.has_encoder, elem_id="from-photo"
+        ):
+            photos = self.scenes.photos
+            with gr.Row(elem_id="photo-sources"):
+                self.photo_scene = _dropdown(photos, "Photograph of", "photo-scene")
+                self.photo_file = gr.UploadButton(
+                    "Upload a photograph", file_types=["image"], elem_id="photo-file"
+                )
+                self.all_styles = gr.Button(
+                    "All styles from this scene's photograph",
+                    visible=bool(photos),
+                    elem_id="all-styles",
+                )
+            self.photo = _part("photograph(element, trigger);", elem_id="photo")
+
+    def _lay_out_classes(self) -> None:
+        with gr.Row():
+            self.radius = gr.Slider(
+                0, MAX_RADIUS, value=3, step=0.5, label="Brush radius in pixels", elem_id="radius"
+            )
+            self.like = gr.Button("Make it like another object ...", elem_id="like")
+        self.classes = _tiles("classes")
 
     # -- events ------------------------------------------------------------------------------
 
@@ -313,6 +300,22 @@ class EditorPage:
             session.status = markup.status(text, error)
         view[self.status] = session.status
         return view
+
+
+def _part(call: str = "", content: str = "", **settings: object) -> gr.HTML:
+    """A part of the page as HTML. call: what the browser does with it first, by page.js."""
+    code = f"{SCRIPT}\n{call}" if call else None
+    settings |= {"apply_default_css": False, "elem_classes": "bare"}
+    return gr.HTML(content, js_on_load=code, **settings)
+
+
+def _tiles(elem_id: str) -> gr.HTML:
+    return _part("tiles(element, trigger);", elem_id=elem_id)
+
+
+def _dropdown(names: list[str], label: str, elem_id: str) -> gr.Dropdown:
+    settings = {"interactive": True, "visible": bool(names), "min_width": 280}
+    return gr.Dropdown(names, value=None, label=label, elem_id=elem_id, **settings)
 
 
 def _image_urls(ui: UIModel, version: int, picture_version: int) -> tuple[str, str]:

@@ -14,9 +14,8 @@ updates; tests/test_step.py runs them from here and compares:
 
 It runs D once on each of the two images, and computes no gradient just to discard it, because G's
 gradient arrives through the image. D and VGG see image = fake.detach(); the gradients of G's losses
-with respect to it are added up; fake.backward(gradient) then trains G and E. The graphs of VGG,
-D(real) and D(fake) are never in memory at the same time. All losses are computed before the
-update.
+add up in image.grad; fake.backward(image.grad) then trains G and E. The graphs of VGG, D(real) and
+D(fake) are never in memory at the same time. All losses are computed before the update.
 """
 
 import argparse
@@ -177,41 +176,48 @@ class Pix2PixHDModel(nn.Module):
 
         weight: this process's share of the batch, times the number of processes.
         """
-        lambda_feat, use_lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
-        gan = partial(self.call["gan_loss"], use_lsgan=use_lsgan)
-        losses: dict[str, Tensor] = {}
         set_has_images(self, weight > 0)
         self.optimizer_G.zero_grad()
         self.optimizer_D.zero_grad()
         x, fake, real = self.generate(batch)
-        pixel_weights = None
+        image = fake.detach().float().requires_grad_()
+        losses = self._losses(batch, x, image, real, weight)
+        fake.backward(image.grad.to(fake.dtype))
+        self._update(losses)
+        self.fake, self.real = image.detach(), real
+        return {name: losses[name] for name in LOSS_NAMES if name in losses}
+
+    def _losses(
+        self, batch: dict, x: Tensor, image: Tensor, real: Tensor, weight: float
+    ) -> dict[str, Tensor]:
+        """The losses by name. Those of G add their gradients to image.grad, those of D and Q to
+        their weights'. D's maps, and the signs that L1 keeps, are freed before G's backward."""
+        lambda_feat, use_lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
+        gan = partial(self.call["gan_loss"], use_lsgan=use_lsgan)
+        losses: dict[str, Tensor] = {}
+        pixel_weights = inst = None
         if self.opt.loss_weights:
             pixel_weights = batch["loss_weight"].to(self.device, non_blocking=True)
-        inst = None
         if self.opt.instance_mean_D or self.opt.lambda_latent:
             inst = batch["inst"].to(self.device, non_blocking=True)
         with_maps = partial(self._discriminator_input, x, inst)
-        image = fake.detach().float().requires_grad_()
-        gradient = torch.zeros_like(image)
 
         if self.vgg is not None:
             losses["G_VGG"] = lambda_feat * self._run("VGG", image, real, pixel_weights)
-            gradient += self._gradient(losses["G_VGG"] * weight, image)
+            self._backward(losses["G_VGG"] * weight)
 
         if self.opt.lambda_L1:
             losses["G_L1"] = self.opt.lambda_L1 * self.call["l1"](image, real, pixel_weights)
-            gradient += self._gradient(losses["G_L1"] * weight, image)
+            self._backward(losses["G_L1"] * weight)
 
         if self.netQ is not None:
             losses["G_latent"] = self.opt.lambda_latent * self._latent_loss(x, inst, image)
-            self.scaler.scale(losses["G_latent"] * weight).backward()  # of Q's weights as well
-            gradient += image.grad
-            image.grad = None
+            self._backward(losses["G_latent"] * weight)
 
         with distributed.unsynced(self.call["D"]):  # averaged with D_fake's gradient below
             on_real = self._run("D", with_maps(real))
             losses["D_real"] = gan(on_real, True)
-            self.scaler.scale(losses["D_real"] * (0.5 * weight)).backward()
+            self._backward(losses["D_real"] * (0.5 * weight))
         on_real = [[features.detach() for features in scale] for scale in on_real]
 
         on_fake = self._run("D", with_maps(image))
@@ -221,23 +227,15 @@ class Pix2PixHDModel(nn.Module):
             losses["G_GAN_Feat"] = lambda_feat * matching(on_fake, on_real, pixel_weights)
             loss_G = loss_G + losses["G_GAN_Feat"]
         uses_pool = self.opt.pool_size > 0
-        gradient += self._gradient(loss_G * weight, image, keep_graph=not uses_pool)
+        self._backward(loss_G * weight, inputs=[image], retain_graph=not uses_pool)
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
             seen = with_maps(image.detach())
             # weight 0: this image is a placeholder; another process has it, and pools it
             on_fake = self._run("D", self.pool.query(seen) if weight else seen)
         losses["D_fake"] = gan(on_fake, False)
-        weights_D = list(self.netD.parameters())  # the image needs no gradient here
-        self.scaler.scale(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
-
-        # free D's maps, and the signs that L1 keeps, before G's backward
-        on_real = on_fake = loss_G = None
-        losses = {name: loss.detach() for name, loss in losses.items()}
-        fake.backward(gradient.to(fake.dtype))
-        self._update(losses)
-        self.fake, self.real = image.detach(), real
-        return {name: losses[name] for name in LOSS_NAMES if name in losses}
+        self._backward(losses["D_fake"] * (0.5 * weight), inputs=list(self.netD.parameters()))
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def generate(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """(x, fake, real): label and edges (B, C, H, W), G's image of them, the photograph."""
@@ -298,9 +296,8 @@ class Pix2PixHDModel(nn.Module):
         with autocast(self.opt, self.device):
             return self.call[name](*inputs)
 
-    def _gradient(self, loss: Tensor, image: Tensor, keep_graph: bool = False) -> Tensor:
-        """d(loss)/d(image); no gradients of weights are computed."""
-        return torch.autograd.grad(self.scaler.scale(loss), image, retain_graph=keep_graph)[0]
+    def _backward(self, loss: Tensor, **settings: object) -> None:
+        self.scaler.scale(loss).backward(**settings)
 
     def _update(self, losses: dict[str, Tensor]) -> None:
         self.finite = self._all_finite(losses)

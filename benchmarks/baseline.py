@@ -49,8 +49,8 @@ def plain_generate(
 ) -> np.ndarray:
     """From float maps to 8-bit images (B, H, W, 3), in float32, scaled on the CPU."""
     with torch.no_grad():
-        picture = net(labels_and_edges(label.to(device), inst.to(device), label_nc))
-    pixels = np.transpose(picture.cpu().float().numpy(), (0, 2, 3, 1))
+        image = net(labels_and_edges(label.to(device), inst.to(device), label_nc))
+    pixels = np.transpose(image.cpu().float().numpy(), (0, 2, 3, 1))
     return np.clip((pixels + 1) / 2.0 * 255.0, 0, 255).round().astype(np.uint8)
 
 

@@ -41,8 +41,8 @@ def main() -> None:
     label, inst = maps["label"], maps["inst"]
 
     def project() -> np.ndarray:
-        picture = model.generate(label, inst)
-        pixels = picture.add(1).mul(127.5).clamp(0, 255).round()
+        image = model.generate(label, inst)
+        pixels = image.add(1).mul(127.5).clamp(0, 255).round()
         return pixels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def baseline() -> np.ndarray:

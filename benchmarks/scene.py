@@ -25,16 +25,16 @@ def options(device: str, flags: Sequence[str]) -> argparse.Namespace:
     return TrainOptions().parse(["--gpu_ids", "0" if device == "cuda" else "-1", *flags])
 
 
-def batch(width: int, height: int, pictures: int, instances: int = 60) -> dict[str, Tensor]:
+def batch(width: int, height: int, images: int, instances: int = 60) -> dict[str, Tensor]:
     """A batch like the loader's: maps of tiles, each of one of the instances, and noise images."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = (8, 32) if instances <= 100 else (32, 128)
-    number = torch.randint(0, instances, (pictures, 1, rows, columns), generator=generator)
+    number = torch.randint(0, instances, (images, 1, rows, columns), generator=generator)
     number = torch.nn.functional.interpolate(number.float(), (height, width)).int()
     return {
         "label": (number % LABELS).to(torch.uint8),
         "inst": (number % LABELS) * 1000 + number,
-        "image": torch.rand(pictures, 3, height, width, generator=generator) * 2 - 1,
+        "image": torch.rand(images, 3, height, width, generator=generator) * 2 - 1,
     }
 
 

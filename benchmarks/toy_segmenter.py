@@ -45,8 +45,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_block(a + b, a) for a, b in reversed(pairs))
         self.last = nn.Conv2d(16, CLASSES, 1)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        kept = self.maps(picture)
+    def forward(self, image: Tensor) -> Tensor:
+        kept = self.maps(image)
         x = kept.pop()
         for block in self.up:
             skip = kept.pop()
@@ -54,17 +54,17 @@ class UNet(nn.Module):
             x = block(torch.cat([x, skip], 1))
         return self.last(x)
 
-    def maps(self, picture: Tensor) -> list[Tensor]:
+    def maps(self, image: Tensor) -> list[Tensor]:
         """The feature maps at full size, half of it, a quarter and an eighth."""
-        found = [self.first(picture * 2 - 1)]
+        found = [self.first(image * 2 - 1)]
         for block in self.down:
             found.append(block(F.max_pool2d(found[-1], 2)))
         return found
 
     @torch.jit.export
-    def features(self, picture: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
         """The deepest feature maps, (B, 96, H/8, W/8): what KID compares."""
-        return self.maps(picture)[-1]
+        return self.maps(image)[-1]
 
 
 def _block(in_nc: int, out_nc: int) -> nn.Sequential:
@@ -91,10 +91,10 @@ def train(opt: argparse.Namespace) -> None:
     for _ in bar(range(opt.steps), desc="steps"):
         chosen = rng.choice(len(scenes), opt.batch)
         crops = [random_crop(scenes[k], opt.width, rng) for k in chosen]
-        pictures = degraded(torch.stack([picture for picture, _ in crops]))
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        images = degraded(torch.stack([image for image, _ in crops]))
+        images = images.contiguous(memory_format=torch.channels_last)
         truth = torch.stack([truth for _, truth in crops])
-        loss = F.cross_entropy(net(pictures), truth, weights, ignore_index=IGNORED)
+        loss = F.cross_entropy(net(images), truth, weights, ignore_index=IGNORED)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -158,14 +158,14 @@ def repainted(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def random_crop(scene: Scene, width: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A random crop of a scene, width x width/2, at a random scale between the one at which the
     scene just fills it and twice that; randomly flipped."""
-    picture, truth = Image.fromarray(repainted(scene, rng)), scene.truth
+    image, truth = Image.fromarray(repainted(scene, rng)), scene.truth
     size = width, width // 2
-    fits = max(size[0] / picture.width, size[1] / picture.height)
+    fits = max(size[0] / image.width, size[1] / image.height)
     scale = fits * 2 ** rng.uniform(0, 1)
-    scaled = [max(least, round(side * scale)) for side, least in zip(picture.size, size)]
+    scaled = [max(least, round(side * scale)) for side, least in zip(image.size, size)]
     left, top = (int(rng.integers(0, a - b + 1)) for a, b in zip(scaled, size))
     box = left, top, left + size[0], top + size[1]
-    photo = np.asarray(picture.resize(scaled, Image.Resampling.BICUBIC).crop(box))
+    photo = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC).crop(box))
     classes = np.asarray(truth.resize(scaled, Image.Resampling.NEAREST).crop(box))
     if rng.random() < 0.5:
         photo, classes = photo[:, ::-1], classes[:, ::-1]
@@ -173,10 +173,10 @@ def random_crop(scene: Scene, width: int, rng: np.random.Generator) -> tuple[Ten
     return chw, torch.from_numpy(classes.astype(np.int64))
 
 
-def degraded(pictures: Tensor) -> Tensor:
+def degraded(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) with random defects of generated ones: wrong brightness, lost detail,
     noise, patches of false colour, and the repeating pattern of transposed convolutions."""
-    count, _, height, width = pictures.shape
+    count, _, height, width = images.shape
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(count, 1, 1, 1).uniform_(low, high)
@@ -187,15 +187,15 @@ def degraded(pictures: Tensor) -> Tensor:
         return smooth[..., :height, :width]
 
     tile = torch.randn(count, 3, 8, 8).repeat(1, 1, height // 8 + 1, width // 8 + 1)
-    pictures = (pictures - 0.5) * uniform(0.8, 1.2) + 0.5 + uniform(-0.1, 0.1)
+    images = (images - 0.5) * uniform(0.8, 1.2) + 0.5 + uniform(-0.1, 0.1)
     for factor in (2, 3):
-        small = F.interpolate(pictures, scale_factor=1 / factor, mode="area")
+        small = F.interpolate(images, scale_factor=1 / factor, mode="area")
         blurred = F.interpolate(small, (height, width), mode="bilinear")
-        pictures = torch.where(uniform(0, 1) < 0.35, blurred, pictures)
-    pictures = pictures + torch.randn_like(pictures) * uniform(0, 0.1)
-    pictures = pictures + noise(4) * uniform(0, 0.15)
-    pictures = pictures + tile[..., :height, :width] * uniform(0, 0.12)
-    return pictures.clamp(0, 1)
+        images = torch.where(uniform(0, 1) < 0.35, blurred, images)
+    images = images + torch.randn_like(images) * uniform(0, 0.1)
+    images = images + noise(4) * uniform(0, 0.15)
+    images = images + tile[..., :height, :width] * uniform(0, 0.12)
+    return images.clamp(0, 1)
 
 
 def main() -> None:

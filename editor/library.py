@@ -125,10 +125,10 @@ def thumbnail(colours: np.ndarray, mask: np.ndarray) -> np.ndarray:
     cut = Image.fromarray(np.dstack([colours, mask.astype(np.uint8) * 255]))
     scale = THUMBNAIL / max(cut.size)
     width, height = (max(1, round(side * scale)) for side in cut.size)
-    picture = Image.new("RGBA", (THUMBNAIL, THUMBNAIL))
+    image = Image.new("RGBA", (THUMBNAIL, THUMBNAIL))
     corner = (THUMBNAIL - width) // 2, (THUMBNAIL - height) // 2
-    picture.paste(cut.resize((width, height), Image.Resampling.BICUBIC), corner)
-    return np.asarray(picture)
+    image.paste(cut.resize((width, height), Image.Resampling.BICUBIC), corner)
+    return np.asarray(image)
 
 
 def write_library(path: Path, objects: list[LibraryObject]) -> None:
@@ -154,13 +154,13 @@ def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject
         return []
     try:
         with np.load(path, allow_pickle=False) as file:
-            label, feature, pictures = file["label"], file["feature"], file["thumbnail"]
+            label, feature, thumbnails = file["label"], file["feature"], file["thumbnail"]
             masks = [file[f"mask{k}"] for k in range(len(label))]
         count = len(label)
-        kinds = label.dtype, feature.dtype, pictures.dtype
+        kinds = label.dtype, feature.dtype, thumbnails.dtype
         shapes = (count,), (count, THUMBNAIL, THUMBNAIL, 4)
         as_written = kinds == (np.int32, np.float32, np.uint8)
-        as_written &= count > 0 and (label.shape, pictures.shape) == shapes
+        as_written &= count > 0 and (label.shape, thumbnails.shape) == shapes
         as_written &= all(mask.dtype == bool and mask.ndim == 2 and mask.any() for mask in masks)
         if not as_written or not np.isfinite(feature).all():
             raise ValueError("its arrays do not fit together")
@@ -175,7 +175,7 @@ def load_library(path: Path, label_nc: int, feat_num: int) -> list[LibraryObject
             "make a new one with python -m editor.library"
         )
     features = feature if feat_num else [None] * count
-    return [LibraryObject(*one) for one in zip(label.tolist(), masks, features, pictures)]
+    return [LibraryObject(*one) for one in zip(label.tolist(), masks, features, thumbnails)]
 
 
 def main() -> None:

@@ -13,14 +13,14 @@ from models.scene import CITYSCAPES_THINGS
 from util.pages.colours import palette
 
 
-def data_uri(picture: np.ndarray) -> str:
+def data_uri(image: np.ndarray) -> str:
     """(H, W, 3 or 4) uint8 as a PNG in a data URL: no file to serve or to delete."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def stage(session: Session, pictures: tuple[str, str]) -> str:
+def stage(session: Session, urls: tuple[str, str]) -> str:
     """The photograph and the label map (URLs) side by side, the selection outlined."""
     if not session.is_open:
         text = "No scene is open. Choose one above, or open your own maps."
@@ -32,17 +32,17 @@ def stage(session: Session, pictures: tuple[str, str]) -> str:
     if session.tool == "Paint":
         colour = "#" + bytes(palette(session.ui.networks.opt.label_nc)[session.label]).hex()
     edited = "yes" if session.ui.edits or session.edited else "no"  # in this scene or another
-    parts = zip(("photograph", "map"), ("Generated photograph", "Label map"), pictures)
+    parts = zip(("photograph", "map"), ("Generated photograph", "Label map"), urls)
     return (
         f'<div class="pictures" data-turn="{session.turn}" data-tool="{session.tool}" '
         f'data-edited="{edited}" data-width="{width}" data-height="{height}" '
         f'style="--brush: {colour}">'
-        + "".join(_picture(*one, width, height, selected) for one in parts)
+        + "".join(_image(*one, width, height, selected) for one in parts)
         + "</div>"
     )
 
 
-def _picture(kind: str, title: str, url: str, width: int, height: int, selected: str) -> str:
+def _image(kind: str, title: str, url: str, width: int, height: int, selected: str) -> str:
     size = f"max-width: calc(80vh * {width} / {height})"  # a tall image fits the window too
     return (
         f'<figure class="{kind}"><figcaption>{title}</figcaption><div class="canvas" '
@@ -83,8 +83,8 @@ def gallery(session: Session) -> str:
         return _tiles(title, ['<div class="style waiting"></div>'] * count, ' aria-busy="true"')
     chosen = session.chosen_style()
     tiles = []
-    for k, picture in enumerate(session.gallery):
-        image = f'<img src="{data_uri(picture)}" alt="style {k}"><span>{k}</span>'
+    for k, preview in enumerate(session.gallery):
+        image = f'<img src="{data_uri(preview)}" alt="style {k}"><span>{k}</span>'
         tiles.append(_tile("style", k, chosen, f"style {k}", image))
     return _tiles(title, tiles)
 

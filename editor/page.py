@@ -262,13 +262,13 @@ class EditorPage:
     def _view(self, session: Session, text: str, error: bool) -> dict:
         session.turn += 1
         ui = session.ui
-        pictures = ("", "")
+        urls = ("", "")
         if session.is_open:
-            pictures = self._image_urls(ui, ui.version, ui.picture_version)
+            urls = self._image_urls(ui, ui.version, ui.picture_version)
         can_undo = session.is_open and ui.can_undo
         view = {
             self.hint: markup.hint(session),
-            self.stage: markup.stage(session, pictures),
+            self.stage: markup.stage(session, urls),
             self.gallery: markup.gallery(session),
             self.classes: markup.classes(session),
             self.undo: gr.Button(interactive=can_undo),

@@ -88,14 +88,14 @@ def replay_file(ui: UIModel, path: Path, out: Path) -> list[Path]:
         raise UserError(f"{path}: {error}") from error
     make_folder(out, "--out")
     files = []
-    for kind, make in pictures(ui).items():
+    for kind, make in images(ui).items():
         ending, _, content = encoded(make())
         files.append(out / f"{kind}.{ending}")
         write_bytes(files[-1], content)
     return files
 
 
-def pictures(ui: UIModel) -> dict[str, Callable[[], np.ndarray]]:
+def images(ui: UIModel) -> dict[str, Callable[[], np.ndarray]]:
     """The images that can be saved, with functions that make them."""
     found = {"photograph": ui.picture, "label": lambda: ui.label}
     if ui.has_instances:
@@ -107,7 +107,7 @@ def download(ui: UIModel, kind: str) -> tuple[str, str, bytes]:
     """A file's name, media type and bytes. kind: "photograph", "label", "inst" or "edits"."""
     if kind == "edits":
         return f"{ui.name}_edits.json", "application/json", json.dumps(edit_list(ui)).encode()
-    ending, media, content = encoded(pictures(ui)[kind]())
+    ending, media, content = encoded(images(ui)[kind]())
     return f"{ui.name}_{kind}.{ending}", media, content
 
 

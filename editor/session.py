@@ -287,19 +287,19 @@ class Session:
                 return False
             self._generating = wanted
             styles, box = self.ui.styles[self.selected.label], surroundings(self.selected.mask)
-        pictures = []
+        previews = []
         try:
             for vector in styles:
                 with self.lock:
                     if wanted != (self.selected, self.ui.version):
                         return False
-                    (picture,) = self.ui.previews(wanted[0].instance, vector[None])
-                pictures.append(thumbnail(picture[box]))
+                    (preview,) = self.ui.previews(wanted[0].instance, vector[None])
+                previews.append(thumbnail(preview[box]))
                 time.sleep(0.005)  # else this thread takes the lock again before one that waits
             with self.lock:
                 if wanted != (self.selected, self.ui.version):
                     return False
-                self.gallery = pictures
+                self.gallery = previews
             return True
         finally:
             if self._generating == wanted:

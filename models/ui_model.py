@@ -64,11 +64,11 @@ class UIModel(Scene):
     def previews(self, instance: int, features: np.ndarray) -> np.ndarray:
         """The image with an instance in other styles: (K, feat_num) -> (K, H, W, 3) uint8."""
         region = self._region(self.selection(instance))
-        pictures = np.empty((len(features), *self.shape, 3), np.uint8)
-        for picture, vector in zip(pictures, np.array(features, np.float32)):
+        images = np.empty((len(features), *self.shape, 3), np.uint8)
+        for image, vector in zip(images, np.array(features, np.float32)):
             with self._network():  # other scenes get their turn in between
-                picture[:] = self._generate({**self.features, region: vector})
-        return pictures
+                image[:] = self._generate({**self.features, region: vector})
+        return images
 
     def photo_feature(
         self, photo: np.ndarray, y: int, x: int, inst: np.ndarray | None = None

@@ -115,8 +115,8 @@ def on_page(page: Page, y: float, x: float) -> tuple[float, float]:
 def middle_of(page: Page, colour: tuple[int, int, int]) -> tuple[float, float]:
     """The point, with coordinates from 0 to 1, that is deepest inside a colour of the label map."""
     address = page.locator("figure.map img").get_attribute("src")
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
-    depth = ndimage.distance_transform_edt((picture == colour).all(2))
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
+    depth = ndimage.distance_transform_edt((image == colour).all(2))
     if not depth.any():
         raise UserError("the scene shows no car; choose another with --scene")
     y, x = np.unravel_index(depth.argmax(), depth.shape)
@@ -126,8 +126,8 @@ def middle_of(page: Page, colour: tuple[int, int, int]) -> tuple[float, float]:
 def save(page: Page, path: Path) -> None:
     """Save the page as a PNG with 256 colours: small, and sharp as a page should be."""
     page.wait_for_function("() => !document.querySelector('.waiting')")
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    picture.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    image.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1024} kB")
 
 

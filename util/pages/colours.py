@@ -74,8 +74,8 @@ def label_image(label: torch.Tensor, label_nc: int, ignore_label: int | None = N
         return to_image(label)
     classes = label[0].cpu().numpy().astype(np.int64)
     ignored = classes == ignore_label
-    picture = colour_label(np.where(ignored, 0, classes), label_nc)
-    return np.where(ignored[..., None], np.uint8(0), picture)
+    image = colour_label(np.where(ignored, 0, classes), label_nc)
+    return np.where(ignored[..., None], np.uint8(0), image)
 
 
 def scene_images(

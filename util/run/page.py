@@ -30,7 +30,7 @@ BOOKKEEPING = ("epoch", "iters", "step", "time", "data_time", "identical_picture
 REFRESH_SECONDS = 30
 _PAGES = ("index.html", "validation.html", "loss_curves.png", "validation_curves.png")
 IMAGE_NAMES = ("input_label", "synthesized_image", "real_image")
-_PICTURE = re.compile(r"epoch(\d+)_(.+)\.(?:png|jpg)")  # jpg: from the 2018 code
+_IMAGE = re.compile(r"epoch(\d+)_(.+)\.(?:png|jpg)")  # jpg: from the 2018 code
 
 _SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
 
@@ -38,7 +38,7 @@ _SLIDER = (Path(html.__file__).parent / "slider.js").read_text()
 def delete_pages(run_dir: Path) -> None:
     """Delete the pages, plots and images of an earlier run."""
     web = run_dir / "web"
-    images = [path for path in (web / "images").glob("*") if _PICTURE.fullmatch(path.name)]
+    images = [path for path in (web / "images").glob("*") if _IMAGE.fullmatch(path.name)]
     for path in [*images, *(web / "validation").glob("*"), *(web / name for name in _PAGES)]:
         if path.is_file():
             path.unlink()
@@ -68,7 +68,7 @@ class RunPage:
 
     def forget_after(self, epoch: int) -> None:
         """Delete the images of later epochs, which a killed run had begun but not saved."""
-        for its_epoch, own in self._pictures().items():
+        for its_epoch, own in self._images().items():
             if its_epoch > epoch:
                 for path in own.values():
                     path.unlink()
@@ -105,7 +105,7 @@ class RunPage:
         for name in ("loss_curves.png", "validation_curves.png"):
             if (self.web / name).exists():
                 page.row([Picture(name)], width=shown_width(self.web / name))
-        for epoch, own in sorted(self._pictures().items(), reverse=True):
+        for epoch, own in sorted(self._images().items(), reverse=True):
             order = [name for name in dict.fromkeys((*IMAGE_NAMES, *own)) if name in own]
             row = [Picture(own[name].relative_to(self.web), name) for name in order]
             page.row(row, heading=f"epoch {epoch}", width=self.display_winsize)
@@ -128,11 +128,11 @@ class RunPage:
                 self._drawn[name] = shown
         self._curves_due = time.monotonic() + REFRESH_SECONDS
 
-    def _pictures(self) -> dict[int, dict[str, Path]]:
+    def _images(self) -> dict[int, dict[str, Path]]:
         """The training images on disk: epoch -> name -> path."""
         found: dict[int, dict[str, Path]] = {}
         for path in sorted(self.images.glob("epoch*_*.*")):
-            if match := _PICTURE.fullmatch(path.name):
+            if match := _IMAGE.fullmatch(path.name):
                 found.setdefault(int(match[1]), {})[match[2]] = path
         return found
 

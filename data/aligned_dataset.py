@@ -2,7 +2,7 @@
 
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,7 @@ class Geometry:
         return array[:, ::-1] if flip else array
 
 
+@dataclass(eq=False, repr=False)
 class SceneDataset(Dataset):
     """Scenes from any files. An item is a dict of
       label  (1, H, W) uint8 (int32 if a class or ignore_label needs it);
@@ -84,26 +85,16 @@ class SceneDataset(Dataset):
     randomness depends only on (seed, epoch, index), never on workers or order.
     """
 
-    def __init__(
-        self,
-        kinds: dict[str, Kind],
-        files: dict[str, dict[str, Path]],
-        scenes: list[str],
-        geometry: Geometry,
-        seed: int,
-        augment: Augmentation | None = None,
-        image_bytes: bool = False,
-    ) -> None:
-        """files: by kind, then by scene. image_bytes: leave 8-bit photographs uint8, for
-        data.values.bytes_to_float on the device that uses them."""
-        self.kinds = kinds
-        self.files = files
-        self.scenes = scenes
-        self.geometry = geometry
-        self.seed = seed
-        self.augment = augment
-        self.image_bytes = image_bytes and not augment
-        self.sizes: dict[str, Size] = {}  # by scene, as in the files
+    kinds: dict[str, Kind]
+    files: dict[str, dict[str, Path]]  # by kind, then by scene
+    scenes: list[str]
+    geometry: Geometry
+    seed: int
+    augment: Augmentation | None = None
+    image_bytes: bool = False  # leave 8-bit photographs uint8, for data.values.bytes_to_float
+    sizes: dict[str, Size] = field(default_factory=dict)  # by scene, as in the files
+
+    def __post_init__(self) -> None:
         self.read_maps = self.scaled_maps  # or a cache of it, see data.cache
 
     def __len__(self) -> int:
@@ -202,7 +193,8 @@ class AlignedDataset(SceneDataset):
                 "python -m data.check lists every problem"
             )
         scenes = sorted(files["label"], key=files["label"].get)[:max_size]
-        super().__init__(kinds, files, scenes, geometry, seed, augment, image_bytes)
+        keeps_bytes = image_bytes and not augment
+        super().__init__(kinds, files, scenes, geometry, seed, augment, keeps_bytes)
         for index in range(len(scenes)):
             self.check_size(index)
 

@@ -193,8 +193,7 @@ class AlignedDataset(SceneDataset):
                 "python -m data.check lists every problem"
             )
         scenes = sorted(files["label"], key=files["label"].get)[:max_size]
-        keeps_bytes = image_bytes and not augment
-        super().__init__(kinds, files, scenes, geometry, seed, augment, keeps_bytes)
+        super().__init__(kinds, files, scenes, geometry, seed, augment, image_bytes and not augment)
         for index in range(len(scenes)):
             self.check_size(index)
 

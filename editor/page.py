@@ -30,6 +30,7 @@ from util.progress import log
 
 HERE = Path(__file__).parent
 SCRIPT = (HERE / "page.js").read_text()
+TILES = "tiles(element, trigger);"  # its function for styles, classes and objects
 MAX_SESSIONS = 64  # windows in memory; the least recently used is dropped
 MAX_RADIUS = 32  # of the brush, in pixels
 ENCODED = 4  # windows whose images are also kept as data URLs
@@ -86,7 +87,10 @@ class EditorPage:
     # -- what is on the page -----------------------------------------------------------------
 
     def _layout(self, name: str) -> None:
-        self._lay_out_bar(name)
+        with gr.Row(elem_id="bar"):
+            title = f"Control single objects of a scene · {escape(name)}"
+            _part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
+            self.scene = _dropdown(self.scenes.names, "Scene", "scene")
         self._lay_out_own_maps()
         self._lay_out_controls()
         self.hint = _part(elem_id="hint")
@@ -98,7 +102,7 @@ class EditorPage:
             self._lay_out_classes()
         with gr.Column(visible=False) as self.add_panel:
             self.scale = gr.Slider(0.25, 4, value=1, step=0.05, label="Size", elem_id="scale")
-            self.library = _tiles("library")
+            self.library = _part(TILES, elem_id="library")
         with gr.Row(elem_id="downloads"):
             self.downloads = {
                 kind: gr.Button(f"Save {what}", size="md", min_width=150)
@@ -106,12 +110,6 @@ class EditorPage:
                 if kind != "inst" or self.ui.has_instances
             }
         self.file = _part("download(props, watch);", visible="hidden", html_template="")
-
-    def _lay_out_bar(self, name: str) -> None:
-        with gr.Row(elem_id="bar"):
-            title = f"Control single objects of a scene · {escape(name)}"
-            _part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
-            self.scene = _dropdown(self.scenes.names, "Scene", "scene")
 
     def _lay_out_own_maps(self) -> None:
         file = partial(gr.File, height=120)
@@ -134,7 +132,7 @@ class EditorPage:
             )
 
     def _lay_out_styles(self) -> None:
-        self.gallery = _tiles("gallery")
+        self.gallery = _part(TILES, elem_id="gallery")
         self.whole_class = gr.Checkbox(
             label="Give the style to all objects of the class",
             visible=self.ui.styles_by_instance,
@@ -162,7 +160,7 @@ class EditorPage:
                 0, MAX_RADIUS, value=3, step=0.5, label="Brush radius in pixels", elem_id="radius"
             )
             self.like = gr.Button("Make it like another object ...", elem_id="like")
-        self.classes = _tiles("classes")
+        self.classes = _part(TILES, elem_id="classes")
 
     # -- events ------------------------------------------------------------------------------
 
@@ -307,10 +305,6 @@ def _part(call: str = "", content: str = "", **settings: object) -> gr.HTML:
     code = f"{SCRIPT}\n{call}" if call else None
     settings |= {"apply_default_css": False, "elem_classes": "bare"}
     return gr.HTML(content, js_on_load=code, **settings)
-
-
-def _tiles(elem_id: str) -> gr.HTML:
-    return _part("tiles(element, trigger);", elem_id=elem_id)
 
 
 def _dropdown(names: list[str], label: str, elem_id: str) -> gr.Dropdown:

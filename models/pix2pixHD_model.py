@@ -191,7 +191,11 @@ class Pix2PixHDModel(nn.Module):
         self, batch: dict, x: Tensor, image: Tensor, real: Tensor, weight: float
     ) -> dict[str, Tensor]:
         """The losses by name. Those of G add their gradients to image.grad, those of D and Q to
-        their weights'. D's maps, and the signs that L1 keeps, are freed before G's backward."""
+        their weights' grad.
+
+        In a method of its own so that D's maps, and the signs that L1 keeps, are freed before G's
+        backward.
+        """
         lambda_feat, use_lsgan = self.opt.lambda_feat, not self.opt.no_lsgan
         gan = partial(self.call["gan_loss"], use_lsgan=use_lsgan)
         losses: dict[str, Tensor] = {}
@@ -204,20 +208,20 @@ class Pix2PixHDModel(nn.Module):
 
         if self.vgg is not None:
             losses["G_VGG"] = lambda_feat * self._run("VGG", image, real, pixel_weights)
-            self._backward(losses["G_VGG"] * weight)
+            self.scaler.scale(losses["G_VGG"] * weight).backward()
 
         if self.opt.lambda_L1:
             losses["G_L1"] = self.opt.lambda_L1 * self.call["l1"](image, real, pixel_weights)
-            self._backward(losses["G_L1"] * weight)
+            self.scaler.scale(losses["G_L1"] * weight).backward()
 
         if self.netQ is not None:
             losses["G_latent"] = self.opt.lambda_latent * self._latent_loss(x, inst, image)
-            self._backward(losses["G_latent"] * weight)
+            self.scaler.scale(losses["G_latent"] * weight).backward()
 
         with distributed.unsynced(self.call["D"]):  # averaged with D_fake's gradient below
             on_real = self._run("D", with_maps(real))
             losses["D_real"] = gan(on_real, True)
-            self._backward(losses["D_real"] * (0.5 * weight))
+            self.scaler.scale(losses["D_real"] * (0.5 * weight)).backward()
         on_real = [[features.detach() for features in scale] for scale in on_real]
 
         on_fake = self._run("D", with_maps(image))
@@ -227,14 +231,15 @@ class Pix2PixHDModel(nn.Module):
             losses["G_GAN_Feat"] = lambda_feat * matching(on_fake, on_real, pixel_weights)
             loss_G = loss_G + losses["G_GAN_Feat"]
         uses_pool = self.opt.pool_size > 0
-        self._backward(loss_G * weight, inputs=[image], retain_graph=not uses_pool)
+        self.scaler.scale(loss_G * weight).backward(inputs=[image], retain_graph=not uses_pool)
         if uses_pool:  # D learns from older images as well
             del on_fake, loss_G
             seen = with_maps(image.detach())
             # weight 0: this image is a placeholder; another process has it, and pools it
             on_fake = self._run("D", self.pool.query(seen) if weight else seen)
         losses["D_fake"] = gan(on_fake, False)
-        self._backward(losses["D_fake"] * (0.5 * weight), inputs=list(self.netD.parameters()))
+        weights_D = list(self.netD.parameters())  # the image needs no gradient here
+        self.scaler.scale(losses["D_fake"] * (0.5 * weight)).backward(inputs=weights_D)
         return {name: loss.detach() for name, loss in losses.items()}
 
     def generate(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
@@ -295,9 +300,6 @@ class Pix2PixHDModel(nn.Module):
         """A network's output in the precision that --amp asks for."""
         with autocast(self.opt, self.device):
             return self.call[name](*inputs)
-
-    def _backward(self, loss: Tensor, **settings: object) -> None:
-        self.scaler.scale(loss).backward(**settings)
 
     def _update(self, losses: dict[str, Tensor]) -> None:
         self.finite = self._all_finite(losses)

@@ -82,8 +82,14 @@ def run_styles(folder: Path, opt: argparse.Namespace) -> Styles:
 
     Raises UserError as load_styles does."""
     path = cluster_path(folder, opt.cluster_path)
-    styles = load_styles(path, opt.feat_num)
     encoder, _ = find_encoder(folder, opt, folder)
+    if encoder is None and not path.is_file():  # encode_features.py could not make it
+        raise UserError(
+            f"{path}: no such file, and {folder} has no encoder to make it with; name the file of "
+            "the encoder's run (--cluster_path FILE), or read features from PHASE_feat/ (test.py "
+            "--load_features; precompute_feature_maps.py with the encoder's --name writes them)"
+        )
+    styles = load_styles(path, opt.feat_num)
     if is_outdated(path, encoder):
         log_main(
             f"warning: {path} has styles of an encoder other than {encoder}; encode_features.py "

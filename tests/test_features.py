@@ -432,6 +432,17 @@ def test_no_encoder_no_features(toy_data: Path, tmp_path: Path) -> None:
     assert not (toy_data / "train_feat").exists()
 
 
+def test_without_any_encoder_styles_are_another_runs(tmp_path: Path) -> None:
+    """After --load_features without --load_pretrain: encode_features.py could not make them."""
+    run = write_run(tmp_path, "above", load_features=True)
+    styles = (run / "features_clustered_010.npy").rename(tmp_path / "styles.npy")
+    (run / "latest_net_E.pth").unlink(missing_ok=True)
+    flags = ["--name", "above", "--checkpoints_dir", str(tmp_path)]
+    with pytest.raises(UserError, match=r"no encoder .*--cluster_path FILE.*test.py --load_feat"):
+        run_styles(run, TestOptions().parse(flags))
+    run_styles(run, TestOptions().parse([*flags, "--cluster_path", str(styles)]))
+
+
 def test_several_processes_report_the_sizes_of_all(run: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for kind in ("label", "inst", "img"):

@@ -116,6 +116,8 @@ def test_scripts_are_valid(script: Path) -> None:
     """The shell accepts them, and the flags they give to the commands exist."""
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     text = re.sub(r"\\\n", " ", script.read_text())
+    if "multigpu" in script.name:  # else torchrun starts as many processes on a CPU
+        assert "--gpu_ids 0,1,2,3,4,5,6,7 " in text
     found = re.findall(r"(?:python|torchrun.*?) (train|test)\.py ([^\n]*?)\"\$@\"", text)
     for command, arguments in found:
         words = [word for word in shlex.split(arguments) if word != "exec"]

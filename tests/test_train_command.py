@@ -25,7 +25,7 @@ import train
 from models.instance_maps import network_input
 from models.losses import VGGLoss
 from models.networks import define_D, define_G
-from util.run.resume import Position
+from util.run.resume import Position, set_aside
 
 EPOCH = ["--niter", 1, "--niter_decay", 0]
 PLAIN = ["--serial_batches", "--no_flip", "--print_freq", 1, "--no_html"]
@@ -390,6 +390,14 @@ def test_frequencies(trained: Callable) -> None:
     assert {path.name for path in run.glob("*_net_G.pth")} == {
         *("latest_net_G.pth", "best_net_G.pth", "2_net_G.pth", "3_net_G.pth"),
     }
+
+
+@pytest.mark.parametrize(("epochs", "named"), [("1", "epoch 1"), ("10 2", "epochs 2, 10")])
+def test_kept_epochs_are_named(epochs: str, named: str, tmp_path: Path, capsys) -> None:
+    for epoch in epochs.split():
+        (tmp_path / f"{epoch}_net_G.pth").touch()
+    set_aside(tmp_path)
+    assert f"weights of {named} stay until" in capsys.readouterr().out
 
 
 def test_a_run_that_replaces_another_keeps_its_own_epochs(

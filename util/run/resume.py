@@ -22,7 +22,7 @@ import argparse
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,8 +156,8 @@ def set_aside(folder: Path) -> None:
             f"note: this run replaces the one in {folder}, as --continue_train was not given; its "
             f"weights stay available as --which_epoch {names}"
         )
-    if epochs := ", ".join(map(str, sorted(_numbered_networks(folder)))):
-        log_main(f"note: its weights of epochs {epochs} stay until training reaches them")
+    if epochs := _numbered_networks(folder):
+        log_main(f"note: its weights of {_listed(epochs)} stay until training reaches them")
 
 
 def _continue_run(model, opt: argparse.Namespace, folder: Path, dataset) -> Position | None:
@@ -175,7 +175,7 @@ def _continue_run(model, opt: argparse.Namespace, folder: Path, dataset) -> Posi
     earlier = ", except by the run it replaced" if any(folder.glob("replaced_*")) else ""
     if not (earlier or opt.load_pretrain) and (epochs := sorted(_numbered_networks(folder))):
         raise UserError(
-            f"{folder} has weights of epochs {', '.join(map(str, epochs))}, but no "
+            f"{folder} has weights of {_listed(epochs)}, but no "
             f"latest_net_G.pth to continue from: copy {epochs[-1]}_net_*.pth to latest_net_*.pth, "
             f"and write the epoch to continue with ({epochs[-1] + 1}) to iter.txt"
         )
@@ -363,6 +363,10 @@ def _drop_old(folder: Path, keep: int, ended: int) -> None:
     for epoch in epochs[:-keep]:
         for path in networks[epoch]:
             path.unlink()
+
+
+def _listed(epochs: Collection[int]) -> str:
+    return f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(map(str, sorted(epochs)))}"
 
 
 def _numbered_networks(folder: Path) -> dict[int, list[Path]]:

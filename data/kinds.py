@@ -11,7 +11,7 @@ from PIL import Image
 from data.arrays import NUMPY, array_size, file_size, read_array, read_integer_array, resize_array
 from data.files import label_problem, list_files, read_features, read_integers, read_rgb
 from data.values import RGB8, Values
-from util.errors import UserError
+from util.errors import UserError, brief
 
 Size = tuple[int, int]  # (width, height) in pixels
 
@@ -51,8 +51,8 @@ class Kind:
         if not remedy:
             maps = f"{phase}_label, {phase}_inst and {phase}_img"
             remedy = f"; a data set has {maps}, or with --label_nc 0 {phase}_A and {phase}_B"
-        if phase == "test":
-            remedy += "; --phase train uses the training scenes"
+        if found := {p.name for name in self.folders for p in root.glob(name.format("?*"))}:
+            remedy += f"; it holds {brief(sorted(found))} (chosen by --phase)"
         raise UserError(f"{root}: holds no folder {' or '.join(names)}{remedy}")
 
     def shape(self, size: Size) -> tuple[int, ...]:

@@ -483,6 +483,10 @@ def twice(folder: Path) -> None:
 FOLDER_ERRORS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no root": (lambda root: root.rename(root.with_name("x")), ["--dataroot", "no such folder"]),
     "no folder": (lambda root: (root / "train_inst").rename(root / "inst"), ["train_inst"]),
+    "no folder of this phase": (
+        lambda root: (root / "train_label").rename(root / "val_label"),
+        ["no folder train_label", "it holds val_label (chosen by --phase)"],
+    ),
     "no images": (lambda root: remove(root / "train_label"), ["train_label", "no images"]),
     "two files of a scene": (
         lambda root: twice(root / "train_label"),

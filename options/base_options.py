@@ -33,7 +33,7 @@ from util.parser import (
     safe_name,
     value_range,
 )
-from util.run.checkpoints import run_dir, saved_options
+from util.run.checkpoints import options_file, run_dir, saved_options
 
 CHANNELS = integer(1, 2**16)
 COUNT = integer(0, 2**16)  # of channels that need not exist
@@ -270,8 +270,8 @@ def inherited(folder: Path, epoch: str = "latest") -> dict:
     for name, value in values.items():
         if not accepts[name](value):
             raise UserError(
-                f"{folder / 'opt.json'}: {name} is {value!r}, invalid for --{name}; restore the "
-                "file from a copy, or fix it"
+                f"{options_file(folder, epoch)}: {name} is {value!r}, invalid for --{name}; "
+                "restore the file from a copy, or fix it"
             )
     return values
 

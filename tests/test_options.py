@@ -481,3 +481,6 @@ def test_invalid_values_in_opt_json_are_named(
         TestOptions().parse([])
     with pytest.raises(UserError, match=expected):
         TrainOptions().parse(["--load_pretrain", str(path.parent)])
+    path.rename(path.with_name("replaced_opt.json"))
+    with pytest.raises(UserError, match=f"replaced_{expected}"):
+        TestOptions().parse(["--which_epoch", "replaced"])

@@ -172,13 +172,18 @@ def verify_checksums(file: BinaryIO | str) -> None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
 
 
+def options_file(folder: Path, epoch: str | int = "latest") -> Path:
+    """The opt.json of a run's weights of an epoch, whether it exists or not."""
+    path = folder / "replaced_opt.json"
+    is_replaced = f"{epoch}".startswith("replaced") and path.exists()
+    return path if is_replaced else folder / "opt.json"
+
+
 def saved_options(folder: Path, epoch: str | int = "latest") -> dict:
     """The contents of a run's opt.json; empty if there is none. Weights of epoch "replaced" and
     "replaced_best" have that of the run that was replaced. Raises UserError if it is damaged,
     OSError if it cannot be read."""
-    path = folder / "replaced_opt.json"
-    if not (f"{epoch}".startswith("replaced") and path.exists()):
-        path = folder / "opt.json"
+    path = options_file(folder, epoch)
     if not path.exists():
         return {}
     try:

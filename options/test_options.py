@@ -53,11 +53,13 @@ FILES = Group(
 
 @FILES.check
 def check_files(opt: argparse.Namespace) -> None:
-    if not opt.input:
+    if opt.input is None:
         for flag in ("input_inst", "input_cond", "output", "skip_existing", "page"):
             if getattr(opt, flag):
                 raise UserError(f"--{flag} needs --input FILES")
         return
+    if not opt.input:  # an empty variable in a script, say
+        raise UserError("--input is empty: name files, or leave it out to use the data set")
     if not opt.output:
         raise UserError("--input needs --output DIR")
     if opt.input_inst and opt.no_instance:

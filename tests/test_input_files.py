@@ -187,6 +187,7 @@ def test_inputs_are_never_overwritten(run: list, own_data: Path, tmp_path: Path)
         (["--output", "out"], "--output needs --input"),
         (["--page"], "--page needs --input"),
         (["--input", "x"], "--input needs --output"),
+        (["--input", ""], "--input is empty"),
         (["--input", "x", "--output", "y"], "trained with instance maps .*--input_inst"),
         (["--input", "x", "--output", "y", "--input_inst", "z", "--no_instance"], "leave it out"),
         (["--input", "x", "--output", "y", "--no_instance", "--batchSize", "2"], "--batchSize"),

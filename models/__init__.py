@@ -93,7 +93,7 @@ def _expected_instead(name: str, value: object) -> str | None:
     if isinstance(default, bool) or isinstance(value, bool):
         fits = type(value) is type(default)
     elif isinstance(default, (int, float)):
-        fits = isinstance(value, (int, type(default)))
+        fits = isinstance(value, (int, type(default))) and value >= 0
     else:
         fits = default is None or isinstance(value, (str, list, tuple))
     if not fits:

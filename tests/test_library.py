@@ -334,7 +334,8 @@ def test_loading_refuses(tmp_path: Path) -> None:
         load_generator(folder, device="cuda:99")
     with pytest.raises(UserError, match="device nonsense: "):
         load_generator(folder, device="nonsense")
-    for flags in ({"ngf": "4"}, {"ngf": True}, {"norm": 3}, {"use_dropout": 1}, {"ema": "x"}):
+    wrong = {"ngf": "4"}, {"ngf": True}, {"norm": 3}, {"use_dropout": 1}, {"ema": "x"}, {"ngf": -1}
+    for flags in wrong:
         with pytest.raises(UserError, match=f"{next(iter(flags))} is .*, expected a value like"):
             load_generator(folder, **flags)
     for flags in ({"norm": "foo"}, {"netG": "foo"}, {"output_type": "float16"}):

@@ -76,6 +76,7 @@ class Loader:
         self.dataset = dataset
         where = distributed.rank(), distributed.world_size()
         self.sampler = EpochSampler(len(dataset), batch_size, shuffle, dataset.seed, *where)
+        workers = min(workers, len(self))  # a process more would have no batch to read
         self._read = read_ahead(dataset, self.sampler, workers, pin_memory)
 
     def __len__(self) -> int:
@@ -207,7 +208,7 @@ def read_scenes(
 ) -> Iterator[tuple[Sequence[int], dict | UserError]]:
     """(indices, batch) over these scenes in order, with a progress bar; what: its name."""
     groups = [scenes[i : i + batch_size] for i in range(0, len(scenes), batch_size)]
-    read = read_ahead(dataset, groups, opt.nThreads, bool(opt.gpu_ids))
+    read = read_ahead(dataset, groups, min(opt.nThreads, len(groups)), bool(opt.gpu_ids))
     with bar(total=len(scenes), desc=what, unit="image") as progress:
         # strict reads to the end: a Ctrl-C while an unfinished generator is closed would be ignored
         for indices, batch in zip(groups, read(), strict=True):

@@ -250,6 +250,15 @@ def test_workers_make_no_difference(scenes: Path) -> None:
     assert [a["path"] for a in alone[:2]] != [a["path"] for a in alone[2:]]  # epochs are shuffled
 
 
+def test_there_are_no_more_workers_than_batches(scenes: Path) -> None:
+    """--nThreads 1024 on a small data set would take minutes to start them."""
+    before = multiprocessing.active_children()
+    loader = Loader(read(scenes), 2, workers=5)
+    next(loader.epoch(1))
+    started = [one for one in multiprocessing.active_children() if one not in before]
+    assert len(started) == len(loader) < 5
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_workers_are_forked_by_every_version_of_python(scenes: Path) -> None:
     """Those of a server, Python 3.14's default, would end with it on a scheduler's SIGTERM."""

@@ -29,7 +29,8 @@ from models.inference_model import InferenceModel
 from models.instance_maps import instance_class
 from models.run_encoder import run_styles
 from models.ui_model import UIModel
-from options.test_options import TestOptions
+from options.base_options import CLUSTER_PATH, BaseOptions, scene_flags
+from options.edit_options import check_model
 from util.errors import UserError, run
 from util.files import make_folder, write_text
 from util.pages.colours import save_image
@@ -39,11 +40,18 @@ from util.progress import log
 from util.setup import first_device, set_up_torch
 
 CAR = 26
-COMPARED = Group("comparison", Flag("--labels_name", "", "a run without features, to compare"))
+COMPARED = Group(
+    "comparison",
+    *scene_flags("test"),
+    CLUSTER_PATH,
+    Flag("--results_dir", "./results/", "folder of the page and the figures", "DIR"),
+    Flag("--labels_name", "", "a run without features, to compare"),
+)
+COMPARED.check(check_model)  # it uses the editor's model
 
 
-class Options(TestOptions):
-    groups = [*TestOptions.groups, COMPARED]
+class Options(BaseOptions):
+    groups = [*BaseOptions.groups, COMPARED]
 
 
 def measure(opt: argparse.Namespace, device: torch.device) -> dict:

@@ -77,6 +77,13 @@ def test_benchmarks_that_measure_once_refuse_repeat(benchmark, monkeypatch) -> N
         benchmark.main()
 
 
+@pytest.mark.parametrize("flag", ["--how_many", "--style"])
+def test_control_by_styles_refuses_flags_it_does_not_use(flag: str, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", flag, "1"])
+    with pytest.raises(UserError, match=f"unrecognized arguments: {flag}"):
+        style_control.main()
+
+
 @pytest.mark.parametrize("benchmark", [editor_memory, files, gpu, side_by_side])
 def test_a_wrong_flag_is_refused_without_the_usage(benchmark, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark", "--repeat", "0"])

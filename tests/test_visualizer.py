@@ -164,7 +164,9 @@ def test_a_row_without_iters_keeps_the_text_log_of_its_epoch(row: str, tmp_path)
 
 
 def test_a_damaged_row_is_named(tmp_path):
-    for damaged in ("spoiled", '{"epoch": 1}', '{"step": 1}', "[1]", '{"epoch": 1, "step": "2"}'):
+    huge = (f'{{"epoch": 1, "step": 2, "G_GAN": {n}}}' for n in ("1e308", "-1e308", 10**400))
+    others = "spoiled", '{"epoch": 1}', '{"step": 1}', "[1]", '{"epoch": 1, "step": "2"}'
+    for damaged in (*others, *huge):
         (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 1, "step": 1}}\n{damaged}\n')
         with pytest.raises(UserError, match=r"metrics.jsonl: line 2"):
             read_rows(tmp_path / "metrics.jsonl")

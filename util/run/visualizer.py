@@ -181,7 +181,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
             if not _is_row(rows[-1]):
-                raise ValueError("expected numbers by name, with step and epoch")
+                raise ValueError("expected numbers below 1e300 by name, with step and epoch")
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: line {number} is not a row in JSON ({error}): delete that line or the "
@@ -193,8 +193,11 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 def _is_row(row: object) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
         return False
-    figures = all(isinstance(value, int | float | None) for value in row.values())
-    return figures and isinstance(row.get("step"), int)
+    if not all(isinstance(value, int | float | None) for value in row.values()):
+        return False
+    # no figure of a run is that large: a damaged exponent, whose curve could not be drawn
+    huge = any(value and 1e300 < abs(value) < math.inf for value in row.values())
+    return not huge and isinstance(row.get("step"), int)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -116,19 +116,6 @@ def test_a_full_gpu_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "flag"),
-    [("evaluate.py", "--segmenter_width"), ("benchmarks/train_step.py", "--help")],
-)
-def test_out_of_memory_names_flags_that_the_command_has(
-    command: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(sys, "argv", [str(ROOT / command)])
-    _, line = end(MemoryError(), capsys)
-    assert line.startswith("error: out of memory; use ") and flag in line
-    assert "--loadSize" not in line and "--batchSize" not in line
-
-
-@pytest.mark.parametrize(
     "text",
     [
         "CUDA error: no kernel image is available for execution on the device",

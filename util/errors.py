@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from types import ModuleType
 
 # a full disk, missing permissions: not a bug
@@ -115,8 +114,9 @@ def _explained(error: BaseException) -> str | None:
         if _line_with(_NO_ALGORITHM, error):
             tried = f", or cuDNN does not work here ({first_line(error)})"
         return (
-            f"out of memory{tried}; use {_less_memory(Path(sys.argv[0]))}, or close other programs "
-            "that use memory"
+            f"out of memory{tried}; use smaller images or batches (--loadSize, --fineSize, "
+            "--batchSize; evaluate.py: --segmenter_width), --amp bf16 or, in training, "
+            "--checkpoint_activations, or close other programs that use memory"
         )
     if isinstance(error, BrokenProcessPool) or str(error).startswith("DataLoader worker"):
         return (
@@ -143,18 +143,6 @@ def _explained(error: BaseException) -> str | None:
         if line := _line_with(phrases, error):
             return remedy.format(line)
     return None
-
-
-def _less_memory(command: Path) -> str:
-    """What a command can use to need less memory."""
-    if command.name == "evaluate.py":
-        return "a smaller --segmenter_width, or the CPU (--gpu_ids -1)"
-    if command.parent.name == "benchmarks":
-        return "smaller images and batches (--help names the flags)"
-    return (
-        "smaller images (--loadSize, --fineSize), a smaller --batchSize, --amp bf16 or, in "
-        "training, --checkpoint_activations"
-    )
 
 
 def out_of_memory(error: BaseException) -> bool:

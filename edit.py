@@ -1,4 +1,4 @@
-"""Edit single objects of a scene in a browser.
+"""Edit individual objects of a scene in a browser.
 
     python edit.py --name toy_features
     python edit.py --name toy_features --replay edits.json --out results/edited

@@ -1,4 +1,4 @@
-"""Do instance features control single objects? Measured on the toy scenes with known colours.
+"""Do instance features control individual objects? Measured on the toy scenes with known colours.
 
     python -m benchmarks.style_control --name toy_features --labels_name toy_labels
 

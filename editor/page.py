@@ -88,7 +88,7 @@ class EditorPage:
 
     def _layout(self, name: str) -> None:
         with gr.Row(elem_id="bar"):
-            title = f"Control single objects of a scene · {escape(name)}"
+            title = f"Control individual objects of a scene · {escape(name)}"
             _part("", f"<h1>pix2pixHD editor</h1><p>{title}</p>", elem_id="title", min_width=280)
             self.scene = _dropdown(self.scenes.names, "Scene", "scene")
         self._lay_out_own_maps()

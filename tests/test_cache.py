@@ -189,6 +189,22 @@ def test_a_changed_source_is_read_again(root: Path, kind: str, folder: str) -> N
     assert not torch.equal(cached[0][name], before[name])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_that_was_replaced_with_its_time_kept_is_read_again(root: Path, kind: str) -> None:
+    """As by cp -p, with a file of the same size."""
+    path, save = root / "train_label" / "scene0.png", {"compress_level": 0}
+    array = np.asarray(Image.open(path))
+    Image.fromarray(array).save(path, **save)
+    old, cached = path.stat(), dataset(root, kind)
+    before = cached[0]
+    Image.fromarray(array[::-1].copy()).save(path, **save)
+    while path.stat().st_ctime_ns == old.st_ctime_ns or path.stat().st_mtime_ns != old.st_mtime_ns:
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert path.stat().st_size == old.st_size
+    assert_same(cached[0], dataset(root)[0])
+    assert not torch.equal(cached[0]["label"], before["label"])
+
+
 def test_other_flags_have_other_files(root: Path) -> None:
     variants = [
         {},

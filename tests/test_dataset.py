@@ -2,6 +2,7 @@
 
 import argparse
 import multiprocessing
+import random
 import sys
 import threading
 from collections.abc import Callable
@@ -210,6 +211,12 @@ def test_scaled_sizes(size: tuple[int, int]) -> None:
     assert Geometry("scale_width", 1).scaled((100, 3)) == (1, 1)
 
 
+def test_crops_reach_every_border() -> None:
+    geometry = Geometry("crop", fine_size=4)
+    corners = {geometry.sample((6, 5), random.Random(seed))[0] for seed in range(100)}
+    assert corners == {(x, y) for x in range(3) for y in range(2)}
+
+
 def test_has_one_size(own: Path) -> None:
     assert read(own).has_one_size
     write_scene(own, "c", (WIDTH, HEIGHT + 2))
@@ -358,7 +365,9 @@ def test_labels_above_255(own: Path) -> None:
     assert item["label"].dtype == torch.int32 and (item["label"] == 999).all()
 
 
-@pytest.mark.parametrize("value, depth", [(255, np.uint8), (300, np.uint16), (65535, np.uint16)])
+@pytest.mark.parametrize(
+    "value, depth", [(255, np.uint8), (256, np.uint16), (300, np.uint16), (65535, np.uint16)]
+)
 def test_ignored_label_keeps_its_value(own: Path, value: int, depth: type) -> None:
     label = np.zeros((HEIGHT, WIDTH), depth)
     label[3:5, 7] = value

@@ -432,6 +432,14 @@ def test_features_are_of_images_at_the_segmenters_width() -> None:
     assert widths == [64, 64]
 
 
+def test_features_are_averaged_over_2_rows_and_4_columns_of_cells() -> None:
+    maps = np.random.default_rng(0).random((3, 6, 8))
+    segmenter = argparse.Namespace(features=lambda image: torch.from_numpy(maps))
+    found = Evaluator(segmenter, evaluation_classes(3, None, "ids"))._cells(np.zeros((6, 8, 3)))
+    expected = maps.reshape(3, 2, 3, 4, 2).mean((2, 4)).reshape(3, 8).T
+    np.testing.assert_allclose(found, expected)
+
+
 def test_without_matplotlib_a_segmenter_is_refused_at_the_start(
     measure: Callable, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Instance features: encoding, clustering, styles, feature maps, and the 1024p stage."""
 
+import argparse
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from tiny_run import write_run
 import encode_features
 import precompute_feature_maps
 from data.kinds import scene_kinds
-from generation.features import find_scene
+from generation.features import find_scene, style_of_instance
 from models import load_generator
 from models.inference_model import InferenceModel
 from models.run_encoder import ENCODERS, record_encoder, run_styles
@@ -396,6 +397,19 @@ def test_style_from_one_of_two_scenes_of_a_name_is_refused(toy_data: Path, tmp_p
     for name in ("b/0001", "b__0001"):
         (path,) = find_scene(name, opt)["path"]
         assert Path(path).parent.name == "b"
+
+
+def test_style_from_an_instance_whose_id_has_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    inst = torch.tensor([[[[7, -5]]]], dtype=torch.int32)  # as 2**32 - 5 is read
+    batch = {"label": torch.tensor([[[[1, 2]]]]), "inst": inst, "image": None}
+    monkeypatch.setattr("generation.features.find_scene", lambda *_: batch)
+    model = argparse.Namespace(
+        regions=lambda label, inst: inst,
+        encode_regions=lambda image, maps: torch.tensor([[[[0.5, 0.25]]]]),
+    )
+    opt = argparse.Namespace(label_nc=3)
+    label, feature = style_of_instance(model, f"a,{2**32 - 5}", opt)
+    assert (label, feature.tolist()) == (2, [0.25])
 
 
 def test_style_from_another_photograph(run: Path) -> None:

@@ -3,8 +3,10 @@
 import errno
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +133,21 @@ def test_the_command_cuts_out_objects_with_the_encoders_features(
     again = (run / "object_library.npz").read_bytes()
     run_ok(*command)
     assert (run / "object_library.npz").read_bytes() == again  # the same choice each time
+
+
+def test_every_object_is_kept_with_equal_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = {
+        "uses_features": lambda opt: False,
+        "photographs": lambda opt: {},
+        "create_dataset": lambda opt, **more: None,
+        "own_batches": lambda *_: enumerate("abcd"),
+        "objects_of": lambda batch, *_: [SimpleNamespace(label=1, name=batch)],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(f"editor.library.{name}", fake)
+    runs = [SimpleNamespace(seed=seed, per_class=2) for seed in range(400)]
+    kept = Counter(one.name for opt in runs for one in library.build(opt, torch.device("cpu")))
+    assert sum(kept.values()) == 800 and all(abs(kept[name] - 200) < 35 for name in "abcd")
 
 
 def test_a_library_of_an_earlier_encoder_is_reported(

@@ -248,6 +248,20 @@ def test_photographs_may_be_bytes() -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("regions", ["label", "inst"])
+def test_fitted_features_are_constant_in_their_regions(regions: str) -> None:
+    kind = "--label_feat" if regions == "label" else "--instance_feat"
+    model = make_model(f"--no_vgg_loss --load_features --fit_features {kind}")
+    batch = make_batch(images=1)
+    feat, ids = batch["feat"][0].numpy().copy(), batch[regions][0, 0].numpy()
+    for i in np.unique(ids):
+        feat[:, ids == i] = feat[:, ids == i].mean(1, keepdims=True)
+    fitted = model.generate(batch)[1]
+    model.opt.fit_features = False
+    by_hand = model.generate(batch | {"feat": torch.from_numpy(feat)[None]})[1]
+    torch.testing.assert_close(fitted, by_hand)
+
+
 def test_updates_equal_those_of_plain_adam() -> None:
     model = make_model("--no_vgg_loss --instance_feat --lr 0.001")
     plain, before = PlainStep(model), copy.deepcopy(model.networks())

@@ -131,6 +131,17 @@ def test_half_precision(tmp_path: Path) -> None:
     assert np.abs(G(label, label) - whole).mean() < 5
 
 
+def test_normalization_far_from_zero_keeps_its_digits() -> None:
+    """Where float32 rounds the mean itself by up to a hundredth of the deviation."""
+    noise = np.random.default_rng(0).normal(size=(1, 2, 9, 11))
+    values = torch.from_numpy(noise + np.array([2e5, -3e5])[:, None, None]).float()
+    x = Map(lambda at: values[(..., *at)], (9, 11), 2)
+    found = Tiling(4)._normalized(x, nn.InstanceNorm2d(2)).read((slice(0, 9), slice(0, 11)))
+    exact = values.double().numpy()
+    mean, deviation = (f(exact, (2, 3), keepdims=True) for f in (np.mean, np.std))
+    np.testing.assert_allclose(found, (exact - mean) / deviation, atol=1e-4)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_process_leaves_no_file(number: int, tmp_path: Path) -> None:

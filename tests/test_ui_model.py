@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_run import write_run
 
 from editor.library import LibraryObject
-from editor.record import download, edit_list, replay, replay_file
+from editor.record import download, edit_list, encoded, replay, replay_file
 from editor.scenes import Scenes
 from editor.session import Session
 from models import create_model
@@ -390,6 +390,21 @@ def test_a_refused_photograph_leaves_the_previous_one(ui: UIModel) -> None:
     assert (session.photo == photo).all()
 
 
+def test_a_photograph_can_be_opened_again_after_an_uploaded_one(ui: UIModel) -> None:
+    photo = np.zeros((24, 40, 3), np.uint8)
+    scenes = SimpleNamespace(
+        photo=lambda name: photo,
+        load=lambda name: (None, photo[..., 0], None),
+        uploaded_photo=lambda path: photo + 1,
+    )
+    session, _ = editing(ui, scenes)
+    session.open_photo("first")
+    session.upload_photo("own.png")
+    assert (session.photo == 1).all() and session.photo_inst is None
+    session.open_photo("first")
+    assert (session.photo == 0).all() and session.photo_inst is not None
+
+
 def test_an_open_scene_keeps_only_integer_maps_and_its_last_image(ui: UIModel) -> None:
     """Per pixel: label 1 byte, instances 2, image 3; plus the opened maps, compressed."""
     label, inst = (np.kron(m, np.ones((16, 16), m.dtype)) for m in scene())
@@ -567,6 +582,14 @@ def test_edits_with_numpy_numbers_can_be_saved(ui: UIModel) -> None:
     ui.paint([(np.float32(3), np.int8(3))], np.uint8(24), np.float32(2))
     ui.move(np.uint16(26000), np.int64(1), np.int8(1))
     assert ui.edits == json.loads(json.dumps(ui.edits)) and len(ui.edits) == 3
+
+
+@pytest.mark.parametrize("highest", [0, 255, 256, 65535])
+def test_maps_keep_their_numbers_in_a_png(highest: int) -> None:
+    array = np.array([[0, 3, highest]], np.int32)
+    ending, _, content = encoded(array)
+    assert ending == "png"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), array)
 
 
 def test_maps_that_a_png_does_not_hold_are_saved_as_npy(tmp_path: Path) -> None:

@@ -219,6 +219,17 @@ def measured(data: Path, *flags: str) -> list[str]:
     return Validation(opt, Pix2PixHDModel(opt, torch.device("cpu"))).available
 
 
+def test_images_are_measured_in_float32_however_they_are_trained(toy_data: Path) -> None:
+    figures = []
+    for amp in ("off", "bf16"):
+        flags = *TINY, "--dataroot", str(toy_data), "--val_phase", "test", "--amp", amp
+        opt = TrainOptions().parse(flags)
+        torch.manual_seed(0)
+        measured, _ = Validation(opt, Pix2PixHDModel(opt, torch.device("cpu"))).measure()
+        figures.append((measured["l1"], measured["ssim"]))
+    assert figures[0] == figures[1]
+
+
 @pytest.mark.parametrize("more", [True, False])
 def test_the_best_and_patience_by_hand(more: bool) -> None:
     at = Position(epoch=2)

@@ -419,7 +419,7 @@ def surroundings(mask: np.ndarray) -> tuple[slice, slice]:
     height = min(max(1.5 * high, 0.75 * wide, mask.shape[0] / 4), mask.shape[0])
     lengths = round(height), round(min(2 * height, mask.shape[1]))
     starts = (
-        min(max(round((span.start + span.stop - 1 - length) / 2), 0), limit - length)
+        min(max(round((span.start + span.stop - length) / 2), 0), limit - length)
         for span, length, limit in zip(box, lengths, mask.shape)
     )
     return tuple(slice(start, start + length) for start, length in zip(starts, lengths))

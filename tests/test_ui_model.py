@@ -19,7 +19,7 @@ from tiny_run import write_run
 from editor.library import LibraryObject
 from editor.record import download, edit_list, encoded, replay, replay_file
 from editor.scenes import Scenes
-from editor.session import Session
+from editor.session import Session, surroundings
 from models import create_model
 from models.instance_maps import network_input, pad_to_multiple
 from models.masks import box_of, outline, stroke
@@ -830,3 +830,9 @@ def test_outline_follows_pixel_edges() -> None:
     mask = np.zeros((3, 4), bool)
     mask[1, 1:3] = True
     assert sorted(outline(mask)) == [(1, 1, 1, 2), (1, 1, 3, 1), (1, 2, 3, 2), (3, 1, 3, 2)]
+
+
+def test_a_preview_has_its_object_in_the_middle() -> None:
+    mask = np.zeros((100, 200), bool)
+    mask[40:51, 80:100] = True
+    assert surroundings(mask) == (slice(33, 58), slice(65, 115))

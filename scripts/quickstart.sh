@@ -34,16 +34,17 @@ step "drawing toy scenes"
 python prepare_cityscapes.py --raw datasets/toy_raw --out datasets/toy
 
 step "training on label maps, 128 pixels wide"
+# one core is left to other programs: a thread that waits for its core holds up all others
+threads=$(python -c 'from util.parallel import available_cores as n; print(max(1, n() - 1))')
 if [ "${1:-}" = --labels-only ]; then
-  "${train_labels[@]}"
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads} "${train_labels[@]}"
   python test.py --name toy_labels
   printf '\nready after %d s; open this page in a browser:\n  %s\n' $((SECONDS - begin)) \
     "$PWD/results/toy_labels/test_latest/index.html"
   exit
 fi
-# The other training runs alongside, each on just under half the cores, finish sooner than after it.
-threads=$(python -c 'from util.parallel import available_cores as n; print(max(1, (n() - 1) // 2))')
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
+# The other training runs alongside, each with half the threads: sooner done than one by one.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads / 2 : 1))}
 log=checkpoints/toy_labels.log
 echo "runs in the background; its log: $log"
 mkdir -p checkpoints

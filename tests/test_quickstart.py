@@ -15,7 +15,7 @@ from commands import ROOT
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
   *sys.prefix*) echo .; exit ;;
-  *available_cores*) echo 3; exit ;;
+  *available_cores*) echo 6; exit ;;
 esac
 echo "threads=${OMP_NUM_THREADS:-all} $*" >> calls
 case "$*" in
@@ -83,7 +83,7 @@ def test_training_runs_share_the_cores(start, tmp_path: Path) -> None:
 def test_labels_only(start, tmp_path: Path) -> None:
     process = start("--labels-only")
     assert "toy_labels/test_latest/index.html" in process.communicate(timeout=60)[0]
-    assert process.returncode == 0 and training_runs(tmp_path) == ["toy_labels threads=all"]
+    assert process.returncode == 0 and training_runs(tmp_path) == ["toy_labels threads=6"]
 
 
 @pytest.mark.parametrize("early", [True, False])

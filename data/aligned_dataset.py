@@ -92,7 +92,7 @@ class SceneDataset(Dataset):
     seed: int
     augment: Augmentation | None = None
     image_bytes: bool = False  # leave 8-bit photographs uint8, for data.values.bytes_to_float
-    sizes: dict[str, Size] = field(default_factory=dict)  # by scene, as in the files
+    sizes: dict[str, Size] = field(default_factory=dict, init=False)  # by scene, as in the files
 
     def __post_init__(self) -> None:
         self.read_maps = self.scaled_maps  # or a cache of it, see data.cache

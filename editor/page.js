@@ -16,7 +16,6 @@ function stage(element, trigger, watch) {
   let points = null; // of the stroke that is being drawn
   let pointer = null; // that draws it, and not a second finger
   let target = null;
-  let turn = 0; // of the response that is shown
   let deleted = null; // the last click of Delete
   const pictures = () => element.querySelector(".pictures");
   // as chosen here: the server's response to the choice may come after the stroke
@@ -99,10 +98,21 @@ function stage(element, trigger, watch) {
     delete element.dataset.busy;
     element.querySelectorAll(".live").forEach((live) => live.setAttribute("d", ""));
     element.querySelectorAll(".under, .over").forEach((one) => one.removeAttribute("transform"));
-    const before = turn;
-    turn = Number(element.querySelector("[data-turn]").dataset.turn);
-    if (turn < before) trigger("stale"); // Gradio may show quick responses out of order: ask again
   });
+}
+
+// Each event is a request of its own, over one of several connections: it is sent when the one before
+// it has been answered with its number, so that the server gets them, and Gradio shows what came of
+// them, in order.
+function sendInOrder() {
+  const send = window.fetch;
+  let numbered = Promise.resolve();
+  window.fetch = (address, ...rest) => {
+    if (!String(address).includes("/queue/join")) return send(address, ...rest);
+    const response = numbered.then(() => send(address, ...rest));
+    numbered = response.then((one) => one.clone().text()).catch(() => {});
+    return response;
+  };
 }
 
 // Ctrl+Z undoes; Ctrl+Shift+Z and Ctrl+Y redo, also while an image is being generated, when the

@@ -94,7 +94,8 @@ class EditorPage:
         self._lay_out_own_maps()
         self._lay_out_controls()
         self.hint = _part(elem_id="hint")
-        self.stage = _part("stage(element, trigger, watch); shortcuts(trigger);", elem_id="stage")
+        stage = "sendInOrder(); stage(element, trigger, watch); shortcuts(trigger);"
+        self.stage = _part(stage, elem_id="stage")
         self.status = _part(elem_id="status")
         with gr.Column() as self.style_panel:
             self._lay_out_styles()
@@ -182,8 +183,7 @@ class EditorPage:
             sent: Callable[[gr.EventData], object] | None = None,
         ) -> None:
             """Let an event carry out an action of the session, given what the event itself sent and
-            the inputs' values, then generate missing previews. A gesture sends a single event; the
-            page may show two responses out of order, and then asks for the current state."""
+            the inputs' values, then generate missing previews. A gesture sends a single event."""
 
             def handler(session: Session | None, event: gr.EventData, *values: object) -> dict:
                 def work() -> str:

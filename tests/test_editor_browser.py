@@ -330,53 +330,48 @@ def test_a_number_box_left_empty_or_out_of_range_takes_its_limit(window) -> None
         window.press("Undo")
 
 
-def hold_the_first_answer(page) -> Callable[[], None]:
-    """Keep the number of the next event's answer from the page; returns a function to send it."""
+def hold_the_first_request(page) -> Callable[[], None]:
+    """Keep the next event's request from the server; returns a function to send it."""
     held = []
 
     def hold_the_first(route) -> None:
-        number = route.fetch()
         if held:
-            route.fulfill(response=number)
-        else:
-            held.append((route, number))
-
-    def release() -> None:
-        route, number = held[0]
-        route.fulfill(response=number)
+            route.continue_()
+        held.append(route)
 
     page.route("**/queue/join**", hold_the_first)
-    return release
+    return lambda: held[0].continue_()
 
 
 @pytest.mark.thorough
-def test_an_answer_that_comes_after_a_newer_one_does_not_stay(window) -> None:
-    """Gradio shows answers as it learns of their events' numbers, in whatever order."""
-    window.tool("Paint")
-    window.choose_class("train")
-    page, turn = window.page, int(window.turn())
-    release = hold_the_first_answer(page)
-    page.mouse.click(*window.at(10, 10))
-    page.wait_for_timeout(100)
-    window.click(30, 30)
-    assert int(window.turn()) == turn + 2
-    window.after(release)
-    expect(page.locator(".pictures")).to_have_attribute("data-turn", str(turn + 3))
-    painted = (window.image("map") == TRAIN_COLOUR).all(2)
-    assert painted[10, 10] and painted[30, 30]
+def test_an_undo_does_not_overtake_what_it_undoes(window) -> None:
+    """Each is a request of its own, and the connection of the first may be slow."""
+    first, page = window.image("map"), window.page
+    window.tool("Delete")
+    release = hold_the_first_request(page)
+    page.mouse.click(*window.at(60, 4))
+    page.keyboard.press("Control+z")
+    page.wait_for_timeout(500)
+    release()
+    window.says(r"^Undid: a deletion\.")
+    assert np.array_equal(window.image("map"), first)
     page.unroute_all(behavior="wait")
 
 
 @pytest.mark.thorough
 def test_a_stroke_may_begin_before_the_choice_of_a_tool_is_answered(window) -> None:
     page = window.page
-    release = hold_the_first_answer(page)
+    before, turn = window.image("map"), int(window.turn())
+    release = hold_the_first_request(page)
     page.locator("#tools").get_by_text("Paint", exact=True).click()
-    before = window.image("map")
-    window.drag((50, 40), (50, 80))
+    page.mouse.move(*window.at(50, 40, "map"))
+    page.mouse.down()
+    page.mouse.move(*window.at(50, 80, "map"), steps=3)
+    page.mouse.up()
+    release()
+    expect(page.locator(".pictures")).to_have_attribute("data-turn", str(turn + 2))
     changed = (window.image("map") != before).any(2)
     assert changed[50, 41] and changed[50, 79]
-    window.after(release)
     page.unroute_all(behavior="wait")
 
 

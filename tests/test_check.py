@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, TINY, one_line, run_command, run_ok, save_png
+from conftest import SHARED, TINY, needs, one_line, run_command, run_ok, save_png
 from PIL import Image
 
 from data.check import check, summary
@@ -157,6 +157,7 @@ def test_numbered_objects_of_one_class_are_not_taken_for_a_scheme(own_data):
     assert len([p for p in some if "every pixel is instance 0" in p]) == 2
 
 
+@needs("imagecodecs", "requirements-images.txt")
 def test_a_damaged_first_file_causes_no_other_problems(own_data, call, capsys):
     for number, path in enumerate(files(own_data, "img")):
         save_png(path, np.full((32, 64), 1000 * number, np.uint16))
@@ -182,6 +183,7 @@ def test_a_missing_range_causes_no_other_problems(own_data, call, capsys):
     assert output.endswith("2 problems\n")
 
 
+@needs("tifffile", "requirements-images.txt")
 def test_rotated_photographs_of_any_channels(own_data):
     rotated = Image.Exif()
     rotated[274] = 3

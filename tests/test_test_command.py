@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, TINY, one_line, run_command, run_ok, save_png
+from conftest import SHARED, TINY, needs, one_line, run_command, run_ok, save_png
 from PIL import Image
 
 import encode_features
@@ -135,7 +135,10 @@ def test_batches_and_how_many(toy_data: Path, tmp_path: Path) -> None:
     assert max(np.abs(a - b).max() for a, b in zip(*images_by_batch)) <= 1
 
 
-@pytest.mark.parametrize("image_format", ["png", "tif"])
+@pytest.mark.parametrize(
+    "image_format",
+    ["png", pytest.param("tif", marks=needs("tifffile", "requirements-images.txt"))],
+)
 def test_the_page_shows_what_shown_images_returns(
     image_format: str, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call
 ) -> None:

@@ -77,6 +77,7 @@ class Links(HTMLParser):
 @pytest.fixture(scope="module")
 def whole_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Four epochs from the command line: the run's folder and what was printed."""
+    pytest.importorskip("tensorboard", reason="needs requirements-test.txt")
     folder = tmp_path_factory.mktemp("runs")
     done = run_command(
         *("train.py", "--name", "city", "--checkpoints_dir", folder, "--dataroot", toy_data),

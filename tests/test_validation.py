@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run_together
-from conftest import ROOT, TINY, one_line, run_command, run_ok, save_png, thorough
+from conftest import ROOT, TINY, needs, one_line, run_command, run_ok, save_png, thorough
 from PIL import Image
 from trainer import Training, assert_same, outcome, train
 
@@ -289,6 +289,7 @@ def test_a_best_that_could_not_be_saved_is_replaced_by_the_next(toy_data: Path, 
     assert (tmp_path / "run" / "best_net_G.pth").is_file()
 
 
+@needs("cityscapesscripts", "requirements-eval.txt")
 def test_a_measure_that_is_nan_is_reported_and_ends_no_training(
     toy_data: Path, tmp_path: Path
 ) -> None:
@@ -393,6 +394,7 @@ class WrongSize(torch.nn.Module):
         return image.view(1, 3, 7, 7)
 
 
+@needs("cityscapesscripts", "requirements-eval.txt")
 def test_a_segmenter_is_tried_before_training(toy_data: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -101,17 +101,30 @@ function stage(element, trigger, watch) {
   });
 }
 
-// Each event is a request of its own, over one of several connections: it is sent when the one before
-// it has been answered with its number, so that the server gets them, and Gradio shows what came of
-// them, in order.
-function sendInOrder() {
+// Gradio sends every event as a request, which is answered with a number; the response follows in a
+// stream, which the server closes when no event is left. As these are separate connections, their
+// order is not certain. So a request waits for the number of the one before it, which it could
+// overtake, and a number waits for a stream that may be closing, in which Gradio would expect the
+// response.
+function keepOrder() {
   const send = window.fetch;
+  const pause = (milliseconds) => new Promise((over) => setTimeout(over, milliseconds));
   let numbered = Promise.resolve();
-  window.fetch = (address, ...rest) => {
-    if (!String(address).includes("/queue/join")) return send(address, ...rest);
-    const response = numbered.then(() => send(address, ...rest));
-    numbered = response.then((one) => one.clone().text()).catch(() => {});
-    return response;
+  let closed = Promise.resolve();
+  window.fetch = async (address, ...rest) => {
+    const url = address.url ?? String(address);
+    if (url.includes("/queue/data")) {
+      const stream = send(address, ...rest);
+      closed = stream.then((one) => one.clone().body.pipeTo(new WritableStream()))
+        .catch(() => {}).then(() => pause(20));
+      return stream;
+    }
+    if (!url.includes("/queue/join")) return send(address, ...rest);
+    const number = numbered.then(() => send(address, ...rest));
+    numbered = number.then((one) => one.clone().text()).catch(() => {});
+    await number;
+    await Promise.race([closed, pause(100)]);
+    return number;
   };
 }
 
@@ -124,6 +137,7 @@ function shortcuts(trigger) {
     if (!["z", "y"].includes(key) || !(event.ctrlKey || event.metaKey) || event.altKey) return;
     if (event.target.matches(typing)) return;
     event.preventDefault();
+    if (event.repeat) return; // a key held down would ask faster than images can be generated
     trigger(key === "y" || event.shiftKey ? "redo" : "undo");
   });
 }

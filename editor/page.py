@@ -94,7 +94,7 @@ class EditorPage:
         self._lay_out_own_maps()
         self._lay_out_controls()
         self.hint = _part(elem_id="hint")
-        stage = "sendInOrder(); stage(element, trigger, watch); shortcuts(trigger);"
+        stage = "keepOrder(); stage(element, trigger, watch); shortcuts(trigger);"
         self.stage = _part(stage, elem_id="stage")
         self.status = _part(elem_id="status")
         with gr.Column() as self.style_panel:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import needs, one_line, run_command, run_ok
+from conftest import ROOT, needs, one_line, run_command, run_ok
 from PIL import Image
 
 pytest.importorskip("playwright", reason="needs requirements-test.txt")
@@ -35,6 +35,7 @@ from util.errors import UserError
 pytestmark = needs("gradio", "requirements-ui.txt")
 TRAIN, TRAIN_COLOUR = 31, (0, 80, 100)  # in no toy scene
 SCENE = "toyville_000000_000019"
+PAGE_SCRIPT = ROOT / "editor" / "page.js"
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +253,13 @@ def test_keys_undo_and_redo_but_not_while_a_number_is_typed(window) -> None:
         window.says(r"^Nothing to undo\.$")
         window.after(partial(keyboard.press, redo))
         assert np.array_equal(window.image("map"), edited)
-    window.press("Undo")
+    keyboard.down("Control")
+    for _ in range(3):  # held
+        keyboard.down("z")
+    keyboard.up("Control")
+    window.says(r"^Undid: a brush stroke\.")
+    window.page.wait_for_timeout(300)
+    window.says(r"^Undid: a brush stroke\.")
 
 
 @pytest.mark.thorough
@@ -356,6 +363,29 @@ def test_an_undo_does_not_overtake_what_it_undoes(window) -> None:
     window.says(r"^Undid: a deletion\.")
     assert np.array_equal(window.image("map"), first)
     page.unroute_all(behavior="wait")
+
+
+@pytest.mark.thorough
+def test_an_event_that_a_closing_stream_misses_gets_another(browser) -> None:
+    """If Gradio gets the event's number before it learns that the stream of responses has been
+    closed, it waits for that stream. One that stays open holds the number back only briefly."""
+    page = browser.new_page()
+    order = """async script => {
+        let close;
+        const start = (stream) => { close = () => stream.close(); };
+        const body = () => new ReadableStream({ start });
+        window.fetch = async (url) => new Response(url.includes("data") ? body() : "1");
+        (0, eval)(script);
+        keepOrder();
+        const order = [];
+        await fetch("/queue/data");
+        await fetch("/queue/join").then(() => order.push("number"));
+        setTimeout(() => order.push("closed") && close(), 50);
+        await fetch("/queue/join").then(() => order.push("number"));
+        return order;
+    }"""
+    assert page.evaluate(order, PAGE_SCRIPT.read_text()) == ["number", "closed", "number"]
+    page.close()
 
 
 @pytest.mark.thorough

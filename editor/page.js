@@ -104,8 +104,8 @@ function stage(element, trigger, watch) {
 // Gradio sends every event as a request, which is answered with a number; the response follows in a
 // stream, which the server closes when no event is left. As these are separate connections, their
 // order is not certain. So a request waits for the number of the one before it, which it could
-// overtake, and a number waits for a stream that may be closing, in which Gradio would expect the
-// response.
+// overtake, and a number waits (100 ms at most) for a stream that may be closing, in which Gradio
+// would expect the response.
 function keepOrder() {
   const send = window.fetch;
   const pause = (milliseconds) => new Promise((over) => setTimeout(over, milliseconds));

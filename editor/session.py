@@ -359,7 +359,7 @@ class Session:
         return "Every object now has its style from the photograph."
 
     def refresh(self) -> str:
-        """Send the whole page again, as it shows an older response."""
+        """Send the whole page again: it may have missed a response."""
         self.shown.clear()
         return ""
 

@@ -398,7 +398,7 @@ def stopped_at_the_start(data: Path, out: Path, after: float, *words: object) ->
         time.sleep(after)
         session.press_ctrl_c()
         status, seconds = session.end()
-    # the second is Python's own, before train.py's first line; a shell shows it as 130 as well
+    # the second: by the signal itself, before Python handles any; a shell shows 130 as well
     assert status in (130, -signal.SIGINT), after
     assert "Traceback" not in session.stderr() and "terminate" not in session.stderr(), after
     assert seconds < 25

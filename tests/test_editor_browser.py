@@ -344,7 +344,8 @@ def hold_the_first_request(page) -> Callable[[], None]:
     def hold_the_first(route) -> None:
         if held:
             route.continue_()
-        held.append(route)
+        else:
+            held.append(route)
 
     page.route("**/queue/join**", hold_the_first)
     return lambda: held[0].continue_()

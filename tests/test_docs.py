@@ -64,12 +64,34 @@ def assert_parsed(command: Callable[[], object], arguments: list[str]) -> None:
             assert ended.code == 0 and "--help" in arguments, arguments
 
 
+def prose(document: Path) -> str:
+    """A document's text without its code blocks."""
+    return re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """The names by which links reach a document's headings (GitHub's rule)."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links(document: Path) -> None:
-    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", prose(document)):
         if "://" not in target:
-            assert (document.parent / target).exists(), target
+            path = document.parent / target if target else document
+            assert path.exists(), target
+            assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tables(document: Path) -> None:
+    """Each has a line of dashes below its header, and as many cells in each row."""
+    text = re.sub(r"`[^`\n]*`", "code", prose(document))
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        header, dashes, *rows = table.splitlines()
+        assert re.fullmatch(r"\|( :?-+:? \|)+", dashes), header
+        assert {row.count("|") for row in (header, dashes, *rows)} == {header.count("|")}, header
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -10,9 +10,9 @@ same maps, up to rounding: its encoder is that of the run it was pretrained from
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from data.arrays import write_array
 from data.create import create_dataset
 from data.loader import own_batches, own_scenes
 from models import create_encoder
@@ -21,7 +21,6 @@ from options.test_options import EncoderOptions, encoder_file
 from util import distributed
 from util.errors import UserError, run
 from util.files import lock_folder, make_folder
-from util.pages.colours import save_image
 from util.progress import log_main
 from util.setup import seed_everything, set_up_torch
 
@@ -56,7 +55,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
             feat = feat.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         (array,) = to_uint8(feat)  # (H, W, feat_num)
         targets[index].parent.mkdir(parents=True, exist_ok=True)
-        save_image(np.squeeze(array, 2) if opt.feat_num == 1 else array, targets[index])
+        write_array(array, targets[index])
         sizes.add(f"{array.shape[1]}x{array.shape[0]}")
     sizes = set().union(*distributed.gather(sizes))
     size = sizes.pop() if len(sizes) == 1 else "several sizes"

@@ -17,6 +17,7 @@ from data.files import ORIENTATION, image_size, is_turned, open_image, png_bits,
 from data.values import TYPES
 from util.errors import UserError, brief, optional_package
 from util.files import replacing
+from util.pages.colours import save_image
 
 NUMPY = (".npy", ".npz")
 TIFF = (".tif", ".tiff")
@@ -206,10 +207,14 @@ def _in_steps(code: int, value: object, x: float, y: float) -> object:
 
 
 def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) -> None:
-    """Write (H, W, C) exactly: .png (uint8 or uint16, 1 or 3 channels), .tif or .npy; a killed
+    """Write (H, W, C) exactly: .png (uint8, or uint16 with 1 or 3 channels), .tif or .npy; a killed
     process leaves no partial file. tags: what geo_tags returned, for a TIFF."""
     array = np.ascontiguousarray(array)
-    file = io.BytesIO()  # numpy, tifffile and Pillow do not always notice a full disk
+    plain = array[..., 0] if array.shape[2:] == (1,) else array
+    if path.suffix == ".png" and array.dtype == np.uint8:
+        save_image(plain, path)
+        return
+    file = io.BytesIO()  # numpy and tifffile do not always notice a full disk
     with replacing(path) as temporary:
         if path.suffix == ".npy":
             np.save(file, array, allow_pickle=False)
@@ -217,16 +222,14 @@ def write_array(array: np.ndarray, path: Path, tags: list[tuple] | None = None) 
             rgb = array.shape[2] == 3 and array.dtype in (np.uint8, np.uint16)
             _package("tifffile").imwrite(
                 file,
-                array if array.shape[2] > 1 else array[..., 0],
+                plain,
                 photometric="rgb" if rgb else "minisblack",
                 planarconfig="contig" if array.shape[2] > 1 else None,
                 extratags=tags or (),
                 metadata=None,
             )
-        elif array.dtype == np.uint16:
-            file.write(_package("imagecodecs").png_encode(array))
         else:
-            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
+            file.write(_package("imagecodecs").png_encode(array))
         temporary.write_bytes(file.getvalue())
 
 
@@ -239,24 +242,22 @@ def require_packages(ending: str, dtype: str) -> None:
 
 
 def resize_array(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
-    """(H, W) or (H, W, C) scaled to (width, height): bicubic with antialiasing, or nearest."""
+    """An array scaled to (width, height): (H, W, C) bicubic with antialiasing, or, also (H, W),
+    nearest."""
     height, width = array.shape[:2]
     if (width, height) == size:
         return array
     if not smooth:
         return array[_nearest(height, size[1])[:, None], _nearest(width, size[0])]
-    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+    if array.dtype == np.uint8 and array.shape[2] == 3:
         return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC))
-    channels = array.reshape(height, width, -1)
-    out = np.empty((size[1], size[0], channels.shape[2]), np.float32)
-    for k in range(channels.shape[2]):
-        plane = Image.fromarray(np.ascontiguousarray(channels[..., k], np.float32))
+    out = np.empty((size[1], size[0], array.shape[2]), np.float32)
+    for k in range(array.shape[2]):
+        plane = Image.fromarray(np.ascontiguousarray(array[..., k], np.float32))
         out[..., k] = np.asarray(plane.resize(size, Image.Resampling.BICUBIC))
-    # the bicubic kernel may overshoot the range of the file's numbers
-    out = out.clip(array.min(), array.max()) if array.dtype.kind == "f" else out.round()
-    if array.dtype.kind in "iu":
-        out = out.clip(*TYPES[array.dtype.name])
-    return out.reshape(size[1], size[0], *array.shape[2:]).astype(array.dtype)
+    if array.dtype == np.float32:  # the kernel may overshoot the range of the file's numbers
+        return out.clip(array.min(), array.max())
+    return out.round().clip(*TYPES[array.dtype.name]).astype(array.dtype)
 
 
 def _nearest(old: int, new: int) -> np.ndarray:

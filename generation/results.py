@@ -117,17 +117,18 @@ def page_row(paths: dict[str, Path]) -> list[Picture]:
 
 
 def save(image: Image, path: Path, aspect_ratio: float, label: Path) -> None:
-    """Write an image (H, W) or (H, W, C), widened by aspect_ratio; label: see Results.write."""
+    """Write an image (H, W, C), widened by aspect_ratio; label: see Results.write."""
     array = image() if callable(image) else image
+    height, width = array.shape[:2]
     if aspect_ratio != 1:
-        height, width = array.shape[:2]
-        array = resize_array(array, (max(1, round(width * aspect_ratio)), height), smooth=True)
-    is_plain = array.dtype == np.uint8 and array.shape[2:] in ((), (3,))
-    if path.suffix == ".jpg" and max(array.shape[:2]) > MAX_JPEG_SIDE:
+        width = max(1, round(width * aspect_ratio))
+        array = resize_array(array, (width, height), smooth=True)
+    if path.suffix != ".jpg":
+        tags = geo_tags(label, width, height) if path.suffix == ".tif" else None
+        write_array(array, path, tags)
+    elif max(height, width) > MAX_JPEG_SIDE:
         raise UserError(
             f"{path}: a JPEG has at most {MAX_JPEG_SIDE} pixels per side; use --image_format png"
         )
-    if is_plain and path.suffix in (".png", ".jpg"):
-        save_image(array, path)
     else:
-        write_array(array, path, geo_tags(label, array.shape[1], array.shape[0]))
+        save_image(array, path)

@@ -29,8 +29,6 @@ from util.run.checkpoints import run_dir
 from util.run.resume import FOLDER_FLAGS
 from util.setup import seed_everything, set_up_torch
 
-IN_USE = "another encode_features.py is running there; wait until it ends"
-
 
 def encode(opt: argparse.Namespace, device: torch.device) -> None:
     """Write the features, unless they are up to date, and the styles."""
@@ -38,7 +36,7 @@ def encode(opt: argparse.Namespace, device: torch.device) -> None:
     seed_everything(opt.seed)
     path = run_dir(opt) / "features.npy"
     # held while the variable lives: two commands would mix their encoders' features and styles
-    _lock = lock_folder(path, IN_USE) if distributed.is_main() else None
+    _lock = lock_folder(path, "encode_features.py") if distributed.is_main() else None
     # the first process decides for all: other machines may have a copy of the folder as it was
     if distributed.gather(needs_encoding(opt, path))[0]:
         encoder = used_encoder(opt)

@@ -24,8 +24,6 @@ from util.files import lock_folder, make_folder
 from util.progress import log_main
 from util.setup import seed_everything, set_up_torch
 
-IN_USE = "another precompute_feature_maps.py is running there; wait until it ends"
-
 
 def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     """Write a feature map for every scene of opt.phase."""
@@ -39,7 +37,7 @@ def precompute(opt: argparse.Namespace, device: torch.device) -> None:
     torch.backends.cudnn.benchmark &= dataset.has_one_size  # see set_up_torch
     folder = make_folder(Path(opt.dataroot) / f"{opt.phase}_feat", "--dataroot")
     # held while the variable lives: two commands would mix their encoders' maps
-    _lock = lock_folder(folder, IN_USE) if distributed.is_main() else None
+    _lock = lock_folder(folder, "precompute_feature_maps.py") if distributed.is_main() else None
     distributed.wait_for_all()  # before any process removes maps
     targets = [
         folder / Path(scene).parent / f"{dataset.files['label'][scene].stem}.png"

@@ -54,7 +54,7 @@ def main() -> None:
     splits = {split: find_jobs(args.raw, args.out, split) for split in dict.fromkeys(args.splits)}
     check([job for jobs in splits.values() for job in jobs])
     # held while the variable lives: two commands would remove each other's unfinished files
-    _lock = lock_folder(args.out, "prepare_cityscapes.py is running there; wait until it has ended")
+    _lock = lock_folder(args.out, "prepare_cityscapes.py")
     for split, jobs in splits.items():
         report(args.out, split, jobs, make_all(jobs, args, split))
     first = next(iter(splits.values()))[0]

@@ -31,7 +31,6 @@ from util.parser import Parser, integer
 from util.progress import log
 
 PALETTES = {"cityscapes": 35, "voc": 256}  # name -> classes
-IN_USE = "another data.convert_labels is running there; wait until it has ended"
 GREY = "if they are the classes themselves, use the maps as they are (one channel of several)"
 
 
@@ -153,7 +152,7 @@ def main() -> int:
     paths = [*find_inputs("--input", str(args.input), args.output).values()]
     make_folder(args.output, "--output")
     # held while the variable lives: two commands would mix their palettes
-    _lock = lock_folder(args.output, IN_USE)
+    _lock = lock_folder(args.output, "data.convert_labels")
     colours = None
     if not args.from_indexed:
         automatic = args.palette == "auto"

@@ -455,10 +455,10 @@ def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_pat
     flags = ["--dataroot", toy_data, *ALL, "--niter", 1, "--niter_decay", 0, "--no_html"]
     train(tmp_path / "run", *flags)
     before = outcome(tmp_path / "run")
-    held = lock_folder(tmp_path / "run")  # as by another training run
+    held = lock_folder(tmp_path / "run", "training")  # as by another training run
     second = Training(tmp_path / "run", *flags, *more)
     assert second.end() == 2
-    assert second.output().count("\n") == 1 and "another training is writing" in second.output()
+    assert second.output().count("\n") == 1 and "another training is running" in second.output()
     assert outcome(tmp_path / "run") == before
     held.close()
     train(tmp_path / "run", *flags, *more)
@@ -467,7 +467,7 @@ def test_a_second_training_in_the_same_folder_is_refused(more, toy_data, tmp_pat
 def test_without_a_temporary_folder_nothing_is_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [])
-    assert lock_folder(tmp_path) is None
+    assert lock_folder(tmp_path, "training") is None
 
 
 def test_a_lock_whose_file_is_removed_as_it_is_taken_is_taken_again(tmp_path, monkeypatch):
@@ -481,7 +481,7 @@ def test_a_lock_whose_file_is_removed_as_it_is_taken_is_taken_again(tmp_path, mo
             removed[0].unlink()
 
     monkeypatch.setattr(fcntl, "lockf", remove_once)
-    with lock_folder(tmp_path) as file:
+    with lock_folder(tmp_path, "training") as file:
         assert os.path.samestat(os.fstat(file.fileno()), removed[0].stat())
     removed[0].unlink()
 

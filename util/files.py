@@ -20,7 +20,6 @@ except ImportError:  # Windows: no locks
     fcntl = None
 
 ABANDONED = 3600  # seconds after which an unfinished file counts as left by a killed process
-TRAINING = "another training is writing there; wait for it to end, or give this one another --name"
 
 
 def checksum_of(path: Path | None) -> int | None:
@@ -123,13 +122,14 @@ def writing_to(folder: Path, flags: str) -> Iterator[None]:
         ) from error
 
 
-def lock_folder(folder: Path, busy: str = TRAINING) -> IO | None:
+def lock_folder(folder: Path, command: str, flags: str = "") -> IO | None:
     """Keep a second process from writing to a folder (or to one of several names in it): lock it
     until this process ends, in whatever way, or closes the file that is returned.
 
     Works among this user's processes on this machine: the locked file is in the temporary folder,
-    so that the folder itself does not change. Raises UserError with the text busy if another
-    process holds the lock. Returns None where files cannot be locked.
+    so that the folder itself does not change. Raises UserError if another process holds the lock:
+    another one of this command. flags: those that choose another folder, if any do. Returns None
+    where files cannot be locked.
     """
     if not fcntl:
         return None
@@ -139,11 +139,12 @@ def lock_folder(folder: Path, busy: str = TRAINING) -> IO | None:
         file = path.open("w")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # worker processes do not inherit it
     except BlockingIOError as error:
-        raise UserError(f"{folder}: {busy}") from error
+        remedy = "wait until it ends" + (f", or choose another {flags}" if flags else "")
+        raise UserError(f"{folder}: another {command} is running there; {remedy}") from error
     except OSError:  # no temporary folder, or no locks in it
         return None
     with suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
     file.close()
-    return lock_folder(folder, busy)  # its last owner removed the file meanwhile
+    return lock_folder(folder, command, flags)  # its last owner removed the file meanwhile

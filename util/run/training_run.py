@@ -47,7 +47,7 @@ class TrainingRun:
         self.validation = validation
         self.scenes = len(loader.dataset)
         self.epochs = opt.niter + opt.niter_decay
-        self._lock = lock_folder(folder) if distributed.is_main() else None
+        self._lock = lock_folder(folder, "training", "--name") if distributed.is_main() else None
         self.position = pos = load(model, opt, folder, loader.dataset)
         if validation:  # --patience counts comparable validations only
             pos.set_metric(validation.metric, validation.measured_on)

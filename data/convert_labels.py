@@ -102,15 +102,9 @@ def _rgb(code: int) -> np.ndarray:
     return np.array([code >> 16, code >> 8 & 255, code & 255])
 
 
-def target_of(path: Path, source: Path, output: Path) -> Path:
-    """Where the label map of a file below source is written."""
-    return (output / path.relative_to(source)).with_suffix(".png")
-
-
-def convert(
-    path: Path, source: Path, output: Path, colours: np.ndarray | None, nearest: bool
-) -> set[int]:
-    """Convert one file below source; returns its classes. colours None: it is indexed."""
+def convert(files: tuple[Path, Path], colours: np.ndarray | None, nearest: bool) -> set[int]:
+    """Convert one file to another; returns its classes. colours None: it is indexed."""
+    path, target = files
     if colours is not None:
         labels = to_labels(np.asarray(read_rgb(path)), colours, nearest, path)
     else:
@@ -118,7 +112,6 @@ def convert(
         if image.mode != "P":
             raise UserError(f"{path}: has no palette ({image.mode}); leave --from_indexed out")
         labels = np.asarray(image)
-    target = target_of(path, source, output)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         Image.fromarray(labels).save(temporary, "PNG")
@@ -157,14 +150,13 @@ def main() -> int:
     if not args.from_indexed:
         automatic = args.palette == "auto"
         colours = _list_colours(paths, args) if automatic else read_palette(args.palette)
-    targets = {target_of(path, args.input, args.output) for path in paths}
-    for target in targets.difference(paths):  # if killed, leave no maps of two palettes
+    targets = [(args.output / path.relative_to(args.input)).with_suffix(".png") for path in paths]
+    for target in set(targets).difference(paths):  # if killed, leave no maps of two palettes
         if target.is_file():
             target.unlink()
-    work = partial(
-        convert, source=args.input, output=args.output, colours=colours, nearest=args.nearest
-    )
-    found = set().union(*parallel(work, paths, args.workers, "converting"))
+    work = partial(convert, colours=colours, nearest=args.nearest)
+    files = list(zip(paths, targets))
+    found = set().union(*parallel(work, files, args.workers, "converting"))
     log(f"{len(paths)} label maps in {args.output}")
     log(f"next: train with {_label_flags(found, None if args.palette == 'voc' else colours)}")
     return 0

@@ -67,6 +67,8 @@ PRECISION = Group(
 
 @PRECISION.check
 def check_precision(opt: argparse.Namespace) -> None:
+    if opt.data_type == 8 and not opt.is_train:  # training refuses all but 32
+        raise UserError("--data_type 8: PyTorch has no 8-bit generator; use 16 or 32")
     if opt.fp16 and opt.amp == "bf16":
         raise UserError("--fp16 and --amp bf16 cannot be combined; give one of them")
     if opt.data_type == 16 and opt.amp == "bf16":

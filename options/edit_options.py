@@ -27,8 +27,6 @@ LIBRARY = Group(
 @EDITOR.check
 @LIBRARY.check
 def check_model(opt: argparse.Namespace) -> None:
-    if opt.data_type == 8:
-        raise UserError("--data_type 8: PyTorch has no 8-bit generator; use 16 or 32")
     if opt.label_nc == 0:
         raise UserError("--label_nc 0: the editor needs a model of label maps, not of images")
     if opt.cond_nc:

@@ -32,8 +32,6 @@ TEST = Group(
 def check_test(opt: argparse.Namespace) -> None:
     if opt.model == "ui":
         raise UserError(f"--model ui: the editor is python edit.py --name {opt.name}")
-    if opt.data_type == 8:
-        raise UserError("--data_type 8: PyTorch has no 8-bit generator; use 16 or 32")
     if opt.tile and (opt.compile or opt.onnx or opt.export_onnx):
         raise UserError("--tile: leave --compile, --onnx and --export_onnx out")
     if opt.tile_dir and not opt.tile:

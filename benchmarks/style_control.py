@@ -22,7 +22,7 @@ import torch
 from data.create import create_dataset
 from data.loader import own_batches
 from data.toy.scene import nearest_style, read_styles
-from data.toy.shapes import PALETTES
+from data.toy.shapes import CAR, PALETTES
 from data.values import RGB8
 from models import create_model
 from models.inference_model import InferenceModel
@@ -39,7 +39,6 @@ from util.parser import Flag, Group
 from util.progress import log
 from util.setup import first_device, set_up_torch
 
-CAR = 26
 COMPARED = Group(
     "comparison",
     *scene_flags("test"),
@@ -54,8 +53,9 @@ class Options(BaseOptions):
     groups = [*BaseOptions.groups, COMPARED]
 
 
-def measure(opt: argparse.Namespace, device: torch.device) -> dict:
-    """The three measures of the module's docstring, over all scenes of opt.phase."""
+def measure(opt: argparse.Namespace, device: torch.device, folder: Path) -> dict:
+    """The three measures of the module's docstring, over all scenes of opt.phase; writes the page
+    and the figures into folder."""
     model = create_model(opt, device)
     styles = run_styles(model.folder, opt)
     if CAR not in styles:
@@ -67,7 +67,8 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
     if opt.labels_name:
         flags = ["--name", opt.labels_name, "--checkpoints_dir", opt.checkpoints_dir]
         plain = create_model(Options().parse(flags), device)
-    page = Page(folder_of(opt), f"One car in the styles of its class, {opt.name}")
+    make_folder(folder / "images", "--results_dir")
+    page = Page(folder, f"One car in the styles of its class, {opt.name}")
 
     errors, plain_errors, hits, changes = [], [], [], []
     ui = UIModel(model)
@@ -104,14 +105,8 @@ def measure(opt: argparse.Namespace, device: torch.device) -> dict:
         "change_outside": float(np.mean(changes)),
         "palette_colour_of_style": colours,
     }
-    write_text(folder_of(opt) / "style_control.json", json.dumps(figures, indent=1) + "\n")
+    write_text(folder / "style_control.json", json.dumps(figures, indent=1) + "\n")
     return figures
-
-
-def folder_of(opt: argparse.Namespace) -> Path:
-    folder = Path(opt.results_dir) / opt.name / "style_control"
-    make_folder(folder / "images", "--results_dir")
-    return folder
 
 
 def colour_errors(picture: np.ndarray, real: np.ndarray, ids: np.ndarray) -> list[float]:
@@ -154,7 +149,8 @@ def page_row(page: Page, scene: str, pictures: dict[str, np.ndarray], what: str)
 def main() -> None:
     opt = Options().parse()
     set_up_torch(deterministic=False, tf32=False)
-    figures = measure(opt, first_device(opt))
+    folder = Path(opt.results_dir) / opt.name / "style_control"
+    figures = measure(opt, first_device(opt), folder)
     compared = figures["colour_error_labels_only"]
     log(
         f"(a) mean colour error inside {figures['things']} things: "
@@ -166,7 +162,7 @@ def main() -> None:
         "to a style have the style's colour"
     )
     log(f"(c) pixels outside the car change by {figures['change_outside']:.2f} grey levels")
-    log(f"one car in all styles: {folder_of(opt) / 'index.html'}")
+    log(f"one car in all styles: {folder / 'index.html'}")
 
 
 if __name__ == "__main__":

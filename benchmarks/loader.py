@@ -7,7 +7,7 @@ Writes PNGs of street-like noise into a temporary folder and reads them one epoc
 """
 
 from collections import deque
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -17,10 +17,6 @@ from benchmarks.measure import alternate, benchmark_parser, compare, report
 from data.create import create_dataset, create_loader
 from util.errors import run
 from util.parser import integer
-
-
-def read(batches: Iterable) -> None:
-    deque(batches, maxlen=0)
 
 
 def main() -> None:
@@ -45,7 +41,8 @@ def main() -> None:
             name = "project" if kind == "none" else f"--cache {kind}"
             opt = scene.options(given.device.type, [*flags, "--cache", kind, "--no_vgg_loss"])
             loaders[name] = create_loader(opt, create_dataset(opt, training=True))
-        ways = {name: lambda one=one: read(one) for name, one in loaders.items()}
+        # a deque of length 0 takes all batches and keeps none
+        ways = {name: partial(deque, one, maxlen=0) for name, one in loaders.items()}
         rows = compare(alternate(ways, given.device, given.repeat))
         uncached = rows[1]["median"]
         for row in rows:

@@ -106,11 +106,11 @@ def find_images(folder: Path, names: dict[str, str]) -> dict[str, Path]:
         files = list_files(folder)
         keys = {scene: scene_key(folder / f"{name}.png", folder) for scene, name in names.items()}
         unique = Counter(keys.values())
-        found = {
-            scene: files.get(scene, files.get(key) if unique[key] == 1 else None)
-            for scene, key in keys.items()
-        }
-        found = {scene: path for scene, path in found.items() if path}
+        for scene, key in keys.items():
+            if scene in files:
+                found[scene] = files[scene]
+            elif key in files and unique[key] == 1:
+                found[scene] = files[key]
     if not found:
         raise UserError(
             f"{folder}: no image of the data set's scenes (expected e.g. "

@@ -146,11 +146,6 @@ class TrainStep(nn.Module):
         return losses
 
 
-def float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch as the baseline sends it: every map in float32."""
-    return {kind: value.float() for kind, value in batch.items()}
-
-
 class Scenes(Dataset):
     """Label, instance map and photograph of each scene, scaled to a width; floats (C, H, W)."""
 

@@ -38,7 +38,7 @@ def main() -> None:
         model.layout = torch.contiguous_format
         model.to(memory_format=model.layout)
     batch = scene.batch(given.width, given.height, given.batch)
-    floats = scene.pinned(baseline.float_batch(batch), device)
+    floats = scene.pinned({kind: value.float() for kind, value in batch.items()}, device)
     batch = scene.pinned(batch, device)
     ways = {"baseline": lambda: base.step(floats), "project": lambda: model.step(batch)}
 

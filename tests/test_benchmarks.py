@@ -222,7 +222,8 @@ def test_the_baseline_computes_the_same_losses() -> None:
     for name in ("netG", "netD", "netE"):
         getattr(plain, name).load_state_dict(getattr(model, name).state_dict())
     batch = scene.batch(64, 32, 2)
-    expected = {k: v.item() for k, v in plain.step(baseline.float_batch(batch)).items()}
+    floats = {kind: value.float() for kind, value in batch.items()}
+    expected = {k: v.item() for k, v in plain.step(floats).items()}
     found = {k: v.item() for k, v in model.step(batch).items()}
     assert found == pytest.approx(expected, rel=1e-4)
 

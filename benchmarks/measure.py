@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -162,31 +161,27 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     """
 
     def __init__(self, parameters: list[Tensor]) -> None:
-        self.now = self.peak = 0
+        self.peak = 0
         self._free = {p.untyped_storage()._cdata for p in parameters}
-        self._holders: Counter[int] = Counter()
+        self._kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
         super().__init__(self._pack, lambda kept: kept.tensor)
 
     def __enter__(self) -> "SavedBytes":
         super().__enter__()
         return self
 
+    @property
+    def now(self) -> int:
+        """The bytes that graphs hold at the moment."""
+        storages = (kept.tensor.untyped_storage() for kept in self._kept)
+        sizes = {one._cdata: one.nbytes() for one in storages}  # meta ones have no address
+        return sum(size for identity, size in sizes.items() if identity not in self._free)
+
     def _pack(self, tensor: Tensor) -> "_Kept":
         kept = _Kept(tensor.detach())  # lives as long as the graph holds it
-        storage = tensor.untyped_storage()
-        identity, size = storage._cdata, storage.nbytes()  # on the meta device it has no address
-        if identity not in self._free:
-            self._holders[identity] += 1
-            if self._holders[identity] == 1:
-                self.now += size
-                self.peak = max(self.peak, self.now)
-            weakref.finalize(kept, self._release, identity, size)
+        self._kept.add(kept)
+        self.peak = max(self.peak, self.now)
         return kept
-
-    def _release(self, identity: int, size: int) -> None:
-        self._holders[identity] -= 1
-        if self._holders[identity] == 0:
-            self.now -= size
 
 
 @dataclass(eq=False)

@@ -35,8 +35,8 @@ def stage(session: Session, urls: tuple[str, str]) -> str:
     parts = zip(("photograph", "map"), ("Generated photograph", "Label map"), urls)
     return (
         f'<div class="pictures" data-turn="{session.turn}" data-tool="{session.tool}" '
-        f'data-edited="{edited}" data-width="{width}" data-height="{height}" '
-        f'style="--brush: {colour}">'
+        f'data-scene="{escape(str(session.scene))}" data-edited="{edited}" '
+        f'data-width="{width}" data-height="{height}" style="--brush: {colour}">'
         + "".join(_image(*one, width, height, selected) for one in parts)
         + "</div>"
     )

@@ -69,7 +69,7 @@ function stage(element, trigger, watch) {
     if (!points || event.pointerId !== pointer) return;
     if (tool() === "Delete") deleted = event;
     element.dataset.busy = "yes";
-    trigger("draw", { points: points.slice(0, 10000) });
+    trigger("draw", { points: points.slice(0, 10000), scene: pictures().dataset.scene });
     points = null;
   });
   element.addEventListener("pointercancel", (event) => {

@@ -210,7 +210,7 @@ class EditorPage:
         on(self.stage.redo, Session.redo)
         on(self.reset.click, Session.reset)
         on(self.like.click, Session.start_copying)
-        on(self.stage.draw, Session.pointer, self.radius, self.scale, sent=_points)
+        on(self.stage.draw, Session.pointer, self.radius, self.scale, sent=_drawn)
         on(self.gallery.choose, Session.choose_style, self.whole_class, sent=_number)
         on(self.classes.choose, Session.choose_label, sent=_number)
         on(self.library.choose, Session.choose_object, sent=_number)
@@ -399,6 +399,12 @@ def _points(event: gr.EventData) -> list[tuple[float, float]]:
     if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not np.isfinite(points).all():
         raise UserError("the page sent something that is not a list of points")
     return [tuple(point) for point in points.tolist()]
+
+
+def _drawn(event: gr.EventData) -> tuple[str | None, list[tuple[float, float]]]:
+    """What was drawn on the pictures: the scene that they showed, if known, and the points."""
+    points = _points(event)
+    return event._data.get("scene"), points
 
 
 def _number(event: gr.EventData) -> int:

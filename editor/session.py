@@ -189,9 +189,13 @@ class Session:
         self.copying = True
         return f"Click the object whose class and style {self.name_of_selected()} should get."
 
-    def pointer(self, points: list[Point], radius: float, scale: float) -> str:
-        """What the pointer drew on an image, (y, x) in pixels: a click is a single point."""
+    def pointer(self, drawn: tuple[str | None, list[Point]], radius: float, scale: float) -> str:
+        """What the pointer drew on an image: the scene that the page showed, if known, and points
+        (y, x) in pixels; a click is a single point."""
         self._needs_scene()
+        scene, points = drawn
+        if scene not in (None, self.scene):  # it was drawn while another was being opened
+            raise UserError(f"the scene {scene} is no longer open; nothing was changed")
         self.radius, self.scale = radius, scale
         return {
             "Select": self._click,

@@ -406,6 +406,26 @@ def test_a_stroke_may_begin_before_the_choice_of_a_tool_is_answered(window) -> N
     page.unroute_all(behavior="wait")
 
 
+@pytest.mark.thorough
+def test_a_click_on_a_scene_that_is_being_left_does_not_edit_the_next_one(window) -> None:
+    page = window.page
+    window.tool("Delete")
+    window.until_idle()
+    turn = int(window.turn())
+    release = hold_the_first_request(page)
+    page.locator("#scene input").click()
+    page.get_by_role("option").last.click()
+    page.mouse.click(*window.at(50, 40))
+    release()
+    expect(page.locator(".pictures")).to_have_attribute("data-turn", str(turn + 2))
+    window.says(rf"^the scene {SCENE} is no longer open; nothing was changed$")
+    assert page.locator(".pictures").get_attribute("data-edited") == "no"
+    page.unroute_all(behavior="wait")
+    page.wait_for_timeout(500)  # or it would count as a double click
+    window.click(50, 40)
+    window.says("^Deleted")
+
+
 def test_a_second_finger_leaves_a_stroke_alone(window) -> None:
     window.tool("Paint")
     window.choose_class("sky")
@@ -801,7 +821,7 @@ def test_reset_is_offered_when_the_first_edits_can_no_longer_be_undone(
     session.tool, session.label = "Paint", TRAIN
     opened = session.ui.label.copy()
     for x in (10, 20, 30):
-        page._act(session, lambda x=x: session.pointer([(10, x)], 1, 1))
+        page._act(session, lambda x=x: session.pointer((session.scene, [(10, x)]), 1, 1))
     for _ in range(2):
         view = page._act(session, session.undo)
     assert not view[page.undo].interactive and view[page.reset].interactive
@@ -817,7 +837,7 @@ def test_previews_start_again_for_a_page_reloaded_meanwhile(project: Path, monke
     page = EditorPage(create_model(opt, torch.device("cpu")), Scenes(opt), [])
     page.build()
     session = page.begin("window")[page.session]
-    page._act(session, lambda: session.pointer([(60, 64)], 1, 1))
+    page._act(session, lambda: session.pointer((session.scene, [(60, 64)]), 1, 1))
     previews, again = session.ui.previews, []
 
     def reload(*args: object) -> np.ndarray:

@@ -136,6 +136,17 @@ def test_a_run_that_replaces_another_and_is_killed_before_its_first_save(toy_dat
     assert_same(tmp_path / "whole", run)
 
 
+def test_what_a_kill_left_half_written_is_removed_an_hour_later(toy_data, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    old, new = run / ".1.tmp", run / ".2.tmp"  # another process may be writing the second
+    old.touch()
+    os.utime(old, (0, 0))
+    new.touch()
+    train(run, "--dataroot", toy_data, "--niter", 1, "--niter_decay", 0, "--no_html")
+    assert not old.exists() and new.exists()
+
+
 def test_a_resumed_run_uses_its_own_beta1_and_pool_size(toy_data, tmp_path):
     flags = ["--dataroot", toy_data, "--niter_decay", 0]
     train(tmp_path / "run", *flags, "--niter", 1, "--pool_size", 4)

@@ -263,11 +263,11 @@ def test_the_page_says_that_memory_ran_out(ui: UIModel, monkeypatch) -> None:
     monkeypatch.setattr(ui.networks, "run_generator", fail)
     session.choose_tool("Paint")
     session.choose_label(CAR)
-    view = page._act(session, lambda: session.pointer([(4.0, 4.0)], 3.0, 1.0))
+    view = page._act(session, lambda: session.pointer((session.scene, [(4.0, 4.0)]), 3.0, 1.0))
     assert "out of memory" in str(view[page.status])
     assert ui.label[4, 4] == CAR  # the edit stays, and the last image is shown
     session.choose_tool("Select")
-    session.pointer([(4.0, 4.0)], 3.0, 1.0)
+    session.pointer((session.scene, [(4.0, 4.0)]), 3.0, 1.0)
     monkeypatch.setattr(Session, "wants_gallery", True)
     monkeypatch.setitem(ui.styles, session.selected.label, np.zeros((2, 3), np.float32))
     assert "out of memory" in str(page.generate_gallery(session))
@@ -307,7 +307,7 @@ def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     """And previews for an object that is no longer selected are dropped."""
     session, _ = editing(ui, SimpleNamespace(names=[], photos={}))
     ui.styles[CAR] = np.zeros((5, 3), np.float32)
-    session.pointer([(16.0, 8.0)], 3.0, 1.0)
+    session.pointer((session.scene, [(16.0, 8.0)]), 3.0, 1.0)
     assert session.selected.label == CAR and session.wants_gallery
     previews, begun, answered = ui.previews, threading.Event(), threading.Event()
     count = []
@@ -321,7 +321,7 @@ def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     def click() -> None:
         begun.wait()
         with session.lock:
-            session.pointer([(0.0, 0.0)], 3.0, 1.0)
+            session.pointer((session.scene, [(0.0, 0.0)]), 3.0, 1.0)
         answered.set()
 
     monkeypatch.setattr(ui, "previews", slow)
@@ -330,7 +330,7 @@ def test_actions_come_between_previews(ui: UIModel, monkeypatch) -> None:
     assert not session.generate_gallery() and answered.is_set()
     thread.join()
     assert len(count) < 5 and session.gallery is None
-    session.pointer([(16.0, 8.0)], 3.0, 1.0)
+    session.pointer((session.scene, [(16.0, 8.0)]), 3.0, 1.0)
     assert session.generate_gallery() and len(session.gallery) == 5
     assert not session.generate_gallery()  # it is complete
 
@@ -360,7 +360,7 @@ def test_previews_are_made_anew_when_other_objects_change_too(ui: UIModel) -> No
     session, _ = editing(ui, SimpleNamespace(names=[], photos=["s"], photo=lambda name: photo))
     session.scene = "s"
     ui.styles[CAR] = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
-    session.pointer([(16.0, 8.0)], 3.0, 1.0)
+    session.pointer((session.scene, [(16.0, 8.0)]), 3.0, 1.0)
     changes = (
         lambda: session.choose_style(2, whole_class=True),
         session.take_all_styles,
@@ -500,7 +500,7 @@ def test_an_added_object_is_selected_though_the_pointer_is_in_its_hole(ui: UIMod
     session = Session(ui, None, [LibraryObject(pole, ring, None, np.zeros((5, 5, 4), np.uint8))])
     session.choose_tool("Add")
     session.choose_object(0)
-    assert session.pointer([(5, 20)], 3.0, 1.0) == "Added a pole."
+    assert session.pointer((session.scene, [(5, 20)]), 3.0, 1.0) == "Added a pole."
     assert session.selected.label == pole and ui.label[5, 20] == SKY
 
 

@@ -189,7 +189,7 @@ def test_a_logger_that_fails_is_dropped(tmp_path, capsys):
 
 def test_curves_that_a_kill_prevented_are_drawn_by_the_next_run(tmp_path):
     log(visualizer(tmp_path, write_html=True), range(1, 9))
-    leftover = tmp_path / "web" / ".loss_curves.png.1.tmp"
+    leftover = tmp_path / "web" / ".1.tmp"
     leftover.touch()
     os.utime(leftover, (0, 0))
     vis = visualizer(tmp_path, resume=True, write_html=True)

@@ -56,7 +56,7 @@ class RunPage:
         self.images, self.validation = self.web / "images", self.web / "validation"
         run_dir.mkdir(parents=True, exist_ok=True)
         self._make_folders()
-        for folder in (run_dir, self.web, self.images, self.validation):
+        for folder in (self.web, self.images, self.validation):
             remove_abandoned(folder)
         self._curves_due = 0.0
         self._drawn: dict[str, object] = {}  # plot's file -> what it shows

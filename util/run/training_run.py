@@ -12,7 +12,7 @@ import torch
 
 from util import distributed
 from util.errors import UserError
-from util.files import lock_folder, writing_to
+from util.files import lock_folder, remove_abandoned, writing_to
 from util.parallel import Writer
 from util.progress import Pace, bar, log_main, peak_memory, warn_if_unwritable
 from util.run.checkpoints import is_saved
@@ -70,6 +70,7 @@ class TrainingRun:
     def _open_logs(self) -> Visualizer:
         opt, pos = self.opt, self.position
         with writing_to(self.folder, FOLDER_FLAGS):
+            remove_abandoned(self.folder)
             page = None if opt.no_html else RunPage(self.folder, opt.display_winsize)
             loggers = create_loggers(opt, self.folder, self._continues)
             visualizer = Visualizer(self.folder, page, self._continues, loggers)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,6 +20,39 @@ from util import distributed
 from util.errors import UserError
 from util.parallel import thread_pool
 from util.progress import bar
+
+
+@dataclass
+class EpochSampler:
+    """Yields lists of (epoch, index): the batches of one epoch from the start-th on.
+
+    The order depends only on (seed, epoch). A rank takes its share of every whole batch; if the
+    last batch has fewer images than ranks, ranks without an image get the batch's first.
+    """
+
+    size: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+    rank: int
+    world_size: int
+    epoch: int = 1
+    start: int = 0
+
+    def whole_batches(self) -> list[list[int]]:
+        """The indices of each batch from the start-th on, over all ranks."""
+        order = list(range(self.size))
+        if self.shuffle:
+            seed = (self.seed * 1_000_003 + self.epoch) % 2**63
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(self.size, generator=generator).tolist()
+        starts = range(self.start * self.batch_size, self.size, self.batch_size)
+        return [order[i : i + self.batch_size] for i in starts]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.whole_batches():
+            share = batch[self.rank :: self.world_size] or batch[:1]
+            yield [(self.epoch, index) for index in share]
 
 
 class Loader:
@@ -39,44 +73,28 @@ class Loader:
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
+        self.dataset = dataset
+        where = distributed.rank(), distributed.world_size()
+        self.sampler = EpochSampler(len(dataset), batch_size, shuffle, dataset.seed, *where)
         workers = min(workers, len(self))  # a process more would have no batch to read
-        self._keys: list[list[tuple[int, int]]] = []  # (epoch, index), of an epoch's batches
-        self._read = read_ahead(dataset, self._keys, workers, pin_memory)
+        self._read = read_ahead(dataset, self.sampler, workers, pin_memory)
 
     def __len__(self) -> int:
         """The number of batches in a whole epoch."""
-        return -(-len(self.dataset) // self.batch_size)
-
-    def order(self, epoch: int) -> list[int]:
-        """The indices of an epoch's scenes; the order depends only on (seed, epoch)."""
-        if not self.shuffle:
-            return list(range(len(self.dataset)))
-        seed = (self.dataset.seed * 1_000_003 + epoch) % 2**63
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(len(self.dataset), generator=generator).tolist()
+        return -(-self.sampler.size // self.sampler.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict]:
-        """The batches of an epoch from the start-th on. Raises UserError for a bad file.
-
-        A rank takes its share of every whole batch; if the last batch has fewer images than ranks,
-        ranks without an image get the batch's first.
-        """
-        rank, world_size = distributed.rank(), distributed.world_size()
-        order, size = self.order(epoch), self.batch_size
-        whole = [order[i : i + size] for i in range(start * size, len(order), size)]
-        shares = [batch[rank::world_size] for batch in whole]
-        self._keys[:] = [
-            [(epoch, index) for index in share or batch[:1]] for share, batch in zip(shares, whole)
-        ]
-        for indices, share, batch in zip(whole, shares, self._read()):
+        """The batches of an epoch from the start-th on. Raises UserError for a bad file."""
+        self.sampler.epoch, self.sampler.start = epoch, start
+        for whole, batch in zip(self.sampler.whole_batches(), self._read()):
             if isinstance(batch, UserError):
                 try:
                     raise batch
                 finally:
                     del batch  # the error refers to this frame: a cycle, with the workers in it
-            batch["pictures"] = len(indices)
-            batch["weight"] = len(share) * world_size / len(indices)
+            share = len(whole[self.sampler.rank :: self.sampler.world_size])
+            batch["pictures"] = len(whole)
+            batch["weight"] = share * self.sampler.world_size / len(whole)
             yield batch
 
     def __iter__(self) -> Iterator[dict]:

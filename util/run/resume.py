@@ -8,7 +8,7 @@ that follows depends only on
   latest_state.pth),
 - the position: epoch and batch. The epoch determines the learning rate
   (Pix2PixHDModel.set_learning_rate) and, with --seed, the order of the scenes
-  (data.loader.Loader) and each scene's crop and flip (AlignedDataset), whichever process
+  (data.loader.EpochSampler) and each scene's crop and flip (AlignedDataset), whichever process
   reads it ("position", which also holds the best validation),
 - each process's random generators (dropout) and pool of older images ("processes").
 

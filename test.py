@@ -194,7 +194,8 @@ def export(opt: argparse.Namespace) -> None:
 def main() -> object:
     opt = TestOptions().parse()
     if opt.export_onnx is not None:
-        return export(opt)
+        export(opt)
+        return None
     return distributed.launch(test, opt)
 
 

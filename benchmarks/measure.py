@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
@@ -119,7 +119,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def alternate(
-    ways: dict[str, Work], device: torch.device, repeat: int, warm_up: int = 1, calls: int = 1
+    ways: Mapping[str, Work], device: torch.device, repeat: int, warm_up: int = 1, calls: int = 1
 ) -> dict[str, list[float]]:
     """Seconds per call of each way, in turns, so that other load on the machine affects all alike.
 
@@ -253,7 +253,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def compare_to_peak(
-    ways: dict[str, Work], operations: dict[str, int], given: argparse.Namespace
+    ways: Mapping[str, Work], operations: Mapping[str, int], given: argparse.Namespace
 ) -> list[dict]:
     """compare's rows of "baseline", in float32, and "project", in the precision of --amp, with the
     share of the machine's peak that each way reaches."""

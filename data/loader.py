@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -20,6 +21,8 @@ from util import distributed
 from util.errors import UserError
 from util.parallel import thread_pool
 from util.progress import bar
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -226,6 +229,6 @@ def own_batches(
         yield index, batch
 
 
-def gather_by_index(own: dict[int, object]) -> dict[int, object]:
+def gather_by_index(own: dict[int, T]) -> dict[int, T]:
     """The results of all processes by index, in order."""
     return dict(sorted(item for part in distributed.gather(own) for item in part.items()))

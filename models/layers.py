@@ -8,11 +8,15 @@ Instance averages (paper, section 3.4): the time does not depend on the number o
 Normalization and upsampling are in models/normalization.py and models/upsampling.py.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.upsampling import SubpixelConv2d
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -23,7 +27,7 @@ def is_channels_last(x: Tensor) -> bool:
 # -- Initialization ----------------------------------------------------------------------------
 
 
-def init_weights(net: nn.Module) -> nn.Module:
+def init_weights(net: Net) -> Net:
     """Sample the weights of convolutions from N(0, 0.02), and of batch norms from N(1, 0.02)."""
     for layer in net.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):

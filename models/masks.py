@@ -16,7 +16,9 @@ def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
     return tuple(slice(max(0, span.start - margin), span.stop + margin) for span in box)
 
 
-def is_inside(y: np.ndarray | int, x: np.ndarray | int, shape: tuple[int, int]) -> np.ndarray:
+def is_inside(
+    y: np.ndarray | int, x: np.ndarray | int, shape: tuple[int, int]
+) -> np.ndarray | bool:
     """Which pixels (y, x) lie inside an image of this (height, width)."""
     return (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from util.errors import UserError, brief, first_line, print_error
 from util.progress import log_main
 from util.run.stop import PARENT, SIGNALS, Stop, exit_on_signals, leave
+
+T = TypeVar("T")
 
 GRACE_SECONDS = 4.0  # for the other processes to end once one has ended
 
@@ -95,8 +97,8 @@ class DelayedMaximum:
         return int(self._highest)
 
 
-def gather(value: object, to_main: bool = False) -> list | None:
-    """One object from each process, in order of rank; with to_main, only in the main process."""
+def gather(value: T, to_main: bool = False) -> list[T]:
+    """One object from each process, in order of rank; with to_main, [] in all but the main one."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size() if is_main() or not to_main else None
@@ -104,7 +106,7 @@ def gather(value: object, to_main: bool = False) -> list | None:
         dist.gather_object(value, values)
     else:
         dist.all_gather_object(values, value)
-    return values
+    return values or []
 
 
 def agree(mine: str, problem: str, remedy: str) -> None:

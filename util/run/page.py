@@ -139,9 +139,9 @@ class RunPage:
     def _write_scenes(self, validations: Table, facts: Facts) -> None:
         """The page of fixed scenes: a row for each, and one slider that controls all of them."""
         files = {path.stem for path in self.validation.iterdir()}
-        scenes = [name.removeprefix("real_image_") for name in files if name.startswith("real_")]
+        named = [name.removeprefix("real_image_") for name in files if name.startswith("real_")]
         shown = {
-            row["epoch"]: {s for s in scenes if f"epoch{row['epoch']:04d}_{s}" in files}
+            row["epoch"]: {s for s in named if f"epoch{row['epoch']:04d}_{s}" in files}
             for row in validations
         }
         # those of the newest validation: a resumed run may use other scenes than before

@@ -310,7 +310,7 @@ def snapshot(model, opt: argparse.Namespace, pos: Position, dataset) -> dict[str
         )
     mine = {"random": random_state(), "pool": model.pool.state_dict()}
     processes = distributed.gather(mine, to_main=True)
-    if processes is None:
+    if not processes:
         return None
     files: dict[str, object] = {f"latest_net_{name}.pth": net for name, net in networks.items()}
     files["latest_state.pth"] = {

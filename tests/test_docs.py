@@ -100,6 +100,7 @@ def test_names_are_where_documents_say(document: Path) -> None:
         assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{name} in {file}"
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # runpy's, for what tests import
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command's flags are parsed, as far as that goes without a run; scripts exist."""

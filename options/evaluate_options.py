@@ -1,6 +1,7 @@
 """The flags of evaluate.py."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ IMAGES = Group(
     Flag("--dataroot", "./datasets/cityscapes/", "folder of PHASE_label/ etc.", "DIR"),
     Flag("--label_nc", 35, "classes", label_count),
     Flag("--ignore_label", None, "label that is not evaluated", integer(-(2**31), 2**31 - 1)),
-    Flag("--out", None, "folder of the results; default: next to images/", "DIR"),
+    Flag("--out", None, "folder of the results; default: next to the images", "DIR"),
 )
 
 CLASSES_HELP = "its classes: Cityscapes' 19 train ids, or the ids of the label maps"
@@ -99,6 +100,10 @@ class EvaluateOptions(BaseOptions):
 
     def complete(self, opt: argparse.Namespace) -> None:
         results = Path(opt.results_dir) / opt.name / f"{opt.phase}_{opt.which_epoch}"
+        out = results / "evaluation"
+        if opt.images:
+            folder = Path(os.path.abspath(opt.images))  # "." has a name too
+            out = folder.parent / f"{folder.name}_evaluation"
         opt.images = Path(opt.images) if opt.images else results / "images"
-        opt.out = Path(opt.out) if opt.out else opt.images.parent / "evaluation"
+        opt.out = Path(opt.out) if opt.out else out
         opt.weights_dir = Path(opt.weights_dir) if opt.weights_dir else None

@@ -360,9 +360,14 @@ def test_images_of_no_run_are_not_reported_as_those_of_one(
 ) -> None:
     monkeypatch.setattr(measures, "SET_MEASURES", {})
     monkeypatch.chdir(scenes)
-    call(evaluate.main, "--dataroot", "data", "--gpu_ids", -1, "--images", "images")
+    for folder in ("images", "data/test_img"):
+        call(evaluate.main, "--dataroot", "data", "--gpu_ids", -1, "--images", folder)
     assert not Path("results").exists()  # where those of the run label2city would be
-    assert "<h1>images: evaluation</h1>" in Path("evaluation", "index.html").read_text()
+    assert "<h1>images: evaluation</h1>" in Path("images_evaluation", "index.html").read_text()
+    assert Path("data", "test_img_evaluation", "metrics.json").exists()
+    monkeypatch.chdir("images")
+    (opt,) = EvaluateOptions().parse_runs(["--images", "."])
+    assert opt.out == scenes / "images_evaluation"
 
 
 def test_the_real_photographs_against_themselves(measure: Callable, scenes: Path) -> None:
@@ -681,7 +686,7 @@ def test_refused(
     save_png(scenes / "other" / "c.png", np.zeros((4, 4), np.uint8))
     common = "--dataroot data --gpu_ids -1 --images images"
     assert expected in refused(evaluate.main, *common.split(), *flags.split())
-    assert not any(path.is_file() for path in (scenes / "evaluation").rglob("*"))
+    assert not any(path.is_file() for path in (scenes / "images_evaluation").rglob("*"))
 
 
 def test_command_line(scenes: Path) -> None:

@@ -241,11 +241,12 @@ def test_the_best_and_patience_by_hand(more: bool) -> None:
     assert not at.add_validation(float("nan"), more) and at.worse == 1
     assert not at.add_validation(float("-inf" if more else "inf"), more) and at.worse == 2
     assert at.add_validation(sign * 0.6, more) and (at.best_epoch, at.worse) == (2, 0)
-    at.set_metric("l1")  # another metric starts over
+    note = at.set_metric("l1")  # another metric starts over
+    assert note.startswith("note: the best validation by ssim was after epoch 2; the measure,")
     assert at.add_validation(9.0, False) and at.best == 9.0
     at.set_metric("l1", "4 scenes")  # an older state does not name the scenes
     assert not at.add_validation(9.5, False)
-    at.set_metric("l1", "4 scenes, net.pt 1a2b")  # nor do they name all of the segmenter
+    assert not at.set_metric("l1", "4 scenes, net.pt 1a2b")  # nor do they name all of the segmenter
     assert not at.add_validation(9.5, False)
     at.set_metric("l1", "2 scenes")
     assert at.add_validation(9.7, False) and at.best == 9.7
@@ -264,6 +265,7 @@ def test_patience_ends_training_and_is_resumed(toy_data: Path, tmp_path: Path) -
     more = train(tmp_path / "run", *flags[:-2], "--continue_train", "--patience", 4)
     assert "in 4 validations" in more
     continued = train(tmp_path / "run", *flags, "--continue_train", "--best_metric", "psnr")
+    assert "note: the best validation by ssim was after epoch 1" in continued
     assert "no better psnr since epoch 6, in 2 validations" in continued
 
 

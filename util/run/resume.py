@@ -65,13 +65,22 @@ class Position:
         if not whole or self.batch >= batches or not isinstance(self.best, float | int | None):
             raise ValueError(f"impossible position: {self}")
 
-    def set_metric(self, metric: str, on: str = "") -> None:
+    def set_metric(self, metric: str, on: str = "") -> str:
         """Choose the metric that decides which validation is the best. The search for the best
-        starts over if the metric, or what it is measured on, differs from before."""
+        starts over if the metric, or what it is measured on, differs from before. Returns a note if
+        there was a best one, else nothing."""
+        note = ""
         # older states have the beginning of what it is measured on
         if metric != self.best_metric or not on.startswith(self.best_on):
+            if self.best_epoch:
+                note = (
+                    f"note: the best validation by {self.best_metric} was after epoch "
+                    f"{self.best_epoch}; the measure, the scenes or the segmenter have changed, so "
+                    "the next one replaces best_net_*.pth"
+                )
             self.best_metric, self.best, self.best_epoch, self.worse = metric, None, 0, 0
         self.best_on = on
+        return note
 
     def add_validation(self, value: float, more_is_better: bool) -> bool:
         """Record a validation's value of the metric; returns whether it is the best so far. A value

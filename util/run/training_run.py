@@ -49,11 +49,14 @@ class TrainingRun:
         self.epochs = opt.niter + opt.niter_decay
         self._lock = lock_folder(folder, "training", "--name") if distributed.is_main() else None
         self.position = pos = load(model, opt, folder, loader.dataset)
+        note = ""
         if validation:  # --patience counts comparable validations only
-            pos.set_metric(validation.metric, validation.measured_on)
+            note = pos.set_metric(validation.metric, validation.measured_on)
         self._continues = pos.step > 0 or pos.epoch > 1
         self.visualizer = self._open_logs() if distributed.is_main() else None
         self._log_start()
+        if note:
+            log_main(note)
         self._has_begun = False
         self._watch, self._stop = Watch(), Stop()
         self._highest_signal, self._stopped_by = distributed.DelayedMaximum(), 0

@@ -443,9 +443,11 @@ def test_continue_without_the_latest_weights_is_refused(run_of_one, toy_data, tm
     flags = ["--dataroot", toy_data, "--niter", 11, "--niter_decay", 0]
     training = Training(run, *flags, "--continue_train")
     assert training.end() == 2 and "copy 10_net_*.pth to latest_net_*.pth" in training.output()
-    for kind in "GD":
-        shutil.copy(run / f"10_net_{kind}.pth", run / f"latest_net_{kind}.pth")
+    shutil.copy(run / "10_net_G.pth", run / "latest_net_G.pth")
     (run / "iter.txt").write_text("11\n0\n")
+    training = Training(run, *flags, "--continue_train")  # as with released weights
+    assert training.end() == 2 and f"give --load_pretrain {run} instead" in training.output()
+    shutil.copy(run / "10_net_D.pth", run / "latest_net_D.pth")
     assert "epoch 11 of 11" in train(run, *flags, "--continue_train")
 
 

@@ -132,7 +132,9 @@ def require_saved(path: Path) -> None:
             raise UserError(f"{path.parent}: no such run folder; train first, or check its name")
         remedy = "train first, or check the run's name and --which_epoch"
         earlier = path.with_name(path.name.replace("latest", "replaced", 1))
-        if is_saved(earlier):
+        if path.name == "latest_net_D.pth" and is_saved(path.with_name("latest_net_G.pth")):
+            remedy = f"to train with a fresh D, give --load_pretrain {path.parent} instead"
+        elif is_saved(earlier):
             remedy = f"{earlier.name}, of the run before, is --which_epoch replaced"
         raise UserError(f"{path}: no such file; {remedy}")
 

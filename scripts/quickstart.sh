@@ -14,15 +14,32 @@ need requirements.txt
 activate="" # .venv is not active in the caller's shell
 [ -n "${own_environment:-}" ] && activate=". .venv/bin/activate && "
 
-labels="" # the process in the background; if it fails, the script ends at its next step
+running="" # PID:NAME of the training runs in the background; if one fails, the next step is the last
 step() {
-  [ -z "$labels" ] || kill -0 "$labels" 2> /dev/null || wait_for_labels
+  for run in $running; do kill -0 "${run%:*}" 2> /dev/null || finish "$run"; done
   printf '\n== %s\n' "$*"
 }
-wait_for_labels() { wait "$labels" || { cat "$log"; exit 1; }; }
+in_background() { # NAME COMMAND...
+  mkdir -p checkpoints
+  "${@:2}" > "checkpoints/$1.log" 2>&1 &
+  running="$running $!:$1"
+}
+finish() { # PID:NAME: if it failed, the script ends with its log and its exit status
+  wait "${1%:*}" && return
+  local status=$?
+  case $status in 130 | 143) ;; *) cat "checkpoints/${1#*:}.log" ;; esac # not after a signal to stop
+  exit $status
+}
+follow() { # NAME: show how it goes on until it has finished
+  step "training $1, which runs in the background"
+  tail -n 1 -f "checkpoints/$1.log" &
+  local tail=$!
+  for run in $running; do [ "${run#*:}" != "$1" ] || finish "$run"; done
+  { kill $tail; wait $tail; } 2> /dev/null || true
+}
 begin=$SECONDS
 small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_vgg_loss --cache ram
-  --print_freq 200 --display_freq 200 --recipe plus
+  --nThreads 0 --print_freq 200 --display_freq 200 --recipe plus
   --lr 0.0007 --n_downsample_global 1 --n_blocks_global 6 --n_layers_D 2)
 features=(--instance_feat --nef 16 --n_downsample_E 2 --upsample icnr)
 train_labels=(python train.py --name toy_labels "${small[@]}" --instance_mean_D --lambda_L1 50
@@ -45,13 +62,10 @@ if [ "${1:-}" = --labels-only ]; then
 fi
 # The other training runs alongside, each with half the threads: sooner done than one by one.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads / 2 : 1))}
-log=checkpoints/toy_labels.log
-echo "runs in the background; its log: $log"
-mkdir -p checkpoints
-"${train_labels[@]}" > "$log" 2>&1 &
-labels=$!
+echo "in the background; its log: checkpoints/toy_labels.log"
+in_background toy_labels "${train_labels[@]}"
 # so that all training stops with this script, after saving (pkill: the foreground's as well)
-trap '{ pkill -P $$ || kill $labels; } 2> /dev/null; wait' EXIT
+trap '{ pkill -P $$ || kill $(jobs -p) || true; } 2> /dev/null; wait' EXIT
 
 step "meanwhile: training with instance features"
 python train.py --name toy_features "${small[@]}" "${features[@]}" \
@@ -59,27 +73,32 @@ python train.py --name toy_features "${small[@]}" "${features[@]}" \
 
 step "encoding all instances and clustering their features into styles"
 python encode_features.py --name toy_features
-python test.py --name toy_features --all_styles car --results_dir results/styles
 
 step "the next stage: twice the size, on crops, with features precomputed as maps"
 python precompute_feature_maps.py --name toy_features
-python train.py --name toy_local "${small[@]}" "${features[@]}" --netG local --ngf 8 \
+echo "in the background; its log: checkpoints/toy_local.log"
+in_background toy_local python train.py --name toy_local "${small[@]}" "${features[@]}" \
+  --netG local --ngf 8 \
   --loadSize 256 --resize_or_crop scale_width_and_crop --fineSize 96 \
   --load_features --fit_features --load_pretrain checkpoints/toy_features \
   --lambda_L1 85 --lr 0.001 --beta1 0.9 --niter_fix_global 1 --niter 3 --niter_decay 17 \
   --continue_train
 
-step "waiting for the training on label maps to finish"
-wait_for_labels
-trap - EXIT
+follow toy_labels
 
-step "generating photographs of the validation scenes"
+step "generating photographs of the validation scenes: the first stages"
 python test.py --name toy_labels
-python test.py --name toy_local --use_encoded_image --results_dir results/encoded
-python test.py --name toy_local
+python test.py --name toy_features --all_styles car --results_dir results/styles
 
 step "one car in several styles, and how well that works"
 python -m benchmarks.style_control --name toy_features --labels_name toy_labels
+
+follow toy_local
+trap - EXIT
+
+step "generating photographs of the validation scenes: the next stage"
+python test.py --name toy_local --use_encoded_image --results_dir results/encoded
+python test.py --name toy_local
 
 step "cutting objects for the editor to add"
 python -m editor.library --name toy_local

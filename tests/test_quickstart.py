@@ -21,6 +21,7 @@ echo "threads=${OMP_NUM_THREADS:-all} $*" >> calls
 case "$*" in
   *"train.py --name toy_labels"*) eval "$BACKGROUND" ;;
   *"train.py --name toy_features"*) eval "$FOREGROUND" ;;
+  *"train.py --name toy_local"*) eval "$NEXT" ;;
 esac
 """
 
@@ -35,9 +36,11 @@ def start(tmp_path: Path):
     (tmp_path / "bin" / "python").chmod(0o755)
     started = []
 
-    def run(*arguments: str, background: str = "", foreground: str = "") -> subprocess.Popen:
+    def run(
+        *arguments: str, background: str = "", foreground: str = "", next_stage: str = ""
+    ) -> subprocess.Popen:
         env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": "."}
-        env |= {"BACKGROUND": background, "FOREGROUND": foreground}
+        env |= {"BACKGROUND": background, "FOREGROUND": foreground, "NEXT": next_stage}
         env.pop("OMP_NUM_THREADS", None)
         command = ["bash", str(tmp_path / "scripts" / "quickstart.sh"), *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -68,13 +71,15 @@ def wait_for(path: Path) -> None:
 
 
 def test_training_runs_share_the_cores(start, tmp_path: Path) -> None:
-    """Labels train in the background until after the next stage, whose training they outlast."""
+    """Labels train in the background, then the next stage while pages of the first are made."""
     process = start(
         background="touch labels; until grep -q toy_local calls; do sleep 0.02; done; echo trained",
         foreground="until [ -e labels ]; do sleep 0.02; done",
+        next_stage="echo epoch 1; until grep -q style_control calls; do sleep 0.02; done; sleep 1",
     )
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 0 and "toy_local/test_latest/index.html" in output
+    assert "epoch 1\n" in output and "Terminated" not in output
     expected = ["toy_features threads=3", "toy_labels threads=3", "toy_local threads=3"]
     assert training_runs(tmp_path) == expected
     assert (tmp_path / "checkpoints" / "toy_labels.log").read_text() == "trained\n"
@@ -95,10 +100,37 @@ def test_an_error_in_the_background_is_shown(start, tmp_path: Path, early: bool)
         foreground=f"until [ -e {until} ]; do sleep 0.02; done; sleep 1",
     )
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 1 and output.endswith("a disk is full\n")
+    assert process.returncode == 2 and output.endswith("a disk is full\n")
     calls = (tmp_path / "calls").read_text()
     assert "test.py --name toy_labels" not in calls
     assert early == ("encode_features.py" not in calls)
+
+
+@pytest.mark.parametrize("seconds", [0, 2])
+def test_an_error_in_the_next_stage_is_shown(start, tmp_path: Path, seconds: int) -> None:
+    """Before the next step, or where the script waits for it."""
+    process = start(
+        background="until [ -e failed ] || grep -q style_control calls; do sleep 0.02; done",
+        next_stage=f"sleep {seconds}; echo 'no memory is left'; touch failed; exit 2",
+    )
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2 and output.endswith("no memory is left\n")
+    assert "test.py --name toy_local" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_stopped_while_the_next_stage_trains_in_the_background(start, tmp_path, how) -> None:
+    loop = "while :; do sleep 0.05; done"
+    process = start(next_stage=f"trap 'touch saved; exit 143' TERM; touch runs; {loop}")
+    wait_for(tmp_path / "runs")
+    time.sleep(0.5)
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, 143, -signal.SIGINT, -signal.SIGTERM)
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "an error"])

@@ -20,6 +20,7 @@ step() {
   printf '\n== %s\n' "$*"
 }
 in_background() { # NAME COMMAND...
+  echo "in the background; its log: checkpoints/$1.log"
   mkdir -p checkpoints
   "${@:2}" > "checkpoints/$1.log" 2>&1 &
   running="$running $!:$1"
@@ -31,7 +32,7 @@ finish() { # PID:NAME: if it failed, the script ends with its log and its exit s
   exit $status
 }
 follow() { # NAME: show how it goes on until it has finished
-  step "training $1, which runs in the background"
+  step "training $1, in the background"
   tail -n 1 -f "checkpoints/$1.log" &
   local tail=$!
   for run in $running; do [ "${run#*:}" != "$1" ] || finish "$run"; done
@@ -62,7 +63,6 @@ if [ "${1:-}" = --labels-only ]; then
 fi
 # The other training runs alongside, each with half the threads: sooner done than one by one.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads / 2 : 1))}
-echo "in the background; its log: checkpoints/toy_labels.log"
 in_background toy_labels "${train_labels[@]}"
 # so that all training stops with this script, after saving (pkill: the foreground's as well)
 trap '{ pkill -P $$ || kill $(jobs -p) || true; } 2> /dev/null; wait' EXIT
@@ -71,12 +71,8 @@ step "meanwhile: training with instance features"
 python train.py --name toy_features "${small[@]}" "${features[@]}" \
   --niter 7 --niter_decay 10 --continue_train
 
-step "encoding all instances and clustering their features into styles"
-python encode_features.py --name toy_features
-
 step "the next stage: twice the size, on crops, with features precomputed as maps"
 python precompute_feature_maps.py --name toy_features
-echo "in the background; its log: checkpoints/toy_local.log"
 in_background toy_local python train.py --name toy_local "${small[@]}" "${features[@]}" \
   --netG local --ngf 8 \
   --loadSize 256 --resize_or_crop scale_width_and_crop --fineSize 96 \
@@ -86,6 +82,9 @@ in_background toy_local python train.py --name toy_local "${small[@]}" "${featur
 
 follow toy_labels
 
+step "encoding all instances and clustering their features into styles"
+python encode_features.py --name toy_features
+
 step "generating photographs of the validation scenes: the first stages"
 python test.py --name toy_labels
 python test.py --name toy_features --all_styles car --results_dir results/styles
@@ -93,15 +92,15 @@ python test.py --name toy_features --all_styles car --results_dir results/styles
 step "one car in several styles, and how well that works"
 python -m benchmarks.style_control --name toy_features --labels_name toy_labels
 
+step "cutting objects for the editor to add"
+python -m editor.library --name toy_local
+
 follow toy_local
 trap - EXIT
 
 step "generating photographs of the validation scenes: the next stage"
 python test.py --name toy_local --use_encoded_image --results_dir results/encoded
 python test.py --name toy_local
-
-step "cutting objects for the editor to add"
-python -m editor.library --name toy_local
 
 printf '\nready after %d s; open these pages in a browser:\n' $((SECONDS - begin))
 page() { printf '%s:\n  %s\n' "$1" "$PWD/results/$2/index.html"; }

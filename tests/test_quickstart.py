@@ -103,7 +103,7 @@ def test_an_error_in_the_background_is_shown(start, tmp_path: Path, early: bool)
     assert process.returncode == 2 and output.endswith("a disk is full\n")
     calls = (tmp_path / "calls").read_text()
     assert "test.py --name toy_labels" not in calls
-    assert early == ("encode_features.py" not in calls)
+    assert early == ("precompute_feature_maps.py" not in calls)
 
 
 @pytest.mark.parametrize("seconds", [0, 2])

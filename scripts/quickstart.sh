@@ -31,12 +31,19 @@ finish() { # PID:NAME: if it failed, the script ends with its log and its exit s
   case $status in 130 | 143) ;; *) cat "checkpoints/${1#*:}.log" ;; esac # not after a signal to stop
   exit $status
 }
-follow() { # NAME: show how it goes on until it has finished
+follow() { # NAME: show its log's last line, whenever there is a new one, until it has finished
+  local shown="" line
   step "training $1, in the background"
-  tail -n 1 -f "checkpoints/$1.log" &
-  local tail=$!
-  for run in $running; do [ "${run#*:}" != "$1" ] || finish "$run"; done
-  { kill $tail; wait $tail; } 2> /dev/null || true
+  for run in $running; do
+    [ "${run#*:}" = "$1" ] || continue
+    while kill -0 "${run%:*}" 2> /dev/null; do
+      line=$(tail -n 1 "checkpoints/$1.log")
+      [ "$line" = "$shown" ] || echo "$line"
+      shown=$line
+      sleep 1
+    done
+    finish "$run"
+  done
 }
 begin=$SECONDS
 small=(--dataroot datasets/toy --loadSize 128 --ngf 16 --ndf 16 --num_D 3 --no_vgg_loss --cache ram

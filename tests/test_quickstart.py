@@ -79,10 +79,16 @@ def test_training_runs_share_the_cores(start, tmp_path: Path) -> None:
     )
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 0 and "toy_local/test_latest/index.html" in output
-    assert "epoch 1\n" in output and "Terminated" not in output
+    assert "epoch 1\n" in output
     expected = ["toy_features threads=3", "toy_labels threads=3", "toy_local threads=3"]
     assert training_runs(tmp_path) == expected
     assert (tmp_path / "checkpoints" / "toy_labels.log").read_text() == "trained\n"
+
+
+def test_a_second_run_has_nothing_to_wait_for(start, tmp_path: Path) -> None:
+    process = start()  # all training runs end at once
+    assert "toy_local/test_latest/index.html" in process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and len(training_runs(tmp_path)) == 3
 
 
 def test_labels_only(start, tmp_path: Path) -> None:

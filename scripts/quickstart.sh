@@ -14,7 +14,7 @@ need requirements.txt
 activate="" # .venv is not active in the caller's shell
 [ -n "${own_environment:-}" ] && activate=". .venv/bin/activate && "
 
-running="" # PID:NAME of the training runs in the background; if one fails, the next step is the last
+running="" # PID:NAME of each training run in the background; if one fails, no further step begins
 step() {
   for run in $running; do kill -0 "${run%:*}" 2> /dev/null || finish "$run"; done
   printf '\n== %s\n' "$*"
@@ -28,7 +28,7 @@ in_background() { # NAME COMMAND...
 finish() { # PID:NAME: if it failed, the script ends with its log and its exit status
   wait "${1%:*}" && return
   local status=$?
-  case $status in 130 | 143) ;; *) cat "checkpoints/${1#*:}.log" ;; esac # not after a signal to stop
+  case $status in 130 | 143) ;; *) cat "checkpoints/${1#*:}.log" ;; esac # no error: stopped
   exit $status
 }
 follow() { # NAME: show its log's last line, whenever there is a new one, until it has finished
